@@ -1,0 +1,453 @@
+"""The state machine of one call, all its attempts included.
+
+Nothing here does I/O, reads a clock or throws dice: times and jitter come in as arguments.
+"""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from .decoding import Bad, Envelope, Expected, Good, read_answer
+from .errors import (
+    ERROR_CODES,
+    ERROR_STATUSES,
+    APIError,
+    CreduseError,
+    CreduseTimeoutError,
+    InvalidResponseError,
+    LocalProtocolError,
+    TransportError,
+)
+from .messages import Failure, Request, Response, no_pickle
+from .models import Attempt, Outcome
+from .retry import (
+    EVENTS,
+    Event,
+    Kind,
+    RetryPolicy,
+    event_of_failure,
+    event_of_response,
+    may_retry,
+    retry_after,
+)
+
+T = TypeVar("T")
+
+
+class State(enum.StrEnum):
+    """Where a call stands."""
+
+    READY = "ready"
+    IN_FLIGHT = "in flight"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+
+    @property
+    def live(self) -> bool:
+        """Whether the call has not ended yet."""
+        return self in {State.READY, State.IN_FLIGHT, State.WAITING}
+
+
+class Input(enum.StrEnum):
+    """What a call can be told: each is a method of `Call`."""
+
+    START = "start"
+    RECEIVE_RESPONSE = "receive_response"
+    RECEIVE_FAILURE = "receive_failure"
+    WAKE = "wake"
+    ABANDON = "abandon"
+
+
+class Reply(enum.StrEnum):
+    """What a call may answer."""
+
+    SEND = "send"
+    WAIT = "wait"
+    DONE = "done"
+    RAISE = "raise"
+    NOTHING = "nothing"
+
+
+# The whole machine. Nothing moves outside this table: an input that has no row in the present
+# state is refused, and the state is set in one place, `Call._move`, by looking it up here.
+TRANSITIONS: Final[dict[tuple[State, Input, Reply], State]] = {
+    (State.READY, Input.START, Reply.SEND): State.IN_FLIGHT,
+    (State.READY, Input.ABANDON, Reply.NOTHING): State.ABANDONED,
+    (State.IN_FLIGHT, Input.RECEIVE_RESPONSE, Reply.DONE): State.SUCCEEDED,
+    (State.IN_FLIGHT, Input.RECEIVE_RESPONSE, Reply.WAIT): State.WAITING,
+    (State.IN_FLIGHT, Input.RECEIVE_RESPONSE, Reply.RAISE): State.FAILED,
+    (State.IN_FLIGHT, Input.RECEIVE_FAILURE, Reply.WAIT): State.WAITING,
+    (State.IN_FLIGHT, Input.RECEIVE_FAILURE, Reply.RAISE): State.FAILED,
+    (State.IN_FLIGHT, Input.ABANDON, Reply.NOTHING): State.ABANDONED,
+    (State.WAITING, Input.WAKE, Reply.SEND): State.IN_FLIGHT,
+    (State.WAITING, Input.WAKE, Reply.RAISE): State.FAILED,
+    (State.WAITING, Input.ABANDON, Reply.NOTHING): State.ABANDONED,
+}
+
+_LEGAL: Final[set[tuple[State, Input]]] = {(state, given) for state, given, _ in TRANSITIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send ``request`` now, and tell the call what came of it."""
+
+    request: Request
+    connect_timeout: float
+    """Seconds from now until a connection must stand, waiting for one in a pool included."""
+    timeout: float
+    """Seconds from now until the answer must be there, connecting included."""
+    belongs: Callable[[Response], bool] = field(repr=False, compare=False)
+    """Say whether an answer is this request's own; pure. Do not use the connection again if not.
+    An error names no user, so any error status counts as its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for ``seconds``, then `Call.wake`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """The call has succeeded."""
+
+    result: T
+
+
+_PHRASES: Final = {
+    Outcome.NOT_APPLIED: "not applied",
+    Outcome.UNKNOWN: "may have been applied",
+    Outcome.APPLIED: "applied",
+}
+
+
+_NO_ERROR: Final = CreduseError()
+
+
+class Call(Generic[T]):
+    """One call: give it the time and what happened, and do what it answers.
+
+    ``start`` answers `Send`. What came of sending goes to ``receive_response`` or
+    ``receive_failure``, which answer `Wait` (then comes ``wake``), `Done`, or raise the final
+    `CreduseError`. A caller that gives up says ``abandon``. ``now`` is in seconds on any clock
+    that does not go back. An input that the state does not allow raises `LocalProtocolError`
+    and changes nothing. A call serves once, and one thread or task at a time.
+    """
+
+    __slots__ = (
+        "_attempts",
+        "_deadline",
+        "_evidence",
+        "_expected",
+        "_kind",
+        "_last_error",
+        "_path",
+        "_policy",
+        "_read",
+        "_request",
+        "_response",
+        "_secret",
+        "_started",
+        "_state",
+        "_timeout",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        expected: Expected[T],
+        *,
+        path: str,
+        kind: Kind,
+        policy: RetryPolicy,
+        timeout: float,
+        secret: str,
+    ) -> None:
+        """Take what `CreduseProtocol` has put together; ``secret`` never shows in an error."""
+        self._request = request
+        self._expected = expected
+        self._path = path
+        self._kind = kind
+        self._policy = policy
+        self._timeout = timeout
+        self._secret = secret
+        self._state = State.READY
+        self._attempts: tuple[Attempt, ...] = ()
+        self._evidence = Outcome.NOT_APPLIED
+        self._response: Response | None = None
+        self._read: tuple[Response, Good[T] | Bad] | None = None
+        self._last_error = _NO_ERROR
+        self._deadline = self._started = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Call {self._request.method} {self._path}, {self._state}>"
+
+    __reduce__ = no_pickle
+
+    # What can be read at any time.
+
+    @property
+    def state(self) -> State:
+        """Where the call stands."""
+        return self._state
+
+    @property
+    def request(self) -> Request:
+        """What is sent, the same on every attempt. It holds the API key."""
+        return self._request
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """What was tried so far, in order. It holds no secret."""
+        return self._attempts
+
+    @property
+    def response(self) -> Response | None:
+        """The last answer as it came, or as much of it as came."""
+        return self._response
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is certain now, for a caller that was cancelled, too."""
+        if self._state is State.IN_FLIGHT and self._kind is not Kind.READ:
+            return max(self._evidence, Outcome.UNKNOWN)
+        return self._evidence
+
+    # The inputs.
+
+    def start(self, now: float) -> Send:
+        """Begin: the call's time runs from ``now``."""
+        self._check(Input.START)
+        self._deadline = now + self._timeout
+        return self._send(Input.START, now)
+
+    def receive_response(
+        self, response: Response, now: float, jitter: float = 1.0
+    ) -> Done[T] | Wait:
+        """Take the whole answer. ``jitter``, from 0 to 1, shortens a wait at random."""
+        self._check(Input.RECEIVE_RESPONSE, response, Response, jitter)
+        reading = self._reading(response)
+        self._response = response
+        event = event_of_response(response, reading)
+        if isinstance(reading, Good):
+            self._record(event, response.status, None, now)
+            self._move(Input.RECEIVE_RESPONSE, Reply.DONE)
+            return Done(reading.result)
+        text = self._clean(_describe_answer(response, reading))
+        self._record(event, response.status, text, now)
+        delay = retry_after(response)
+        error = self._error_of_answer(text, response, reading.envelope, delay)
+        return self._wait_or_raise(Input.RECEIVE_RESPONSE, event, error, now, delay, jitter)
+
+    def receive_failure(self, failure: Failure, now: float, jitter: float = 1.0) -> Wait:
+        """Take that no whole answer came. ``jitter``, from 0 to 1, shortens a wait at random."""
+        self._check(Input.RECEIVE_FAILURE, failure, Failure, jitter)
+        head = failure.response
+        self._response = head or self._response
+        event = event_of_failure(failure)
+        text = self._clean(_describe_failure(failure))
+        self._record(event, None if head is None else head.status, text, now)
+        delay = None if head is None else retry_after(head)
+        error = self._error_of_failure(text, failure)
+        return self._wait_or_raise(Input.RECEIVE_FAILURE, event, error, now, delay, jitter)
+
+    def wake(self, now: float) -> Send:
+        """Go on after a `Wait`; raise the last error if the call's time has passed meanwhile."""
+        self._check(Input.WAKE)
+        if now >= self._deadline:
+            self._move(Input.WAKE, Reply.RAISE)
+            # Not kept: its traceback leads back here.
+            error, self._last_error = self._last_error, _NO_ERROR
+            raise error
+        return self._send(Input.WAKE, now)
+
+    def abandon(self, now: float) -> None:
+        """Give up, the caller having been cancelled. In flight it counts as maybe sent."""
+        self._check(Input.ABANDON)
+        if self._state is State.IN_FLIGHT:
+            self._record(EVENTS["abandoned"], None, "abandoned by the caller", now)
+        self._move(Input.ABANDON, Reply.NOTHING)
+
+    # Between them.
+
+    def _check(
+        self,
+        given: Input,
+        message: object = None,
+        wanted: type = object,
+        jitter: float = 1.0,
+    ) -> None:
+        if (self._state, given) not in _LEGAL:
+            raise LocalProtocolError(f"{given} is not for a call that is {self._state}")
+        if not isinstance(message, wanted):
+            raise LocalProtocolError(
+                f"{given} takes a {wanted.__name__}, not a {type(message).__name__}"
+            )
+        if not 0.0 <= jitter <= 1.0:
+            raise LocalProtocolError(f"jitter is a number from 0 to 1, not {jitter!r}")
+
+    def _move(self, given: Input, reply: Reply) -> None:
+        self._state = TRANSITIONS[self._state, given, reply]
+
+    def _send(self, given: Input, now: float) -> Send:
+        self._move(given, Reply.SEND)
+        self._started = now
+        left = self._deadline - now
+        bounded = min(left, self._policy.attempt_timeout)
+        return Send(
+            self._request,
+            connect_timeout=bounded,
+            timeout=left if self._kind is Kind.WRITE else bounded,
+            belongs=self._belongs,
+        )
+
+    def _wait_or_raise(
+        self,
+        given: Input,
+        event: Event,
+        error: CreduseError,
+        now: float,
+        asked: float | None,
+        jitter: float,
+    ) -> Wait:
+        """Answer `Wait` if the call may be tried again in time, else raise ``error``."""
+        attempt = len(self._attempts)
+        delay = self._policy.delay(attempt, jitter) if asked is None else asked
+        if (
+            may_retry(event, self._kind, self._evidence)
+            and attempt < self._policy.max_attempts
+            and now + delay < self._deadline
+        ):
+            self._last_error = error
+            self._move(given, Reply.WAIT)
+            return Wait(delay)
+        self._move(given, Reply.RAISE)
+        raise error
+
+    def _reading(self, response: Response) -> Good[T] | Bad:
+        """Decode an answer once, however often it is asked for."""
+        if self._read is None or self._read[0] is not response:
+            self._read = (response, read_answer(response, self._expected))
+        return self._read[1]
+
+    def _belongs(self, response: Response) -> bool:
+        reading = self._reading(response)
+        return isinstance(reading, Good) or reading.ours or 400 <= response.status < 600
+
+    def _record(self, event: Event, status: int | None, error: str | None, now: float) -> None:
+        proved = Outcome.NOT_APPLIED if self._kind is Kind.READ else event.evidence
+        self._evidence = max(self._evidence, proved)
+        attempt = Attempt(
+            len(self._attempts) + 1,
+            self._request.method,
+            self._path,
+            status,
+            event.name,
+            proved,
+            error,
+            self._started,
+            now,
+        )
+        self._attempts = (*self._attempts, attempt)
+
+    # The errors.
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self._secret, "***")
+
+    def _clean_response(self, response: Response) -> Response:
+        """Give the answer without the API key, which a server may well repeat in a refusal."""
+        return Response(
+            response.status,
+            [(self._clean(name), self._clean(value)) for name, value in response.headers],
+            response.body.replace(self._secret.encode(), b"***"),
+        )
+
+    def _say(self, text: str) -> str:
+        """Give the whole message of an error: what was asked, what came, what that means."""
+        count = len(self._attempts)
+        tried = "1 attempt" if count == 1 else f"{count} attempts"
+        if self._kind is not Kind.READ:
+            tried = f"{_PHRASES[self._evidence]}; {tried}"
+        return f"{self._request.method} {self._path}: {text} [{tried}]"
+
+    def _error_of_answer(
+        self, text: str, response: Response, envelope: Envelope, delay: float | None
+    ) -> CreduseError:
+        found = ERROR_CODES.get(envelope.error_code or "")
+        if found is None and not 400 <= response.status < 600:
+            return InvalidResponseError(
+                self._say(text),
+                outcome=self._evidence,
+                attempts=self._attempts,
+                response=self._clean_response(response),
+            )
+        error_class = found or ERROR_STATUSES.get(response.status, APIError)
+        message, code = envelope.message, envelope.error_code
+        return error_class(
+            self._say(text),
+            outcome=self._evidence,
+            attempts=self._attempts,
+            response=self._clean_response(response),
+            error_code=code and self._clean(code),
+            error_message=message and self._clean(message),
+            timestamp=envelope.timestamp,
+            retry_after=delay,
+        )
+
+    def _error_of_failure(self, text: str, failure: Failure) -> CreduseError:
+        error: CreduseError
+        if failure.response is None or failure.timed_out:
+            error_class = CreduseTimeoutError if failure.timed_out else TransportError
+            error = error_class(self._say(text), outcome=self._evidence, attempts=self._attempts)
+        else:
+            error = InvalidResponseError(
+                self._say(text),
+                outcome=self._evidence,
+                attempts=self._attempts,
+                response=self._clean_response(failure.response),
+            )
+        if not _shows(failure.cause, self._secret):
+            error.__cause__ = failure.cause
+        return error
+
+
+def _describe_answer(response: Response, reading: Bad) -> str:
+    text = str(response.status)
+    if 200 <= response.status < 300:
+        text += f", but the answer {reading.problem}"
+    elif not 400 <= response.status < 600:
+        text += " as the final answer"
+    said = (reading.envelope.error_code, reading.envelope.message)
+    return " ".join([text, ": ".join(_shown(part) for part in said if part)]).strip()
+
+
+def _describe_failure(failure: Failure) -> str:
+    cause = failure.cause
+    why = f"{type(cause).__name__}: {_shown(str(cause))}".removesuffix(": ")
+    if failure.response is not None:
+        why = f"{failure.response.status}, but the answer was cut ({why})"
+    return f"out of time ({why})" if failure.timed_out else why
+
+
+def _shown(text: str) -> str:
+    """Make somebody else's words fit for a message: one line, printable, of bounded length."""
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode("ascii")
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+_LONGEST: Final = 300
+
+
+def _shows(error: BaseException | None, secret: str) -> bool:
+    """Say whether an exception, or one that it is chained to, would print ``secret``."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return any(secret in f"{link} {link!r}" for link in chain)

@@ -1,0 +1,503 @@
+"""The clients: the five methods, and the one loop that drives a call over a transport.
+
+A transport is the only thing that knows how to send and how to wait. The two clients are written
+side by side, and one script of events in the tests drives both.
+"""
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from uuid import UUID
+
+from .call import Call, Done, Send, Wait
+from .messages import Delivery, Failure, Response
+from .models import ActiveBalance, Attempt, CreditsAdded, CreditsSubtracted, Cycle
+from .protocol import BASE_URL, CreduseProtocol
+from .retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from typing import Self
+
+T = TypeVar("T")
+
+
+class Transport(Protocol):
+    """What a synchronous HTTP library must be made to do; see `CoreClient`."""
+
+    def send(self, send: Send) -> Response | Failure:
+        """Send ``send.request`` once, and say what came of it.
+
+        Report `Delivery.NOT_SENT` only if not one byte of the request can have left. Follow no
+        redirect, add no credentials or cookies, never send by yourself a second time. Stop
+        reading a body that grows larger than ``MAX_BODY_SIZE`` and give what there is. Do not use
+        a connection again if ``send.belongs(response)`` is false. Raise nothing but what
+        cancels the caller: any other exception counts as maybe sent and not transient.
+        """
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+    def now(self) -> float:
+        """Give the time in seconds on a clock that does not go back."""
+        ...
+
+    def close(self) -> None:
+        """Close what the transport has opened, and nothing that it was given."""
+        ...
+
+
+class AsyncTransport(Protocol):
+    """What an asynchronous HTTP library must be made to do; as `Transport`.
+
+    Once cancellation has reached the caller of ``send``, no byte of the request may be first sent.
+    """
+
+    async def send(self, send: Send) -> Response | Failure:
+        """Send ``send.request`` once, and say what came of it; see `Transport.send`."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+    def now(self) -> float:
+        """Give the time in seconds on a clock that does not go back."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close what the transport has opened, and nothing that it was given."""
+        ...
+
+
+def protocol_from_environment(
+    api_key: str | None,
+    *,
+    base_url: str | None,
+    retry: RetryPolicy,
+    timeout: float,
+    allow_http: bool,
+) -> CreduseProtocol:
+    """Make a protocol, taking from the environment what is not given.
+
+    ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL`` and ``CREDUSE_ALLOW_HTTP`` (``1``) are read. A
+    variable that is set but empty is an error, not a default: it was meant to say something.
+    """
+    if api_key is None:
+        api_key = os.environ.get("CREDUSE_API_KEY")
+    if api_key is None:
+        raise ValueError("no API key: pass api_key=… or set CREDUSE_API_KEY in the environment")
+    if base_url is None:
+        base_url = os.environ.get("CREDUSE_BASE_URL", BASE_URL)
+    return CreduseProtocol(
+        api_key,
+        base_url,
+        retry=retry,
+        timeout=timeout,
+        allow_http=allow_http or os.environ.get("CREDUSE_ALLOW_HTTP") == "1",
+    )
+
+
+def _no_jitter() -> float:
+    return 1.0
+
+
+class _Base:
+    """What both clients share: everything but the sending and the waiting."""
+
+    def __init__(
+        self,
+        protocol: CreduseProtocol,
+        *,
+        on_attempt: Callable[[Attempt], object] | None = None,
+        jitter: Callable[[], float] = _no_jitter,
+    ) -> None:
+        # Here rather than above, so that importing the core stays cheap.
+        import logging  # noqa: PLC0415
+
+        self._protocol = protocol
+        self._on_attempt = on_attempt
+        self._jitter = jitter
+        self._logger = logging.getLogger("creduse")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._protocol.base_url}>"
+
+    @property
+    def protocol(self) -> CreduseProtocol:
+        """Makes the calls for ``run``."""
+        return self._protocol
+
+    def _receive(self, call: Call[T], answer: Response | Failure, now: float) -> Done[T] | Wait:
+        reported = len(call.attempts)
+        try:
+            if isinstance(answer, Response):
+                return call.receive_response(answer, now, self._jitter())
+            return call.receive_failure(answer, now, self._jitter())
+        finally:
+            self._report(call.attempts[reported:])
+
+    def _abandon(self, call: Call[Any], now: float) -> None:
+        """End a call that the caller left, unless it has ended by itself."""
+        if call.state.live:
+            reported = len(call.attempts)
+            call.abandon(now)
+            self._report(call.attempts[reported:])
+
+    def _report(self, attempts: tuple[Attempt, ...]) -> None:
+        for attempt in attempts:
+            self._logger.debug(
+                "%s %s attempt %d: %s, %s",
+                attempt.method,
+                attempt.path,
+                attempt.number,
+                attempt.event if attempt.status is None else attempt.status,
+                attempt.outcome,
+                extra={"attempt": attempt},
+            )
+            if self._on_attempt is None:
+                continue
+            try:
+                self._on_attempt(attempt)
+            except Exception:
+                # The credits have moved or not; a listener's fault must not hide which.
+                self._logger.exception("on_attempt raised; the call goes on")
+
+
+def _escaped(error: Exception) -> Failure:
+    """Report what a transport should not have raised: all that is sure is that nothing is."""
+    return Failure(Delivery.MAYBE_SENT, error, transient=False)
+
+
+class CoreClient(_Base):
+    """A synchronous client over a transport of your own.
+
+    - ``protocol``: makes the calls.
+    - ``transport``: four methods, see `Transport`.
+    - ``on_attempt``: called with an `Attempt` after each. If it raises, that is logged.
+    - ``jitter``: gives a number from 0 to 1 that shortens each wait; pass ``random.random``, so
+      that many clients do not come back all at once.
+
+    Each method raises ``TypeError`` or ``ValueError`` for a wrong argument, before anything is
+    sent, and else a `CreduseError`, whose ``outcome`` says whether credits moved.
+    Use it with ``with``, or ``close()`` it.
+    """
+
+    def __init__(
+        self,
+        protocol: CreduseProtocol,
+        transport: Transport,
+        *,
+        on_attempt: Callable[[Attempt], object] | None = None,
+        jitter: Callable[[], float] = _no_jitter,
+    ) -> None:
+        super().__init__(protocol, on_attempt=on_attempt, jitter=jitter)
+        self._transport = transport
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections that the client has opened, but no client that it was given."""
+        self._transport.close()
+
+    def run(self, call: Call[T]) -> T:
+        """Drive a call to its end: give its result, or raise its error.
+
+        For ``call = client.protocol.subtract(…)``, to read ``call.response`` and
+        ``call.attempts`` afterwards.
+        """
+        transport = self._transport
+        action: Send | Wait | Done[T] = call.start(transport.now())
+        try:
+            while not isinstance(action, Done):
+                if isinstance(action, Wait):
+                    transport.sleep(action.seconds)
+                    action = call.wake(transport.now())
+                else:
+                    try:
+                        answer = transport.send(action)
+                    except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
+                        answer = _escaped(error)
+                    action = self._receive(call, answer, transport.now())
+        except BaseException:
+            self._abandon(call, transport.now())
+            raise
+        return action.result
+
+    def add(
+        self,
+        end_user_id: UUID | str,
+        amount: int,
+        validity_days: int | None = 31,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> CreditsAdded:
+        """Give an end user credits, once.
+
+        They can be spent until the end of the day ``validity_days`` from now (``None``: the
+        service's own 31). ``timeout``: seconds for the whole call, else the client's.
+        ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        """
+        return self.run(
+            self._protocol.add(
+                end_user_id,
+                amount,
+                validity_days,
+                timeout=timeout,
+                idempotency_key=idempotency_key,
+            )
+        )
+
+    def subtract(
+        self,
+        end_user_id: UUID | str,
+        amount: int,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> CreditsSubtracted:
+        """Take credits from an end user: all of ``amount``, or none.
+
+        Raises `InsufficientFundsError` if there are fewer. ``timeout``: seconds for the whole
+        call, else the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        """
+        return self.run(
+            self._protocol.subtract(
+                end_user_id, amount, timeout=timeout, idempotency_key=idempotency_key
+            )
+        )
+
+    def start_cycle(
+        self,
+        end_user_id: UUID | str,
+        amount: int,
+        validity_days: int | None = 31,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Cycle:
+        """Give an end user ``amount`` credits now and anew every ``validity_days``.
+
+        What is left at the end of a span is lost. Raises `ActiveCycleExistsError` if a cycle is
+        running. ``timeout``: seconds for the whole call, else the client's.
+        ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        """
+        return self.run(
+            self._protocol.start_cycle(
+                end_user_id,
+                amount,
+                validity_days,
+                timeout=timeout,
+                idempotency_key=idempotency_key,
+            )
+        )
+
+    def stop_cycle(
+        self,
+        end_user_id: UUID | str,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Cycle:
+        """Do not renew an end user's cycle; its credits can be spent until its end.
+
+        Raises `NoActiveCycleError` if there is none. ``timeout``: seconds for the whole call,
+        else the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        """
+        return self.run(
+            self._protocol.stop_cycle(end_user_id, timeout=timeout, idempotency_key=idempotency_key)
+        )
+
+    def get_balance(
+        self, end_user_id: UUID | str, *, timeout: float | None = None
+    ) -> ActiveBalance:
+        """Read what an end user can spend now, in all and cycle by cycle.
+
+        Raises `UserDoesNotExistError` for a user the service does not know. ``timeout``: seconds
+        for the whole call, else the client's.
+        """
+        return self.run(self._protocol.get_balance(end_user_id, timeout=timeout))
+
+    def get_active_balance(
+        self, end_user_id: UUID | str, *, timeout: float | None = None
+    ) -> ActiveBalance:
+        """Do the same as ``get_balance``: the API's documentation has both names."""
+        return self.get_balance(end_user_id, timeout=timeout)
+
+
+class AsyncCoreClient(_Base):
+    """An asynchronous client over a transport of your own.
+
+    - ``protocol``: makes the calls.
+    - ``transport``: four methods, see `AsyncTransport`.
+    - ``on_attempt``: called with an `Attempt` after each. If it raises, that is logged.
+    - ``jitter``: gives a number from 0 to 1 that shortens each wait; pass ``random.random``, so
+      that many clients do not come back all at once.
+
+    Each method raises ``TypeError`` or ``ValueError`` for a wrong argument, before anything is
+    sent, and else a `CreduseError`, whose ``outcome`` says whether credits moved.
+    Use it with ``async with``, or ``await aclose()`` it.
+    """
+
+    def __init__(
+        self,
+        protocol: CreduseProtocol,
+        transport: AsyncTransport,
+        *,
+        on_attempt: Callable[[Attempt], object] | None = None,
+        jitter: Callable[[], float] = _no_jitter,
+    ) -> None:
+        super().__init__(protocol, on_attempt=on_attempt, jitter=jitter)
+        self._transport = transport
+
+    async def __aenter__(self) -> "Self":
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections that the client has opened, but no client that it was given."""
+        await self._transport.aclose()
+
+    async def run(self, call: Call[T]) -> T:
+        """Drive a call to its end: give its result, or raise its error.
+
+        For ``call = client.protocol.subtract(…)``, to read ``call.response`` and
+        ``call.attempts`` afterwards.
+        """
+        transport = self._transport
+        action: Send | Wait | Done[T] = call.start(transport.now())
+        try:
+            while not isinstance(action, Done):
+                if isinstance(action, Wait):
+                    await transport.sleep(action.seconds)
+                    action = call.wake(transport.now())
+                else:
+                    try:
+                        answer = await transport.send(action)
+                    except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
+                        answer = _escaped(error)
+                    action = self._receive(call, answer, transport.now())
+        except BaseException:
+            self._abandon(call, transport.now())
+            raise
+        return action.result
+
+    async def add(
+        self,
+        end_user_id: UUID | str,
+        amount: int,
+        validity_days: int | None = 31,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> CreditsAdded:
+        """Give an end user credits, once.
+
+        They can be spent until the end of the day ``validity_days`` from now (``None``: the
+        service's own 31). ``timeout``: seconds for the whole call, else the client's.
+        ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        """
+        return await self.run(
+            self._protocol.add(
+                end_user_id,
+                amount,
+                validity_days,
+                timeout=timeout,
+                idempotency_key=idempotency_key,
+            )
+        )
+
+    async def subtract(
+        self,
+        end_user_id: UUID | str,
+        amount: int,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> CreditsSubtracted:
+        """Take credits from an end user: all of ``amount``, or none.
+
+        Raises `InsufficientFundsError` if there are fewer. ``timeout``: seconds for the whole
+        call, else the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        """
+        return await self.run(
+            self._protocol.subtract(
+                end_user_id, amount, timeout=timeout, idempotency_key=idempotency_key
+            )
+        )
+
+    async def start_cycle(
+        self,
+        end_user_id: UUID | str,
+        amount: int,
+        validity_days: int | None = 31,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Cycle:
+        """Give an end user ``amount`` credits now and anew every ``validity_days``.
+
+        What is left at the end of a span is lost. Raises `ActiveCycleExistsError` if a cycle is
+        running. ``timeout``: seconds for the whole call, else the client's.
+        ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        """
+        return await self.run(
+            self._protocol.start_cycle(
+                end_user_id,
+                amount,
+                validity_days,
+                timeout=timeout,
+                idempotency_key=idempotency_key,
+            )
+        )
+
+    async def stop_cycle(
+        self,
+        end_user_id: UUID | str,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Cycle:
+        """Do not renew an end user's cycle; its credits can be spent until its end.
+
+        Raises `NoActiveCycleError` if there is none. ``timeout``: seconds for the whole call,
+        else the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        """
+        return await self.run(
+            self._protocol.stop_cycle(end_user_id, timeout=timeout, idempotency_key=idempotency_key)
+        )
+
+    async def get_balance(
+        self, end_user_id: UUID | str, *, timeout: float | None = None
+    ) -> ActiveBalance:
+        """Read what an end user can spend now, in all and cycle by cycle.
+
+        Raises `UserDoesNotExistError` for a user the service does not know. ``timeout``: seconds
+        for the whole call, else the client's.
+        """
+        return await self.run(self._protocol.get_balance(end_user_id, timeout=timeout))
+
+    async def get_active_balance(
+        self, end_user_id: UUID | str, *, timeout: float | None = None
+    ) -> ActiveBalance:
+        """Do the same as ``get_balance``: the API's documentation has both names."""
+        return await self.get_balance(end_user_id, timeout=timeout)

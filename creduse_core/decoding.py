@@ -1,0 +1,235 @@
+"""From the bytes of an answer to a result, or to what is wrong with it.
+
+Liberal where the service's own documents disagree, strict in what proves that an answer is ours.
+Nothing here decides what an answer means for the call: `creduse_core.retry` does.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeGuard, TypeVar
+from uuid import UUID
+
+from .messages import MAX_BODY_SIZE, Response
+from .models import (
+    ActiveBalance,
+    CreditsAdded,
+    CreditsSubtracted,
+    Cycle,
+    CycleBalance,
+    CycleStatus,
+    CycleType,
+)
+
+T = TypeVar("T")
+Fields = dict[str, Any]
+
+
+class MisreadError(ValueError):
+    """A field of the answer is missing or of another type than the contract's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected(Generic[T]):
+    """What an answer must say to be this request's own, and how to read it."""
+
+    end_user_id: UUID
+    end_user_id_text: str
+    amount: int | None
+    """The amount that the answer must repeat; ``None`` where it repeats none."""
+    decode: Callable[[Fields, UUID], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The service's error body. Each part may be missing."""
+
+    error_code: str | None = None
+    message: str | None = None
+    timestamp: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Good(Generic[T]):
+    """The answer is ours, whole and readable."""
+
+    result: T
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """There is no result in the answer."""
+
+    problem: str
+    """What is wrong with it, in words that continue "the answer …"."""
+    ours: bool = False
+    """It names the user (and amount) that were asked for, and no error."""
+    envelope: Envelope = Envelope()
+
+
+def read_answer(response: Response, expected: Expected[T]) -> Good[T] | Bad:
+    """Read a whole answer, of any status. Never raises, whatever the bytes."""
+    data = _read_object(response)
+    if isinstance(data, str):
+        return Bad(data)
+    if not 200 <= response.status < 300 or data.get("error_code"):
+        return Bad("carries an error", envelope=_read_envelope(data))
+    if not _names(data.get("end_user_id"), expected):
+        return Bad("does not name the end user that was asked for")
+    if expected.amount is not None:
+        amount = data.get("amount")
+        if type(amount) is not int or amount != expected.amount:
+            return Bad("does not name the amount that was asked for")
+    try:
+        return Good(expected.decode(data, expected.end_user_id))
+    except MisreadError as error:
+        return Bad(str(error), ours=True)
+
+
+def _read_object(response: Response) -> Fields | str:
+    """Give the body's JSON object, or what is wrong with the body."""
+    if len(response.body) > MAX_BODY_SIZE:
+        return f"is larger than {MAX_BODY_SIZE} bytes"
+    try:
+        data: object = json.loads(response.body.decode())
+    except (ValueError, RecursionError):
+        # A compressed body is never JSON, so there is no need to look at the header before.
+        coding = response.header("Content-Encoding")
+        if coding is None or coding.lower() == "identity":
+            return "is not JSON"
+        return "is compressed, which was not asked for"
+    return data if _is_object(data) else "is JSON, but no object"
+
+
+def _is_object(data: object) -> TypeGuard[Fields]:
+    return type(data) is dict
+
+
+def _is_list(data: object) -> TypeGuard[list[Any]]:
+    return type(data) is list
+
+
+def _names(text: object, expected: Expected[Any]) -> bool:
+    if text == expected.end_user_id_text:
+        return True
+    try:
+        return type(text) is str and UUID(text) == expected.end_user_id
+    except ValueError:
+        return False
+
+
+def _read_envelope(data: Fields) -> Envelope:
+    code, message = data.get("error_code"), data.get("message")
+    try:
+        timestamp = _time(data, "timestamp")
+    except MisreadError:
+        timestamp = None
+    return Envelope(
+        error_code=code if type(code) is str and code else None,
+        message=message if type(message) is str else None,
+        timestamp=timestamp,
+    )
+
+
+# The fields. Each takes the object and the field's name, and raises MisreadError.
+
+
+def _misread(data: Fields, name: str, wanted: str) -> MisreadError:
+    if name not in data:
+        return MisreadError(f"lacks {name}")
+    return MisreadError(f"has {name} of another type than {wanted}")
+
+
+def _integer(data: Fields, name: str) -> int:
+    value = data.get(name)
+    if type(value) is int:  # a bool is an int to isinstance, but not to JSON
+        return value
+    raise _misread(data, name, "integer")
+
+
+def _optional_integer(data: Fields, name: str) -> int | None:
+    return None if data.get(name) is None else _integer(data, name)
+
+
+def _time(data: Fields, name: str) -> datetime:
+    value = data.get(name)
+    if type(value) is str:
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            pass
+        else:
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    raise _misread(data, name, "ISO 8601 time")
+
+
+def _list(data: Fields, name: str) -> list[Any]:
+    value = data.get(name)
+    if _is_list(value):
+        return value
+    raise _misread(data, name, "list")
+
+
+_STATUSES: Mapping[str, CycleStatus] = {member.value: member for member in CycleStatus}
+_TYPES: Mapping[str, CycleType] = {member.value: member for member in CycleType}
+W = TypeVar("W", CycleStatus, CycleType)
+
+
+def _word(data: Fields, name: str, known: Mapping[str, W]) -> W | str | None:
+    value = data.get(name)
+    if value is None:
+        return None
+    if type(value) is str:
+        return known.get(value, value)
+    raise _misread(data, name, "text")
+
+
+# The results. Each takes an object that has been found to be about the user.
+
+
+def credits_added(data: Fields, end_user_id: UUID) -> CreditsAdded:
+    """Read the answer to ``POST /add``."""
+    return CreditsAdded(
+        end_user_id, _integer(data, "amount"), _optional_integer(data, "validity_days")
+    )
+
+
+def credits_subtracted(data: Fields, end_user_id: UUID) -> CreditsSubtracted:
+    """Read the answer to ``POST /subtract``."""
+    return CreditsSubtracted(end_user_id, _integer(data, "amount"))
+
+
+def cycle(data: Fields, end_user_id: UUID) -> Cycle:
+    """Read the answer to ``POST /start-cycle`` and ``POST /stop-cycle``."""
+    return Cycle(
+        end_user_id,
+        _integer(data, "amount"),
+        _time(data, "created_at"),
+        _time(data, "current_cycle_start"),
+        _time(data, "current_cycle_end"),
+        _word(data, "status", _STATUSES),
+        _word(data, "cycle_type", _TYPES),
+    )
+
+
+def active_balance(data: Fields, end_user_id: UUID) -> ActiveBalance:
+    """Read the answer to ``GET /get-active-balance``."""
+    total = _integer(data, "active_balance")
+    cycles: list[CycleBalance] = []
+    for item in _list(data, "active_balance_by_cycle"):
+        if not _is_object(item):
+            raise MisreadError("has a cycle that is no object")
+        # Older documentation calls a cycle's amount active_balance.
+        amount = "active_balance" if "amount" not in item and "active_balance" in item else "amount"
+        cycles.append(
+            CycleBalance(
+                _time(item, "cycle_start"),
+                _time(item, "cycle_end"),
+                _integer(item, amount),
+                _optional_integer(item, "starting_amount"),
+                _word(item, "status", _STATUSES),
+                _word(item, "cycle_type", _TYPES),
+            )
+        )
+    return ActiveBalance(end_user_id, total, tuple(cycles))

@@ -1,0 +1,314 @@
+"""From a method call to a `Call`: the arguments checked, the request made, the answer's reader set.
+
+Nothing here sends, and nothing is sent when an argument is wrong. No environment is read.
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from . import decoding
+from ._version import __version__
+from .call import Call
+from .decoding import Expected
+from .messages import HeaderPairs, Request, no_pickle
+from .models import ActiveBalance, CreditsAdded, CreditsSubtracted, Cycle
+from .retry import Kind, RetryPolicy, check_timeout
+
+T = TypeVar("T")
+
+BASE_URL: Final = "https://api.creduse.com"
+"""Where the service is."""
+
+TIMEOUT: Final = 30.0
+"""Seconds that a call may last, its retries and waits included, unless told otherwise."""
+
+DEFAULT_RETRY: Final = RetryPolicy()
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class CreduseProtocol:
+    """Makes the calls of the Creduse API. Immutable, so it can be shared between threads.
+
+    Each method checks its arguments (``TypeError``, ``ValueError``) and gives a `Call` to drive,
+    or to hand to a client's ``run``. Times are seconds.
+
+    - ``api_key``: visible ASCII characters.
+    - ``base_url``: ``https``; ``http`` to a loopback host, or to any with ``allow_http=True``,
+      since the key travels in the clear there. A path in it is kept as a prefix.
+    - ``retry``: when a call is tried again.
+    - ``timeout``: for a whole call, its retries and waits included.
+    """
+
+    api_key: str
+    base_url: str = BASE_URL
+    retry: RetryPolicy = field(default=DEFAULT_RETRY, kw_only=True)
+    timeout: float = field(default=TIMEOUT, kw_only=True)
+    allow_http: bool = field(default=False, kw_only=True)
+    _headers: HeaderPairs = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail later."""
+        _check_api_key(self.api_key)
+        _check_type("allow_http", self.allow_http, bool)
+        object.__setattr__(self, "base_url", _checked_base_url(self.base_url, self.allow_http))
+        _check_type("retry", self.retry, RetryPolicy)
+        check_timeout("timeout", self.timeout)
+        headers = (
+            ("Authorization", f"Bearer {self.api_key}"),
+            ("Content-Type", "application/json"),
+            ("Accept", "application/json"),
+            # An answer of a few bytes can be unpacked to any size; plain ones are small enough.
+            ("Accept-Encoding", "identity"),
+            ("User-Agent", f"creduse/{__version__}"),
+        )
+        object.__setattr__(self, "_headers", headers)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.base_url}>"
+
+    __reduce__ = no_pickle
+
+    def add(
+        self,
+        end_user_id: UUID | str,
+        amount: int,
+        validity_days: int | None = 31,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Call[CreditsAdded]:
+        """``POST /add``: give credits that can be spent for ``validity_days``."""
+        user = _uuid(end_user_id)
+        text = str(user)
+        amount = _count("amount", amount)
+        days = "null" if validity_days is None else _count("validity_days", validity_days)
+        return self._write(
+            "/add",
+            f'{{"end_user_id":"{text}","amount":{amount},"validity_days":{days}}}',
+            Expected(user, text, amount, decoding.credits_added),
+            timeout,
+            idempotency_key,
+        )
+
+    def subtract(
+        self,
+        end_user_id: UUID | str,
+        amount: int,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Call[CreditsSubtracted]:
+        """``POST /subtract``: take credits, all of ``amount`` or none."""
+        user = _uuid(end_user_id)
+        text = str(user)
+        amount = _count("amount", amount)
+        return self._write(
+            "/subtract",
+            f'{{"end_user_id":"{text}","amount":{amount}}}',
+            Expected(user, text, amount, decoding.credits_subtracted),
+            timeout,
+            idempotency_key,
+        )
+
+    def start_cycle(
+        self,
+        end_user_id: UUID | str,
+        amount: int,
+        validity_days: int | None = 31,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Call[Cycle]:
+        """``POST /start-cycle``: give ``amount`` credits anew every ``validity_days``."""
+        user = _uuid(end_user_id)
+        text = str(user)
+        amount = _count("amount", amount)
+        days = "null" if validity_days is None else _count("validity_days", validity_days)
+        return self._write(
+            "/start-cycle",
+            f'{{"end_user_id":"{text}","amount":{amount},"validity_days":{days}}}',
+            Expected(user, text, None, decoding.cycle),
+            timeout,
+            idempotency_key,
+        )
+
+    def stop_cycle(
+        self,
+        end_user_id: UUID | str,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Call[Cycle]:
+        """``POST /stop-cycle``: do not renew the recurring cycle at its end."""
+        user = _uuid(end_user_id)
+        text = str(user)
+        return self._write(
+            "/stop-cycle",
+            f'{{"end_user_id":"{text}"}}',
+            Expected(user, text, None, decoding.cycle),
+            timeout,
+            idempotency_key,
+        )
+
+    def get_balance(
+        self, end_user_id: UUID | str, *, timeout: float | None = None
+    ) -> Call[ActiveBalance]:
+        """``GET /get-active-balance``: what can be spent now, and what of it expires when."""
+        user = _uuid(end_user_id)
+        text = str(user)
+        return self._call(
+            "GET",
+            "/get-active-balance",
+            f'{{"end_user_id":"{text}"}}',
+            Expected(user, text, None, decoding.active_balance),
+            timeout,
+            Kind.READ,
+            self._headers,
+        )
+
+    def _write(
+        self,
+        path: str,
+        body: str,
+        expected: Expected[T],
+        timeout: float | None,
+        idempotency_key: str | None,
+    ) -> Call[T]:
+        headers, kind = self._headers, Kind.WRITE
+        if idempotency_key is not None:
+            self._check_idempotency_key(idempotency_key)
+            headers, kind = (*headers, ("Idempotency-Key", idempotency_key)), Kind.REPLAYABLE
+        return self._call("POST", path, body, expected, timeout, kind, headers)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: str,
+        expected: Expected[T],
+        timeout: float | None,
+        kind: Kind,
+        headers: HeaderPairs,
+    ) -> Call[T]:
+        if timeout is None:
+            timeout = self.timeout
+        else:
+            check_timeout("timeout", timeout)
+        return Call(
+            Request(method, self.base_url + path, headers, body.encode("ascii")),
+            expected,
+            path=path,
+            kind=kind,
+            policy=self.retry,
+            timeout=timeout,
+            secret=self.api_key,
+        )
+
+    def _check_idempotency_key(self, key: str) -> None:
+        _check_type("idempotency_key", key, str)
+        if not self.retry.server_replays:
+            raise ValueError(
+                "idempotency_key would protect nothing: the service is not known to honour it. "
+                "Where yours does, say so with retry=RetryPolicy(server_replays=True)"
+            )
+        if not _VISIBLE.fullmatch(key) or len(key) > _LONGEST_IDEMPOTENCY_KEY:
+            raise ValueError(
+                f"idempotency_key must be 1 to {_LONGEST_IDEMPOTENCY_KEY} visible ASCII "
+                f"characters, not {key[:_LONGEST_IDEMPOTENCY_KEY]!r}"
+            )
+
+
+_LONGEST_IDEMPOTENCY_KEY: Final = 255
+
+# The arguments. Each check raises TypeError or ValueError that names the argument, what was wrong
+# with it and what would be right.
+
+_VISIBLE: Final = re.compile(r"[!-~]+")
+_UUID: Final = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}", re.IGNORECASE
+)
+_AUTHORITY: Final = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
+
+
+def _check_type(name: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise TypeError(f"{name} must be {wanted.__name__}, not {type(value).__name__}")
+
+
+def _uuid(value: object) -> UUID:
+    if isinstance(value, UUID):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"end_user_id must be a UUID or its text, not {type(value).__name__}")
+    # UUID() itself takes text that is none, such as one with 0x or _ in it.
+    if not _UUID.fullmatch(value):
+        raise ValueError(
+            "end_user_id must be a UUID such as 12345678-1234-5678-1234-567812345678, "
+            f"not {value[:100]!r}"
+        )
+    return UUID(value)
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, but is {value}")
+    return int(value)
+
+
+def _check_api_key(key: str) -> None:
+    # The message never repeats the key, not even a part of it.
+    name = "api_key (or CREDUSE_API_KEY)"
+    _check_type(name, key, str)
+    if not key.strip():
+        raise ValueError(f"{name} is blank")
+    if not _VISIBLE.fullmatch(key):
+        raise ValueError(
+            f"{name} must be visible ASCII characters without white space or control characters"
+        )
+
+
+def _checked_base_url(url: str, allow_http: bool) -> str:  # noqa: FBT001 - private, one caller
+    name = "base_url (or CREDUSE_BASE_URL)"
+    _check_type(name, url, str)
+
+    def wrong(why: str) -> ValueError:
+        shown = "" if "@" in url else f" {url[:200]!r}"  # it may hold a password
+        return ValueError(f"{name}{shown} {why}")
+
+    # Before parsing, which would silently drop some of these.
+    if not _VISIBLE.fullmatch(url):
+        raise wrong("must be a URL such as https://api.creduse.com, in visible ASCII characters")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise wrong(f"cannot be read: {error}") from None
+    if parts.scheme not in {"http", "https"}:
+        raise wrong("must begin with https:// (or http:// for a loopback host)")
+    if "@" in parts.netloc:
+        raise wrong("must hold no user name and no password")
+    if "?" in url or "#" in url:
+        raise wrong("must have no query and no fragment")
+    if not _AUTHORITY.fullmatch(parts.netloc):
+        raise wrong("must name a host, as in https://api.creduse.com")
+    if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname or ""):
+        raise wrong(
+            "must be https, since over http anyone on the way can read the API key; "
+            "to send it all the same, pass allow_http=True or set CREDUSE_ALLOW_HTTP=1"
+        )
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

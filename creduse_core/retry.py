@@ -1,0 +1,219 @@
+"""What each event proves, whether it may be tried again, and how long to wait before.
+
+The table `EVENTS` and the functions that find a row of it are the whole of the judgement.
+All of it is pure: no clock, no randomness, no state.
+"""
+
+import enum
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from .decoding import Bad, Good
+from .messages import Delivery, Failure, Response
+from .models import Outcome
+
+
+class Kind(enum.StrEnum):
+    """What sending a call twice could do."""
+
+    READ = "read"
+    """Changes nothing, so it may always be sent again, and its outcome is NOT_APPLIED."""
+    WRITE = "write"
+    """Moves credits: not to be sent again unless it is certain that it was not applied."""
+    REPLAYABLE = "replayable"
+    """A write with an idempotency key that the server is known to honour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of the table: what happened, what that proves, and whether to try again may help."""
+
+    name: str
+    evidence: Outcome
+    transient: bool
+    description: str
+
+
+_NOT, _UNKNOWN, _APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
+
+EVENTS: dict[str, Event] = {
+    name: Event(name, evidence, transient, description)
+    for name, evidence, transient, description in (
+        ("done", _APPLIED, False, "a 2xx answer that is ours, whole and readable"),
+        ("not_sent", _NOT, True, "nothing was sent: DNS, refused, connect or pool time-out"),
+        ("unsendable", _NOT, False, "nothing was sent, nor can be: certificate, closed client"),
+        ("no_answer", _UNKNOWN, True, "perhaps sent, and no head came back"),
+        ("broken", _UNKNOWN, False, "perhaps sent, and the transport says not to try again"),
+        ("abandoned", _UNKNOWN, False, "the caller was cancelled while it was in flight"),
+        ("misread", _APPLIED, False, "a 2xx answer that is ours, but part of it is unreadable"),
+        ("cut", _UNKNOWN, True, "a 2xx answer that was cut, or ran out of time"),
+        ("not_ours", _UNKNOWN, False, "any other 2xx answer"),
+        ("refused", _NOT, False, "4xx that says the request was not carried out"),
+        ("rate_limited", _NOT, True, "429"),
+        ("request_timeout", _UNKNOWN, True, "408"),
+        ("server_error", _UNKNOWN, True, "5xx, save 501 and 505"),
+        ("unproven", _UNKNOWN, False, "any other status as a final answer: 1xx, 3xx, 409, 501 …"),
+    )
+}
+"""NOT_APPLIED and APPLIED need proof; everything else is UNKNOWN."""
+
+_STATUS_EVENTS: dict[int, Event] = (
+    dict.fromkeys(range(500, 600), EVENTS["server_error"])
+    | dict.fromkeys((501, 505), EVENTS["unproven"])
+    # Statuses that RFC 9110 and its companions define as: the request was not carried out.
+    | dict.fromkeys((*range(400, 408), *range(410, 418)), EVENTS["refused"])
+    | dict.fromkeys((*range(421, 427), 428, 431, 451), EVENTS["refused"])
+    | {408: EVENTS["request_timeout"], 429: EVENTS["rate_limited"]}
+)
+
+
+def event_of_status(status: int, *, has_code: bool) -> Event:
+    """Find the row for an answer that is no 2xx; ``has_code``: its body has an ``error_code``."""
+    event = _STATUS_EVENTS.get(status, EVENTS["unproven"])
+    if has_code and event is EVENTS["unproven"] and 400 <= status < 500:
+        # The service itself says no, under a status that alone would not prove it.
+        return EVENTS["refused"]
+    return event
+
+
+def event_of_response(response: Response, reading: Good[Any] | Bad) -> Event:
+    """Find the row for a whole answer."""
+    if isinstance(reading, Good):
+        return EVENTS["done"]
+    if 200 <= response.status < 300:
+        return EVENTS["misread" if reading.ours else "not_ours"]
+    return event_of_status(response.status, has_code=reading.envelope.error_code is not None)
+
+
+def event_of_failure(failure: Failure) -> Event:
+    """Find the row for a failure to get a whole answer."""
+    if failure.delivery is Delivery.NOT_SENT:
+        return EVENTS["not_sent" if failure.transient else "unsendable"]
+    if failure.response is None:
+        return EVENTS["no_answer" if failure.transient else "broken"]
+    if 200 <= failure.response.status < 300:
+        return EVENTS["cut" if failure.transient else "not_ours"]
+    return event_of_status(failure.response.status, has_code=False)
+
+
+def may_retry(event: Event, kind: Kind, evidence: Outcome) -> bool:
+    """Say whether to try again after ``event``.
+
+    ``evidence`` is the greatest among the call's attempts, this one included.
+    """
+    return event.transient and (kind is not Kind.WRITE or evidence is Outcome.NOT_APPLIED)
+
+
+def _check_type(name: str, value: object, wanted: type) -> None:
+    if type(value) is not wanted:  # a bool is an int to isinstance
+        raise TypeError(f"{name} must be {wanted.__name__}, not {type(value).__name__}")
+
+
+def _check_number(name: str, value: object, *, low: float, above: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not low <= value <= MAX_SECONDS or (above and value == low):
+        bound = f"above {low:g}" if above else f"at least {low:g}"
+        raise ValueError(
+            f"{name} must be {bound} and at most {MAX_SECONDS:,} seconds, not {value!r}"
+        )
+
+
+MAX_SECONDS = 1_000_000
+"""The longest time that may be asked for, some eleven days: sockets refuse far longer ones."""
+
+
+def check_timeout(name: str, value: object) -> None:
+    """Refuse what is no time to wait: raise ``TypeError`` or ``ValueError`` that names it."""
+    _check_number(name, value, low=0, above=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When and how often a call is tried again. Times are seconds.
+
+    A call is tried again only where that cannot apply it twice, whatever this says.
+    """
+
+    max_attempts: int = 3
+    """1 tries once."""
+    initial_delay: float = 0.5
+    """The wait after the first attempt; it doubles with each, times a random number from 0 to 1.
+    What ``Retry-After`` asks for is obeyed as it stands instead."""
+    max_delay: float = 8.0
+    """The delay doubles no further than this."""
+    attempt_timeout: float = 10.0
+    """Bounds connecting, always, and the answer of calls that may be sent again. A write that
+    has been sent waits for its answer as long as the call may last."""
+    server_replays: bool = False
+    """The server is known to honour ``Idempotency-Key``: it answers a repeated key without
+    applying the request again. Creduse is not known to."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no policy."""
+        _check_type("max_attempts", self.max_attempts, int)
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, not {self.max_attempts}")
+        _check_number("initial_delay", self.initial_delay, low=0)
+        _check_number("max_delay", self.max_delay, low=0)
+        check_timeout("attempt_timeout", self.attempt_timeout)
+        _check_type("server_replays", self.server_replays, bool)
+
+    def delay(self, attempt: int, jitter: float) -> float:
+        """Seconds to wait after attempt number ``attempt``, ``jitter`` being from 0 to 1."""
+        # The exponent is bounded since a float is: 2.0**1024 raises OverflowError.
+        return min(self.max_delay, self.initial_delay * 2.0 ** min(attempt - 1, 64)) * jitter
+
+
+def retry_after(response: Response) -> float | None:
+    """Read ``Retry-After`` (RFC 9110, 10.2.3) as seconds from now, or ``None`` if it says nothing.
+
+    A date is measured against the answer's own ``Date``, since clocks differ; without one it
+    says nothing.
+    """
+    value = response.header("Retry-After")
+    if value is None:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdecimal():
+        return float(value)
+    then, now = _http_date(value), _http_date(response.header("Date") or "")
+    if then is None or now is None:
+        return None
+    return max(0.0, (then - now).total_seconds())
+
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+# The three forms of RFC 9110, 5.6.7, which a recipient must all accept.
+_DATES = tuple(
+    re.compile(pattern, re.ASCII)
+    for pattern in (
+        r"\w{3}, (?P<day>\d\d) (?P<month>\w{3}) (?P<year>\d{4}) (?P<time>\d\d:\d\d:\d\d) GMT",
+        r"\w+, (?P<day>\d\d)-(?P<month>\w{3})-(?P<year>\d\d) (?P<time>\d\d:\d\d:\d\d) GMT",
+        r"\w{3} (?P<month>\w{3}) (?P<day>[\d ]\d) (?P<time>\d\d:\d\d:\d\d) (?P<year>\d{4})",
+    )
+)
+
+
+def _http_date(text: str) -> datetime | None:
+    for pattern in _DATES:
+        if match := pattern.fullmatch(text.strip()):
+            year = int(match["year"])
+            # A year of two digits: nobody asks to wait until the last century.
+            year += 2000 if year < 100 else 0
+            hour, minute, second = map(int, match["time"].split(":"))
+            try:
+                return datetime(
+                    year,
+                    _MONTHS.index(match["month"]) + 1,
+                    int(match["day"]),
+                    hour,
+                    minute,
+                    min(second, 59),  # a leap second
+                    tzinfo=UTC,
+                )
+            except ValueError:
+                return None
+    return None
