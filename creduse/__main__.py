@@ -1,0 +1,89 @@
+"""The ``creduse`` command: a Creduse of one's own to talk to, and a demonstration.
+
+Exit status: 0 done, 2 wrong usage or settings. What is wrong is said in one line, without a
+traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from creduse_core import __version__
+from creduse_sandbox import serve
+
+from ._demo import demo
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError(text)
+    return port
+
+
+_port.__name__ = "port"  # argparse says "invalid port value"
+
+
+def _sandbox(arguments: argparse.Namespace) -> None:
+    serve(
+        arguments.host,
+        arguments.port,
+        arguments.api_key,
+        lambda url: print(f"{url}\nPress Ctrl-C to stop.", flush=True),
+    )
+
+
+def _demo(_: argparse.Namespace) -> None:
+    demo(print)
+
+
+def _make_parser() -> _Parser:
+    parser = _Parser(prog="creduse", description="A client for the Creduse credit-management API.")
+    parser.add_argument("--version", action="version", version=f"creduse {__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    sandbox = commands.add_parser(
+        "sandbox",
+        help="serve a Creduse of your own",
+        description=(
+            "Serve a Creduse of your own until Ctrl-C or SIGTERM. The first line printed is its "
+            "URL, for CREDUSE_BASE_URL. It begins empty and forgets all when it stops."
+        ),
+    )
+    sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    sandbox.add_argument(
+        "--port", type=_port, default=8000, help="port to listen on, 0 for a free one (%(default)s)"
+    )
+    sandbox.add_argument("--api-key", help="the only key to accept (any)")
+    sandbox.set_defaults(run=_sandbox)
+
+    demonstration = commands.add_parser(
+        "demo",
+        help="show all calls, on a sandbox",
+        description="Start a sandbox, call all five methods on it, show what comes back.",
+    )
+    demonstration.set_defaults(run=_demo)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; give its exit status."""
+    arguments = _make_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (OSError, ValueError) as error:
+        print(f"creduse: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""One request on its way through httpx: what the sync and the async client have in common.
+
+What httpx tells of a request's progress decides what a failure means. No exception type does: the
+same `httpx.ReadError` comes of a connection that died before and after the request was written.
+"""
+
+import copy
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from types import ModuleType
+from typing import Any, Final
+
+import httpx
+
+from creduse_core import MAX_BODY_SIZE, Delivery, Failure, Response, Send
+
+LIMITS: Final = httpx.Limits(
+    max_connections=100,
+    max_keepalive_connections=100,
+    # Seconds. Servers close an idle connection after 5 and more; a request that meets a closing
+    # connection ends as UNKNOWN, so ours go first.
+    keepalive_expiry=3.0,
+)
+
+# The parts of an exchange in which it waits for the network: within one of them it can be
+# cancelled, and at the beginning of one it can be refused, without httpcore losing track of the
+# connection. Elsewhere it cannot: encode/httpcore, issue 1093.
+_STEPS: Final = frozenset(
+    {
+        "connect_tcp",
+        "connect_unix_socket",
+        "start_tls",
+        "send_request_headers",
+        "send_request_body",
+        "receive_response_headers",
+        "receive_response_body",
+    }
+)
+
+# What an exception of httpx or httpx2 says, by its class's name, as the two share the names but
+# not the classes: whether to try again may help, and whether time ran out. The most derived wins.
+_EXCEPTIONS: Final[Mapping[str, tuple[bool, bool]]] = {
+    "TimeoutException": (True, True),
+    "NetworkError": (True, False),
+    "RemoteProtocolError": (True, False),
+    "ProxyError": (True, False),
+    "TimeoutError": (True, True),  # our own, below
+}
+
+
+class _Stopped(Exception):  # noqa: N818 - it signals, within this package
+    """Raised inside httpx to end an exchange that nobody waits for any more."""
+
+
+_NO_HEAD: Final[tuple[int, list[tuple[bytes, bytes]]]] = (0, [])
+
+
+class Exchange:
+    """Keeps what httpx's trace tells of one request.
+
+    The trace is an extension of the request, so it works on a caller's client too. httpcore calls
+    it with the name of a step, such as ``http11.send_request_headers.started``.
+    """
+
+    def __init__(self, send: Send, library: ModuleType, now: Callable[[], float]) -> None:
+        self.send = send
+        self.stopped = False
+        """Nobody waits any more: nothing may be first sent from now on."""
+        self.step: str | None = None
+        """The step that it is in, if that is one in which it can be cancelled."""
+        self.stream: Any = None
+        """The network stream, from the moment it is connected, if it was for this exchange."""
+        self._library = library
+        self._now = now
+        begun = now()
+        self._connect_by = begun + send.connect_timeout
+        self._answer_by = begun + send.timeout
+        self._timeouts = {
+            "pool": send.connect_timeout,
+            "connect": send.connect_timeout,
+            "write": send.timeout,
+            "read": send.timeout,
+        }
+        self._traced = False
+        self._sent = False
+        self._head: tuple[int, list[tuple[bytes, bytes]]] = _NO_HEAD
+        self._chunks: list[bytes] = []
+        self._request: Any = None
+
+    def request(self, urls: dict[str, Any], trace: object) -> Any:
+        """Make the library's request. What a client would add to one is not added to it.
+
+        ``urls`` keeps the few URLs of a client as the library has parsed them.
+        """
+        ours = self.send.request
+        url = urls.get(ours.url) or urls.setdefault(ours.url, self._library.URL(ours.url))
+        headers = [
+            (b"Host", url.netloc),
+            *((name.encode(), value.encode()) for name, value in ours.headers),
+            (b"Content-Length", b"%d" % len(ours.body)),
+        ]
+        self._request = self._library.Request(
+            ours.method,
+            url,
+            headers=headers,
+            stream=self._library.ByteStream(ours.body),
+            extensions={"trace": trace, "timeout": self._timeouts},
+        )
+        return self._request
+
+    def trace(self, name: str, info: dict[str, Any]) -> None:
+        """Take note of a step; raise where the next one must not be taken."""
+        self._traced = True
+        step, stage = name.split(".")[-2:]
+        if step not in _STEPS:
+            self.step = None
+        elif stage == "started":
+            self._begin(step, info)
+        else:
+            self.step = None
+            if stage == "complete":
+                self._complete(step, info["return_value"])
+
+    def _begin(self, step: str, info: dict[str, Any]) -> None:
+        if self.stopped:
+            raise _Stopped
+        # A time-out of httpx's is for one step; what is left of the whole goes to each anew.
+        # ``info`` holds the arguments of the step, a time-out among them if it has been read.
+        now = self._now()
+        left = self._answer_by - now
+        if left <= 0 and not self._sent:
+            raise TimeoutError("no time was left to send the request")
+        self._timeouts["write"] = self._timeouts["read"] = max(left, _SHORTEST)
+        if "timeout" in info:
+            info["timeout"] = max(self._connect_by - now, _SHORTEST)
+        # CONNECT goes to a proxy and carries nothing of the request.
+        if step == "send_request_headers" and info["request"].method != b"CONNECT":
+            self._sent = True
+        self.step = step
+
+    def _complete(self, step: str, value: Any) -> None:
+        if step == "connect_tcp":
+            self.stream = value
+        elif step == "receive_response_headers" and len(value) == 4:  # as HTTP/1.1 reports it
+            _, status, _, headers = value
+            self._head = (status, headers)
+
+    @property
+    def late(self) -> bool:
+        """Whether the time for the answer has run out."""
+        return self._now() >= self._answer_by
+
+    def head(self, response: Any) -> None:
+        """Take the head from the library's response, which may have come without a trace."""
+        self._head = (response.status_code, response.headers.raw)
+
+    def body(self, chunk: bytes) -> bool:
+        """Take a piece of the body; say whether to read on."""
+        self._chunks.append(chunk)
+        return sum(map(len, self._chunks)) <= MAX_BODY_SIZE
+
+    def whole(self) -> Response:
+        """Give the answer as far as it came; for when its head has come."""
+        status, headers = self._head
+        pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+        return Response(status, pairs, b"".join(self._chunks))
+
+    def failure(self, error: Exception) -> Failure:
+        """Report that no whole answer came."""
+        if self._request is not None:
+            # An exception of httpx carries the request, and with it the key.
+            self._request.headers.pop("Authorization", None)
+        rows = (_EXCEPTIONS.get(base.__name__) for base in type(error).__mro__)
+        transient, timed_out = next((row for row in rows if row), (False, False))
+        # A transport that does not trace tells nothing, except that PoolTimeout comes before all.
+        unsent = self._request is None or (
+            not self._sent and (self._traced or type(error).__name__ == "PoolTimeout")
+        )
+        return Failure(
+            Delivery.NOT_SENT if unsent else Delivery.MAYBE_SENT,
+            error,
+            transient=transient and not _is_certificate(error),
+            timed_out=timed_out or self.late,
+            response=None if self._head is _NO_HEAD else self.whole(),
+        )
+
+
+_SHORTEST: Final = 0.001
+"""Seconds. A socket takes a time-out of 0 to mean that it should not wait, and says so oddly."""
+
+
+def _is_certificate(error: BaseException | None) -> bool:
+    """Say whether a certificate was refused, which no second attempt mends."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def not_sent(why: str) -> Failure:
+    """Report that nothing was sent, nor can be: a closed client, another event loop."""
+    return Failure(Delivery.NOT_SENT, RuntimeError(why), transient=False)
+
+
+def library_of(http_client: object, name: str) -> ModuleType:
+    """Find whose client this is: httpx's or httpx2's, ``name`` being the class that it must be."""
+    for base in type(http_client).__mro__:
+        if base.__module__ in {"httpx", "httpx2"} and base.__name__ == name:
+            return sys.modules[base.__module__]
+    raise TypeError(
+        f"http_client must be an httpx.{name} (or httpx2.{name}), not {type(http_client).__name__}"
+    )
+
+
+def borrow(http_client: object) -> Any:
+    """Give a copy that shares the client's connections, and not what it adds to a request.
+
+    Event hooks, of which ``raise_for_status`` is a common one, would take the answer away from
+    us, and cookies would be kept. Its auth and redirects are turned off for each request.
+    """
+    borrowed: Any = copy.copy(http_client)
+    borrowed.event_hooks = {}
+    borrowed.cookies = no_cookies()
+    return borrowed
+
+
+def tls_context(base_url: str) -> Any:
+    """Make the one TLS context of a client; given ``None``, httpx makes none."""
+    return httpx.create_ssl_context() if base_url.startswith("https:") else None
+
+
+def no_cookies() -> CookieJar:
+    """Give a jar that stays empty."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=()))
+
+
+def discard(response: Any) -> None:
+    """See to it that the connection of this response is not used again; for before its close.
+
+    Shutting down the socket is the way that works on every backend: the pool finds the connection
+    at its end. Closing the network stream itself makes httpcore raise under trio. Through a
+    duplicate of the descriptor, since uvloop's sockets have no ``shutdown``.
+    """
+    stream = response.extensions.get("network_stream")
+    ours = None if stream is None else stream.get_extra_info("socket")
+    if ours is not None:
+        with (
+            suppress(OSError),  # it is closed already
+            socket.fromfd(ours.fileno(), ours.family, ours.type) as twin,
+        ):
+            twin.shutdown(socket.SHUT_RDWR)
