@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from creduse_core import __version__
+from creduse_core import CreduseProtocol, __version__
 from creduse_sandbox import serve
 
 from ._demo import demo
@@ -33,12 +33,13 @@ _port.__name__ = "port"  # argparse says "invalid port value"
 
 
 def _sandbox(arguments: argparse.Namespace) -> None:
-    serve(
-        arguments.host,
-        arguments.port,
-        arguments.api_key,
-        lambda url: print(f"{url}\nPress Ctrl-C to stop.", flush=True),
-    )
+    host, port, key = arguments.host, arguments.port, arguments.api_key
+    if key is not None:
+        CreduseProtocol(key)  # a key that no client could send would lock all of them out
+    try:
+        serve(host, port, key, lambda url: print(f"{url}\nPress Ctrl-C to stop.", flush=True))
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}") from None
 
 
 def _demo(_: argparse.Namespace) -> None:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _make_parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         print(f"creduse: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,0 +1,28 @@
+"""A Creduse of one's own, for tests: nothing leaves the machine.
+
+    with SandboxServer() as server:
+        server.order(Answer(503))  # the first request meets with this, all others with the sandbox
+        with CreduseClient("any key", base_url=server.base_url) as client:
+            client.add(user, 100)
+        assert [entry.path for entry in server.applied] == ["/add"]
+
+`Sandbox` is the same without a socket, `Ledger` its bookkeeping alone. Where the behaviour of the
+service is not known, that of the sandbox is our reading, and the documentation of each part says
+so. Only the public names stand in this module.
+"""
+
+from creduse_sandbox.faults import Answer
+from creduse_sandbox.ledger import Cycle, Ledger, Refused
+from creduse_sandbox.sandbox import Sandbox
+from creduse_sandbox.server import LogEntry, SandboxServer, serve
+
+__all__ = [
+    "Answer",
+    "Cycle",
+    "Ledger",
+    "LogEntry",
+    "Refused",
+    "Sandbox",
+    "SandboxServer",
+    "serve",
+]

@@ -1,0 +1,395 @@
+"""The sandbox on a socket: an HTTP/1.1 server for tests and for the command line.
+
+Connections, the log and the orders live here. What an answer says must not: that is the
+sandbox's, or the fault's that was ordered.
+"""
+
+import asyncio
+import itertools
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from datetime import UTC
+from email.utils import format_datetime
+from types import TracebackType
+from typing import Any, Self, cast
+
+import h11
+
+from creduse_core.messages import HeaderPairs, Request, Response
+from creduse_sandbox.faults import Fault
+from creduse_sandbox.sandbox import Clock, Sandbox, error_response, path_of, utc_now
+
+MAX_REQUEST_BODY = 1024 * 1024
+"""Bytes. A request with a longer body is answered with 413."""
+
+_NO_REQUEST = Request("", "", (), b"")
+_NO_BODY = {204, 304}  # RFC 9110 6.4.1
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A request, as far as it has come, and what was done about it.
+
+    ``number`` counts the server's requests from 1, by their first byte, and ``connection`` its
+    connections; a `SandboxServer.reset` does not start either anew. Until the head is whole,
+    ``method`` and ``path`` are `None` and ``headers`` is empty; until the body is, ``body`` is
+    `None`. ``headers`` are as they came, without ``Authorization``: the log never holds a key.
+    ``received`` counts the request's bytes, head and framing included, up to its answer.
+    ``status`` is that of the final answer, once one has been written.
+    ``applied`` says that it was a write and has been carried out.
+    ``fault`` is what was ordered for it, if anything was.
+    """
+
+    number: int
+    connection: int
+    method: str | None = None
+    path: str | None = None
+    headers: HeaderPairs = ()
+    body: bytes | None = None
+    received: int = 0
+    status: int | None = None
+    applied: bool = False
+    fault: Fault | None = None
+
+
+@dataclass(slots=True)
+class _Order:
+    fault: Fault
+    times: int
+    when: Callable[[Request], bool] | None
+
+    def matches(self, request: Request) -> bool:
+        return self.times > 0 and (self.when is None or self.when(request))
+
+
+@dataclass(slots=True)
+class _Desk:
+    """What the connections of one server share with it.
+
+    ``sandbox``, ``orders`` and ``log`` are touched under the lock alone; a connection holds it for
+    as long as it works on what it received, so whoever has read an answer finds it in the log.
+    It is reentrant for the sake of the orders' predicates. The rest is the loop's thread's.
+    """
+
+    sandbox: Sandbox
+    clock: Clock
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    orders: list[_Order] = field(default_factory=list[_Order])
+    log: dict[int, LogEntry] = field(default_factory=dict[int, LogEntry])
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    connection_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    connections: set["_Connection"] = field(default_factory=set["_Connection"])
+    errors: list[Exception] = field(default_factory=list[Exception])
+
+    def take_order(self, request: Request) -> Fault | None:
+        for order in self.orders:
+            if order.matches(request):
+                order.times -= 1
+                return order.fault
+        return None
+
+    def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Keep what no client should have to find out, for `SandboxServer.close` to raise."""
+        loop.default_exception_handler(context)
+        self.errors.append(context.get("exception") or RuntimeError(context["message"]))
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: bytes go to h11, whole requests to the desk, answers back.
+
+    The peer's end of stream is not told to h11. asyncio closes the transport then, once what
+    has been written is out; a request that was not whole stays so in the log.
+    """
+
+    _transport: asyncio.Transport
+
+    def __init__(self, desk: _Desk) -> None:
+        self._desk = desk
+        self._number = next(desk.connection_numbers)
+        self._http = h11.Connection(h11.SERVER)
+        self._done = False  # nothing that still comes is read
+        self.lost = asyncio.get_running_loop().create_future()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._entry = LogEntry(0, self._number)
+        self._request = _NO_REQUEST
+        self._body = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # What create_server makes reads and writes; asyncio's types do not say so.
+        self._transport = cast("asyncio.Transport", transport)
+        self._desk.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._desk.connections.discard(self)
+        self.lost.set_result(None)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        with self._desk.lock:
+            if self._done:
+                return
+            self._count(len(data))
+            self._http.receive_data(data)
+            try:
+                self._read()
+            except h11.RemoteProtocolError as error:
+                # Not the error's own text: it quotes the line, and that may hold the key.
+                self._reject(error.error_status_hint, "BAD_REQUEST", "This is not HTTP/1.1.")
+
+    def _note(self, entry: LogEntry) -> None:
+        self._entry = entry
+        self._desk.log[entry.number] = entry
+
+    def _count(self, size: int) -> None:
+        entry = self._entry
+        number = entry.number or next(self._desk.numbers)
+        self._note(replace(entry, number=number, received=entry.received + size))
+
+    def _read(self) -> None:
+        while not self._done:
+            match self._http.next_event():
+                case h11.Request() as head:
+                    self._receive_head(head)
+                case h11.Data(data=data):
+                    self._receive_body(data)
+                case h11.EndOfMessage():
+                    self._receive_end()
+                case _:  # no more can be made of what is here
+                    break
+        if self._http.they_are_waiting_for_100_continue:
+            self._transport.write(
+                self._http.send(h11.InformationalResponse(status_code=100, headers=[]))
+            )
+
+    def _receive_head(self, head: h11.Request) -> None:
+        raw_headers = head.headers.raw_items()
+        headers = tuple((name.decode(), value.decode("latin-1")) for name, value in raw_headers)
+        self._request = Request(head.method.decode(), head.target.decode(), headers, b"")
+        self._note(
+            replace(
+                self._entry,
+                method=self._request.method,
+                path=path_of(self._request.url),
+                headers=tuple(pair for pair in headers if pair[0].lower() != "authorization"),
+            )
+        )
+
+    def _receive_body(self, data: bytes) -> None:
+        self._body += data
+        if len(self._body) > MAX_REQUEST_BODY:
+            message = f"A body has at most {MAX_REQUEST_BODY} bytes here."
+            self._reject(413, "CONTENT_TOO_LARGE", message)
+
+    def _receive_end(self) -> None:
+        surplus = len(self._http.trailing_data[0])
+        request = replace(self._request, body=bytes(self._body))
+        fault = self._desk.take_order(request)
+        received = self._entry.received - surplus
+        self._note(replace(self._entry, body=request.body, received=received, fault=fault))
+        if fault is None:
+            response, applied = self._desk.sandbox.process(request)
+        else:
+            response, applied = Response(fault.status, fault.headers, fault.body), False
+        self._note(replace(self._entry, applied=applied))
+        self._respond(response)
+        if self._http.our_state is self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            self._begin()
+            if surplus:
+                self._count(surplus)
+        else:
+            self._done = True
+            self._transport.close()
+
+    def _reject(self, status: int, error_code: str, message: str) -> None:
+        """Answer a request that is not whole and never will be, and hang up."""
+        self._done = True
+        close = (("Connection", "close"),)
+        self._respond(error_response(status, error_code, message, self._desk.clock(), close))
+        # Closing while bytes still come in would reset the connection, and the answer might be
+        # lost with it (RFC 9112 9.6). So what comes is read and dropped until the peer hangs up.
+        self._transport.write_eof()
+
+    def _respond(self, response: Response) -> None:
+        headers = [*response.headers]
+        if response.header("date") is None:
+            now = self._desk.clock().astimezone(UTC)
+            headers.append(("Date", format_datetime(now, usegmt=True)))
+        if response.status not in _NO_BODY:
+            headers.append(("Content-Length", str(len(response.body))))
+        head = h11.Response(status_code=response.status, headers=headers)
+        pieces = [self._http.send(head)]
+        if self._request.method != "HEAD" and response.status not in _NO_BODY:
+            pieces.append(self._http.send(h11.Data(data=response.body)))
+        pieces.append(self._http.send(h11.EndOfMessage()))
+        self._note(replace(self._entry, status=response.status))
+        self._transport.write(b"".join(pieces))
+
+
+class SandboxServer:
+    """A sandbox behind HTTP, on an event loop in a daemon thread of its own.
+
+    It listens from `start` to `close`, or for as long as a ``with`` block lasts, and runs once.
+    ``port`` 0 lets the system choose; ``api_key`` and ``clock`` are the `Sandbox`'s.
+    All its methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        api_key: str | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._api_key = api_key
+        self._clock = clock
+        self._desk = _Desk(self._fresh(), clock)
+        self._base_url: str | None = None
+        self._stop: Future[None] = Future()
+        self._thread: threading.Thread | None = None
+
+    def _fresh(self) -> Sandbox:
+        return Sandbox(api_key=self._api_key, clock=self._clock)
+
+    @property
+    def base_url(self) -> str:
+        """Where it listens, or has listened. `RuntimeError` before `start`."""
+        if self._base_url is None:
+            raise RuntimeError("the server has not been started")
+        return self._base_url
+
+    @property
+    def log(self) -> tuple[LogEntry, ...]:
+        """Every request of which a byte has been received since the last `reset`, in order.
+
+        Whoever has read an answer finds it in here.
+        """
+        with self._desk.lock:
+            return tuple(self._desk.log.values())
+
+    @property
+    def applied(self) -> tuple[LogEntry, ...]:
+        """The part of the `log` that was applied."""
+        return tuple(entry for entry in self.log if entry.applied)
+
+    def order(
+        self, fault: Fault, times: int = 1, when: Callable[[Request], bool] | None = None
+    ) -> None:
+        """Have the next ``times`` requests for which ``when`` holds meet with ``fault``.
+
+        Without ``when``, any whole request will do. Of several orders for a request, the first
+        one given that is not used up applies. ``when`` runs in the server's thread; if it
+        raises, the client loses its connection and `close` raises the error.
+        """
+        with self._desk.lock:
+            self._desk.orders.append(_Order(fault, times, when))
+
+    def reset(self) -> None:
+        """Begin again with an empty ledger, no orders and an empty log.
+
+        Connections stay open; a request that is still coming in enters the log again when more
+        of it comes.
+        """
+        with self._desk.lock:
+            self._desk.sandbox = self._fresh()
+            self._desk.orders.clear()
+            self._desk.log.clear()
+
+    def start(self) -> None:
+        """Listen. On return, connections are accepted.
+
+        Raises:
+            OSError: The address is in use, or not one of this machine's.
+            RuntimeError: It has been started before.
+        """
+        if self._base_url is not None:
+            raise RuntimeError("a SandboxServer runs once")
+        # In the caller's thread, so that an address in use is the caller's exception.
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.create_server((self._host, self._port), family=family)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self._base_url = f"http://{host}:{listener.getsockname()[1]}"
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(listener)),
+            name="creduse-sandbox",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening, drop every connection and wait for the thread's end.
+
+        Without effect when it does not run.
+
+        Raises:
+            ExceptionGroup: Something went wrong inside the server; no client should have to
+                guess it from a lost connection.
+        """
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._stop.set_result(None)
+        thread.join()
+        if self._desk.errors:
+            raise ExceptionGroup("the sandbox server failed", self._desk.errors)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def _serve(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._desk.failed)
+        server = await loop.create_server(lambda: _Connection(self._desk), sock=listener)
+        await asyncio.wrap_future(self._stop)
+        # asyncio accepts each connection in a task, which fails and leaks if the server has closed
+        # meanwhile. So it closes when there is none, and every connection is then known.
+        while accepting := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(accepting)
+        server.close()
+        # Server.wait_closed would not do: before 3.12 it does not wait for connections.
+        connections = list(self._desk.connections)
+        for connection in connections:
+            connection.abort()
+        await asyncio.gather(*(connection.lost for connection in connections))
+
+
+def serve(host: str, port: int, api_key: str | None, ready: Callable[[str], None]) -> None:
+    """Serve a sandbox until SIGINT or SIGTERM, then stop cleanly.
+
+    ``ready`` is called with the base URL once connections are accepted. Only the main thread
+    can do this, since signals go there.
+
+    Raises:
+        OSError: As in `SandboxServer.start`.
+        ExceptionGroup: As in `SandboxServer.close`.
+    """
+    asyncio.run(_serve_until_signal(SandboxServer(host=host, port=port, api_key=api_key), ready))
+
+
+async def _serve_until_signal(server: SandboxServer, ready: Callable[[str], None]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with server:
+        ready(server.base_url)
+        await stop.wait()

@@ -1,0 +1,214 @@
+"""The ledger against a model of its own, over any sequence of operations and moving time."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from creduse_sandbox import Ledger, Refused
+
+USERS = [UUID(int=1), UUID(int=2)]
+START = datetime(2024, 2, 27, 22, 0, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+@dataclass
+class Grant:
+    """Credits that end together; with ``every``, they come again."""
+
+    end: datetime
+    full: int
+    left: int
+    every: timedelta | None = None
+
+
+@dataclass
+class Model:
+    """One user's credits, told as sums: what came in, what was spent, what was lost."""
+
+    known: bool = False
+    added: int = 0
+    spent: int = 0
+    lost: int = 0
+    expired: bool = False
+    grants: list[Grant] = field(default_factory=list[Grant])
+
+    def move_to(self, now: datetime) -> None:
+        """Let every cycle that is over end, round by round."""
+        for grant in [*self.grants]:
+            while grant.end < now:
+                self.lost += grant.left
+                if grant.every is None:
+                    self.expired |= grant.left > 0
+                    self.grants.remove(grant)
+                    break
+                grant.left = grant.full
+                self.added += grant.full
+                grant.end += grant.every
+
+    def give(self, amount: int, days: int | None, now: datetime, *, again: bool) -> str | None:
+        """Add, or start a cycle."""
+        days = 31 if days is None else days
+        if amount < 0:
+            return "AMOUNT_NEGATIVE"
+        if days < 0:
+            return "INVALID_REQUEST"
+        if again and any(grant.every for grant in self.grants):
+            return "ACTIVE_CYCLE_EXISTS"
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        end = midnight + (days + 1) * DAY - timedelta(microseconds=1)
+        every = max(days, 1) * DAY if again else None
+        self.known = True
+        self.added += amount
+        self.grants.append(Grant(end, amount, amount, every))
+        return None
+
+    def spend(self, amount: int) -> str | None:
+        """Take credits one by one, each from what ends soonest."""
+        held = sum(grant.left for grant in self.grants)
+        if amount < 0:
+            return "AMOUNT_NEGATIVE"
+        if not self.known:
+            return "USER_DOES_NOT_EXIST"
+        if amount > held:
+            return "CREDIT_EXPIRED" if self.expired and held == 0 else "INSUFFICIENT_FUNDS"
+        self.spent += amount
+        while amount:
+            soonest = min((g for g in self.grants if g.left), key=lambda grant: grant.end)
+            soonest.left -= 1
+            amount -= 1
+        return None
+
+    def stop(self) -> str | None:
+        """Let the recurring grant come no more."""
+        if not self.known:
+            return "USER_DOES_NOT_EXIST"
+        for grant in self.grants:
+            if grant.every:
+                grant.every = None
+                return None
+        return "NO_ACTIVE_CYCLE"
+
+
+@dataclass(frozen=True)
+class Step:
+    """After a pause, one operation; what an operation does not take is left aside."""
+
+    user: UUID
+    pause: timedelta
+    operation: str
+    amount: int
+    days: int | None
+
+    def expect(self, model: Model, now: datetime) -> str | None:
+        """Do it to the model, and give the refusal that must come."""
+        match self.operation:
+            case "subtract":
+                return model.spend(self.amount)
+            case "stop_cycle":
+                return model.stop()
+            case _:
+                again = self.operation == "start_cycle"
+                return model.give(self.amount, self.days, now, again=again)
+
+    def run(self, ledger: Ledger, now: datetime) -> str | None:
+        """Do it to the ledger, and give the refusal that came."""
+        try:
+            match self.operation:
+                case "subtract":
+                    ledger.subtract(self.user, self.amount, now)
+                case "stop_cycle":
+                    ledger.stop_cycle(self.user, now)
+                case "start_cycle":
+                    ledger.start_cycle(self.user, self.amount, self.days, now)
+                case _:
+                    ledger.add(self.user, self.amount, self.days, now)
+        except Refused as refused:
+            return refused.error_code
+        return None
+
+
+steps = st.lists(
+    st.builds(
+        Step,
+        st.sampled_from(USERS),
+        # START is two hours before an end of day, so these meet such ends often.
+        st.integers(0, 9).map(lambda thirds: thirds * DAY / 3)
+        | st.just(timedelta(hours=2, microseconds=-1))
+        | st.timedeltas(timedelta(0), 70 * DAY),
+        st.sampled_from(["add", "start_cycle", "stop_cycle", "subtract", "subtract"]),
+        st.integers(-1, 40),
+        st.none() | st.integers(-1, 6),
+    ),
+    max_size=40,
+)
+
+
+def view(ledger: Ledger, user: UUID, now: datetime) -> list[tuple[datetime, int]] | None:
+    try:
+        return [(cycle.end, cycle.amount) for cycle in ledger.balance(user, now)]
+    except Refused:
+        return None
+
+
+def total(cycles: list[tuple[datetime, int]]) -> int:
+    return sum(left for _, left in cycles)
+
+
+@given(steps=steps)
+@settings(print_blob=True, deadline=None, database=None)
+def test_ledger_keeps_the_accounts(steps: list[Step]) -> None:
+    """A balance is what was added less what was spent and what was lost, never below zero."""
+    ledger = Ledger()
+    models = {user: Model() for user in USERS}
+    now = START
+    for step in steps:
+        now += step.pause
+        for model in models.values():
+            model.move_to(now)
+        assert step.run(ledger, now) == step.expect(models[step.user], now)
+        for user, model in models.items():
+            cycles = view(ledger, user, now)
+            assert (cycles is not None) == model.known
+            if cycles is not None:
+                assert total(cycles) == model.added - model.spent - model.lost
+                assert sorted(cycles) == sorted((grant.end, grant.left) for grant in model.grants)
+                assert [end for end, _ in cycles] == sorted(end for end, _ in cycles)
+                assert all(left >= 0 for _, left in cycles)
+
+
+@given(steps=steps)
+@settings(print_blob=True, deadline=None, database=None)
+def test_refusals_change_nothing(steps: list[Step]) -> None:
+    """After a refusal every user's cycles are what they were; nobody else's ever change."""
+    ledger = Ledger()
+    now = START
+    for step in steps:
+        now += step.pause
+        before = {user: view(ledger, user, now) for user in USERS}
+        refused = step.run(ledger, now)
+        after = {user: view(ledger, user, now) for user in USERS}
+        if refused is None:
+            del before[step.user], after[step.user]
+        assert after == before
+
+
+@given(steps=steps)
+@settings(print_blob=True, deadline=None, database=None)
+def test_spending_leaves_later_cycles_alone(steps: list[Step]) -> None:
+    """What has been spent from is the last one touched, and all before it are empty."""
+    ledger = Ledger()
+    now = START
+    for step in steps:
+        now += step.pause
+        before = view(ledger, step.user, now)
+        refused = step.run(ledger, now)
+        after = view(ledger, step.user, now)
+        if step.operation == "subtract" and refused is None:
+            assert before is not None
+            assert after is not None
+            touched = [i for i, pair in enumerate(before) if pair != after[i]]
+            assert all(left == 0 for _, left in after[: max(touched, default=0)])
+            assert total(before) - total(after) == step.amount

@@ -1,0 +1,555 @@
+"""The server over real sockets."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from creduse_core.messages import Request
+from creduse_sandbox import Answer, SandboxServer, serve
+
+USER = "12345678-1234-5678-1234-567812345678"
+KEY = "secret-key"
+NOW = datetime(2025, 8, 12, 14, 35, 55, 423145, tzinfo=UTC)
+HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+GOOD = {"end_user_id": USER, "amount": 5, "validity_days": 2}
+
+
+@pytest.fixture
+def server() -> Iterator[SandboxServer]:
+    with SandboxServer() as server:
+        yield server
+
+
+def loopback_hosts() -> list[str]:
+    """Give the loopback addresses of this machine, which may be without IPv6."""
+    hosts = ["127.0.0.1"]
+    with suppress(OSError):
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        hosts.append("::1")
+    return hosts
+
+
+def where(server: SandboxServer) -> tuple[str, int]:
+    parts = urlsplit(server.base_url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
+def connect(server: SandboxServer) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection(*where(server), timeout=20)
+    connection.connect()
+    return connection
+
+
+def dial(server: SandboxServer) -> socket.socket:
+    return socket.create_connection(where(server), timeout=20)
+
+
+Answered = tuple[int, http.client.HTTPMessage, Any]
+
+
+def ask(
+    connection: http.client.HTTPConnection, path: str, body: object = GOOD, method: str = "POST"
+) -> Answered:
+    connection.request(method, path, json.dumps(body), HEADERS)
+    response = connection.getresponse()
+    return response.status, response.headers, json.loads(response.read() or "null")
+
+
+def message(
+    path: str = "/add", body: bytes | None = None, *fields: str, method: str = "POST"
+) -> bytes:
+    """Write a request by hand; without fields, with its length."""
+    body = json.dumps(GOOD).encode() if body is None else body
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: sandbox",
+        f"Authorization: Bearer {KEY}",
+        *(fields or (f"Content-Length: {len(body)}",)),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def read_answer(stream: socket.socket) -> Answered:
+    """Read one answer, byte by byte lest the next one's be taken too."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = stream.recv(1)
+        assert byte
+        head += byte
+    status_line, _, fields = head.partition(b"\r\n")
+    headers = http.client.HTTPMessage()
+    for line in fields.decode().splitlines():
+        name, _, value = line.partition(": ")
+        if name:
+            headers[name] = value
+    body = b""
+    while len(body) < int(headers.get("Content-Length", "0")):
+        body += stream.recv(1)
+    return int(status_line.split()[1]), headers, json.loads(body or b"null")
+
+
+def eventually(check: Callable[[], bool]) -> None:
+    """Wait for what another thread is about to do."""
+    deadline = time.monotonic() + 20
+    while not check():
+        assert time.monotonic() < deadline
+
+
+def test_five_calls(server: SandboxServer) -> None:
+    """All of them on one connection, the balance as a GET with a body."""
+    with closing(connect(server)) as connection:
+        sock = connection.sock
+        assert ask(connection, "/add")[0] == 200
+        assert ask(connection, "/start-cycle")[0] == 200
+        assert ask(connection, "/subtract", {"end_user_id": USER, "amount": 7})[0] == 200
+        assert ask(connection, "/stop-cycle")[0] == 200
+        status, _, balance = ask(connection, "/get-active-balance", method="GET")
+        assert status == 200
+        assert balance["active_balance"] == 3
+        assert connection.sock is sock
+    assert [entry.path for entry in server.applied] == [
+        "/add",
+        "/start-cycle",
+        "/subtract",
+        "/stop-cycle",
+    ]
+    assert {entry.connection for entry in server.log} == {1}
+
+
+def test_date_is_the_clocks() -> None:
+    """Every answer has a Date, and the clock given is the server's too."""
+    with SandboxServer(clock=lambda: NOW) as server, closing(connect(server)) as connection:
+        for path in ("/add", "/nowhere"):
+            assert ask(connection, path)[1]["Date"] == "Tue, 12 Aug 2025 14:35:55 GMT"
+
+
+def test_api_key() -> None:
+    """A key asked for must be the one."""
+    with SandboxServer(api_key=KEY) as server, closing(connect(server)) as connection:
+        assert ask(connection, "/add")[0] == 200
+    with SandboxServer(api_key="other") as server, closing(connect(server)) as connection:
+        status, headers, _ = ask(connection, "/add")
+        assert status == 401
+        assert headers["WWW-Authenticate"] == "Bearer"
+        assert server.applied == ()
+
+
+def test_pipelined_requests(server: SandboxServer) -> None:
+    """They are answered in order, and each has its own bytes in the log."""
+    first, second, third = message(), message("/nowhere"), message("/subtract")
+    with dial(server) as stream:
+        stream.sendall(first + second + third[:10])
+        assert [read_answer(stream)[0] for _ in range(2)] == [200, 404]
+        assert [entry.received for entry in server.log] == [len(first), len(second), 10]
+        assert server.log[2].method is None
+        stream.sendall(third[10:])
+        assert read_answer(stream)[0] == 200
+    assert [entry.received for entry in server.log] == [len(first), len(second), len(third)]
+    assert [entry.number for entry in server.log] == [1, 2, 3]
+
+
+def test_expect_100_continue(server: SandboxServer) -> None:
+    """A client that waits is told to go on, once."""
+    body = json.dumps(GOOD).encode()
+    whole = message("/add", body, f"Content-Length: {len(body)}", "Expect: 100-continue")
+    head = whole.removesuffix(body)
+    with dial(server) as stream:
+        stream.sendall(head)
+        assert read_answer(stream)[0] == 100
+        assert server.log[0].status is None
+        stream.sendall(body[:5])
+        stream.sendall(body[5:])
+        assert read_answer(stream)[0] == 200
+        stream.sendall(whole)
+        assert read_answer(stream)[0] == 200  # it did not wait, so it is not told
+
+
+def test_connection_close(server: SandboxServer) -> None:
+    """The server hangs up after the answer, and what came after the request is no request."""
+    whole = message("/add", b"{}", "Content-Length: 2", "Connection: close")
+    with dial(server) as stream:
+        stream.sendall(whole + b"more")
+        status, headers, _ = read_answer(stream)
+        assert status == 422
+        assert headers["Connection"] == "close"
+        assert stream.recv(1) == b""
+    assert [entry.received for entry in server.log] == [len(whole)]
+
+
+def test_http_1_0(server: SandboxServer) -> None:
+    """An old client is answered and hung up on."""
+    with dial(server) as stream:
+        stream.sendall(message().replace(b"HTTP/1.1", b"HTTP/1.0"))
+        assert read_answer(stream)[0] == 200
+        assert stream.recv(1) == b""
+
+
+def test_half_closed_client_is_answered(server: SandboxServer) -> None:
+    """A client may end its stream with its request."""
+    with dial(server) as stream:
+        stream.sendall(message())
+        stream.shutdown(socket.SHUT_WR)
+        assert read_answer(stream)[0] == 200
+        assert stream.recv(1) == b""
+
+
+def test_chunked_request(server: SandboxServer) -> None:
+    """The body in the log is without its framing."""
+    body = json.dumps(GOOD).encode()
+    chunks = b"5\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (body[:5], len(body) - 5, body[5:])
+    with dial(server) as stream:
+        stream.sendall(message("/add", chunks, "Transfer-Encoding: chunked"))
+        assert read_answer(stream)[0] == 200
+        assert server.log[0].body == body
+
+
+def test_head_and_other_methods(server: SandboxServer) -> None:
+    """HEAD is a method like any other, whose answer has no body."""
+    with closing(connect(server)) as connection:
+        for method in ("HEAD", "PUT", "HEAD"):
+            status, headers, body = ask(connection, "/add", method=method)
+            assert (status, headers["Allow"]) == (405, "POST")
+            assert int(headers["Content-Length"]) > 0
+            assert (body is None) == (method == "HEAD")
+
+
+def test_absolute_target(server: SandboxServer) -> None:
+    """A request as one sends it to a proxy is understood."""
+    with dial(server) as stream:
+        stream.sendall(message("http://elsewhere/add?x"))
+        assert read_answer(stream)[0] == 200
+    assert server.log[0].path == "/add"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00", 400),
+        (b"GET /add HTTP/1.1\r\n\r\n", 400),  # without Host
+        (b"GET /add HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret-key\0\r\n\r\n", 400),
+        (message("/add", b"zz\r\n", "Transfer-Encoding: chunked"), 400),
+        (message("/add", b"", "Transfer-Encoding: gzip"), 501),
+        (message("/add", b"", f"Field: {'x' * 70_000}")[:-4], 431),
+    ],
+)
+def test_malformed_requests(server: SandboxServer, data: bytes, status: int) -> None:
+    """They are answered and hung up on; what still comes is dropped; no key is repeated."""
+    with dial(server) as stream:
+        stream.sendall(data)
+        answered, headers, body = read_answer(stream)
+        assert (answered, body["error_code"]) == (status, "BAD_REQUEST")
+        assert headers["Connection"] == "close"
+        assert headers["Date"]
+        assert KEY not in body["message"]
+        assert stream.recv(1) == b""
+        stream.sendall(message())
+    (entry,) = server.log
+    assert (entry.status, entry.body, entry.applied) == (status, None, False)
+    assert KEY not in repr(entry)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_too_large_a_body(server: SandboxServer, *, chunked: bool) -> None:
+    """The limit is 1 MiB; a client that first sends all of its body still gets the answer."""
+    limit = 1024 * 1024
+    with closing(connect(server)) as connection:
+        connection.request("POST", "/add", b"x" * limit, HEADERS)
+        response = connection.getresponse()
+        assert response.status == 422
+        response.read()
+        body = b"x" * 4 * limit
+        connection.request(
+            "POST", "/add", iter([body]) if chunked else body, HEADERS, encode_chunked=chunked
+        )
+        response = connection.getresponse()
+        assert response.status == 413
+        assert json.loads(response.read())["error_code"] == "CONTENT_TOO_LARGE"
+        assert response.headers["Connection"] == "close"
+    assert [entry.status for entry in server.log] == [422, 413]
+    assert server.log[1].body is None
+
+
+def test_orders(server: SandboxServer) -> None:
+    """The first that matches and is not used up applies; then the sandbox is back."""
+    server.order(Answer(429, (("Retry-After", "1"),)), when=lambda r: r.url == "/subtract")
+    server.order(Answer(503, (("Content-Type", "text/plain"),), b'"down"'), times=2)
+    server.order(Answer(418))
+    with closing(connect(server)) as connection:
+        sock = connection.sock
+        assert ask(connection, "/add")[::2] == (503, "down")
+        status, headers, body = ask(connection, "/subtract")
+        assert (status, headers["Retry-After"], body) == (429, "1", None)
+        assert [ask(connection, "/subtract")[0] for _ in range(2)] == [503, 418]
+        assert ask(connection, "/add")[0] == 200
+        assert connection.sock is sock
+    assert [entry.fault and entry.fault.status for entry in server.log] == [
+        503,
+        429,
+        503,
+        418,
+        None,
+    ]
+    assert [entry.number for entry in server.applied] == [5]
+
+
+def test_order_sees_the_whole_request(server: SandboxServer) -> None:
+    """A predicate may look at the server too."""
+    seen: list[tuple[Request, int]] = []
+
+    def look(request: Request) -> bool:
+        seen.append((request, len(server.log)))
+        return False
+
+    server.order(Answer(503), when=look)
+    with closing(connect(server)) as connection:
+        assert ask(connection, "/add")[0] == 200
+    ((request, logged),) = seen
+    assert logged == 1
+    assert (request.method, request.url, json.loads(request.body)) == ("POST", "/add", GOOD)
+    assert ("Authorization", f"Bearer {KEY}") in request.headers
+
+
+def test_answer_frames_itself(server: SandboxServer) -> None:
+    """A Date of one's own stays, a closing answer closes, and 204 and 304 have no body."""
+    server.order(Answer(204, (("Date", "today"),), b"dropped"))
+    server.order(Answer(304))
+    server.order(Answer(200, (("connection", "close"),), b"{}"))
+    with dial(server) as stream:
+        stream.sendall(message() * 3)
+        for expected in (204, 304):
+            status, headers, body = read_answer(stream)
+            assert (status, headers["Content-Length"], body) == (expected, None, None)
+            assert (headers["Date"] == "today") == (expected == 204)
+        assert read_answer(stream)[::2] == (200, {})
+        assert stream.recv(1) == b""
+
+
+@pytest.mark.parametrize("status", [100, 199, 1000, -1])
+def test_answer_must_be_final(status: int) -> None:
+    """No order can be given for what is no answer."""
+    with pytest.raises(ValueError, match="final answer"):
+        Answer(status)
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding"])
+def test_answer_leaves_framing_to_the_server(name: str) -> None:
+    """A length of one's own would be another fault."""
+    with pytest.raises(ValueError, match="frames"):
+        Answer(200, ((name, "5"),))
+
+
+def test_log_of_a_whole_request(server: SandboxServer) -> None:
+    """It tells what came and what was done, and never the key."""
+    with dial(server) as stream:
+        stream.sendall(message())
+        read_answer(stream)
+    (entry,) = server.log
+    body = json.dumps(GOOD).encode()
+    assert (entry.number, entry.connection) == (1, 1)
+    assert (entry.method, entry.path, entry.body) == ("POST", "/add", body)
+    assert entry.headers == (("Host", "sandbox"), ("Content-Length", str(len(body))))
+    assert (entry.received, entry.status) == (len(message()), 200)
+    assert entry.applied
+    assert entry.fault is None
+    assert server.applied == (entry,)
+    assert KEY not in repr(server.log)
+
+
+def test_log_of_partial_requests(server: SandboxServer) -> None:
+    """A request stands in the log from its first byte; a connection without one does not."""
+    whole = message()
+    with dial(server), dial(server) as stream:
+        stream.sendall(whole[:1])
+        eventually(lambda: len(server.log) == 1)
+        (entry,) = server.log
+        assert (entry.received, entry.method, entry.path) == (1, None, None)
+        assert (entry.headers, entry.body, entry.status) == ((), None, None)
+        stream.sendall(whole[1:-1])
+        eventually(lambda: server.log[0].received == len(whole) - 1)
+        (entry,) = server.log
+        assert (entry.method, entry.path, entry.body) == ("POST", "/add", None)
+        assert entry.headers
+        assert KEY not in repr(entry)
+    (entry,) = server.log
+    assert not entry.applied
+
+
+def test_entries_are_snapshots(server: SandboxServer) -> None:
+    """What was read from the log does not change."""
+    before = server.log
+    with closing(connect(server)) as connection:
+        ask(connection, "/add")
+    assert before == ()
+
+
+def test_reset(server: SandboxServer) -> None:
+    """Ledger, log, orders and replays are gone; connections stay."""
+    with closing(connect(server)) as connection:
+        sock = connection.sock
+        ask(connection, "/add")
+        server.order(Answer(503))
+        server.reset()
+        emptied = server.log
+        assert emptied == ()
+        assert ask(connection, "/get-active-balance", method="GET")[0] == 404
+        assert connection.sock is sock
+    assert [entry.number for entry in server.log] == [2]
+
+
+def test_request_under_way_at_a_reset_is_logged(server: SandboxServer) -> None:
+    """What is applied after a reset stands in the log, whenever it began."""
+    whole = message()
+    with dial(server) as stream:
+        stream.sendall(whole[:20])
+        eventually(lambda: len(server.log) == 1)
+        server.reset()
+        stream.sendall(whole[20:])
+        assert read_answer(stream)[0] == 200
+    (entry,) = server.applied
+    assert entry.received == len(whole)
+
+
+def test_port_in_use(server: SandboxServer) -> None:
+    """The error comes out of start and of serve, in the caller's thread."""
+    host, port = where(server)
+    with pytest.raises(OSError, match="in use"):
+        SandboxServer(host=host, port=port).start()
+    with pytest.raises(OSError, match="in use"):
+        serve(host, port, None, print)
+
+
+@pytest.mark.parametrize("host", loopback_hosts())
+def test_hosts(host: str) -> None:
+    """An IPv6 host stands in brackets in the URL."""
+    with SandboxServer(host=host) as server, closing(connect(server)) as connection:
+        assert urlsplit(server.base_url).hostname == host
+        assert ask(connection, "/add")[0] == 200
+
+
+def test_runs_once() -> None:
+    """It has a URL from its start on, closes twice without harm and does not start again."""
+    server = SandboxServer()
+    server.close()
+    with pytest.raises(RuntimeError, match="not been started"):
+        _ = server.base_url
+    server.start()
+    with pytest.raises(RuntimeError, match="once"):
+        server.start()
+    server.close()
+    server.close()
+    with pytest.raises(RuntimeError, match="once"):
+        server.start()
+    with pytest.raises(ConnectionRefusedError):
+        dial(server)
+
+
+def test_close_drops_connections() -> None:
+    """Idle ones, waiting ones, and those that were told to go away; the thread ends."""
+    threads = threading.active_count()
+    with SandboxServer() as server:
+        idle, waiting, rejected = dial(server), dial(server), dial(server)
+        waiting.sendall(message()[:-1])
+        eventually(lambda: len(server.log) == 1)
+        rejected.sendall(b"nonsense\r\n\r\n")
+        assert read_answer(rejected)[0] == 400
+    assert threading.active_count() == threads
+    for stream in (idle, waiting, rejected):
+        with stream, suppress(ConnectionResetError):  # a reset is a way to be dropped, too
+            assert stream.recv(1) == b""
+
+
+def test_close_while_clients_arrive() -> None:
+    """A connection that is only just accepted is closed as well."""
+    for _ in range(20):
+        with SandboxServer() as server:
+            streams = [dial(server) for _ in range(5)]
+        for stream in streams:
+            stream.close()
+
+
+def test_client_that_resets(server: SandboxServer) -> None:
+    """A lost client is no failure of the server's."""
+    stream = dial(server)
+    stream.sendall(message()[:-1])
+    eventually(lambda: len(server.log) == 1)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    stream.close()
+    with closing(connect(server)) as connection:
+        assert ask(connection, "/add")[0] == 200
+
+
+def test_failure_inside_is_raised_by_close() -> None:
+    """The client loses its connection, and the test learns why."""
+
+    def fail(request: Request) -> bool:
+        raise LookupError(request.url)
+
+    server = SandboxServer()
+    server.start()
+    server.order(Answer(503), when=fail)
+    with dial(server) as stream:
+        stream.sendall(message())
+        assert stream.recv(1) == b""
+    with pytest.raises(ExceptionGroup, match="sandbox server failed") as caught:
+        server.close()
+    (error,) = caught.value.exceptions
+    assert isinstance(error, LookupError)
+    assert server.log[0].status is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_ends_with_a_signal(number: signal.Signals) -> None:
+    """It serves from when ready is called until the signal."""
+    before = signal.getsignal(signal.SIGINT)
+    answers: list[int] = []
+
+    def ready(base_url: str) -> None:
+        parts = urlsplit(base_url)
+        with closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
+            answers.append(ask(connection, "/add")[0])
+        os.kill(os.getpid(), number)
+
+    serve("127.0.0.1", 0, KEY, ready)
+    assert answers == [200]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_in_a_process(number: signal.Signals) -> None:
+    """It stops with open connections, exits with 0 and warns of nothing."""
+    program = (
+        "import sys; from creduse_sandbox import serve;"
+        "serve('127.0.0.1', 0, None, lambda url: print(url, flush=True))"
+    )
+    with subprocess.Popen(  # noqa: S603 - our own interpreter and program
+        [sys.executable, "-X", "dev", "-W", "error", "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        base_url: str = process.stdout.readline().strip()
+        parts = urlsplit(base_url)
+        with closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
+            assert ask(connection, "/add")[0] == 200
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    for sign in ("Warning", "Error", "Traceback", "destroyed"):
+        assert sign not in errors
