@@ -39,7 +39,8 @@ def _sandbox(arguments: argparse.Namespace) -> None:
     try:
         serve(host, port, key, lambda url: print(f"{url}\nPress Ctrl-C to stop.", flush=True))
     except OSError as error:
-        raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+        why = str(error.strerror).partition(" (")[0]  # asyncio adds the address once more
+        raise ValueError(f"cannot listen on {host} port {port}: {why}") from None
 
 
 def _demo(_: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from .errors import (
     LocalProtocolError,
     TransportError,
 )
-from .messages import Failure, Request, Response, no_pickle
+from .messages import Delivery, Failure, Request, Response, no_pickle
 from .models import Attempt, Outcome
 from .retry import (
     EVENTS,
@@ -247,13 +247,14 @@ class Call(Generic[T]):
     def receive_failure(self, failure: Failure, now: float, jitter: float = 1.0) -> Wait:
         """Take that no whole answer came. ``jitter``, from 0 to 1, shortens a wait at random."""
         self._check(Input.RECEIVE_FAILURE, failure, Failure, jitter)
-        head = failure.response
+        # An answer to what was not sent is not ours.
+        head = None if failure.delivery is Delivery.NOT_SENT else failure.response
         self._response = head or self._response
         event = event_of_failure(failure)
-        text = self._clean(_describe_failure(failure))
+        text = self._clean(_describe_failure(failure, head))
         self._record(event, None if head is None else head.status, text, now)
         delay = None if head is None else retry_after(head)
-        error = self._error_of_failure(text, failure)
+        error = self._error_of_failure(text, failure, head)
         return self._wait_or_raise(Input.RECEIVE_FAILURE, event, error, now, delay, jitter)
 
     def wake(self, now: float) -> Send:
@@ -401,9 +402,9 @@ class Call(Generic[T]):
             retry_after=delay,
         )
 
-    def _error_of_failure(self, text: str, failure: Failure) -> CreduseError:
+    def _error_of_failure(self, text: str, failure: Failure, head: Response | None) -> CreduseError:
         error: CreduseError
-        if failure.response is None or failure.timed_out:
+        if head is None or failure.timed_out:
             error_class = CreduseTimeoutError if failure.timed_out else TransportError
             error = error_class(self._say(text), outcome=self._evidence, attempts=self._attempts)
         else:
@@ -411,7 +412,7 @@ class Call(Generic[T]):
                 self._say(text),
                 outcome=self._evidence,
                 attempts=self._attempts,
-                response=self._clean_response(failure.response),
+                response=self._clean_response(head),
             )
         if not _shows(failure.cause, self._secret):
             error.__cause__ = failure.cause
@@ -428,11 +429,12 @@ def _describe_answer(response: Response, reading: Bad) -> str:
     return " ".join([text, ": ".join(_shown(part) for part in said if part)]).strip()
 
 
-def _describe_failure(failure: Failure) -> str:
-    cause = failure.cause
-    why = f"{type(cause).__name__}: {_shown(str(cause))}".removesuffix(": ")
-    if failure.response is not None:
-        why = f"{failure.response.status}, but the answer was cut ({why})"
+def _describe_failure(failure: Failure, head: Response | None) -> str:
+    # The library's exception may say nothing, and leave it to the one that it came of.
+    said = next((text for text in map(str, _chain(failure.cause)) if text), "")
+    why = f"{type(failure.cause).__name__}: {_shown(said)}".removesuffix(": ")
+    if head is not None:
+        why = f"{head.status}, but the answer was cut ({why})"
     return f"out of time ({why})" if failure.timed_out else why
 
 
@@ -446,13 +448,18 @@ def _shown(text: str) -> str:
 _LONGEST: Final = 300
 
 
-def _shows(error: BaseException | None, secret: str) -> bool:
-    """Say whether an exception, or one that it is chained to, would print ``secret``."""
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """Give an exception and those that it came of."""
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
         error = error.__cause__ or error.__context__
-    texts = [f"{link} {link!r}" for link in chain]
+    return chain
+
+
+def _shows(error: BaseException, secret: str) -> bool:
+    """Say whether an exception, or one that it came of, would print ``secret``."""
+    texts = [f"{link} {link!r}" for link in _chain(error)]
     return any(_without(secret, text) != text for text in texts)
 
 

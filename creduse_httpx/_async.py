@@ -6,9 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
+
+if TYPE_CHECKING:
+    import trio
 
 from creduse_core import (
     DEFAULT_RETRY,
@@ -60,6 +64,7 @@ class AsyncHTTPXTransport:
         self._loop: object = None
         self._client: Any = None
         self._tasks: set[asyncio.Task[Response | Failure]] = set()
+        self._events: set[trio.Event] = set()
         if http_client is not None:
             self._library = library_of(http_client, "AsyncClient")
             self._client = borrow(http_client)
@@ -88,32 +93,49 @@ class AsyncHTTPXTransport:
             return await self._send_trio(exchange)
         return await self._send_asyncio(exchange)
 
-    async def _send_trio(self, exchange: Exchange) -> Response | Failure:
-        import trio  # noqa: PLC0415 - only where it is running
-
-        with trio.move_on_after(exchange.send.timeout):
-            return await self._exchange(exchange)
-        return exchange.failure(TimeoutError("no whole answer came in time"))
+    # An exchange runs in a task of its own, which a cancellation of the caller's does not reach
+    # but where that is safe: at other points httpcore would lose the connection's place in its
+    # pool for good, on asyncio and on trio alike (encode/httpcore, issue 1093).
 
     async def _send_asyncio(self, exchange: Exchange) -> Response | Failure:
-        """Send in a task of its own, which a cancellation does not reach but where it is safe.
-
-        Cancelled at other points, httpx would lose the connection's place in its pool for good.
-        """
         task = asyncio.create_task(self._exchange(exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
             await asyncio.wait({task}, timeout=exchange.send.timeout)
             if not task.done():
-                _stop(exchange, task)
+                exchange.stop(task.cancel)
                 await asyncio.wait({task})
         except asyncio.CancelledError:
-            _stop(exchange, task)
+            exchange.stop(task.cancel)
             raise
-        if task.cancelled():
-            return exchange.failure(TimeoutError("no whole answer came in time"))
-        return task.result()
+        return exchange.failed(_too_slow()) if task.cancelled() else task.result()
+
+    async def _send_trio(self, exchange: Exchange) -> Response | Failure:
+        import trio  # noqa: PLC0415 - only where it is running
+
+        scope, done = trio.CancelScope(), trio.Event()
+        answer: Response | Failure | None = None
+
+        async def run() -> None:
+            nonlocal answer
+            with scope:
+                answer = await self._exchange(exchange)
+            self._events.discard(done)
+            done.set()
+
+        self._events.add(done)
+        trio.lowlevel.spawn_system_task(run, context=copy_context())
+        try:
+            with trio.move_on_after(exchange.send.timeout):
+                await done.wait()
+            if not done.is_set():
+                exchange.stop(scope.cancel)
+                await done.wait()
+        except trio.Cancelled:
+            exchange.stop(scope.cancel)
+            raise
+        return exchange.failed(_too_slow()) if answer is None else answer
 
     async def _exchange(self, exchange: Exchange) -> Response | Failure:
         async def trace(name: str, info: dict[str, Any]) -> None:
@@ -131,13 +153,17 @@ class AsyncHTTPXTransport:
                 with suppress(Exception):
                     await response.aclose()
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-            return exchange.failure(error)
+            return exchange.failed(error)
+        finally:
+            # httpcore leaves the socket open when it is cancelled while TLS is being agreed.
+            if exchange.connected is not None:
+                await exchange.connected.aclose()
 
     async def _read(self, response: Any, exchange: Exchange) -> Response:
         exchange.head(response)
         async for chunk in response.stream:
             if not exchange.body(chunk):
-                break
+                discard(response)
         answer = exchange.whole()
         if not exchange.send.belongs(answer):
             discard(response)
@@ -165,6 +191,8 @@ class AsyncHTTPXTransport:
         self._closed = True
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for done in tuple(self._events):
+            await done.wait()
         if self._given is None and self._client is not None:
             await self._client.aclose()
 
@@ -183,11 +211,8 @@ def _running_loop() -> object:
     return asyncio.get_running_loop()
 
 
-def _stop(exchange: Exchange, task: asyncio.Task[Any]) -> None:
-    """End an exchange as soon as it is safe: now, or at its next step, whichever comes first."""
-    exchange.stopped = True
-    if exchange.step is not None:
-        task.cancel()
+def _too_slow() -> TimeoutError:
+    return TimeoutError("no whole answer came in time")
 
 
 class AsyncCreduseClient(AsyncCoreClient):

@@ -52,15 +52,11 @@ _EXCEPTIONS: Final[Mapping[str, tuple[bool, bool]]] = {
 }
 
 
-class _Stopped(Exception):  # noqa: N818 - it signals, within this package
-    """Raised inside httpx to end an exchange that nobody waits for any more."""
-
-
 _NO_HEAD: Final[tuple[int, list[tuple[bytes, bytes]]]] = (0, [])
 
 
 class Exchange:
-    """Keeps what httpx's trace tells of one request.
+    """Keeps what httpx's trace tells of one request, and what comes of it.
 
     The trace is an extension of the request, so it works on a caller's client too. httpcore calls
     it with the name of a step, such as ``http11.send_request_headers.started``.
@@ -68,12 +64,8 @@ class Exchange:
 
     def __init__(self, send: Send, library: ModuleType, now: Callable[[], float]) -> None:
         self.send = send
-        self.stopped = False
-        """Nobody waits any more: nothing may be first sent from now on."""
-        self.step: str | None = None
-        """The step that it is in, if that is one in which it can be cancelled."""
-        self.stream: Any = None
-        """The network stream, from the moment it is connected, if it was for this exchange."""
+        self.connected: Any = None
+        """The network stream that was connected for this exchange, until it carries it."""
         self._library = library
         self._now = now
         begun = now()
@@ -85,10 +77,13 @@ class Exchange:
             "write": send.timeout,
             "read": send.timeout,
         }
+        self._stopped = False
+        self._step: str | None = None
         self._traced = False
         self._sent = False
         self._head: tuple[int, list[tuple[bytes, bytes]]] = _NO_HEAD
         self._chunks: list[bytes] = []
+        self._size = 0
         self._request: Any = None
 
     def request(self, urls: dict[str, Any], trace: object) -> Any:
@@ -112,27 +107,31 @@ class Exchange:
         )
         return self._request
 
+    def stop(self, cancel: Callable[[], object]) -> None:
+        """End it as soon as it is safe: now, by ``cancel``, or at its next step by itself."""
+        self._stopped = True
+        if self._step is not None:
+            cancel()
+
     def trace(self, name: str, info: dict[str, Any]) -> None:
         """Take note of a step; raise where the next one must not be taken."""
         self._traced = True
         step, stage = name.split(".")[-2:]
         if step not in _STEPS:
-            self.step = None
+            self._step = None
         elif stage == "started":
             self._begin(step, info)
         else:
-            self.step = None
+            self._step = None
             if stage == "complete":
                 self._complete(step, info["return_value"])
 
     def _begin(self, step: str, info: dict[str, Any]) -> None:
-        if self.stopped:
-            raise _Stopped
         # A time-out of httpx's is for one step; what is left of the whole goes to each anew.
         # ``info`` holds the arguments of the step, a time-out among them if it has been read.
         now = self._now()
         left = self._answer_by - now
-        if left <= 0 and not self._sent:
+        if self._stopped or (left <= 0 and not self._sent):
             raise TimeoutError("no time was left to send the request")
         self._timeouts["write"] = self._timeouts["read"] = max(left, _SHORTEST)
         if "timeout" in info:
@@ -140,28 +139,36 @@ class Exchange:
         # CONNECT goes to a proxy and carries nothing of the request.
         if step == "send_request_headers" and info["request"].method != b"CONNECT":
             self._sent = True
-        self.step = step
+            self.connected = None
+        self._step = step
 
     def _complete(self, step: str, value: Any) -> None:
-        if step == "connect_tcp":
-            self.stream = value
-        elif step == "receive_response_headers" and len(value) == 4:  # as HTTP/1.1 reports it
+        if step in {"connect_tcp", "connect_unix_socket"}:
+            self.connected = value
+        elif self._sent and step == "receive_response_headers" and len(value) == 4:
+            # As HTTP/1.1 reports it, and not a proxy's answer to CONNECT.
             _, status, _, headers = value
             self._head = (status, headers)
-
-    @property
-    def late(self) -> bool:
-        """Whether the time for the answer has run out."""
-        return self._now() >= self._answer_by
 
     def head(self, response: Any) -> None:
         """Take the head from the library's response, which may have come without a trace."""
         self._head = (response.status_code, response.headers.raw)
 
     def body(self, chunk: bytes) -> bool:
-        """Take a piece of the body; say whether to read on."""
-        self._chunks.append(chunk)
-        return sum(map(len, self._chunks)) <= MAX_BODY_SIZE
+        """Take a piece of the body; say whether to wait for more.
+
+        If not, `discard` the connection and go on: what has arrived by now still counts, and
+        behind it is the end. To leave the iterator where it is would leave it open.
+        """
+        if not self.too_large:
+            self._chunks.append(chunk)
+            self._size += len(chunk)
+        return not self.too_large and self._now() < self._answer_by
+
+    @property
+    def too_large(self) -> bool:
+        """Whether there is more of a body than is read; the core says what that means."""
+        return self._size > MAX_BODY_SIZE
 
     def whole(self) -> Response:
         """Give the answer as far as it came; for when its head has come."""
@@ -169,8 +176,10 @@ class Exchange:
         pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         return Response(status, pairs, b"".join(self._chunks))
 
-    def failure(self, error: Exception) -> Failure:
-        """Report that no whole answer came."""
+    def failed(self, error: Exception) -> Response | Failure:
+        """Report that no whole answer came, unless that is for its size."""
+        if self.too_large:
+            return self.whole()
         if self._request is not None:
             # An exception of httpx carries the request, and with it the key.
             self._request.headers.pop("Authorization", None)
@@ -184,7 +193,7 @@ class Exchange:
             Delivery.NOT_SENT if unsent else Delivery.MAYBE_SENT,
             error,
             transient=transient and not _is_certificate(error),
-            timed_out=timed_out or self.late,
+            timed_out=timed_out or self._now() >= self._answer_by,
             response=None if self._head is _NO_HEAD else self.whole(),
         )
 

@@ -91,16 +91,12 @@ class HTTPXTransport:
                 with suppress(Exception):
                     response.close()
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-            return exchange.failure(error)
+            return exchange.failed(error)
 
     def _read(self, response: Any, exchange: Exchange) -> Response:
         exchange.head(response)
         for chunk in response.stream:
             if not exchange.body(chunk):
-                break
-            if exchange.late:
-                # No time is left to wait, but what has arrived by now still counts: with the
-                # socket shut down, the rest of that is read, and then there is an end.
                 discard(response)
         answer = exchange.whole()
         if not exchange.send.belongs(answer):

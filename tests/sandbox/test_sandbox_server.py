@@ -537,7 +537,7 @@ def test_serve_in_a_process(number: signal.Signals) -> None:
         "import sys; from creduse_sandbox import serve;"
         "serve('127.0.0.1', 0, None, lambda url: print(url, flush=True))"
     )
-    with subprocess.Popen(  # noqa: S603 - our own interpreter and program
+    with subprocess.Popen(
         [sys.executable, "-X", "dev", "-W", "error", "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,0 +1,102 @@
+"""Every check of the project: ``nox`` runs the tests on each Python found, ``nox -l`` lists all."""
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.1"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests"]
+
+# The Pythons that are there are the ones that are meant.
+os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
+# In development mode, Python warns of what was left open; the tests make errors of warnings.
+STRICT = {"PYTHONDEVMODE": "1"}
+
+
+def group(name: str) -> tuple[str, ...]:
+    """Give the requirements of a dependency group."""
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+def covered_tests(session: nox.Session, include: str, *arguments: str) -> None:
+    """Run tests, and fail unless every branch of ``include`` has been taken."""
+    env = {"COVERAGE_FILE": str(Path(session.create_tmp(), "coverage"))}
+    session.run("coverage", "erase", env=env)
+    session.run("coverage", "run", "-m", "pytest", *arguments, env=env | STRICT)
+    session.run("coverage", "combine", "--quiet", env=env)
+    session.run("coverage", "report", f"--include={include}", env=env)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run all tests, with the branches of all packages covered."""
+    session.install("-e", ".", *group("test"))
+    if session.posargs:
+        session.run("pytest", *session.posargs, env=STRICT)
+    else:
+        covered_tests(session, "creduse*/*")
+
+
+@nox.session(python=[OLDEST, NEWEST])
+def core(session: nox.Session) -> None:
+    """Run the core's own tests where no other package is, its branches covered by them alone."""
+    session.install("--no-deps", "-e", ".")
+    session.run("python", "-c", "import creduse_core")
+    session.install(*group("core"))
+    covered_tests(session, "creduse_core/*", "tests/core")
+
+
+@nox.session(python=OLDEST)
+def oldest(session: nox.Session) -> None:
+    """Run all tests on the oldest versions of the dependencies that are claimed."""
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
+    claimed = [*project["dependencies"], *extras["aiohttp"], *extras["trio"]]
+    floors = [requirement.split(",")[0].replace(">=", "==") for requirement in claimed]
+    session.install("-e", ".", *group("test"), *floors)
+    session.run("pytest", *session.posargs, env=STRICT)
+
+
+@nox.session(python=OLDEST)
+def build(session: nox.Session) -> None:
+    """Build the sdist, and from it the wheel."""
+    shutil.rmtree("dist", ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build", silent=True)
+
+
+@nox.session(python=[OLDEST, NEWEST], reuse_venv=False, requires=["build"])
+def wheel(session: nox.Session) -> None:
+    """Use the wheel as a stranger would: in an empty environment, away from the tree."""
+    (built,) = Path("dist").glob("*.whl")
+    tests = Path("tests").absolute()
+    session.install(str(built))
+    with session.chdir(session.create_tmp()):
+        session.run("creduse", "demo")
+        session.install("pytest", "pytest-timeout")
+        session.run("pytest", *map(str, sorted(tests.glob("test_*.py"))), env=STRICT)
+
+
+@nox.session(python=OLDEST)
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def types(session: nox.Session) -> None:
+    """Check types, with both checkers at their strictest."""
+    session.install("-e", ".", *group("types"))
+    session.run("mypy")
+    session.run("pyright", "--pythonpath", str(Path(session.bin, "python")))

@@ -1,0 +1,193 @@
+"""What the tests of the httpx clients share: one suite, written once, runs over all of them.
+
+A test is a coroutine that is given ``connect``; the synchronous client answers it through a thin
+coat of coroutines that do not wait. So each test runs synchronously, on asyncio and on trio, with
+a client of ours, with one of httpx's handed in, and with one of httpx2's.
+"""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, closing, suppress
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import httpx2
+import pytest
+import trio
+
+from creduse import AsyncCreduseClient, CreduseClient
+from creduse_sandbox import SandboxServer
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+KEY = "sk-test-0123456789abcdef"
+
+
+class Coat:
+    """The synchronous client, its methods made coroutines."""
+
+    def __init__(self, client: CreduseClient) -> None:
+        self.plain = client
+        self.protocol = client.protocol
+
+    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        method = getattr(self.plain, name)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return method(*args, **kwargs)
+
+        return call
+
+
+def run_plain(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine that never waits."""
+    with suppress(StopIteration):
+        main().send(None)
+        pytest.fail("a synchronous client has waited")
+
+
+class Harness:
+    """One kind of client, and the loop that it runs on."""
+
+    def __init__(self, runner: str, lent: str) -> None:
+        self.runner = runner
+        self.sync = runner == "sync"
+        self.library: ModuleType = httpx2 if lent == "httpx2" else httpx
+        self.lent = lent != "own"
+
+    def run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a test's coroutine."""
+        match self.runner:
+            case "trio":
+                trio.run(main)
+            case "asyncio":
+                asyncio.run(main())
+            case _:
+                run_plain(main)
+
+    def http_client(self, **settings: Any) -> Any:
+        """Make a client of the library."""
+        return (self.library.Client if self.sync else self.library.AsyncClient)(**settings)
+
+    @asynccontextmanager
+    async def lend(self, **settings: Any) -> AsyncGenerator[Any]:
+        """Make a client of the library, and close it at the end."""
+        http_client = self.http_client(**settings)
+        yield http_client
+        if self.sync:
+            http_client.close()
+        else:
+            await http_client.aclose()
+
+    @asynccontextmanager
+    async def connect(
+        self, base_url: str, *, http_client: Any = None, **settings: Any
+    ) -> AsyncGenerator[Any]:
+        """Make a client of ours, on one of the library's if that is the kind."""
+        made = self.http_client() if http_client is None and self.lent else None
+        http_client = http_client or made
+        if self.sync:
+            with CreduseClient(KEY, http_client, base_url=base_url, **settings) as client:
+                yield Coat(client)
+            if made is not None:
+                made.close()
+        else:
+            async with AsyncCreduseClient(
+                KEY, http_client, base_url=base_url, **settings
+            ) as async_client:
+                yield async_client
+            if made is not None:
+                await made.aclose()
+
+
+KINDS = [
+    (runner, lent) for runner in ("sync", "asyncio", "trio") for lent in ("own", "httpx", "httpx2")
+]
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
+def harness(request: pytest.FixtureRequest) -> Harness:
+    return Harness(*request.param)
+
+
+LENT = [kind for kind in KINDS if kind[1] != "own"]
+
+
+@pytest.fixture(params=LENT, ids="-".join)
+def lent(request: pytest.FixtureRequest) -> Harness:
+    return Harness(*request.param)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def eventful(request: pytest.FixtureRequest) -> Harness:
+    """The kinds that an event loop runs, with a client of ours."""
+    return Harness(request.param, "own")
+
+
+@pytest.fixture
+def server() -> Iterator[SandboxServer]:
+    with SandboxServer() as running:
+        yield running
+
+
+class RawServer:
+    """A server that does to each connection what it is told, byte by byte."""
+
+    def __init__(self, behave: Callable[[socket.socket, "RawServer"], None]) -> None:
+        self._behave = behave
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads: list[threading.Thread] = []
+        self.stopping = threading.Event()
+        self.received: list[bytes] = []
+        self.errors: list[Exception] = []
+        self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                connection, _ = self._listener.accept()
+                thread = threading.Thread(target=self._serve, args=(connection,))
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with closing(connection), suppress(ConnectionError):
+            self._behave(connection, self)
+
+    def request(self, connection: socket.socket) -> bytes:
+        """Read one whole request; ``b""`` if the peer has gone."""
+        data = b""
+        while not data.endswith(b"}"):
+            piece = connection.recv(65536)
+            if not piece:
+                break
+            data += piece
+        if data:
+            self.received.append(data)
+        return data
+
+    def close(self) -> None:
+        """Let every connection end, and wait for that."""
+        self.stopping.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in (self._accepting, *self._threads):
+            thread.join()
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[[Callable[[socket.socket, RawServer], None]], RawServer]]:
+    servers: list[RawServer] = []
+
+    def start(behave: Callable[[socket.socket, RawServer], None]) -> RawServer:
+        servers.append(RawServer(behave))
+        return servers[-1]
+
+    yield start
+    for running in servers:
+        running.close()

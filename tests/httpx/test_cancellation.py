@@ -1,0 +1,259 @@
+"""A cancelled call: nothing is first sent afterwards, and nothing is left behind."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+import trio
+import trustme
+
+from creduse import AsyncCreduseClient, Attempt, CreduseClient, CreduseTimeoutError, Outcome
+from creduse_sandbox import SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test"
+GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+
+Run = Callable[[], Coroutine[Any, Any, Any]]
+
+
+@asynccontextmanager
+async def narrow(
+    base_url: str, tls: ssl.SSLContext | None = None, **settings: Any
+) -> AsyncGenerator[AsyncCreduseClient]:
+    """Make a client that has one connection, so that a place lost in the pool is the last."""
+    limits = httpx.Limits(max_connections=1)
+    async with (
+        httpx.AsyncClient(limits=limits, verify=tls or False) as http_client,
+        AsyncCreduseClient(KEY, http_client, base_url=base_url, **settings) as client,
+    ):
+        yield client
+
+
+async def cancel_asyncio(run: Run, until: Run) -> bool:
+    task = asyncio.create_task(run())
+    await until()
+    task.cancel()
+    await asyncio.wait({task})
+    return task.cancelled()
+
+
+async def cancel_trio(run: Run, until: Run) -> bool:
+    scope, done = trio.CancelScope(), trio.Event()
+
+    async def within() -> None:
+        with scope:
+            await run()
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(within)
+        await until()
+        scope.cancel()
+        await done.wait()
+    return scope.cancelled_caught
+
+
+async def cancel(runner: str, run: Run, until: Run) -> bool:
+    """Run ``run``, cancel it when ``until`` is through, and say whether that came in time."""
+    return await {"asyncio": cancel_asyncio, "trio": cancel_trio}[runner](run, until)
+
+
+async def go_round(runner: str, times: int) -> None:
+    """Let the loop go round so many times."""
+    for _ in range(times):
+        if runner == "asyncio":
+            await asyncio.sleep(0)
+        else:
+            await trio.lowlevel.checkpoint()
+
+
+async def until(runner: str, condition: Callable[[], object]) -> None:
+    """Let time pass until the condition holds."""
+    while not condition():
+        if runner == "asyncio":
+            await asyncio.sleep(0.01)
+        else:
+            await trio.sleep(0.01)
+
+
+def test_cancelled_at_every_step(eventful: Any, server: SandboxServer) -> None:
+    """Wherever a call is cancelled, what it says is true, and the pool is whole.
+
+    What reached the server is never said not to have been sent, and nothing is first sent after
+    the cancellation has been delivered.
+    """
+
+    async def once(steps: int) -> bool:
+        heard: list[Attempt] = []
+        amount = 1000 + steps
+        async with narrow(server.base_url, on_attempt=heard.append) as client:
+            call = client.protocol.add(USER, amount)
+            cancelled = await cancel(
+                eventful.runner,
+                lambda: client.run(call),
+                lambda: go_round(eventful.runner, steps),
+            )
+            assert len(call.attempts) == len(heard)
+            # What was sent before is in the log, at the latest, before the second of these.
+            with CreduseClient(KEY, base_url=server.base_url) as witness:
+                witness.add(USER, 1)
+                before = len(server.log)
+                witness.add(USER, 1)
+            for _ in range(3):
+                await client.add(USER, 2, timeout=5)
+        reached = [n for n, it in enumerate(server.log) if f":{amount}," in str(it.body)]
+        assert len(reached) <= 1
+        assert all(number <= before for number in reached)
+        if reached and cancelled:
+            assert call.outcome is Outcome.UNKNOWN
+        assert reached or cancelled
+        return cancelled
+
+    async def main() -> None:
+        steps = in_time = 0
+        while in_time < 3:
+            in_time = 0 if await once(steps) else in_time + 1
+            steps += 1
+
+    eventful.run(main)
+
+
+def silent_at_first(connection: socket.socket, server: Any) -> None:
+    """Let the first request wait for ever, and answer all others."""
+    while server.request(connection):
+        if len(server.received) == 1:
+            server.stopping.wait()
+        else:
+            connection.sendall(ANSWER)
+
+
+def test_cancelled_while_waiting_for_the_answer(eventful: Any, raw: Any) -> None:
+    """A call cancelled while it waits for its answer gives up its connection at once."""
+    server = raw(silent_at_first)
+
+    async def main() -> None:
+        async with narrow(server.base_url) as client:
+            call = client.protocol.add(USER, 5)
+            assert await cancel(
+                eventful.runner,
+                lambda: client.run(call),
+                lambda: until(eventful.runner, lambda: server.received),
+            )
+            assert call.outcome is Outcome.UNKNOWN
+            await client.add(USER, 5, timeout=5)
+
+    eventful.run(main)
+    assert len(server.received) == 2
+
+
+def test_closed_right_after_a_cancellation(eventful: Any, raw: Any) -> None:
+    """Closing waits for what a cancelled call has left behind; nothing stays open."""
+    server = raw(silent_at_first)
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            assert await cancel(
+                eventful.runner,
+                lambda: client.add(USER, 5),
+                lambda: until(eventful.runner, lambda: server.received),
+            )
+
+    eventful.run(main)
+    assert len(server.received) == 1
+
+
+def test_cancelled_while_waiting_for_a_connection(eventful: Any, raw: Any) -> None:
+    """A call cancelled while it waits for its turn in the pool sends nothing when that comes."""
+    server = raw(silent_at_first)
+
+    async def main() -> None:
+        async with narrow(server.base_url) as client:
+            holding = client.protocol.add(USER, 5)
+            waiting = client.protocol.add(USER, 6)
+
+            async def cancel_the_waiting() -> None:
+                await until(eventful.runner, lambda: server.received)
+                assert await cancel(
+                    eventful.runner,
+                    lambda: client.run(waiting),
+                    lambda: go_round(eventful.runner, 20),
+                )
+
+            assert await cancel(eventful.runner, lambda: client.run(holding), cancel_the_waiting)
+            await client.add(USER, 5, timeout=5)
+
+    eventful.run(main)
+    assert len(server.received) == 2
+    assert not any(b'"amount":6' in received for received in server.received)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def test_cancelled_within_the_handshake(eventful: Any, raw: Any, authority: trustme.CA) -> None:
+    """A call cancelled while TLS is being agreed leaves no socket open, and the pool whole."""
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server_context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    hellos: list[bytes] = []
+
+    def serve(connection: socket.socket, server: Any) -> None:
+        if not hellos:
+            hellos.append(connection.recv(1))
+            with suppress(OSError):
+                while connection.recv(65536):  # until the peer has gone
+                    pass
+            hellos.append(b"closed")
+            return
+        with server_context.wrap_socket(connection, server_side=True) as secure:
+            server.request(secure)
+            secure.sendall(ANSWER)
+
+    server = raw(serve)
+    base_url = server.base_url.replace("http://", "https://")
+
+    async def main() -> None:
+        async with narrow(base_url, client_context) as client:
+            call = client.protocol.add(USER, 5)
+            assert await cancel(
+                eventful.runner,
+                lambda: client.run(call),
+                lambda: until(eventful.runner, lambda: hellos),
+            )
+            await client.add(USER, 5, timeout=5)
+            await until(eventful.runner, lambda: len(hellos) == 2)
+
+    eventful.run(main)
+    assert len(server.received) == 1
+
+
+def drip_head(connection: socket.socket, server: Any) -> None:
+    """Send interim answers without end."""
+    server.request(connection)
+    while not server.stopping.wait(0.05):
+        connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+
+
+def test_endless_interim_answers(eventful: Any, raw: Any) -> None:
+    """Interim answers without end, which no time-out of httpx's notices, end with the call."""
+    server = raw(drip_head)
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url, timeout=0.3) as client:
+            with pytest.raises(CreduseTimeoutError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.UNKNOWN
+
+    eventful.run(main)
+    assert len(server.received) == 1

@@ -1,0 +1,265 @@
+"""A client that is handed in lends its connections, and nothing that it would add to a request."""
+
+import socket
+from typing import Any
+from uuid import UUID
+
+import httpx
+import httpx2
+import pytest
+
+from creduse import (
+    AsyncCreduseClient,
+    CreduseClient,
+    CreduseTimeoutError,
+    InsufficientFundsError,
+    InvalidResponseError,
+    Outcome,
+    RetryPolicy,
+    TransportError,
+)
+from creduse_core import Request
+from creduse_sandbox import Answer, Sandbox, SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+NO_WAIT = RetryPolicy(initial_delay=0)
+
+
+def test_nothing_is_added(lent: Any, server: SandboxServer) -> None:
+    """Neither auth, headers, cookies, params nor a base URL of a lent client reach our request."""
+    settings = {
+        "auth": ("somebody", "else"),
+        "headers": {"Authorization": "Basic eA==", "X-Theirs": "1"},
+        "cookies": {"theirs": "1"},
+        "params": {"theirs": "1"},
+        "base_url": "http://127.0.0.1:1/elsewhere",
+        "follow_redirects": True,
+    }
+
+    async def main() -> None:
+        async with (
+            lent.lend(**settings) as http_client,
+            lent.connect(server.base_url, http_client=http_client) as client,
+        ):
+            server.order(Answer(429, (("Retry-After", "0"), ("Set-Cookie", "ours=1"))))
+            await client.add(USER, 10)
+            server.order(Answer(308, (("Location", server.base_url + "/add"),)))
+            with pytest.raises(InvalidResponseError):
+                await client.add(USER, 10)
+            assert dict(http_client.cookies) == {"theirs": "1"}
+
+    lent.run(main)
+    assert [entry.status for entry in server.log] == [429, 200, 308]
+    for entry in server.log:
+        assert entry.path == "/add"
+        names = {name.lower() for name, _ in entry.headers}
+        assert not names & {"x-theirs", "cookie"}
+
+
+def test_hooks_do_not_come_between(lent: Any, server: SandboxServer) -> None:
+    """An event hook, such as one that raises for a status, is not run for our requests."""
+    seen: list[object] = []
+
+    def hook(message: Any) -> None:
+        seen.append(message)
+        message.raise_for_status()
+
+    async def async_hook(message: Any) -> None:
+        hook(message)
+
+    hooks = {"request": [hook], "response": [hook]}
+    async_hooks = {"request": [async_hook], "response": [async_hook]}
+
+    async def main() -> None:
+        async with (
+            lent.lend(event_hooks=hooks if lent.sync else async_hooks) as http_client,
+            lent.connect(server.base_url, http_client=http_client) as client,
+        ):
+            await client.add(USER, 10)
+            with pytest.raises(InsufficientFundsError):
+                await client.subtract(USER, 11)
+            assert http_client.event_hooks["response"] == [hook if lent.sync else async_hook]
+
+    lent.run(main)
+    assert seen == []
+
+
+def test_lent_client_stays_open(lent: Any, server: SandboxServer) -> None:
+    """Closing our client leaves a lent one open and in use, its connections shared."""
+
+    async def main() -> None:
+        async with lent.lend() as http_client:
+            async with lent.connect(server.base_url, http_client=http_client) as client:
+                await client.add(USER, 10)
+            assert not http_client.is_closed
+            async with lent.connect(server.base_url, http_client=http_client) as client:
+                await client.add(USER, 10)
+
+    lent.run(main)
+    assert [entry.connection for entry in server.log] == [1, 1]
+
+
+def test_lent_client_closed_by_its_owner(lent: Any, server: SandboxServer) -> None:
+    """When the owner has closed a lent client, nothing is sent, and the error says why."""
+
+    async def main() -> None:
+        async with lent.lend() as http_client:
+            connected = lent.connect(server.base_url, http_client=http_client)
+        async with connected as client:
+            with pytest.raises(TransportError, match="the client is closed") as caught:
+                await client.add(USER, 10)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+    lent.run(main)
+    assert server.log == ()
+
+
+def test_something_else_is_refused() -> None:
+    """What is no client, or one of the other kind, is a TypeError that says what would be right."""
+    key = "sk-test"
+    with pytest.raises(TypeError, match=r"httpx\.Client \(or httpx2\.Client\), not AsyncClient"):
+        CreduseClient(key, httpx.AsyncClient())  # pyright: ignore[reportArgumentType]  # what is tested
+    with pytest.raises(TypeError, match=r"httpx\.AsyncClient .*, not Client"):
+        AsyncCreduseClient(key, httpx2.Client())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # what is tested
+    with pytest.raises(TypeError, match="not str"):
+        CreduseClient(key, "https://api.creduse.com")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # what is tested
+
+
+def head_only(connection: socket.socket, server: Any) -> None:
+    """Answer with a head, and let the body wait."""
+    if server.request(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+        server.stopping.wait()
+
+
+def test_full_pool(lent: Any, raw: Any) -> None:
+    """Waiting in vain for a connection of a full pool is NOT_APPLIED, and nothing was sent."""
+    server = raw(head_only)
+    policy = RetryPolicy(initial_delay=0, attempt_timeout=0.05)
+
+    async def main() -> None:
+        async with lent.lend(limits=lent.library.Limits(max_connections=1)) as http_client:
+            request = http_client.build_request("GET", server.base_url, content=b"{}")
+            held = http_client.send(request, stream=True)
+            held = held if lent.sync else await held
+            async with lent.connect(
+                server.base_url, http_client=http_client, retry=policy
+            ) as client:
+                with pytest.raises(CreduseTimeoutError, match="PoolTimeout") as caught:
+                    await client.add(USER, 5)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                assert len(caught.value.attempts) == 3
+            if lent.sync:
+                held.close()
+            else:
+                await held.aclose()
+
+    lent.run(main)
+    assert len(server.received) == 1
+
+
+def refuse_connect(connection: socket.socket, server: Any) -> None:
+    """Be a proxy that lets nothing through."""
+    server.received.append(connection.recv(65536))
+    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_proxy_that_refuses(lent: Any, raw: Any) -> None:
+    """What a proxy refuses to connect has not been sent: it saw a CONNECT, and no key."""
+    server = raw(refuse_connect)
+
+    async def main() -> None:
+        async with (
+            lent.lend(proxy=server.base_url) as http_client,
+            lent.connect(
+                "https://service.invalid", http_client=http_client, retry=NO_WAIT
+            ) as client,
+        ):
+            with pytest.raises(TransportError, match="403") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+    lent.run(main)
+    assert len(server.received) == 3
+    for received in server.received:
+        assert received.startswith(b"CONNECT service.invalid:443 ")
+        assert b"authorization" not in received.lower()
+
+
+def over_sandbox(lent: Any, sandbox: Sandbox) -> Any:
+    """Make the library's transport that hands each request to a sandbox without a socket."""
+
+    def handle(request: Any) -> Any:
+        ours = Request(
+            request.method, str(request.url), tuple(request.headers.items()), request.content
+        )
+        answer = sandbox.handle(ours)
+        return lent.library.Response(
+            answer.status, headers=list(answer.headers), content=answer.body
+        )
+
+    return lent.library.MockTransport(handle)
+
+
+def test_sandbox_without_a_socket(lent: Any) -> None:
+    """`Sandbox.handle` serves behind a mock transport."""
+
+    async def main() -> None:
+        async with (
+            lent.lend(transport=over_sandbox(lent, Sandbox())) as http_client,
+            lent.connect("https://api.creduse.com", http_client=http_client) as client,
+        ):
+            await client.add(USER, 10)
+            with pytest.raises(InsufficientFundsError):
+                await client.subtract(USER, 11)
+            assert (await client.get_balance(USER)).active_balance == 10
+
+    lent.run(main)
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("ReadTimeout", Outcome.UNKNOWN),
+        ("ConnectError", Outcome.UNKNOWN),
+        ("PoolTimeout", Outcome.NOT_APPLIED),
+    ],
+)
+def test_transport_that_does_not_trace(lent: Any, name: str, outcome: Outcome) -> None:
+    """Where nothing tells how far a request came, its failure is UNKNOWN, whatever its type.
+
+    PoolTimeout alone is raised before a transport begins.
+    """
+
+    def handle(request: Any) -> Any:
+        raise getattr(lent.library, name)("simulated", request=request)
+
+    async def main() -> None:
+        async with (
+            lent.lend(transport=lent.library.MockTransport(handle)) as http_client,
+            lent.connect(
+                "https://api.creduse.com", http_client=http_client, retry=NO_WAIT
+            ) as client,
+        ):
+            with pytest.raises(TransportError, match="simulated") as caught:
+                await client.add(USER, 10)
+            assert caught.value.outcome is outcome
+
+    lent.run(main)
+
+
+def test_too_large_without_a_socket(lent: Any) -> None:
+    """An answer larger than the cap is refused on a transport without sockets, too."""
+
+    def handle(_: Any) -> Any:
+        return lent.library.Response(200, content=b" " * (17 * 1024 * 1024))
+
+    async def main() -> None:
+        async with (
+            lent.lend(transport=lent.library.MockTransport(handle)) as http_client,
+            lent.connect("https://api.creduse.com", http_client=http_client) as client,
+        ):
+            with pytest.raises(InvalidResponseError, match="larger than"):
+                await client.add(USER, 10)
+
+    lent.run(main)

@@ -1,0 +1,134 @@
+"""A client's own connections: when they are made, whose they are, and how they end."""
+
+import asyncio
+import gc
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import UUID
+
+import pytest
+import trio
+
+from creduse import AsyncCreduseClient, CreduseClient, Outcome, TransportError
+from creduse_sandbox import SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test"
+
+
+def contexts() -> int:
+    gc.collect()
+    return sum(isinstance(thing, ssl.SSLContext) for thing in gc.get_objects())
+
+
+def test_no_tls_context_for_plain_http(server: SandboxServer) -> None:
+    """A client of a plain URL makes no TLS context; making a client opens nothing at all."""
+    before = contexts()
+    with CreduseClient(KEY, base_url=server.base_url) as client:
+        client.add(USER, 1)
+        assert contexts() == before
+    secure = CreduseClient(KEY)
+    assert contexts() == before
+    secure.close()
+
+
+def test_one_tls_context() -> None:
+    """A client of an https URL makes one TLS context, at its first call."""
+    before = contexts()
+    with CreduseClient(KEY, base_url="https://127.0.0.1:1") as client:
+        for _ in range(2):
+            with pytest.raises(TransportError):
+                client.add(USER, 1, timeout=0.1)
+            assert contexts() == before + 1
+
+
+def test_threads_share_a_client(server: SandboxServer) -> None:
+    """Threads can use one client at the same time, from its first call on."""
+    with (
+        CreduseClient(KEY, base_url=server.base_url) as client,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        list(threads.map(client.add, [USER] * 100, [1] * 100))
+        assert client.get_balance(USER).active_balance == 100
+    assert len(server.applied) == 100
+
+
+FORK = """
+import os, sys
+from creduse import CreduseClient
+client = CreduseClient("sk-test", base_url=sys.argv[1])
+user = "12345678-1234-5678-1234-567812345678"
+client.add(user, 1)
+child = os.fork()
+client.add(user, 1)
+client.close()
+if child:
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(0)
+"""
+
+
+def test_fork(server: SandboxServer) -> None:
+    """After a fork, parent and child do not share a connection."""
+    subprocess.run([sys.executable, "-c", FORK, server.base_url], check=True, timeout=60)
+    assert len(server.applied) == 3
+    assert sorted(entry.connection for entry in server.log) == [1, 1, 2]
+
+
+RUNNERS: dict[str, Callable[..., Any]] = {"asyncio": asyncio.run, "trio": trio.run}
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_another_loop(server: SandboxServer, runner: str) -> None:
+    """On another event loop than that of its first call, a client sends nothing and says so."""
+    client = AsyncCreduseClient(KEY, base_url=server.base_url)
+
+    async def first() -> None:
+        await client.add(USER, 1)
+        await client.aclose()
+
+    async def second() -> None:
+        other = AsyncCreduseClient(KEY, base_url=server.base_url)
+        await other.add(USER, 1)
+
+        def in_a_thread() -> None:
+            async def main() -> None:
+                with pytest.raises(TransportError, match="belongs to another event loop") as caught:
+                    await other.add(USER, 1)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+
+            asyncio.run(main())
+
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(in_a_thread).result()
+        await other.aclose()
+
+    run = RUNNERS[runner]
+    run(first() if runner == "asyncio" else first)
+    run(second() if runner == "asyncio" else second)
+    assert len(server.applied) == 2
+
+
+def test_unused_async_client_closes(eventful: Any) -> None:
+    """A client that was never used closes."""
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY):
+            pass
+
+    eventful.run(main)
+
+
+def test_environment(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key and URL come from the environment where they are not given."""
+    monkeypatch.setenv("CREDUSE_API_KEY", KEY)
+    monkeypatch.setenv("CREDUSE_BASE_URL", server.base_url)
+    with CreduseClient() as client:
+        client.add(USER, 1)
+    assert len(server.applied) == 1
+    assert os.environ["CREDUSE_API_KEY"] not in repr(client)

@@ -1,0 +1,166 @@
+"""The ``creduse`` command, as a person or a script meets it."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from creduse import CreduseClient, __version__
+from creduse.__main__ import main
+
+USER = "12345678-1234-5678-1234-567812345678"
+
+
+def creduse(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "creduse", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+Start = Callable[..., tuple["subprocess.Popen[str]", str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start ``creduse sandbox``, and give the process and the URL that it prints first."""
+    running: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> tuple["subprocess.Popen[str]", str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "creduse", "sandbox", "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_demo() -> None:
+    """The demo shows all five methods, a refusal and a retried 429, on both clients."""
+    done = creduse("demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    for shown in (
+        "add(user, 100)           100 credits added",
+        "subtract(user, 50)       50 credits taken",
+        "start_cycle(user, 1000)  1000 credits until",
+        "stop_cycle(user)         1000 credits until",
+        "get_balance(user)        ",
+        "InsufficientFundsError: ",
+        "outcome NOT_APPLIED",
+        "429, NOT_APPLIED",
+    ):
+        assert done.stdout.count(shown) == 2, shown
+    assert "get_balance(user)        1050 credits" in done.stdout
+    assert done.stdout.endswith("The server applied 10 writes: each that succeeded, once.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sandbox_serves_and_stops(start: Start, number: signal.Signals) -> None:
+    """The sandbox prints its URL, serves, and stops cleanly on Ctrl-C and SIGTERM."""
+    process, url = start()
+    with CreduseClient("any", base_url=url) as client:
+        client.add(USER, 7)
+        assert client.get_balance(USER).active_balance == 7
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 0
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read() == "Press Ctrl-C to stop.\n"
+    assert process.stderr.read() == ""
+
+
+def test_sandbox_serves_others(start: Start) -> None:
+    """What is no client of ours is answered as the API's documentation says, GET with a body too."""
+    _, url = start("--api-key", "sesame")
+
+    def ask(method: str, path: str, **body: Any) -> dict[str, Any]:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+        with closing(connection):
+            connection.request(
+                method,
+                path,
+                json.dumps({"end_user_id": USER} | body),
+                {"Authorization": "Bearer sesame", "Content-Type": "application/json"},
+            )
+            read: dict[str, Any] = json.load(connection.getresponse())
+        return read
+
+    assert ask("POST", "/add", amount=5)["amount"] == 5
+    assert ask("POST", "/subtract", amount=2)["amount"] == 2
+    assert ask("POST", "/start-cycle", amount=10)["status"] == "active"
+    assert ask("POST", "/stop-cycle")["status"] == "canceled"
+    assert ask("GET", "/get-active-balance")["active_balance"] == 13
+
+
+def test_version() -> None:
+    """The version is the package's."""
+    assert creduse("--version").stdout == f"creduse {__version__}\n"
+
+
+WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
+    "no command": ([], {}, "the following arguments are required: command"),
+    "unknown command": (["frobnicate"], {}, "invalid choice: 'frobnicate'"),
+    "port": (["sandbox", "--port", "99999"], {}, "argument --port: invalid port value: '99999'"),
+    "host": (["sandbox", "--host", "192.0.2.1"], {}, "cannot listen on 192.0.2.1 port 8000: "),
+    "sandbox key": (["sandbox", "--api-key", " "], {}, "is blank"),
+    "blank key": (["demo"], {"CREDUSE_API_KEY": ""}, "api_key (or CREDUSE_API_KEY) is blank"),
+    "base URL": (
+        ["demo"],
+        {"CREDUSE_BASE_URL": "api.creduse.com"},
+        "base_url (or CREDUSE_BASE_URL) 'api.creduse.com' must begin with https://",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "environment", "said"), WRONG.values(), ids=WRONG)
+def test_wrong_usage(
+    arguments: list[str],
+    environment: dict[str, str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is wrong is said in one line, with exit status 2 and without a traceback."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    try:
+        status: object = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert re.fullmatch(r"creduse.*: .*\n", err)
+
+
+def test_port_in_use() -> None:
+    """A port in use is one line that names it, and exit status 2."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = creduse("sandbox", "--port", port)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    expected = f"creduse: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+    assert done.stderr == expected
