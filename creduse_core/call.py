@@ -4,6 +4,7 @@ Nothing here does I/O, reads a clock or throws dice: times and jitter come in as
 """
 
 import enum
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -238,7 +239,7 @@ class Call(Generic[T]):
             self._record(event, response.status, None, now)
             self._move(Input.RECEIVE_RESPONSE, Reply.DONE)
             return Done(reading.result)
-        text = self._clean(_describe_answer(response, reading))
+        text = _fit(self._clean(_describe_answer(response, reading)))
         self._record(event, response.status, text, now)
         delay = retry_after(response)
         error = self._error_of_answer(text, response, reading.envelope, delay)
@@ -251,7 +252,7 @@ class Call(Generic[T]):
         head = None if failure.delivery is Delivery.NOT_SENT else failure.response
         self._response = head or self._response
         event = event_of_failure(failure)
-        text = self._clean(_describe_failure(failure, head))
+        text = _fit(self._clean(_describe_failure(failure, head)))
         self._record(event, None if head is None else head.status, text, now)
         delay = None if head is None else retry_after(head)
         error = self._error_of_failure(text, failure, head)
@@ -414,9 +415,18 @@ class Call(Generic[T]):
                 attempts=self._attempts,
                 response=self._clean_response(head),
             )
-        if not _shows(failure.cause, self._secret):
-            error.__cause__ = failure.cause
+        # Even as None this keeps what is being handled just now out of the traceback.
+        error.__cause__ = None if self._shows(failure.cause) else failure.cause
         return error
+
+    def _shows(self, error: BaseException) -> bool:
+        """Say whether an exception, or one that it came of, would print the API key."""
+        texts = [
+            text
+            for link in _chain(error)
+            for text in (_words(link), *map(str, (link.args, *getattr(link, "__notes__", ()))))
+        ]
+        return any(self._clean(text) != text for text in texts)
 
 
 def _describe_answer(response: Response, reading: Bad) -> str:
@@ -426,49 +436,55 @@ def _describe_answer(response: Response, reading: Bad) -> str:
     elif not 400 <= response.status < 600:
         text += " as the final answer"
     said = (reading.envelope.error_code, reading.envelope.message)
-    return " ".join([text, ": ".join(_shown(part) for part in said if part)]).strip()
+    return " ".join([text, ": ".join(part for part in said if part)]).strip()
 
 
 def _describe_failure(failure: Failure, head: Response | None) -> str:
     # The library's exception may say nothing, and leave it to the one that it came of.
-    said = next((text for text in map(str, _chain(failure.cause)) if text), "")
-    why = f"{type(failure.cause).__name__}: {_shown(said)}".removesuffix(": ")
+    said = next((words for words in map(_words, _chain(failure.cause)) if words), "")
+    why = f"{type(failure.cause).__name__}: {said}".removesuffix(": ")
     if head is not None:
         why = f"{head.status}, but the answer was cut ({why})"
     return f"out of time ({why})" if failure.timed_out else why
 
 
-def _shown(text: str) -> str:
-    """Make somebody else's words fit for a message: one line, printable, of bounded length."""
+def _fit(text: str) -> str:
+    """Make what holds somebody else's words fit for a message: one line, printable, bounded.
+
+    After the API key has been taken out, since what is escaped or cut is not found.
+    """
     if not text.isprintable():
         text = text.encode("unicode_escape").decode("ascii")
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
-_LONGEST: Final = 300
+_LONGEST: Final = 400
 
 
-def _chain(error: BaseException | None) -> list[BaseException]:
-    """Give an exception and those that it came of."""
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - it must not hide what became of the credits
+        return ""
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Give an exception and all that it came of, members of groups included."""
     chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
+    found: list[BaseException | None] = [error]
+    for link in found:
+        if link is not None and not any(link is other for other in chain):
+            chain.append(link)
+            found += [link.__cause__, link.__context__, *getattr(link, "exceptions", ())]
     return chain
 
 
-def _shows(error: BaseException, secret: str) -> bool:
-    """Say whether an exception, or one that it came of, would print ``secret``."""
-    texts = [f"{link} {link!r}" for link in _chain(error)]
-    return any(_without(secret, text) != text for text in texts)
-
-
 def _without(secret: str, text: str) -> str:
-    """Take the API key out of a text."""
-    pattern = re.escape(secret)
-    if len(secret) < _SHORT:
-        # A key made up for a test, such as "k": only where it stands as a word of its own.
-        pattern = rf"(?<!\w){pattern}(?!\w)"
+    """Take the API key out of a text, as it stands or as JSON writes it."""
+    escaped = json.dumps(secret)[1:-1]
+    forms = "|".join(map(re.escape, (secret, escaped, escaped.replace("/", "\\/"))))
+    # A key made up for a test, such as "k": only where it stands as a word of its own.
+    pattern = rf"(?<!\w)(?:{forms})(?!\w)" if len(secret) < _SHORT else forms
     return re.sub(pattern, "***", text)
 
 

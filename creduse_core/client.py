@@ -82,8 +82,8 @@ def protocol_from_environment(
 ) -> CreduseProtocol:
     """Make a protocol, taking from the environment what is not given.
 
-    ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL`` and ``CREDUSE_ALLOW_HTTP`` (``1``) are read. A
-    variable that is set but empty is an error, not a default: it was meant to say something.
+    ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL`` and ``CREDUSE_ALLOW_HTTP`` (``1``) are read. A key
+    or URL that is set but empty is an error, not a default: it was meant to say something.
     """
     if api_key is None:
         api_key = os.environ.get("CREDUSE_API_KEY")
@@ -96,7 +96,9 @@ def protocol_from_environment(
         base_url,
         retry=retry,
         timeout=timeout,
-        allow_http=allow_http or os.environ.get("CREDUSE_ALLOW_HTTP") == "1",
+        allow_http=os.environ.get("CREDUSE_ALLOW_HTTP") == "1"
+        if allow_http is False
+        else allow_http,
     )
 
 

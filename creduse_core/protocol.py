@@ -287,8 +287,8 @@ def _checked_base_url(url: str, allow_http: bool) -> str:  # noqa: FBT001 - priv
     try:
         parts = urlsplit(url)
         _ = parts.port
-    except ValueError as error:
-        raise wrong(f"cannot be read: {error}") from None
+    except ValueError as error:  # its words may repeat a password
+        raise wrong("cannot be read" if "@" in url else f"cannot be read: {error}") from None
     if parts.scheme not in {"http", "https"}:
         raise wrong("must begin with https:// (or http:// for a loopback host)")
     if "@" in parts.netloc:

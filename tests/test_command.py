@@ -20,10 +20,11 @@ from creduse.__main__ import main
 USER = "12345678-1234-5678-1234-567812345678"
 
 
-def creduse(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def creduse(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "creduse", *arguments],
-        env=os.environ | environment,
+        # Development mode has asyncio complain of slow machines.
+        env=os.environ | {"PYTHONDEVMODE": ""},
         capture_output=True,
         text=True,
         timeout=60,

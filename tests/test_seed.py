@@ -81,7 +81,8 @@ client = CreduseClient() # Will use CREDUSE_API_KEY from environment
 def run(program: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | environment,
+        # Without development mode: the examples do not close their clients, as it would remark.
+        env=os.environ | {"PYTHONDEVMODE": ""} | environment,
         capture_output=True,
         text=True,
         timeout=60,

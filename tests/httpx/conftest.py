@@ -7,6 +7,7 @@ a client of ours, with one of httpx's handed in, and with one of httpx2's.
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, closing, suppress
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 KEY = "sk-test-0123456789abcdef"
+TLS = ssl.create_default_context()
 
 
 class Coat:
@@ -69,7 +71,8 @@ class Harness:
                 run_plain(main)
 
     def http_client(self, **settings: Any) -> Any:
-        """Make a client of the library."""
+        """Make a client of the library; one TLS context serves all, since it is slow to make."""
+        settings = {"verify": TLS} | settings
         return (self.library.Client if self.sync else self.library.AsyncClient)(**settings)
 
     @asynccontextmanager

@@ -1,0 +1,169 @@
+"""Both clients behind one face: what is done with ``play`` is done once with each.
+
+A test gives the events of a script; the transport that plays them is all memory, and its clock
+goes on by itself: a second for each request, and as long as each sleep lasts.
+"""
+
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, TypeVar
+
+import pytest
+
+from creduse_core import (
+    AsyncCoreClient,
+    Call,
+    CoreClient,
+    CreduseProtocol,
+    Failure,
+    Response,
+    RetryPolicy,
+    Send,
+)
+
+T = TypeVar("T")
+PROTOCOL = CreduseProtocol("sk-live-0123456789", retry=RetryPolicy(server_replays=True))
+
+
+class Script:
+    """What a transport goes through, and what it was told."""
+
+    def __init__(self, events: tuple[object, ...], oversleep: float, asleep: object) -> None:
+        self.events = list(events)
+        self.oversleep = oversleep
+        self.asleep = asleep
+        self.clock = 100.0
+        self.sent: list[Send] = []
+        self.slept: list[float] = []
+        self.closed = 0
+
+    def answer(self, send: Send) -> Any:
+        """Give what comes of a request, or raise it."""
+        self.sent.append(send)
+        self.clock += 1.0
+        event = self.events.pop(0)
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+    def rest(self, seconds: float) -> None:
+        """Wait, or be woken by an exception."""
+        self.slept.append(seconds)
+        self.clock += seconds + self.oversleep
+        if isinstance(self.asleep, BaseException):
+            raise self.asleep
+
+
+class SyncTransport:
+    """A transport that plays a script."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def send(self, send: Send) -> Response | Failure:
+        """Play an event."""
+        answer: Response | Failure = self.script.answer(send)
+        return answer
+
+    def sleep(self, seconds: float) -> None:
+        """Let the script's clock go on."""
+        self.script.rest(seconds)
+
+    def now(self) -> float:
+        """Give the script's time."""
+        return self.script.clock
+
+    def close(self) -> None:
+        """Count."""
+        self.script.closed += 1
+
+
+@types.coroutine
+def pause() -> Generator[None, None, None]:
+    """Wait as an event loop's own primitives do, once."""
+    yield
+
+
+class AsyncTransport:
+    """A transport that plays a script, and lets others run at every step."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    async def send(self, send: Send) -> Response | Failure:
+        """Play an event."""
+        await pause()
+        answer: Response | Failure = self.script.answer(send)
+        return answer
+
+    async def sleep(self, seconds: float) -> None:
+        """Let the script's clock go on."""
+        await pause()
+        self.script.rest(seconds)
+
+    def now(self) -> float:
+        """Give the script's time."""
+        return self.script.clock
+
+    async def aclose(self) -> None:
+        """Count."""
+        await pause()
+        self.script.closed += 1
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Be the smallest event loop that there is."""
+    while True:
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+class Player:
+    """A client that plays a script."""
+
+    def __init__(self, script: Script, client: Any) -> None:
+        self.script = script
+        self.client = client
+        self.protocol = PROTOCOL
+
+    def do(self, method: str, *arguments: object, **named: object) -> Any:
+        """Call a method, and wait for it if need be."""
+        if isinstance(self.client, CoreClient):
+            return getattr(self.client, method)(*arguments, **named)
+        method = "aclose" if method == "close" else method
+        return drive(getattr(self.client, method)(*arguments, **named))
+
+    def within(self, call: Call[T]) -> T:
+        """Run a call inside of ``with`` or ``async with``."""
+
+        async def use() -> T:
+            async with self.client as client:
+                result: T = await client.run(call)
+            return result
+
+        if not isinstance(self.client, CoreClient):
+            return drive(use())
+        with self.client as client:
+            return client.run(call)
+
+
+@pytest.fixture(params=["sync", "async"])
+def play(request: pytest.FixtureRequest) -> Callable[..., Player]:
+    """Make a client that plays a script.
+
+    ``oversleep``: seconds that each sleep lasts too long; ``asleep``: what it ends in;
+    other options are the client's.
+    """
+
+    def make(
+        *events: object, oversleep: float = 0.0, asleep: object = None, **options: Any
+    ) -> Player:
+        script = Script(events, oversleep, asleep)
+        if request.param == "sync":
+            return Player(script, CoreClient(PROTOCOL, SyncTransport(script), **options))
+        return Player(script, AsyncCoreClient(PROTOCOL, AsyncTransport(script), **options))
+
+    return make

@@ -1,0 +1,269 @@
+"""What is refused before anything is sent, and in which words."""
+
+import enum
+import math
+import re
+import uuid
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from creduse_core import Call, CreduseProtocol, RetryPolicy
+
+USER = "12345678-1234-5678-1234-567812345678"
+PROTOCOL = CreduseProtocol("key")
+REPLAYING = CreduseProtocol("key", retry=RetryPolicy(server_replays=True))
+METHODS = ["add", "subtract", "start_cycle", "stop_cycle", "get_balance"]
+WITH_AMOUNT = ["add", "subtract", "start_cycle"]
+WITH_DAYS = ["add", "start_cycle"]
+WRITES = ["add", "subtract", "start_cycle", "stop_cycle"]
+
+Wrong = tuple[type[Exception], str]
+
+
+class Seven(enum.IntEnum):
+    """An ``int`` of another class."""
+
+    AMOUNT = 7
+
+
+def make(method: str, user: Any = USER, amount: Any = 7, *more: Any, **named: Any) -> Call[Any]:
+    """Make a call of any method; what it does not take is left out."""
+    arguments = (user, amount, *more) if method in WITH_AMOUNT else (user,)
+    protocol = named.pop("protocol", PROTOCOL)
+    call: Call[Any] = getattr(protocol, method)(*arguments, **named)
+    return call
+
+
+def refused(wrong: Wrong) -> Any:
+    """Expect an error of that very class, whose whole message is this."""
+    found, message = wrong
+    return pytest.raises(found, match=f"^{re.escape(message)}$")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        USER,
+        "12345678123456781234567812345678",
+        "ABCDEF01-2345-6789-ABCD-EF0123456789",
+        "abcdef0123456789ABCDEF0123456789",
+        str(uuid.uuid1(node=1, clock_seq=1)),
+        str(uuid.uuid3(uuid.NAMESPACE_DNS, "creduse.com")),
+        str(uuid.UUID("c56a4180-65aa-42ec-a945-5fd21dec0538")),
+        str(uuid.uuid5(uuid.NAMESPACE_DNS, "creduse.com")),
+        "01890a5d-ac96-774b-bcce-b302099a8057",
+        "00000000-0000-0000-0000-000000000000",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_end_user_id(method: str, text: str) -> None:
+    """Any UUID is taken, of any version and in any case, and travels in the usual form."""
+    travels = f'"end_user_id":"{uuid.UUID(text)}"'.encode()
+    assert travels in make(method, text).request.body
+    assert travels in make(method, uuid.UUID(text)).request.body
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        f" {USER}",
+        f"{USER} ",
+        f"{USER}\n",
+        f"{{{USER}}}",
+        f"urn:uuid:{USER}",
+        "0x345678123456781234567812345678",
+        "1234_678123456781234567812345678",
+        "1234567812345678123456781234567",
+        "123456781234567812345678123456789",
+        "1234-5678123456781234567812345678",
+        "12345678-1234-5678-1234-56781234567g",
+        "\u0661" * 32,
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_text_that_is_no_uuid(method: str, text: str) -> None:
+    """Text that is no UUID is refused, though ``uuid.UUID`` may take some of it."""
+    message = f"end_user_id must be a UUID such as {USER}, not {text!r}"
+    with refused((ValueError, message)):
+        make(method, text)
+
+
+def test_long_text_is_not_repeated_at_length() -> None:
+    """What was given for an id is shown in part if it is long."""
+    with pytest.raises(ValueError, match=f"not '{'x' * 100}'$"):
+        make("subtract", "x" * 10_000)
+
+
+@pytest.mark.parametrize("value", [None, 7, 1.5, USER.encode(), [USER], True], ids=repr)
+@pytest.mark.parametrize("method", METHODS)
+def test_end_user_id_of_another_type(method: str, value: object) -> None:
+    """An id is a UUID or text, and nothing else."""
+    kind = type(value).__name__
+    with refused((TypeError, f"end_user_id must be a UUID or its text, not {kind}")):
+        make(method, value)
+
+
+@pytest.mark.parametrize(
+    "value", [True, False, 7.0, math.nan, "7", b"7", [7], Fraction(7)], ids=repr
+)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(method, "amount") for method in WITH_AMOUNT]
+    + [(method, "validity_days") for method in WITH_DAYS],
+)
+def test_number_of_another_type(method: str, name: str, value: object) -> None:
+    """Amounts and days are integers, and what merely looks like one is refused."""
+    with refused((TypeError, f"{name} must be an int, not {type(value).__name__}")):
+        make(method, **{name: value}) if name == "amount" else make(method, USER, 7, value)
+
+
+@pytest.mark.parametrize("method", WITH_AMOUNT)
+def test_no_amount(method: str) -> None:
+    """There is no call without an amount."""
+    with refused((TypeError, "amount must be an int, not NoneType")):
+        make(method, USER, None)
+
+
+@pytest.mark.parametrize("value", [-1, -(10**30)])
+@pytest.mark.parametrize("method", WITH_DAYS)
+def test_negative_numbers(method: str, value: int) -> None:
+    """Negative amounts and days are refused."""
+    with refused((ValueError, f"amount must not be negative, but is {value}")):
+        make(method, USER, value)
+    with refused((ValueError, f"validity_days must not be negative, but is {value}")):
+        make(method, USER, 7, value)
+
+
+def test_negative_amount_to_subtract() -> None:
+    """To subtract less than nothing is no way to add."""
+    with refused((ValueError, "amount must not be negative, but is -7")):
+        make("subtract", USER, -7)
+
+
+@pytest.mark.parametrize("value", [0, 1, 2**70, Seven.AMOUNT], ids=repr)
+@pytest.mark.parametrize("method", WITH_DAYS)
+def test_numbers(method: str, value: int) -> None:
+    """Zero and any other number that is not negative travels as an integer."""
+    body = make(method, USER, value, value).request.body
+    assert body.endswith(b'"amount":%d,"validity_days":%d}' % (value, value))
+
+
+@pytest.mark.parametrize("value", [None, "", 0, 1, "1", [1]], ids=repr)
+@pytest.mark.parametrize(("name", "wanted"), [("retry", "RetryPolicy"), ("allow_http", "bool")])
+def test_options_of_another_type(name: str, wanted: str, value: object) -> None:
+    """A policy is a `RetryPolicy`, and a switch is a ``bool``."""
+    options: dict[str, Any] = {name: value}
+    with refused((TypeError, f"{name} must be {wanted}, not {type(value).__name__}")):
+        CreduseProtocol("key", **options)
+
+
+NO_TIME = {
+    "'3'": (TypeError, "must be a number of seconds, not str"),
+    "True": (TypeError, "must be a number of seconds, not bool"),
+    "[3]": (TypeError, "must be a number of seconds, not list"),
+    "-1": (ValueError, "must be {} and at most 1,000,000 seconds, not -1"),
+    "nan": (ValueError, "must be {} and at most 1,000,000 seconds, not nan"),
+    "inf": (ValueError, "must be {} and at most 1,000,000 seconds, not inf"),
+    "1000000.5": (ValueError, "must be {} and at most 1,000,000 seconds, not 1000000.5"),
+}
+TIMES: dict[str, object] = {
+    "'3'": "3",
+    "True": True,
+    "[3]": [3],
+    "-1": -1,
+    "nan": math.nan,
+    "inf": math.inf,
+    "1000000.5": 1_000_000.5,
+}
+
+
+@pytest.mark.parametrize("value", NO_TIME)
+@pytest.mark.parametrize("name", ["attempt_timeout", "initial_delay", "max_delay"])
+def test_times_of_a_policy(name: str, value: str) -> None:
+    """A policy's times are numbers of seconds that a clock can count."""
+    found, message = NO_TIME[value]
+    bound = "above 0" if name == "attempt_timeout" else "at least 0"
+    options: dict[str, Any] = {name: TIMES[value]}
+    with refused((found, f"{name} {message.format(bound)}")):
+        RetryPolicy(**options)
+
+
+@pytest.mark.parametrize("value", NO_TIME)
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_timeout(method: str | None, value: str) -> None:
+    """A timeout is a number of seconds, for all calls as for one."""
+    found, message = NO_TIME[value]
+    timeout: Any = TIMES[value]
+    with refused((found, f"timeout {message.format('above 0')}")):
+        make(method, timeout=timeout) if method else CreduseProtocol("key", timeout=timeout)
+
+
+def test_no_time_at_all() -> None:
+    """Delays may be nothing, a time to wait for an answer may not."""
+    assert RetryPolicy(initial_delay=0, max_delay=0.0).delay(3, 1.0) == 0
+    message = "must be above 0 and at most 1,000,000 seconds, not 0"
+    with refused((ValueError, f"attempt_timeout {message}")):
+        RetryPolicy(attempt_timeout=0)
+    with refused((ValueError, f"timeout {message}")):
+        CreduseProtocol("key", timeout=0)
+    with refused((ValueError, f"timeout {message}")):
+        make("subtract", timeout=0)
+    with refused((TypeError, "timeout must be a number of seconds, not NoneType")):
+        CreduseProtocol("key", timeout=None)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType] - that is what is tested
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        (0, (ValueError, "max_attempts must be at least 1, not 0")),
+        (-3, (ValueError, "max_attempts must be at least 1, not -3")),
+        (True, (TypeError, "max_attempts must be int, not bool")),
+        (3.0, (TypeError, "max_attempts must be int, not float")),
+        ("3", (TypeError, "max_attempts must be int, not str")),
+        (None, (TypeError, "max_attempts must be int, not NoneType")),
+        (math.inf, (TypeError, "max_attempts must be int, not float")),
+    ],
+    ids=repr,
+)
+def test_max_attempts(value: Any, wrong: Wrong) -> None:
+    """There is a whole number of attempts, and at least one."""
+    with refused(wrong):
+        RetryPolicy(max_attempts=value)
+
+
+@pytest.mark.parametrize("value", [None, 0, 1, "yes"], ids=repr)
+def test_server_replays(value: Any) -> None:
+    """Whether a server replays is said with a ``bool``: it lets writes be sent again."""
+    with refused((TypeError, f"server_replays must be bool, not {type(value).__name__}")):
+        RetryPolicy(server_replays=value)
+
+
+@pytest.mark.parametrize("method", WRITES)
+def test_idempotency_key_without_replays(method: str) -> None:
+    """A key that the server is not known to honour is refused: it would protect nothing."""
+    with pytest.raises(ValueError, match=r"protect nothing.*RetryPolicy\(server_replays=True\)$"):
+        make(method, idempotency_key="k")
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "a\n", "\x7f", "\u00e9", "k" * 256], ids=ascii)
+@pytest.mark.parametrize("method", WRITES)
+def test_idempotency_key(method: str, key: str) -> None:
+    """A key can stand in a header as it is."""
+    message = "idempotency_key must be 1 to 255 visible ASCII characters, not "
+    with refused((ValueError, message + repr(key[:255]))):
+        make(method, protocol=REPLAYING, idempotency_key=key)
+
+
+@pytest.mark.parametrize("key", [7, b"k", uuid.UUID(USER), True], ids=repr)
+@pytest.mark.parametrize("method", WRITES)
+def test_idempotency_key_of_another_type(method: str, key: object) -> None:
+    """A key is text, whether or not keys are honoured."""
+    for protocol in (PROTOCOL, REPLAYING):
+        with refused((TypeError, f"idempotency_key must be str, not {type(key).__name__}")):
+            make(method, protocol=protocol, idempotency_key=key)

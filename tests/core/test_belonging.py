@@ -1,0 +1,93 @@
+"""What a transport is told of an answer: whether it belongs to the request that was sent."""
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+
+from creduse_core import Call, CreduseError, CreduseProtocol, Done, Response, Send
+
+USER = "12345678-1234-5678-1234-567812345678"
+OTHER = "12345678-1234-5678-1234-567812345679"
+PROTOCOL = CreduseProtocol("key")
+
+
+class CountedBody(bytes):
+    """A body that counts how often it is read as JSON, whose encoding is UTF-8."""
+
+    reads = 0
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Read the body once more."""
+        self.reads += encoding == "utf-8"
+        return super().decode(encoding, errors)
+
+
+def answer(status: int, **fields: object) -> Response:
+    return Response(status, (), CountedBody(json.dumps(fields).encode()))
+
+
+def subtract() -> tuple[Call[Any], Send]:
+    call = PROTOCOL.subtract(USER, 7)
+    return call, call.start(0.0)
+
+
+ANSWERS = {
+    "ours": (answer(200, end_user_id=USER, amount=7), True),
+    "ours in upper case": (answer(200, end_user_id=USER.upper(), amount=7), True),
+    "another user": (answer(200, end_user_id=OTHER, amount=7), False),
+    "another amount": (answer(200, end_user_id=USER, amount=8), False),
+    "no user": (answer(200, amount=7), False),
+    "no content": (Response(204, (), b""), False),
+    "no JSON": (Response(200, (), b"ok"), False),
+    "an error under 200": (answer(200, end_user_id=USER, amount=7, error_code="X"), False),
+    "a refusal": (answer(402, error_code="INSUFFICIENT_FUNDS"), True),
+    "a refusal without a body": (Response(400, (), b""), True),
+    "a server error": (Response(599, (), b"oops"), True),
+    "an interim answer": (Response(103, (), b""), False),
+    "a redirect": (Response(307, [("Location", "/")], b""), False),
+    "ours under a redirect": (answer(302, end_user_id=USER, amount=7), False),
+    "no status of HTTP": (answer(600, end_user_id=USER, amount=7), False),
+}
+
+
+@pytest.mark.parametrize(("response", "belongs"), ANSWERS.values(), ids=ANSWERS)
+def test_belongs(response: Response, belongs: bool) -> None:  # noqa: FBT001 - a column
+    """A result belongs if it names our user and amount, an error always, and nothing else."""
+    _, send = subtract()
+    assert send.belongs(response) is belongs
+
+
+def test_unreadable_answer_of_ours() -> None:
+    """An answer that names our user belongs to us, even if the rest of it cannot be read."""
+    send = PROTOCOL.get_balance(USER).start(0.0)
+    assert send.belongs(answer(200, end_user_id=USER))
+    assert not send.belongs(answer(200, end_user_id=OTHER))
+
+
+def test_asking_changes_nothing() -> None:
+    """An answer may be asked about at any time and in any number, and the call is as before."""
+    call, send = subtract()
+    for response, belongs in (*ANSWERS.values(), *ANSWERS.values()):
+        assert send.belongs(response) is belongs
+        assert (call.attempts, call.response) == ((), None)
+    ours, _ = ANSWERS["ours"]
+    other, _ = ANSWERS["another user"]
+    assert send.belongs(other) is False
+    assert isinstance(call.receive_response(ours, 1.0), Done)
+    assert send.belongs(other) is False
+
+
+@pytest.mark.parametrize("name", ["ours", "another user", "a refusal"])
+def test_read_once(name: str) -> None:
+    """An answer that is asked about and then received is decoded once."""
+    found, _ = ANSWERS[name]
+    body = CountedBody(found.body)
+    response = Response(found.status, (), body)
+    call, send = subtract()
+    send.belongs(response)
+    send.belongs(response)
+    with contextlib.suppress(CreduseError):
+        call.receive_response(response, 1.0)
+    assert body.reads == 1

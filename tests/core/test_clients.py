@@ -1,0 +1,300 @@
+"""The two clients and their loop: one script of events drives both."""
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from creduse_core import (
+    ActiveBalance,
+    AsyncCoreClient,
+    Call,
+    CoreClient,
+    CreditsAdded,
+    CreditsSubtracted,
+    CreduseError,
+    CreduseProtocol,
+    Cycle,
+    Delivery,
+    Failure,
+    InsufficientFundsError,
+    LocalProtocolError,
+    Outcome,
+    RateLimitError,
+    Response,
+    RetryPolicy,
+    Send,
+    ServerError,
+    State,
+    TransportError,
+)
+
+USER = "12345678-1234-5678-1234-567812345678"
+PROTOCOL = CreduseProtocol("key", retry=RetryPolicy(server_replays=True))
+MOMENT = "2024-01-01T18:50:22Z"
+# A result for each method: what is not known to one is passed over.
+RESULT: dict[str, object] = {
+    "end_user_id": USER,
+    "amount": 7,
+    "created_at": MOMENT,
+    "current_cycle_start": MOMENT,
+    "current_cycle_end": MOMENT,
+    "active_balance": 7,
+    "active_balance_by_cycle": [],
+}
+GOOD = Response(200, (), json.dumps(RESULT).encode())
+REFUSED = Response(402, (), b'{"error_code": "INSUFFICIENT_FUNDS"}')
+BUSY = Response(429, [("Retry-After", "3")], b"")
+BROKEN = Response(500, (), b"")
+UNSENT = Failure(Delivery.NOT_SENT, OSError("refused"), transient=True)
+
+# Gives a client that plays these events; see conftest.py.
+Play = Callable[..., Any]
+
+
+class Cancelled(BaseException):
+    """Stands for what a library cancels with."""
+
+
+def subtract() -> Call[CreditsSubtracted]:
+    return PROTOCOL.subtract(USER, 7)
+
+
+def end(player: Any, call: Call[Any]) -> BaseException | None:
+    """Run a call, and give what it raises."""
+    try:
+        player.do("run", call)
+    except BaseException as error:  # noqa: BLE001 - cancellation is among what is looked for
+        return error
+    return None
+
+
+METHODS: dict[str, tuple[tuple[object, ...], type]] = {
+    "add": ((USER, 7, None), CreditsAdded),
+    "subtract": ((USER, 7), CreditsSubtracted),
+    "start_cycle": ((USER, 7, 5), Cycle),
+    "stop_cycle": ((USER,), Cycle),
+    "get_balance": ((USER,), ActiveBalance),
+    "get_active_balance": ((USER,), ActiveBalance),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods(play: Play, method: str) -> None:
+    """Each method sends the protocol's request with the call's own options, and gives its result."""
+    arguments, result = METHODS[method]
+    named: dict[str, object] = {"timeout": 4}
+    if not method.startswith("get_"):
+        named["idempotency_key"] = "once"
+    player = play(GOOD)
+    assert type(player.do(method, *arguments, **named)) is result
+    made = getattr(player.protocol, method.replace("_active", ""))(*arguments, **named)
+    (send,) = player.script.sent
+    assert (send.request, send.timeout) == (made.request, 4)
+
+
+def test_days_by_default(play: Play) -> None:
+    """Credits last 31 days unless told otherwise."""
+    player = play(GOOD, GOOD)
+    player.do("add", USER, 7)
+    player.do("start_cycle", USER, 7)
+    assert all(b'"validity_days":31' in send.request.body for send in player.script.sent)
+
+
+def test_wrong_argument(play: Play) -> None:
+    """Nothing is sent when an argument is wrong."""
+    player = play()
+    with pytest.raises(TypeError, match="amount must be an int"):
+        player.do("subtract", USER, "7")
+    with pytest.raises(ValueError, match="end_user_id must be a UUID"):
+        player.do("get_balance", "x")
+    assert player.script.sent == []
+
+
+def test_protocol(play: Play) -> None:
+    """A client shows the protocol that it was made with, which makes the calls for ``run``."""
+    player = play(GOOD)
+    call = player.client.protocol.subtract(USER, 7)
+    assert player.client.protocol is player.protocol
+    assert player.do("run", call) == CreditsSubtracted(UUID(USER), 7)
+    assert (call.state, call.response) == (State.SUCCEEDED, GOOD)
+
+
+def test_retries(play: Play) -> None:
+    """A call is tried again after the waits that it asks for, its own and the server's."""
+    player = play(UNSENT, BUSY, GOOD, jitter=lambda: 0.5)
+    call = subtract()
+    assert player.do("run", call).amount == 7
+    assert player.script.slept == [0.25, 3.0]
+    assert [send.timeout for send in player.script.sent] == [30.0, 28.75, 24.75]
+    assert [attempt.event for attempt in call.attempts] == ["not_sent", "rate_limited", "done"]
+
+
+def test_no_jitter_by_default(play: Play) -> None:
+    """Without dice the waits are as long as the policy says."""
+    player = play(UNSENT, UNSENT, GOOD)
+    player.do("run", subtract())
+    assert player.script.slept == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("events", "error", "outcome"),
+    [
+        ([REFUSED], InsufficientFundsError, Outcome.NOT_APPLIED),
+        ([BROKEN], ServerError, Outcome.UNKNOWN),
+        ([UNSENT, BROKEN], ServerError, Outcome.UNKNOWN),
+        ([UNSENT, UNSENT, UNSENT], TransportError, Outcome.NOT_APPLIED),
+        ([BUSY, UNSENT, REFUSED], InsufficientFundsError, Outcome.NOT_APPLIED),
+    ],
+    ids=["refused", "broken", "unsent then broken", "unsent", "busy, unsent, refused"],
+)
+def test_final_errors(
+    play: Play, events: list[object], error: type[CreduseError], outcome: Outcome
+) -> None:
+    """A call that gets no result raises its last error, which knows of all attempts."""
+    call = subtract()
+    with pytest.raises(CreduseError) as caught:
+        play(*events).do("run", call)
+    assert type(caught.value) is error
+    assert (caught.value.outcome, caught.value.attempts) == (outcome, call.attempts)
+    assert len(call.attempts) == len(events)
+
+
+def test_sleep_past_the_deadline(play: Play) -> None:
+    """A sleep that lasts too long ends the call with the error before it."""
+    player = play(BUSY, oversleep=30.0)
+    with pytest.raises(RateLimitError):
+        player.do("run", subtract())
+    assert len(player.script.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError("bug"), TimeoutError(), StopAsyncIteration()], ids=repr
+)
+def test_transport_that_raises(play: Play, fault: Exception) -> None:
+    """What a transport raises against the rules counts as maybe sent, and is the error's cause."""
+    with pytest.raises(TransportError) as caught:
+        play(fault).do("run", subtract())
+    assert type(caught.value) is TransportError
+    assert caught.value.__cause__ is fault
+    assert caught.value.outcome is Outcome.UNKNOWN
+    assert [attempt.event for attempt in caught.value.attempts] == ["broken"]
+
+
+def test_transport_that_gives_nonsense(play: Play) -> None:
+    """A transport that gives neither answer nor failure is a fault, and the call is given up."""
+    call = subtract()
+    with pytest.raises(LocalProtocolError, match="receive_failure takes a Failure, not a dict"):
+        play({}).do("run", call)
+    assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)
+
+
+@pytest.mark.parametrize("cancelled", [KeyboardInterrupt(), SystemExit(1), Cancelled()], ids=repr)
+def test_cancelled_in_flight(play: Play, cancelled: BaseException) -> None:
+    """Cancellation passes as it is, and the call knows that it may have been applied."""
+    call = subtract()
+    assert end(play(UNSENT, cancelled), call) is cancelled
+    assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)
+    assert [attempt.event for attempt in call.attempts] == ["not_sent", "abandoned"]
+
+
+@pytest.mark.parametrize("cancelled", [KeyboardInterrupt(), Cancelled(), OSError("bug")], ids=repr)
+def test_cancelled_asleep(play: Play, cancelled: BaseException) -> None:
+    """What ends a sleep passes too, and nothing is in doubt for it."""
+    call = subtract()
+    assert end(play(UNSENT, asleep=cancelled), call) is cancelled
+    assert (call.state, call.outcome) == (State.ABANDONED, Outcome.NOT_APPLIED)
+    assert [attempt.event for attempt in call.attempts] == ["not_sent"]
+
+
+def test_read_that_is_cancelled(play: Play) -> None:
+    """A read that is given up has moved nothing."""
+    call = PROTOCOL.get_balance(USER)
+    assert isinstance(end(play(Cancelled()), call), Cancelled)
+    assert call.outcome is Outcome.NOT_APPLIED
+
+
+class Hanging:
+    """An asynchronous transport whose answers never come."""
+
+    async def send(self, send: Send) -> Response | Failure:
+        """Wait for ever."""
+        await self
+        raise AssertionError(send)
+
+    async def sleep(self, seconds: float) -> None:
+        """Never get here."""
+        raise AssertionError(seconds)
+
+    def __await__(self) -> Any:
+        yield
+
+    def now(self) -> float:
+        """Stand still."""
+        return 0.0
+
+    async def aclose(self) -> None:
+        """Have nothing to close."""
+
+
+@pytest.mark.parametrize("how", ["cancelled", "dropped"])
+def test_left_by_the_loop(how: str) -> None:
+    """A task that is cancelled or dropped while a request is out gives its call up."""
+    call = subtract()
+    coroutine = AsyncCoreClient(PROTOCOL, Hanging()).run(call)
+    coroutine.send(None)
+    if how == "dropped":
+        coroutine.close()
+    else:
+        with pytest.raises(Cancelled):
+            coroutine.throw(Cancelled())
+    assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)
+
+
+@pytest.mark.parametrize("event", [GOOD, REFUSED, Cancelled()], ids=["done", "failed", "left"])
+def test_call_that_has_run(play: Play, event: object) -> None:
+    """A call serves once; running it again sends nothing and changes nothing."""
+    player = play(event, GOOD)
+    call = subtract()
+    end(player, call)
+    before = call.attempts, call.outcome, call.state
+    with pytest.raises(LocalProtocolError, match="start is not for a call that is"):
+        player.do("run", call)
+    assert (call.attempts, call.outcome, call.state) == before
+    assert len(player.script.sent) == 1
+
+
+def test_close(play: Play) -> None:
+    """Closing a client closes its transport."""
+    player = play()
+    player.do("close")
+    assert player.script.closed == 1
+
+
+def test_with(play: Play) -> None:
+    """A client is closed at the end of ``with``, whatever ends it."""
+    player = play(GOOD, REFUSED)
+    assert player.within(subtract()).amount == 7
+    assert player.script.closed == 1
+    with pytest.raises(InsufficientFundsError):
+        player.within(subtract())
+    assert player.script.closed == 2
+
+
+def test_repr(play: Play) -> None:
+    """A client shows where it sends to."""
+    player = play()
+    name = type(player.client).__name__
+    assert repr(player.client) == f"<{name} https://api.creduse.com>"
+
+
+@pytest.mark.parametrize("method", [*METHODS, "run"])
+def test_both_alike(method: str) -> None:
+    """The two clients take the same arguments, and say the same about them."""
+    one, other = getattr(CoreClient, method), getattr(AsyncCoreClient, method)
+    assert inspect.signature(one) == inspect.signature(other)
+    assert inspect.getdoc(one) == inspect.getdoc(other)
+    assert inspect.iscoroutinefunction(other)

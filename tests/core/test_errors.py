@@ -1,0 +1,240 @@
+"""The errors as objects: what is in them, what they say, and that they travel."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+import creduse_core
+from creduse_core import (
+    APIError,
+    Attempt,
+    CreduseError,
+    CreduseProtocol,
+    CreduseTimeoutError,
+    Delivery,
+    Failure,
+    InvalidResponseError,
+    LocalProtocolError,
+    Outcome,
+    Response,
+    RetryPolicy,
+    TransportError,
+)
+
+USER = "12345678-1234-5678-1234-567812345678"
+ATTEMPT = Attempt(1, "POST", "/add", 402, "refused", Outcome.NOT_APPLIED, "402", 0.0, 1.5)
+RESPONSE = Response(402, [("A", "b")], b"{}")
+
+ERRORS: list[type[CreduseError]] = [
+    value
+    for value in vars(creduse_core).values()
+    if isinstance(value, type) and issubclass(value, CreduseError)
+]
+# What makes each error, all of its arguments given.
+COMMON: dict[str, object] = {"outcome": Outcome.NOT_APPLIED, "attempts": (ATTEMPT,)}
+ANSWERED = COMMON | {"response": RESPONSE}
+REFUSED = ANSWERED | {
+    "error_code": "X",
+    "error_message": "y",
+    "timestamp": datetime(2025, 1, 1, tzinfo=UTC),
+    "retry_after": 2.5,
+}
+
+
+def pickled(protocol: int) -> Callable[[Any], Any]:
+    return lambda error: pickle.loads(pickle.dumps(error, protocol))  # noqa: S301 - our own pickle
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    f"pickle {protocol}": pickled(protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+} | {"copy": copy.copy, "deepcopy": copy.deepcopy}
+
+
+def whole(error_class: type[CreduseError]) -> CreduseError:
+    """Make an error with everything in it."""
+    arguments: dict[str, Any] = COMMON
+    if issubclass(error_class, APIError):
+        arguments = REFUSED
+    elif issubclass(error_class, InvalidResponseError):
+        arguments = ANSWERED
+    return error_class("what was wrong", **arguments)
+
+
+def fail(given: Response | Failure) -> CreduseError:
+    """Give the error of a call to add that gets no second attempt, and ends in this."""
+    policy = RetryPolicy(max_attempts=1)
+    call = CreduseProtocol("sk-live-0123456789", retry=policy).add(USER, 7)
+    call.start(0.0)
+    receive: Any = call.receive_failure if isinstance(given, Failure) else call.receive_response
+    with pytest.raises(CreduseError) as caught:
+        receive(given, 1.0)
+    return caught.value
+
+
+def test_tree() -> None:
+    """The errors make this tree."""
+    parents = {error.__name__: error.__base__.__name__ for error in ERRORS if error.__base__}
+    answered = [
+        "AmountNegativeError",
+        "InsufficientFundsError",
+        "UserDoesNotExistError",
+        "CreditExpiredError",
+        "ActiveCycleExistsError",
+        "NoActiveCycleError",
+        "AuthenticationError",
+        "RateLimitError",
+        "ServerError",
+    ]
+    assert parents == {
+        "CreduseError": "Exception",
+        "APIError": "CreduseError",
+        **dict.fromkeys(answered, "APIError"),
+        "InvalidResponseError": "CreduseError",
+        "TransportError": "CreduseError",
+        "CreduseTimeoutError": "TransportError",
+    }
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("error_class", ERRORS)
+def test_errors_travel(error_class: type[CreduseError], duplicate: Callable[[Any], Any]) -> None:
+    """Each error pickles and copies with all that is in it."""
+    error = whole(error_class)
+    found = duplicate(error)
+    assert found is not error
+    assert type(found) is error_class
+    assert str(found) == "what was wrong"
+    assert vars(found) == vars(error)
+    assert vars(error).keys() >= {"outcome", "attempts"}
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_misuse_travels(duplicate: Callable[[Any], Any]) -> None:
+    """The error of driving the core wrongly pickles and copies too."""
+    found = duplicate(LocalProtocolError("start is not for this"))
+    assert type(found) is LocalProtocolError
+    assert str(found) == "start is not for this"
+
+
+@pytest.mark.parametrize("error_class", ERRORS)
+def test_errors_made_by_hand(error_class: type[CreduseError]) -> None:
+    """An error can be made with nothing, as a test of an app may wish; it is then in doubt."""
+    error = error_class()
+    assert (str(error), error.outcome, error.attempts) == ("", Outcome.UNKNOWN, ())
+    rest = {name: value for name, value in vars(error).items() if name not in COMMON}
+    assert set(rest.values()) <= {None}
+
+
+def test_api_error() -> None:
+    """An error that the service answers with says all that the answer says."""
+    body = b'{"error_code": "ODD", "message": "no, %s", "timestamp": "2025-08-12T14:35:55Z"}'
+    response = Response(418, [("Retry-After", "4")], body)
+    error = fail(response)
+    assert isinstance(error, APIError)
+    assert (error.status_code, error.error_code, error.message) == (418, "ODD", "no, %s")
+    assert error.timestamp == datetime(2025, 8, 12, 14, 35, 55, tzinfo=UTC)
+    assert (error.retry_after, error.response) == (4.0, response)
+
+
+MISTYPED = b'{"end_user_id": "%b", "amount": 7, "validity_days": 1.5}' % USER.encode()
+
+
+def lost(cause: Exception, **more: Any) -> Failure:
+    return Failure(Delivery.MAYBE_SENT, cause, transient=True, **more)
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "meant"),
+    [
+        (
+            Response(402, (), b'{"error_code": "INSUFFICIENT_FUNDS", "message": "too little"}'),
+            "402 INSUFFICIENT_FUNDS: too little",
+            "not applied",
+        ),
+        (Response(400, (), b""), "400", "not applied"),
+        (Response(500, (), b'{"message": "oh\\nno"}'), "500 oh\\nno", "may have been applied"),
+        (Response(302, (), b""), "302 as the final answer", "may have been applied"),
+        (
+            Response(200, (), MISTYPED),
+            "200, but the answer has validity_days of another type than integer",
+            "applied",
+        ),
+        (
+            Failure(Delivery.NOT_SENT, OSError("no route"), transient=False),
+            "OSError: no route",
+            "not applied",
+        ),
+        (
+            lost(TimeoutError(), timed_out=True),
+            "out of time (TimeoutError)",
+            "may have been applied",
+        ),
+        (
+            lost(OSError("reset"), response=Response(200, (), b"{")),
+            "200, but the answer was cut (OSError: reset)",
+            "may have been applied",
+        ),
+    ],
+    ids=["code", "empty", "two lines", "redirect", "mistyped", "unsent", "time-out", "cut"],
+)
+def test_message(given: Response | Failure, said: str, meant: str) -> None:
+    """A message says in one line what was asked, what came of it, and what that means."""
+    error = fail(given)
+    assert str(error) == f"POST /add: {said} [{meant}; 1 attempt]"
+    assert error.attempts[0].error == said
+
+
+def test_cause_that_says_nothing() -> None:
+    """Where a library's exception has no words, those of the one that it came of stand in."""
+    cause = ConnectionError()
+    cause.__cause__ = OSError()
+    cause.__cause__.__context__ = OSError("no route")
+    assert fail(lost(cause)).attempts[0].error == "ConnectionError: no route"
+
+
+def test_message_of_a_read() -> None:
+    """The message of a call that changes nothing does not speak of what was applied."""
+    call = CreduseProtocol("key").get_balance(USER)
+    call.start(0.0)
+    call.receive_failure(Failure(Delivery.MAYBE_SENT, OSError("reset"), transient=True), 1.0)
+    call.wake(2.0)
+    with pytest.raises(TransportError) as caught:
+        call.receive_failure(Failure(Delivery.MAYBE_SENT, OSError("mud"), transient=False), 3.0)
+    assert str(caught.value) == "GET /get-active-balance: OSError: mud [2 attempts]"
+
+
+@pytest.mark.parametrize("length", [396, 397, 100_000])
+def test_long_words(length: int) -> None:
+    """What somebody else says at length is cut in a message, and whole beside it."""
+    body = b'{"message": "%b"}' % (b"x" * length)
+    error = fail(Response(400, (), body))
+    assert isinstance(error, APIError)
+    assert error.message == "x" * length
+    shown = "400 " + "x" * 396 + ("" if length == 396 else "…")
+    assert str(error) == f"POST /add: {shown} [not applied; 1 attempt]"
+    assert error.attempts[0].error == shown
+
+
+class Mute(Exception):  # noqa: N818 - an exception that cannot even say so
+    def __str__(self) -> str:
+        raise ValueError(self)
+
+
+def test_cause_without_words() -> None:
+    """A cause that cannot be printed does not hide what became of the call."""
+    error = fail(Failure(Delivery.MAYBE_SENT, Mute(), transient=False))
+    assert str(error) == "POST /add: Mute [may have been applied; 1 attempt]"
+    assert isinstance(error.__cause__, Mute)
+
+
+def test_time_out_with_a_head() -> None:
+    """An answer that is cut by the clock is a time-out, whose attempt tells its status."""
+    cut = Failure(Delivery.MAYBE_SENT, TimeoutError(), True, True, RESPONSE)  # noqa: FBT003 - a Failure's fields in their order
+    error = fail(cut)
+    assert type(error) is CreduseTimeoutError
+    assert error.attempts[0].status == 402
+    assert error.__cause__ is cut.cause

@@ -1,0 +1,308 @@
+"""Every sequence of events over three attempts, with the promises that hold in all of them.
+
+The steps say for themselves what each proves and whether it may be tried again, and the test keeps
+its own account of the time and of what may have been applied, so the core is not its own judge.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from creduse_core import (
+    EVENTS,
+    APIError,
+    Call,
+    CreduseError,
+    CreduseProtocol,
+    CreduseTimeoutError,
+    Delivery,
+    Done,
+    Failure,
+    InvalidResponseError,
+    Kind,
+    LocalProtocolError,
+    Outcome,
+    RateLimitError,
+    Response,
+    RetryPolicy,
+    Send,
+    ServerError,
+    TransportError,
+    Wait,
+)
+
+NOT, UNKNOWN, APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
+AGAIN, FINAL = True, False
+USER = "12345678-1234-5678-1234-567812345678"
+DEADLINE, ATTEMPTS, JITTER = 30.0, 3, 0.5
+WAITS = [0.25, 0.5]  # after the first attempt and the second, with that jitter
+# Two long attempts pass the deadline, one and a short one do not.
+SHORT, LONG = 1.0, 16.0
+PROTOCOL = CreduseProtocol(
+    "key", timeout=DEADLINE, retry=RetryPolicy(max_attempts=ATTEMPTS, server_replays=True)
+)
+# Two results in one: an answer to add, and a balance.
+RESULT: dict[str, object] = {
+    "end_user_id": USER,
+    "amount": 7,
+    "active_balance": 7,
+    "active_balance_by_cycle": [],
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What comes of one attempt, and what must follow from it."""
+
+    row: str
+    evidence: Outcome
+    """What it proves of a write."""
+    transient: bool
+    error: type[CreduseError] | None
+    """What is raised if it is the last step; ``None`` if none is."""
+    given: Response | Failure | None
+    """``None``: the caller goes away."""
+    asked: float | None = None
+    """Seconds that its ``Retry-After`` asks for."""
+
+
+def answer(status: int, body: object = None, asked: float | None = None) -> Response:
+    headers = [] if asked is None else [("Retry-After", f"{asked:.0f}")]
+    return Response(status, headers, json.dumps(body).encode())
+
+
+def lost(*, transient: bool, timed_out: bool = False, head: Response | None = None) -> Failure:
+    return Failure(Delivery.MAYBE_SENT, OSError("lost"), transient, timed_out, head)
+
+
+def unsent(*, transient: bool, timed_out: bool = False) -> Failure:
+    return Failure(Delivery.NOT_SENT, OSError("unsent"), transient, timed_out)
+
+
+STEPS = (
+    Step("done", APPLIED, FINAL, None, answer(200, RESULT)),
+    Step(
+        "misread",
+        APPLIED,
+        FINAL,
+        InvalidResponseError,
+        answer(200, RESULT | {"validity_days": "7", "active_balance": "7"}),
+    ),
+    Step("not_ours", UNKNOWN, FINAL, InvalidResponseError, answer(200, "ok")),
+    Step("cut", UNKNOWN, AGAIN, InvalidResponseError, lost(transient=True, head=answer(200))),
+    Step(
+        "cut",
+        UNKNOWN,
+        AGAIN,
+        CreduseTimeoutError,
+        lost(transient=True, timed_out=True, head=answer(200, asked=2)),
+        2.0,
+    ),
+    Step("not_sent", NOT, AGAIN, TransportError, unsent(transient=True)),
+    Step("not_sent", NOT, AGAIN, CreduseTimeoutError, unsent(transient=True, timed_out=True)),
+    Step("unsendable", NOT, FINAL, TransportError, unsent(transient=False)),
+    Step("no_answer", UNKNOWN, AGAIN, TransportError, lost(transient=True)),
+    Step("no_answer", UNKNOWN, AGAIN, CreduseTimeoutError, lost(transient=True, timed_out=True)),
+    Step("broken", UNKNOWN, FINAL, TransportError, lost(transient=False)),
+    Step("refused", NOT, FINAL, APIError, answer(404)),
+    Step("rate_limited", NOT, AGAIN, RateLimitError, answer(429)),
+    Step("rate_limited", NOT, AGAIN, RateLimitError, answer(429, asked=2), 2.0),
+    Step("rate_limited", NOT, AGAIN, RateLimitError, answer(429, asked=900), 900.0),
+    Step("request_timeout", UNKNOWN, AGAIN, APIError, answer(408)),
+    Step("server_error", UNKNOWN, AGAIN, ServerError, answer(500)),
+    Step("server_error", UNKNOWN, AGAIN, ServerError, answer(503, asked=0), 0.0),
+    Step("server_error", UNKNOWN, AGAIN, ServerError, answer(503, asked=29), 29.0),
+    Step(
+        "server_error",
+        UNKNOWN,
+        AGAIN,
+        InvalidResponseError,
+        lost(transient=False, head=answer(503, asked=2)),
+        2.0,
+    ),
+    Step("unproven", UNKNOWN, FINAL, InvalidResponseError, answer(302)),
+    Step("abandoned", UNKNOWN, FINAL, None, None),
+)
+# A step and how long its attempt takes. Where nothing can follow, the time tells nothing more.
+Beat = tuple[Step, float]
+BEATS: tuple[Beat, ...] = tuple(
+    (step, took) for step in STEPS for took in ((SHORT, LONG) if step.transient else (LONG,))
+)
+
+
+@dataclass
+class Play:
+    """What a script has made of a call, by the call's account and by ours."""
+
+    call: Call[Any]
+    now: float
+    proved: Outcome
+    """By ours."""
+    ended: object
+    """What came last: `Wait` if the call goes on."""
+
+
+def make(kind: Kind) -> Call[Any]:
+    if kind is Kind.READ:
+        return PROTOCOL.get_balance(USER)
+    return PROTOCOL.add(USER, 7, idempotency_key="once" if kind is Kind.REPLAYABLE else None)
+
+
+def give(call: Call[Any], step: Step, now: float) -> object:
+    """Tell a call what came, and give its answer or its error."""
+    try:
+        if isinstance(step.given, Response):
+            return call.receive_response(step.given, now, JITTER)
+        if isinstance(step.given, Failure):
+            return call.receive_failure(step.given, now, JITTER)
+        call.abandon(now)
+    except CreduseError as error:
+        return error
+    return None
+
+
+def must_go_on(kind: Kind, step: Step, proved: Outcome, sent: int, now: float) -> float | None:
+    """Give the seconds to wait for the next attempt, or ``None`` if there must be none."""
+    if not step.transient or sent == ATTEMPTS or (kind is Kind.WRITE and proved is not NOT):
+        return None
+    delay = WAITS[sent - 1] if step.asked is None else step.asked
+    return delay if now + delay < DEADLINE else None
+
+
+def check_end(step: Step, ended: object, play: Play) -> None:
+    """A call ends in what its last step says, and nothing can be sent after that."""
+    if isinstance(ended, CreduseError):
+        assert type(ended) is step.error
+        assert (ended.outcome, ended.attempts) == (play.proved, play.call.attempts)
+        if isinstance(step.given, Failure):
+            assert ended.__cause__ is step.given.cause
+        if isinstance(ended, APIError | InvalidResponseError):
+            given = step.given
+            assert ended.response == (given.response if isinstance(given, Failure) else given)
+        if isinstance(ended, APIError):
+            assert ended.retry_after == step.asked
+    else:
+        assert step.error is None
+        assert isinstance(ended, Done) is (step.row == "done")
+    for again in (play.call.start, play.call.wake):
+        with pytest.raises(LocalProtocolError):
+            again(play.now)
+
+
+def run(kind: Kind, script: tuple[Beat, ...]) -> Play:
+    """Play a script from its beginning, checking everything at every step."""
+    call = make(kind)
+    play = Play(call, 0.0, NOT, None)
+    action: object = call.start(0.0)
+    for sent, (step, took) in enumerate(script, 1):
+        if isinstance(action, Wait):
+            assert action.seconds >= 0
+            play.now += action.seconds
+            action = call.wake(play.now)
+        # Sent only in time, at most so often, and a write only while nothing can have moved.
+        assert isinstance(action, Send)
+        assert play.now < DEADLINE
+        assert sent <= ATTEMPTS
+        assert kind is not Kind.WRITE or play.proved is NOT
+        assert action.request == call.request
+        settled = play.proved
+
+        play.now += took
+        play.proved = max(play.proved, NOT if kind is Kind.READ else step.evidence)
+        action = give(call, step, play.now)
+
+        assert call.outcome is play.proved
+        assert call.outcome >= settled
+        assert len(call.attempts) == sent
+        assert call.attempts[-1].event == step.row
+        seconds = must_go_on(kind, step, play.proved, sent, play.now)
+        if seconds is None:
+            check_end(step, action, play)
+        else:
+            assert action == Wait(seconds)
+            assert play.now + seconds < DEADLINE
+    play.ended = action
+    return play
+
+
+def plays(kind: Kind, *, longest: int) -> Iterator[tuple[tuple[Beat, ...], Play]]:
+    """Give every script of at most so many beats, and what it makes of a call."""
+    pending: list[tuple[Beat, ...]] = [()]
+    while pending:
+        begun = pending.pop()
+        for beat in BEATS:
+            script = (*begun, beat)
+            play = run(kind, script)
+            yield script, play
+            if isinstance(play.ended, Wait) and len(script) < longest:
+                pending.append(script)
+
+
+def waits(kind: Kind) -> list[tuple[tuple[Beat, ...], Play]]:
+    """Give every script that ends in a wait: none after the last attempt that there may be."""
+    found = [
+        (script, play)
+        for script, play in plays(kind, longest=ATTEMPTS - 1)
+        if isinstance(play.ended, Wait)
+    ]
+    assert {len(script) for script, _ in found} == {1, ATTEMPTS - 1}
+    return found
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_sequence(kind: Kind) -> None:
+    """No sequence of events breaks a promise: not to send twice, not to hide, not to be late."""
+    lengths: set[int] = set()
+    rows: set[str] = set()
+    for script, play in plays(kind, longest=ATTEMPTS + 1):
+        lengths.add(len(script))
+        rows |= {step.row for step, _ in script}
+        if isinstance(play.ended, CreduseError) and kind is not Kind.READ:
+            doubtful = any(step.evidence is not NOT for step, _ in script)
+            assert (play.ended.outcome is NOT) is not doubtful
+    assert lengths == {1, 2, 3}
+    assert rows == set(EVENTS)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_wait_that_lasts_too_long(kind: Kind) -> None:
+    """A call that is woken after its time raises the error that it was waiting to overcome."""
+    for script, play in waits(kind):
+        play.now = DEADLINE
+        with pytest.raises(CreduseError) as caught:
+            play.call.wake(play.now)
+        assert len(play.call.attempts) == len(script)
+        check_end(script[-1][0], caught.value, play)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_wait_that_is_left(kind: Kind) -> None:
+    """A call that is given up while it waits sends nothing more, and is as certain as before."""
+    for script, play in waits(kind):
+        play.call.abandon(play.now)
+        assert play.call.outcome is play.proved
+        assert len(play.call.attempts) == len(script)
+        for again in (play.call.start, play.call.wake):
+            with pytest.raises(LocalProtocolError):
+                again(play.now)
+
+
+def test_the_request_of_every_attempt() -> None:
+    """Body and idempotency key are frozen with the call, and the same on every attempt."""
+    call = make(Kind.REPLAYABLE)
+    action: object = call.start(0.0)
+    requests = [call.request]
+    for now in (1.0, 2.0):
+        assert isinstance(action, Send)
+        requests.append(action.request)
+        call.receive_failure(lost(transient=True), now)
+        action = call.wake(now + 0.9)
+    assert isinstance(action, Send)
+    requests.append(action.request)
+    assert len(requests) == 1 + ATTEMPTS
+    assert all(first == second for first, second in pairwise(requests))
+    assert ("Idempotency-Key", "once") in requests[-1].headers

@@ -1,0 +1,330 @@
+"""The machine of a call: every state and every input, those that it must refuse included."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+
+from creduse_core import (
+    TRANSITIONS,
+    Call,
+    CreduseError,
+    CreduseProtocol,
+    Delivery,
+    Done,
+    Failure,
+    Input,
+    Kind,
+    LocalProtocolError,
+    Outcome,
+    Reply,
+    Response,
+    RetryPolicy,
+    Send,
+    State,
+    TransportError,
+    Wait,
+)
+
+USER = "12345678-1234-5678-1234-567812345678"
+PROTOCOL = CreduseProtocol("key", retry=RetryPolicy(server_replays=True))
+
+GOOD = Response(200, (), json.dumps({"end_user_id": USER, "amount": 7}).encode())
+BUSY = Response(429, (), b"")
+REFUSED = Response(402, (), b"")
+NOT_SENT = Failure(Delivery.NOT_SENT, OSError("refused"), transient=True)
+LOST = Failure(Delivery.MAYBE_SENT, OSError("reset"), transient=True)
+
+# What may be said to a call, state by state. All else must be refused.
+LEGAL = {
+    State.READY: {Input.START, Input.ABANDON},
+    State.IN_FLIGHT: {Input.RECEIVE_RESPONSE, Input.RECEIVE_FAILURE, Input.ABANDON},
+    State.WAITING: {Input.WAKE, Input.ABANDON},
+    State.SUCCEEDED: set[Input](),
+    State.FAILED: set[Input](),
+    State.ABANDONED: set[Input](),
+}
+ILLEGAL = [(state, given) for state, given in product(State, Input) if given not in LEGAL[state]]
+
+
+def subtract() -> Call[Any]:
+    """Give a call that is ready, with 30 seconds and three attempts."""
+    return PROTOCOL.subtract(USER, 7)
+
+
+def in_flight() -> Call[Any]:
+    call = subtract()
+    call.start(0.0)
+    return call
+
+
+def waiting() -> Call[Any]:
+    call = in_flight()
+    call.receive_response(BUSY, 1.0)
+    return call
+
+
+def succeeded() -> Call[Any]:
+    call = in_flight()
+    call.receive_response(GOOD, 1.0)
+    return call
+
+
+def failed() -> Call[Any]:
+    call = in_flight()
+    with pytest.raises(CreduseError):
+        call.receive_response(REFUSED, 1.0)
+    return call
+
+
+def abandoned() -> Call[Any]:
+    call = in_flight()
+    call.abandon(1.0)
+    return call
+
+
+IN_STATE: dict[State, Callable[[], Call[Any]]] = {
+    State.READY: subtract,
+    State.IN_FLIGHT: in_flight,
+    State.WAITING: waiting,
+    State.SUCCEEDED: succeeded,
+    State.FAILED: failed,
+    State.ABANDONED: abandoned,
+}
+
+# An input in two ways where what comes of it depends on more than the state.
+Act = Callable[[Call[Any]], object]
+ROWS: list[tuple[State, Input, Reply, State, Act]] = [
+    (State.READY, Input.START, Reply.SEND, State.IN_FLIGHT, lambda c: c.start(2.0)),
+    (State.READY, Input.ABANDON, Reply.NOTHING, State.ABANDONED, lambda c: c.abandon(2.0)),
+    (
+        State.IN_FLIGHT,
+        Input.RECEIVE_RESPONSE,
+        Reply.DONE,
+        State.SUCCEEDED,
+        lambda c: c.receive_response(GOOD, 2.0),
+    ),
+    (
+        State.IN_FLIGHT,
+        Input.RECEIVE_RESPONSE,
+        Reply.WAIT,
+        State.WAITING,
+        lambda c: c.receive_response(BUSY, 2.0),
+    ),
+    (
+        State.IN_FLIGHT,
+        Input.RECEIVE_RESPONSE,
+        Reply.RAISE,
+        State.FAILED,
+        lambda c: c.receive_response(REFUSED, 2.0),
+    ),
+    (
+        State.IN_FLIGHT,
+        Input.RECEIVE_FAILURE,
+        Reply.WAIT,
+        State.WAITING,
+        lambda c: c.receive_failure(NOT_SENT, 2.0),
+    ),
+    (
+        State.IN_FLIGHT,
+        Input.RECEIVE_FAILURE,
+        Reply.RAISE,
+        State.FAILED,
+        lambda c: c.receive_failure(LOST, 2.0),
+    ),
+    (State.IN_FLIGHT, Input.ABANDON, Reply.NOTHING, State.ABANDONED, lambda c: c.abandon(2.0)),
+    (State.WAITING, Input.WAKE, Reply.SEND, State.IN_FLIGHT, lambda c: c.wake(2.0)),
+    (State.WAITING, Input.WAKE, Reply.RAISE, State.FAILED, lambda c: c.wake(30.0)),
+    (State.WAITING, Input.ABANDON, Reply.NOTHING, State.ABANDONED, lambda c: c.abandon(2.0)),
+]
+GIVE: dict[Input, Act] = {
+    Input.START: lambda c: c.start(2.0),
+    Input.RECEIVE_RESPONSE: lambda c: c.receive_response(GOOD, 2.0),
+    Input.RECEIVE_FAILURE: lambda c: c.receive_failure(NOT_SENT, 2.0),
+    Input.WAKE: lambda c: c.wake(2.0),
+    Input.ABANDON: lambda c: c.abandon(2.0),
+}
+
+
+def reply_of(act: Act, call: Call[Any]) -> Reply:
+    try:
+        answer = act(call)
+    except CreduseError:
+        return Reply.RAISE
+    found: dict[type, Reply] = {Send: Reply.SEND, Wait: Reply.WAIT, Done: Reply.DONE}
+    return found.get(type(answer), Reply.NOTHING)
+
+
+def seen(call: Call[Any]) -> tuple[object, ...]:
+    """Give all that can be read of a call."""
+    return call.state, call.attempts, call.outcome, call.response, call.request, repr(call)
+
+
+def rest(call: Call[Any]) -> list[object]:
+    """Drive a call on, and give all that it answers: what is not seen now shows then."""
+    answers: list[object] = []
+    if call.state is State.READY:
+        answers.append(call.start(0.0))
+    if call.state is State.IN_FLIGHT:
+        answers.append(call.receive_failure(NOT_SENT, 3.0))
+    if call.state is State.WAITING:
+        answers += [call.wake(4.0), call.receive_response(GOOD, 5.0), call.attempts]
+    return answers
+
+
+def test_table() -> None:
+    """The machine's table is this one, row for row."""
+    assert {(*row[:3],): row[3] for row in ROWS} == TRANSITIONS
+
+
+@pytest.mark.parametrize(
+    ("state", "given", "reply", "then", "act"),
+    [pytest.param(*row, id=f"{row[0]}-{row[1]}-{row[2]}") for row in ROWS],
+)
+def test_each_row(state: State, given: Input, reply: Reply, then: State, act: Act) -> None:
+    """Each row of the table can be gone through, and leads where it says."""
+    call = IN_STATE[state]()
+    assert call.state is state
+    assert given in LEGAL[state]
+    assert reply_of(act, call) is reply
+    assert call.state is then
+
+
+@pytest.mark.parametrize(("state", "given"), ILLEGAL)
+def test_each_refusal(state: State, given: Input) -> None:
+    """An input that the state does not allow is refused, and changes nothing now or later."""
+    call, untouched = IN_STATE[state](), IN_STATE[state]()
+    before = seen(call)
+    with pytest.raises(LocalProtocolError, match=f"^{given} is not for a call that is {state}$"):
+        GIVE[given](call)
+    assert seen(call) == before
+    assert rest(call) == rest(untouched)
+
+
+@pytest.mark.parametrize(
+    ("given", "value", "jitter", "message"),
+    [
+        (Input.RECEIVE_RESPONSE, LOST, 1.0, "takes a Response, not a Failure"),
+        (Input.RECEIVE_RESPONSE, None, 1.0, "takes a Response, not a NoneType"),
+        (Input.RECEIVE_RESPONSE, b"{}", 1.0, "takes a Response, not a bytes"),
+        (Input.RECEIVE_FAILURE, GOOD, 1.0, "takes a Failure, not a Response"),
+        (Input.RECEIVE_FAILURE, OSError(), 1.0, "takes a Failure, not a OSError"),
+        (Input.RECEIVE_RESPONSE, GOOD, -0.01, "jitter is a number from 0 to 1, not -0.01"),
+        (Input.RECEIVE_RESPONSE, BUSY, 1.01, "jitter is a number from 0 to 1, not 1.01"),
+        (Input.RECEIVE_RESPONSE, BUSY, math.nan, "jitter is a number from 0 to 1, not nan"),
+        (Input.RECEIVE_FAILURE, LOST, -1, "jitter is a number from 0 to 1, not -1"),
+        (Input.RECEIVE_FAILURE, LOST, math.inf, "jitter is a number from 0 to 1, not inf"),
+    ],
+)
+def test_wrong_value(given: Input, value: object, jitter: float, message: str) -> None:
+    """A value of the wrong kind is refused as an input out of turn is, and changes nothing."""
+    call = in_flight()
+    before = seen(call)
+    with pytest.raises(LocalProtocolError, match=f"{message}$"):
+        getattr(call, given)(value, 1.0, jitter)
+    assert seen(call) == before
+    assert rest(call) == rest(in_flight())
+
+
+@pytest.mark.parametrize("jitter", [0.0, 1.0, 0, 1])
+def test_jitter_at_its_bounds(jitter: float) -> None:
+    """Jitter may be all there is from 0 to 1, both included."""
+    assert in_flight().receive_failure(NOT_SENT, 1.0, jitter) == Wait(0.5 * jitter)
+
+
+def test_misuse_is_no_end_of_a_call() -> None:
+    """Driving the core wrongly is a fault in a program, so no handler of calls takes it."""
+    assert issubclass(LocalProtocolError, RuntimeError)
+    assert not issubclass(LocalProtocolError, CreduseError)
+
+
+@pytest.mark.parametrize("state", State)
+def test_live_states(state: State) -> None:
+    """A call is live as long as some input is left to it."""
+    assert state.live is bool(LEGAL[state])
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [
+        (Kind.READ, Outcome.NOT_APPLIED),
+        (Kind.WRITE, Outcome.UNKNOWN),
+        (Kind.REPLAYABLE, Outcome.UNKNOWN),
+    ],
+)
+def test_outcome_in_flight(kind: Kind, outcome: Outcome) -> None:
+    """While a request is out it may be applied, and so it may be once that is given up."""
+    calls: dict[Kind, Call[Any]] = {
+        Kind.READ: PROTOCOL.get_balance(USER),
+        Kind.WRITE: PROTOCOL.subtract(USER, 7),
+        Kind.REPLAYABLE: PROTOCOL.subtract(USER, 7, idempotency_key="again"),
+    }
+    call = calls[kind]
+    assert call.outcome is Outcome.NOT_APPLIED
+    call.start(0.0)
+    assert call.outcome is outcome
+    call.abandon(1.0)
+    assert call.outcome is outcome
+    assert [(a.event, a.outcome, a.status, a.error) for a in call.attempts] == [
+        ("abandoned", outcome, None, "abandoned by the caller")
+    ]
+
+
+@pytest.mark.parametrize("make", [subtract, waiting], ids=["ready", "waiting"])
+def test_abandoned_with_nothing_out(make: Callable[[], Call[Any]]) -> None:
+    """A call given up while no request is out adds no attempt, and is as certain as before."""
+    call = make()
+    attempts = call.attempts
+    call.abandon(2.0)
+    assert (call.state, call.outcome) == (State.ABANDONED, Outcome.NOT_APPLIED)
+    assert call.attempts == attempts
+
+
+def test_refused_after_being_in_flight() -> None:
+    """The doubt about a request that is out goes once its answer proves that it did nothing."""
+    assert in_flight().outcome is Outcome.UNKNOWN
+    assert failed().outcome is Outcome.NOT_APPLIED
+
+
+def test_last_answer() -> None:
+    """The last answer can be read as it came: a cut one too, and past a later lack of any."""
+    call = PROTOCOL.get_balance(USER)
+    call.start(0.0)
+    before = call.response
+    head = Response(200, [("A", "b")], b'{"end_us')
+    call.receive_failure(replace(LOST, response=head), 1.0)
+    last = [call.response]
+    call.wake(2.0)
+    call.receive_failure(LOST, 3.0)
+    last.append(call.response)
+    call.wake(4.0)
+    with pytest.raises(CreduseError):
+        call.receive_response(REFUSED, 5.0)
+    last.append(call.response)
+    assert [before, *last] == [None, head, head, REFUSED]
+
+
+def test_history() -> None:
+    """An attempt says what was sent when, what came of it, and what that proves."""
+    call = subtract()
+    call.start(10.0)
+    call.receive_failure(NOT_SENT, 11.0)
+    call.wake(12.0)
+    with pytest.raises(TransportError) as caught:
+        call.receive_failure(LOST, 13.5)
+    first, second = call.attempts
+    assert (first.number, first.method, first.path, first.status) == (1, "POST", "/subtract", None)
+    assert (first.event, first.outcome) == ("not_sent", Outcome.NOT_APPLIED)
+    assert (first.error, first.started, first.ended) == ("OSError: refused", 10.0, 11.0)
+    assert (second.number, second.event, second.outcome) == (2, "no_answer", Outcome.UNKNOWN)
+    assert (second.started, second.ended) == (12.0, 13.5)
+    assert caught.value.attempts == (first, second)
+
+
+def test_repr() -> None:
+    """A call shows what it asks and where it stands."""
+    assert repr(waiting()) == "<Call POST /subtract, waiting>"

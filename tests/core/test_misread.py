@@ -1,0 +1,336 @@
+"""What is not read: answers that prove nothing, or that prove it and cannot be read all the same."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from creduse_core import (
+    MAX_BODY_SIZE,
+    APIError,
+    Call,
+    CreduseError,
+    CreduseProtocol,
+    Done,
+    InsufficientFundsError,
+    InvalidResponseError,
+    NoActiveCycleError,
+    Outcome,
+    Response,
+)
+
+USER = "12345678-1234-5678-1234-567812345678"
+OTHER = "12345678-1234-5678-1234-567812345679"
+PROTOCOL = CreduseProtocol("key")
+NOT, UNKNOWN, APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
+
+CREDITS: dict[str, object] = {"end_user_id": USER, "amount": 7}
+CYCLE = CREDITS | {
+    "created_at": "2024-01-01T18:50:22",
+    "current_cycle_start": "2024-01-31T23:59:59",
+    "current_cycle_end": "2024-02-29T23:59:59",
+    "status": "active",
+    "cycle_type": "recurring",
+}
+PART: dict[str, object] = {
+    "cycle_start": "2025-08-12T14:35:55.423145Z",
+    "cycle_end": "2025-08-14T23:59:59.999999Z",
+    "amount": 43,
+    "starting_amount": 50,
+    "status": "active",
+    "cycle_type": "recurring",
+}
+ANSWERS: dict[str, dict[str, object]] = {
+    "add": CREDITS | {"validity_days": 31},
+    "subtract": CREDITS,
+    "start_cycle": CYCLE,
+    "stop_cycle": CYCLE,
+    "get_balance": {
+        "end_user_id": USER,
+        "active_balance": 53,
+        "active_balance_by_cycle": [PART],
+    },
+}
+ARGUMENTS: dict[str, tuple[object, ...]] = {
+    "add": (USER, 7),
+    "subtract": (USER, 7),
+    "start_cycle": (USER, 7),
+    "stop_cycle": (USER,),
+    "get_balance": (USER,),
+}
+
+# What may stand in each field; all else is of the wrong type.
+KINDS = {
+    "amount": "integer",
+    "active_balance": "integer",
+    "validity_days": "integer or nothing",
+    "starting_amount": "integer or nothing",
+    "created_at": "time",
+    "current_cycle_start": "time",
+    "current_cycle_end": "time",
+    "cycle_start": "time",
+    "cycle_end": "time",
+    "active_balance_by_cycle": "list",
+    "status": "text or nothing",
+    "cycle_type": "text or nothing",
+}
+VALUES: dict[str, object] = {
+    "nothing": None,
+    "integer": 7,
+    "7.0": 7.0,
+    "true": True,
+    "NaN": math.nan,
+    "'7'": "7",
+    "time": "2024-01-01T18:50:22",
+    "a time of no day": "2024-02-30T18:50:22",
+    "list": [],
+    "object": {},
+}
+FITTING = {
+    "integer": {"integer"},
+    "integer or nothing": {"integer", "nothing"},
+    "time": {"time"},
+    "list": {"list"},
+    "text or nothing": {"'7'", "time", "a time of no day", "nothing"},
+}
+
+# The fields that prove whose answer it is: without them there is no telling.
+PROOF = {("add", "end_user_id"), ("add", "amount"), ("subtract", "end_user_id")} | {
+    ("subtract", "amount"),
+    ("start_cycle", "end_user_id"),
+    ("stop_cycle", "end_user_id"),
+    ("get_balance", "end_user_id"),
+}
+FIELDS = [
+    (method, field)
+    for method, body in ANSWERS.items()
+    for field in body
+    if (method, field) not in PROOF
+]
+
+
+def start(method: str) -> Call[Any]:
+    call: Call[Any] = getattr(PROTOCOL, method)(*ARGUMENTS[method])
+    call.start(0.0)
+    return call
+
+
+def encode(body: object) -> bytes:
+    return body if isinstance(body, bytes) else json.dumps(body).encode()
+
+
+def refuse(method: str, response: Response, proved: Outcome) -> CreduseError:
+    """Give the error for an answer, which must prove so much of a write."""
+    call = start(method)
+    with pytest.raises(CreduseError) as caught:
+        call.receive_response(response, 1.0)
+    error = caught.value
+    assert error.outcome is (NOT if method == "get_balance" else proved)
+    assert call.outcome is error.outcome
+    return error
+
+
+def misread(method: str, body: object, proved: Outcome, status: int = 200) -> str:
+    """Give the message of the error for an answer outside the contract."""
+    response = Response(status, (), encode(body))
+    error = refuse(method, response, proved)
+    assert type(error) is InvalidResponseError
+    assert error.response == response
+    return str(error)
+
+
+def without(body: Mapping[str, object], field: str) -> dict[str, object]:
+    return {name: value for name, value in body.items() if name != field}
+
+
+@pytest.mark.parametrize(("method", "field"), FIELDS)
+def test_missing_field(method: str, field: str) -> None:
+    """An answer of ours that lacks a field proves that it was applied, and says which it lacks."""
+    body = without(ANSWERS[method], field)
+    if "nothing" in KINDS[field]:
+        assert isinstance(start(method).receive_response(Response(200, (), encode(body)), 1), Done)
+    else:
+        assert f"200, but the answer lacks {field} " in misread(method, body, APPLIED)
+
+
+@pytest.mark.parametrize(("method", "field"), FIELDS)
+def test_mistyped_field(method: str, field: str) -> None:
+    """An answer of ours with a field of the wrong type proves it too, and says which it is."""
+    for name, value in VALUES.items():
+        body = ANSWERS[method] | {field: value}
+        if name in FITTING[KINDS[field]]:
+            response = Response(200, (), encode(body))
+            assert isinstance(start(method).receive_response(response, 1.0), Done)
+        else:
+            assert f"has {field} of another type" in misread(method, body, APPLIED), name
+
+
+@pytest.mark.parametrize("field", PART)
+def test_cycle_of_a_balance(field: str) -> None:
+    """A cycle of a balance must have its fields, each of its type."""
+    bodies: list[tuple[str, object]] = [("nothing", without(PART, field))]
+    bodies += [(name, PART | {field: value}) for name, value in VALUES.items()]
+    for name, part in bodies:
+        body = ANSWERS["get_balance"] | {"active_balance_by_cycle": [PART, part]}
+        if name in FITTING[KINDS[field]]:
+            response = Response(200, (), encode(body))
+            assert isinstance(start("get_balance").receive_response(response, 1.0), Done)
+        else:
+            assert field in misread("get_balance", body, UNKNOWN), name
+
+
+@pytest.mark.parametrize("part", [None, 7, "x", [], [PART]], ids=repr)
+def test_cycle_that_is_no_object(part: object) -> None:
+    """A balance whose cycles are no objects is not read."""
+    body = ANSWERS["get_balance"] | {"active_balance_by_cycle": [part]}
+    assert "a cycle that is no object" in misread("get_balance", body, UNKNOWN)
+
+
+@pytest.mark.parametrize("method", ANSWERS)
+@pytest.mark.parametrize(
+    "user",
+    [OTHER, "", "x", f"{USER}0", f" {USER}", None, 7, True, [USER], {"id": USER}],
+    ids=str,
+)
+def test_another_user(method: str, user: object) -> None:
+    """An answer that does not name our user is not ours, however much it looks like it."""
+    body = ANSWERS[method] | {"end_user_id": user}
+    assert "does not name the end user" in misread(method, body, UNKNOWN)
+
+
+@pytest.mark.parametrize("method", ANSWERS)
+def test_no_user(method: str) -> None:
+    """An answer that names no user is not ours."""
+    body = without(ANSWERS[method], "end_user_id")
+    assert "does not name the end user" in misread(method, body, UNKNOWN)
+
+
+@pytest.mark.parametrize("method", ["add", "subtract"])
+@pytest.mark.parametrize("amount", [8, -7, 0, "7", 7.0, True, None, [7], math.nan, 2**70], ids=repr)
+def test_another_amount(method: str, amount: object) -> None:
+    """An answer that does not name our amount, as an integer, is not ours."""
+    body = ANSWERS[method] | {"amount": amount}
+    assert "does not name the amount" in misread(method, body, UNKNOWN)
+
+
+@pytest.mark.parametrize("method", ["add", "subtract"])
+def test_no_amount(method: str) -> None:
+    """An answer that names no amount is not ours."""
+    body = without(ANSWERS[method], "amount")
+    assert "does not name the amount" in misread(method, body, UNKNOWN)
+
+
+@pytest.mark.parametrize("said", [True, 1.0], ids=repr)
+def test_an_amount_of_one(said: object) -> None:
+    """What equals 1 to Python but is no integer to JSON is not our amount of 1."""
+    call = PROTOCOL.subtract(USER, 1)
+    call.start(0.0)
+    with pytest.raises(InvalidResponseError, match="does not name the amount"):
+        call.receive_response(Response(200, (), encode(CREDITS | {"amount": said})), 1.0)
+
+
+NO_JSON = {
+    "empty": b"",
+    "text": b"<html>ok</html>",
+    "cut": b'{"end_user_id": "1234',
+    "two": b"{}{}",
+    "bad UTF-8": encode(CREDITS).replace(b"7}", b'7, "m": "\xff"}'),
+    "UTF-16": json.dumps(CREDITS).encode("utf-16"),
+    "100000 brackets": b"[" * 100_000,
+    "100000 objects": b'{"a":' * 100_000,
+    "deep within ours": encode(CREDITS)[:-1] + b', "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "5000 digits": encode(CREDITS)[:-1] + b', "x": ' + b"9" * 5000 + b"}",
+}
+NO_OBJECT = {"null": b"null", "list": b"[{}]", "text": b'"ok"', "7": b"7", "NaN": b"NaN"}
+
+
+@pytest.mark.parametrize("method", ANSWERS)
+@pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
+def test_no_json(method: str, body: bytes) -> None:
+    """Bytes that are no JSON, or too wild to be taken in, are an answer that proves nothing."""
+    assert "200, but the answer is not JSON" in misread(method, body, UNKNOWN)
+
+
+@pytest.mark.parametrize("method", ANSWERS)
+@pytest.mark.parametrize("body", NO_OBJECT.values(), ids=NO_OBJECT)
+def test_no_object(method: str, body: bytes) -> None:
+    """JSON that is no object is an answer that proves nothing."""
+    assert "is JSON, but no object" in misread(method, body, UNKNOWN)
+
+
+@pytest.mark.parametrize("method", ANSWERS)
+def test_no_content(method: str) -> None:
+    """An answer that says it has no content proves nothing."""
+    assert "204, but the answer is not JSON" in misread(method, b"", UNKNOWN, status=204)
+
+
+@pytest.mark.parametrize(
+    ("coding", "said"),
+    [("gzip", "is compressed"), ("br", "is compressed"), ("Identity", "is not JSON")],
+)
+def test_compressed(coding: str, said: str) -> None:
+    """A compressed answer, which was not asked for, is named as that."""
+    response = Response(200, [("content-encoding", coding)], b"\x1f\x8b\x08\x00")
+    assert said in str(refuse("subtract", response, UNKNOWN))
+
+
+def test_too_large() -> None:
+    """An answer beyond the cap is not read, even if all of it came."""
+    whole = encode(CREDITS).ljust(MAX_BODY_SIZE)
+    assert isinstance(start("subtract").receive_response(Response(200, (), whole), 1.0), Done)
+    assert "is larger than" in misread("subtract", whole + b" ", UNKNOWN)
+
+
+@pytest.mark.parametrize("method", ANSWERS)
+def test_error_under_200(method: str) -> None:
+    """A known error under 200 is that error, and proves nothing: who knows what 200 meant."""
+    body = ANSWERS[method] | {"error_code": "NO_ACTIVE_CYCLE", "message": "none"}
+    error = refuse(method, Response(200, (), encode(body)), UNKNOWN)
+    assert type(error) is NoActiveCycleError
+    assert (error.status_code, error.error_code, error.message) == (200, "NO_ACTIVE_CYCLE", "none")
+
+
+@pytest.mark.parametrize("code", ["NEW", 7, ["x"]], ids=repr)
+@pytest.mark.parametrize("method", ANSWERS)
+def test_unknown_error_under_200(method: str, code: object) -> None:
+    """Another error under 200 is an answer outside the contract."""
+    body = ANSWERS[method] | {"error_code": code}
+    assert "200, but the answer carries an error" in misread(method, body, UNKNOWN)
+
+
+def test_lone_surrogates() -> None:
+    """Text that no encoding can hold is shown in an error all the same."""
+    body = b'{"error_code": "INSUFFICIENT_FUNDS", "message": "too \\ud800 little"}'
+    error = refuse("subtract", Response(402, (), body), NOT)
+    assert isinstance(error, InsufficientFundsError)
+    assert error.message == "too \ud800 little"
+    assert "too \\ud800 little" in str(error).encode().decode()
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (b"", None, None),
+        (b"<html>", None, None),
+        (b"[]", None, None),
+        (b"[" * 100_000, None, None),
+        (b"{}", None, None),
+        (b'{"error_code": "X", "message": "y"}', "X", "y"),
+        (b'{"error_code": "X"}', "X", None),
+        (b'{"message": "y"}', None, "y"),
+        (b'{"error_code": "", "message": ""}', None, ""),
+        (b'{"error_code": 7, "message": ["y"]}', None, None),
+        (b'{"error_code": null, "message": null, "timestamp": null}', None, None),
+        (b'{"error_code": "X", "message": "y", "timestamp": "soon"}', "X", "y"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_error_body(body: bytes, code: str | None, message: str | None) -> None:
+    """Each part of an error's body may be missing or mistyped, or the body no JSON at all."""
+    response = Response(400, (), body)
+    error = refuse("subtract", response, NOT)
+    assert isinstance(error, APIError)
+    assert (error.status_code, error.error_code, error.message) == (400, code, message)
+    assert (error.timestamp, error.retry_after, error.response) == (None, None, response)

@@ -1,0 +1,196 @@
+"""The request that each method makes, and how it answers to a protocol's options."""
+
+import dataclasses
+import json
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from creduse_core import (
+    BASE_URL,
+    DEFAULT_RETRY,
+    TIMEOUT,
+    Call,
+    CreduseProtocol,
+    Request,
+    Response,
+    RetryPolicy,
+    __version__,
+)
+
+TEXT = "abcdef01-2345-6789-abcd-ef0123456789"
+USER = UUID(TEXT)
+REPLAYING = RetryPolicy(server_replays=True)
+HEADERS = {
+    "Authorization": "Bearer sk-live-0123456789",
+    "Content-Type": "application/json",
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "User-Agent": f"creduse/{__version__}",
+}
+# The method, its arguments, and what must be sent for them.
+REQUESTS: dict[str, tuple[str, tuple[Any, ...], str, str, dict[str, object]]] = {
+    "add": (
+        "add",
+        (USER, 50, 7),
+        "POST",
+        "/add",
+        {"end_user_id": TEXT, "amount": 50, "validity_days": 7},
+    ),
+    "add by default": (
+        "add",
+        (TEXT.upper(), 50),
+        "POST",
+        "/add",
+        {"end_user_id": TEXT, "amount": 50, "validity_days": 31},
+    ),
+    "add without days": (
+        "add",
+        (USER.hex, 0, None),
+        "POST",
+        "/add",
+        {"end_user_id": TEXT, "amount": 0, "validity_days": None},
+    ),
+    "subtract": (
+        "subtract",
+        (USER, 50),
+        "POST",
+        "/subtract",
+        {"end_user_id": TEXT, "amount": 50},
+    ),
+    "start_cycle": (
+        "start_cycle",
+        (USER, 50, 7),
+        "POST",
+        "/start-cycle",
+        {"end_user_id": TEXT, "amount": 50, "validity_days": 7},
+    ),
+    "start_cycle by default": (
+        "start_cycle",
+        (TEXT, 50),
+        "POST",
+        "/start-cycle",
+        {"end_user_id": TEXT, "amount": 50, "validity_days": 31},
+    ),
+    "start_cycle without days": (
+        "start_cycle",
+        (USER, 2**70, None),
+        "POST",
+        "/start-cycle",
+        {"end_user_id": TEXT, "amount": 2**70, "validity_days": None},
+    ),
+    "stop_cycle": ("stop_cycle", (USER,), "POST", "/stop-cycle", {"end_user_id": TEXT}),
+    "get_balance": (
+        "get_balance",
+        (USER,),
+        "GET",
+        "/get-active-balance",
+        {"end_user_id": TEXT},
+    ),
+}
+
+
+def make(name: str, retry: RetryPolicy = DEFAULT_RETRY, **options: Any) -> Call[Any]:
+    method, arguments, *_ = REQUESTS[name]
+    protocol = CreduseProtocol("sk-live-0123456789", retry=retry)
+    call: Call[Any] = getattr(protocol, method)(*arguments, **options)
+    return call
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_request(name: str) -> None:
+    """Each method sends its request: method, URL, these headers and no others, and its body."""
+    _, _, method, path, body = REQUESTS[name]
+    call = make(name)
+    request = call.request
+    assert (request.method, request.url) == (method, BASE_URL + path)
+    assert dict(request.headers) == HEADERS
+    assert len(request.headers) == len(HEADERS)
+    assert json.loads(request.body) == body
+    assert list(json.loads(request.body)) == list(body)
+    assert call.start(0.0).request is request
+
+
+@pytest.mark.parametrize("name", [name for name in REQUESTS if name != "get_balance"])
+def test_idempotency_key(name: str) -> None:
+    """A key that the server honours travels in a header of its own, and nothing else changes."""
+    plain = make(name, REPLAYING).request
+    keyed = make(name, REPLAYING, idempotency_key="order-1!~").request
+    assert dict(keyed.headers) == HEADERS | {"Idempotency-Key": "order-1!~"}
+    assert dataclasses.replace(keyed, headers=plain.headers) == plain
+    longest = make(name, REPLAYING, idempotency_key="k" * 255).request
+    assert longest.headers[-1] == ("Idempotency-Key", "k" * 255)
+
+
+def test_each_call_is_its_own() -> None:
+    """One protocol makes any number of calls, which know nothing of each other."""
+    protocol = CreduseProtocol("key")
+    first, second = protocol.subtract(USER, 1), protocol.subtract(USER, 2)
+    first.start(0.0)
+    assert second.start(5.0).timeout == TIMEOUT
+    assert first.request.body != second.request.body
+
+
+@pytest.mark.parametrize(
+    "name", ["api_key", "base_url", "retry", "timeout", "allow_http", "anything"]
+)
+def test_protocol_is_immutable(name: str) -> None:
+    """Nothing of a protocol can change, so threads may share it."""
+    with pytest.raises((AttributeError, TypeError)):
+        setattr(CreduseProtocol("key"), name, None)
+
+
+def test_protocols_are_told_apart() -> None:
+    """Protocols are compared by identity, so that comparing tells nothing of a key."""
+    assert CreduseProtocol("key") != CreduseProtocol("key")
+
+
+def test_options_are_kept() -> None:
+    """What a protocol was made with can be read from it."""
+    protocol = CreduseProtocol("key", "https://example.com/", retry=REPLAYING, timeout=5)
+    assert (protocol.api_key, protocol.base_url) == ("key", "https://example.com")
+    assert (protocol.retry, protocol.timeout, protocol.allow_http) == (REPLAYING, 5, False)
+
+
+def test_defaults() -> None:
+    """By default a call has half a minute and three attempts, and no server replays."""
+    assert CreduseProtocol("key").retry == DEFAULT_RETRY == RetryPolicy()
+    assert CreduseProtocol("key").timeout == TIMEOUT == 30.0
+    assert dataclasses.asdict(RetryPolicy()) == {
+        "max_attempts": 3,
+        "initial_delay": 0.5,
+        "max_delay": 8.0,
+        "attempt_timeout": 10.0,
+        "server_replays": False,
+    }
+
+
+def test_policy_is_frozen() -> None:
+    """A policy is checked when it is made, so it cannot change after."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RetryPolicy().max_attempts = 9  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue] - that is what is tested
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("A", "1"), ("b", "2"), ("a", "3")],
+        (("A", "1"), ("b", "2"), ("a", "3")),
+        iter([("A", "1"), ("b", "2"), ("a", "3")]),
+    ],
+    ids=["list", "tuple", "iterator"],
+)
+def test_headers_of_an_answer(headers: Any) -> None:
+    """An answer keeps any pairs in their order, and finds the first of a name in any case."""
+    response = Response(200, headers, b"")
+    assert response.headers == (("A", "1"), ("b", "2"), ("a", "3"))
+    assert [response.header(name) for name in ("a", "A", "B", "c")] == ["1", "1", "2", None]
+
+
+def test_messages_show_no_content() -> None:
+    """Requests and answers show what they are, not what is in them."""
+    body = b'{"end_user_id":"secret"}'
+    assert repr(Response(200, [("A", "secret")], body)) == "<Response 200, 24 bytes>"
+    request = Request("POST", "https://example.com/add", (("A", "secret"),), body)
+    assert repr(request) == "<Request POST https://example.com/add, 24 bytes>"

@@ -1,0 +1,284 @@
+"""What is read: every answer that the service or its documentation is known to give."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from creduse_core import (
+    ActiveBalance,
+    Call,
+    CreditsAdded,
+    CreditsSubtracted,
+    CreduseProtocol,
+    Cycle,
+    CycleBalance,
+    CycleStatus,
+    CycleType,
+    Done,
+    Outcome,
+    Response,
+)
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+PROTOCOL = CreduseProtocol("key")
+
+# The two answers that the documentation shows, as they stand there.
+DOCUMENTED_BALANCE = """
+{"end_user_id": "12345678-1234-5678-1234-567812345678", "active_balance_by_cycle": [
+  {"cycle_start": "2025-08-12T14:35:55.423145Z", "cycle_end": "2025-08-14T23:59:59.999999Z",
+   "amount": 43, "starting_amount": 50, "status": "active", "cycle_type": "recurring"},
+  {"cycle_start": "2025-08-12T14:35:55.423145Z", "cycle_end": "2025-08-14T23:59:59.999999Z",
+   "amount": 10, "starting_amount": 15, "status": null, "cycle_type": "one-time"}],
+ "active_balance": 53}
+"""
+DOCUMENTED_CYCLE = """
+{"end_user_id": "12345678-1234-5678-1234-567812345678", "amount": 23,
+ "created_at": "2024-01-01T18:50:22", "current_cycle_start": "2024-01-31T23:59:59",
+ "current_cycle_end": "2024-02-29T23:59:59", "status": "canceled"}
+"""
+CYCLE: dict[str, object] = json.loads(DOCUMENTED_CYCLE)
+BALANCE: dict[str, Any] = json.loads(DOCUMENTED_BALANCE)
+PART: dict[str, object] = BALANCE["active_balance_by_cycle"][0]
+
+ARGUMENTS = {
+    "add": (USER, 7),
+    "subtract": (USER, 7),
+    "start_cycle": (USER, 7),
+    "stop_cycle": (USER,),
+    "get_balance": (USER,),
+}
+CREATED = datetime(2024, 1, 1, 18, 50, 22, tzinfo=UTC)
+START = datetime(2024, 1, 31, 23, 59, 59, tzinfo=UTC)
+END = datetime(2024, 2, 29, 23, 59, 59, tzinfo=UTC)
+
+
+def make(method: str) -> Call[Any]:
+    call: Call[Any] = getattr(PROTOCOL, method)(*ARGUMENTS[method])
+    return call
+
+
+def read(method: str, body: object, status: int = 200) -> Any:
+    """Give the result of a call that is answered with ``body``: text, or an object for JSON."""
+    text = body if isinstance(body, str) else json.dumps(body)
+    call = make(method)
+    call.start(0.0)
+    done = call.receive_response(Response(status, (), text.encode()), 1.0)
+    assert isinstance(done, Done)
+    assert call.outcome is (Outcome.NOT_APPLIED if method == "get_balance" else Outcome.APPLIED)
+    return done.result
+
+
+def part(**fields: object) -> CycleBalance:
+    """Read a balance of one cycle, some fields of it set otherwise."""
+    balance: ActiveBalance = read(
+        "get_balance", BALANCE | {"active_balance_by_cycle": [PART | fields]}
+    )
+    return balance.active_balance_by_cycle[0]
+
+
+def test_documented_balance() -> None:
+    """The balance that the documentation shows is read, its cycles in their order."""
+    start = datetime(2025, 8, 12, 14, 35, 55, 423145, tzinfo=UTC)
+    end = datetime(2025, 8, 14, 23, 59, 59, 999999, tzinfo=UTC)
+    assert read("get_balance", DOCUMENTED_BALANCE) == ActiveBalance(
+        USER,
+        53,
+        (
+            CycleBalance(start, end, 43, 50, CycleStatus.ACTIVE, CycleType.RECURRING),
+            CycleBalance(start, end, 10, 15, None, CycleType.ONE_TIME),
+        ),
+    )
+
+
+@pytest.mark.parametrize("method", ["start_cycle", "stop_cycle"])
+def test_documented_cycle(method: str) -> None:
+    """The cycle that the documentation shows is read, though it does not say its type."""
+    cycle = read(method, DOCUMENTED_CYCLE)
+    assert cycle == Cycle(USER, 23, CREATED, START, END, CycleStatus.CANCELED, None)
+
+
+def test_whole_cycle() -> None:
+    """A cycle that says its type is read with it."""
+    cycle: Cycle = read("start_cycle", CYCLE | {"status": "active", "cycle_type": "recurring"})
+    assert (cycle.status, cycle.cycle_type) == (CycleStatus.ACTIVE, CycleType.RECURRING)
+    assert type(cycle.cycle_type) is CycleType
+
+
+@pytest.mark.parametrize(
+    ("said", "days"),
+    [({}, None), ({"validity_days": None}, None), ({"validity_days": 31}, 31)],
+    ids=["absent", "null", "31"],
+)
+def test_credits_added(said: dict[str, object], days: int | None) -> None:
+    """The answer to add is read with and without the days that it may repeat."""
+    added = read("add", {"end_user_id": str(USER), "amount": 7} | said)
+    assert added == CreditsAdded(USER, 7, days)
+
+
+def test_credits_subtracted() -> None:
+    """The answer to subtract repeats user and amount."""
+    taken = read("subtract", {"end_user_id": str(USER), "amount": 7})
+    assert taken == CreditsSubtracted(USER, 7)
+
+
+def test_older_balance() -> None:
+    """Older documentation's cycles are read: another name for the amount, no starting amount."""
+    older: dict[str, object] = {key: PART[key] for key in ("cycle_start", "cycle_end", "status")}
+    older["active_balance"] = 43
+    balance = read("get_balance", BALANCE | {"active_balance_by_cycle": [older]})
+    (cycle,) = balance.active_balance_by_cycle
+    assert (cycle.amount, cycle.starting_amount, cycle.cycle_type) == (43, None, None)
+
+
+def test_both_names_of_the_amount() -> None:
+    """Where a cycle has the amount under both names, the present one counts."""
+    assert part(amount=43, active_balance=1).amount == 43
+
+
+def test_no_cycles() -> None:
+    """A user without cycles has a balance of none."""
+    empty: dict[str, object] = {"active_balance": 0, "active_balance_by_cycle": []}
+    assert read("get_balance", BALANCE | empty) == ActiveBalance(USER, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("active", CycleStatus.ACTIVE),
+        ("canceled", CycleStatus.CANCELED),
+        ("paused", "paused"),
+        ("Active", "Active"),
+        ("", ""),
+        (None, None),
+    ],
+)
+def test_statuses(said: str | None, status: CycleStatus | str | None) -> None:
+    """A known status is a member, another its own text, and null is ``None``."""
+    for found in (part(status=said).status, read("stop_cycle", CYCLE | {"status": said}).status):
+        assert found == status
+        assert type(found) is type(status)
+
+
+@pytest.mark.parametrize(
+    ("said", "cycle_type"),
+    [
+        ("one-time", CycleType.ONE_TIME),
+        ("recurring", CycleType.RECURRING),
+        ("weekly", "weekly"),
+        (None, None),
+    ],
+)
+def test_types(said: str | None, cycle_type: CycleType | str | None) -> None:
+    """A known type of cycle is a member, another its own text, and null is ``None``."""
+    cycle: Cycle = read("stop_cycle", CYCLE | {"cycle_type": said})
+    for found in (part(cycle_type=said).cycle_type, cycle.cycle_type):
+        assert found == cycle_type
+        assert type(found) is type(cycle_type)
+
+
+def test_absent_status() -> None:
+    """A status that is not there is ``None``, as null is."""
+    without = {key: value for key, value in CYCLE.items() if key != "status"}
+    assert read("stop_cycle", without).status is None
+
+
+def test_null_starting_amount() -> None:
+    """A starting amount of null is as one that is absent."""
+    assert part(starting_amount=None).starting_amount is None
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2024-01-01T18:50:22Z", CREATED),
+        ("2024-01-01T18:50:22", CREATED),
+        ("2024-01-01T18:50:22+00:00", CREATED),
+        ("2024-01-01T20:20:22+01:30", CREATED),
+        ("2024-01-01T13:50:22-05:00", CREATED),
+        ("2024-01-01T18:50:22.000007Z", CREATED + timedelta(microseconds=7)),
+        ("2024-01-01T18:50:22.5", CREATED + timedelta(microseconds=500_000)),
+        ("2024-01-01T18:50:22.123+00:00", CREATED + timedelta(microseconds=123_000)),
+    ],
+)
+def test_times(text: str, moment: datetime) -> None:
+    """Times are read with Z, an offset or none, with and without fractions, and are aware."""
+    cycle: Cycle = read("stop_cycle", CYCLE | {"created_at": text})
+    assert cycle.created_at == moment
+    assert cycle.created_at.tzinfo is not None
+
+
+def test_offset_is_kept() -> None:
+    """A time keeps the offset that it came with."""
+    cycle: Cycle = read("stop_cycle", CYCLE | {"created_at": "2024-01-01T20:20:22+01:30"})
+    assert cycle.created_at.tzinfo == timezone(timedelta(minutes=90))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ABCDEF01-2345-6789-ABCD-EF0123456789",
+        "abcdef0123456789abcdef0123456789",
+        "ABCDEF0123456789ABCDEF0123456789",
+        "urn:uuid:abcdef01-2345-6789-abcd-ef0123456789",
+        "{abcdef01-2345-6789-abcd-ef0123456789}",
+    ],
+)
+def test_our_user_in_other_forms(text: str) -> None:
+    """The answer's id is compared as an id, in whatever form it comes, and given as a UUID."""
+    user = UUID("abcdef01-2345-6789-abcd-ef0123456789")
+    call = PROTOCOL.subtract(user, 7)
+    call.start(0.0)
+    body = json.dumps({"end_user_id": text, "amount": 7}).encode()
+    assert call.receive_response(Response(200, (), body), 1.0) == Done(CreditsSubtracted(user, 7))
+
+
+@pytest.mark.parametrize("amount", [0, 1, -5, 2**70])
+def test_a_cycle_has_the_amount_that_it_says(amount: int) -> None:
+    """A cycle's amount is what the service says it is, whatever was asked for."""
+    assert read("start_cycle", CYCLE | {"amount": amount}).amount == amount
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 299])
+def test_any_2xx(status: int) -> None:
+    """What names our user and amount is a result under any 2xx."""
+    assert read("subtract", {"end_user_id": str(USER), "amount": 7}, status).amount == 7
+
+
+@pytest.mark.parametrize("method", ARGUMENTS)
+def test_unknown_fields(method: str) -> None:
+    """Fields that are not known are passed over, nested ones too, and so is an empty error."""
+    more: dict[str, object] = {"amount": 7, "new": [{}], "message": "hi", "error_code": None}
+    body = CYCLE | {**BALANCE, "active_balance_by_cycle": [PART | more]} | more
+    result = read(method, body)
+    assert result.end_user_id == USER
+    assert not hasattr(result, "new")
+
+
+@pytest.mark.parametrize("method", ARGUMENTS)
+def test_results_are_frozen(method: str) -> None:
+    """A result is a plain record that nothing can change or add to."""
+    result = read(method, CYCLE | BALANCE | {"amount": 7})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.end_user_id = USER
+    assert not hasattr(result, "__dict__")
+    assert hash(result) == hash(read(method, CYCLE | BALANCE | {"amount": 7}))
+
+
+def test_words_are_text() -> None:
+    """Types and statuses are strings, and compare and print as the wire's words."""
+    assert [str(word) for word in (*CycleType, *CycleStatus)] == [
+        "one-time",
+        "recurring",
+        "active",
+        "canceled",
+    ]
+
+
+def test_outcomes() -> None:
+    """Outcomes are ordered by what they prove, and print as their names."""
+    assert Outcome.NOT_APPLIED < Outcome.UNKNOWN < Outcome.APPLIED
+    assert [str(outcome) for outcome in Outcome] == ["NOT_APPLIED", "UNKNOWN", "APPLIED"]
