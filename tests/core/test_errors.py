@@ -220,6 +220,8 @@ def test_long_words(length: int) -> None:
 
 
 class Mute(Exception):  # noqa: N818 - an exception that cannot even say so
+    """It has no words."""
+
     def __str__(self) -> str:
         raise ValueError(self)
 
