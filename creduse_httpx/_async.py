@@ -157,7 +157,8 @@ class AsyncHTTPXTransport:
         finally:
             # httpcore leaves the socket open when it is cancelled while TLS is being agreed.
             if exchange.connected is not None:
-                await exchange.connected.aclose()
+                with suppress(Exception):
+                    await exchange.connected.aclose()
 
     async def _read(self, response: Any, exchange: Exchange) -> Response:
         exchange.head(response)
