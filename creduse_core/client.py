@@ -4,6 +4,7 @@ A transport is the only thing that knows how to send and how to wait. The two cl
 side by side, and one script of events in the tests drives both.
 """
 
+import inspect
 import os
 from collections.abc import Callable
 from types import TracebackType
@@ -102,6 +103,11 @@ def protocol_from_environment(
     )
 
 
+def _check_listener(value: object) -> None:
+    if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
+        raise TypeError("on_attempt must be a plain function that takes an Attempt, or None")
+
+
 def _no_jitter() -> float:
     return 1.0
 
@@ -116,6 +122,7 @@ class _Base:
         on_attempt: Callable[[Attempt], object] | None = None,
         jitter: Callable[[], float] = _no_jitter,
     ) -> None:
+        _check_listener(on_attempt)
         # Here rather than above, so that importing the core stays cheap.
         import logging  # noqa: PLC0415
 

@@ -48,13 +48,17 @@ class CreduseProtocol:
     retry: RetryPolicy = field(default=DEFAULT_RETRY, kw_only=True)
     timeout: float = field(default=TIMEOUT, kw_only=True)
     allow_http: bool = field(default=False, kw_only=True)
+    loopback: bool = field(init=False)
+    """Whether ``base_url`` is on this machine."""
     _headers: HeaderPairs = field(init=False)
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later."""
         _check_api_key(self.api_key)
         _check_type("allow_http", self.allow_http, bool)
-        object.__setattr__(self, "base_url", _checked_base_url(self.base_url, self.allow_http))
+        base_url, loopback = _checked_base_url(self.base_url, self.allow_http)
+        object.__setattr__(self, "base_url", base_url)
+        object.__setattr__(self, "loopback", loopback)
         _check_type("retry", self.retry, RetryPolicy)
         check_timeout("timeout", self.timeout)
         headers = (
@@ -223,6 +227,8 @@ class CreduseProtocol:
 
 
 _LONGEST_IDEMPOTENCY_KEY: Final = 255
+_LONGEST_COUNT: Final = 10_000
+"""Bits. Python does not print far longer numbers, and nobody has as many credits."""
 
 # The arguments. Each check raises TypeError or ValueError that names the argument, what was wrong
 # with it and what would be right.
@@ -258,6 +264,8 @@ def _count(name: str, value: object) -> int:
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
     if value < 0:
         raise ValueError(f"{name} must not be negative, but is {value}")
+    if value.bit_length() > _LONGEST_COUNT:
+        raise ValueError(f"{name} must have at most {_LONGEST_COUNT} bits")
     return int(value)
 
 
@@ -273,7 +281,7 @@ def _check_api_key(key: str) -> None:
         )
 
 
-def _checked_base_url(url: str, allow_http: bool) -> str:  # noqa: FBT001 - private, one caller
+def _checked_base_url(url: str, allow_http: bool) -> tuple[str, bool]:  # noqa: FBT001 - private, one caller
     name = "base_url (or CREDUSE_BASE_URL)"
     _check_type(name, url, str)
 
@@ -286,7 +294,7 @@ def _checked_base_url(url: str, allow_http: bool) -> str:  # noqa: FBT001 - priv
         raise wrong("must be a URL such as https://api.creduse.com, in visible ASCII characters")
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        port = parts.port
     except ValueError as error:  # its words may repeat a password
         raise wrong("cannot be read" if "@" in url else f"cannot be read: {error}") from None
     if parts.scheme not in {"http", "https"}:
@@ -295,14 +303,17 @@ def _checked_base_url(url: str, allow_http: bool) -> str:  # noqa: FBT001 - priv
         raise wrong("must hold no user name and no password")
     if "?" in url or "#" in url:
         raise wrong("must have no query and no fragment")
-    if not _AUTHORITY.fullmatch(parts.netloc):
-        raise wrong("must name a host, as in https://api.creduse.com")
-    if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname or ""):
+    if port == 0 or not _AUTHORITY.fullmatch(parts.netloc):
+        raise wrong(
+            "must name a host, as in https://api.creduse.com, and a port other than 0 if any"
+        )
+    loopback = _is_loopback(parts.hostname or "")
+    if parts.scheme == "http" and not allow_http and not loopback:
         raise wrong(
             "must be https, since over http anyone on the way can read the API key; "
             "to send it all the same, pass allow_http=True or set CREDUSE_ALLOW_HTTP=1"
         )
-    return url.rstrip("/")
+    return parts.scheme + url[len(parts.scheme) :].rstrip("/"), loopback
 
 
 def _is_loopback(host: str) -> bool:

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
-if TYPE_CHECKING:
-    import trio
-
 from creduse_core import (
     DEFAULT_RETRY,
     TIMEOUT,
     AsyncCoreClient,
     Attempt,
+    CreduseProtocol,
     Failure,
     Response,
     RetryPolicy,
@@ -26,19 +24,12 @@ from creduse_core import (
     protocol_from_environment,
 )
 
-from ._exchange import (
-    LIMITS,
-    Exchange,
-    borrow,
-    discard,
-    library_of,
-    no_cookies,
-    not_sent,
-    tls_context,
-)
+from ._exchange import Exchange, borrow, discard, no_client, not_sent, settings
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    import trio
 
 
 class AsyncHTTPXClient(Protocol):
@@ -55,8 +46,8 @@ class AsyncHTTPXClient(Protocol):
 class AsyncHTTPXTransport:
     """Sends over an `httpx.AsyncClient` of its own, made at the first call, or one it is given."""
 
-    def __init__(self, base_url: str, http_client: AsyncHTTPXClient | None) -> None:
-        self._base_url = base_url
+    def __init__(self, protocol: CreduseProtocol, http_client: AsyncHTTPXClient | None) -> None:
+        self._protocol = protocol
         self._given = http_client
         self._library: ModuleType = httpx
         self._closed = False
@@ -66,28 +57,28 @@ class AsyncHTTPXTransport:
         self._tasks: set[asyncio.Task[Response | Failure]] = set()
         self._events: set[trio.Event] = set()
         if http_client is not None:
-            self._library = library_of(http_client, "AsyncClient")
-            self._client = borrow(http_client)
+            self._library, self._client = borrow(http_client, "AsyncClient")
 
-    def _open(self) -> str | None:
+    def _open(self) -> Failure | None:
         """Make the client ready, or say why it cannot be."""
         if self._closed or (self._given is not None and self._given.is_closed):
-            return "the client is closed"
+            return not_sent("the client is closed")
         loop = _running_loop()
         if self._loop is None:
-            self._loop = loop
             if self._client is None:
-                self._client = httpx.AsyncClient(
-                    verify=tls_context(self._base_url), limits=LIMITS, cookies=no_cookies()
-                )
+                try:
+                    self._client = httpx.AsyncClient(**settings(self._protocol))
+                except Exception as error:  # noqa: BLE001 - whatever a setting brings about
+                    return no_client(error)
+            self._loop = loop
         elif self._loop is not loop:
-            return "the client belongs to another event loop: make one client for each"
+            return not_sent("the client belongs to another event loop: make one client for each")
         return None
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        if problem := self._open():
-            return not_sent(problem)
+        if (problem := self._open()) is not None:
+            return problem
         exchange = Exchange(send, self._library, self.now)
         if _under_trio():
             return await self._send_trio(exchange)
@@ -104,10 +95,10 @@ class AsyncHTTPXTransport:
         try:
             await asyncio.wait({task}, timeout=exchange.send.timeout)
             if not task.done():
-                exchange.stop(task.cancel)
+                _cancel_later(task, exchange.stop())
                 await asyncio.wait({task})
         except asyncio.CancelledError:
-            exchange.stop(task.cancel)
+            _cancel_later(task, exchange.stop())
             raise
         return exchange.failed(_too_slow()) if task.cancelled() else task.result()
 
@@ -130,10 +121,10 @@ class AsyncHTTPXTransport:
             with trio.move_on_after(exchange.send.timeout):
                 await done.wait()
             if not done.is_set():
-                exchange.stop(scope.cancel)
+                scope.deadline = trio.current_time() + exchange.stop()
                 await done.wait()
         except trio.Cancelled:
-            exchange.stop(scope.cancel)
+            scope.deadline = trio.current_time() + exchange.stop()
             raise
         return exchange.failed(_too_slow()) if answer is None else answer
 
@@ -190,12 +181,16 @@ class AsyncHTTPXTransport:
     async def aclose(self) -> None:
         """Wait for what cancelled calls have left behind, then close the client made here."""
         self._closed = True
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        for done in tuple(self._events):
-            await done.wait()
-        if self._given is None and self._client is not None:
-            await self._client.aclose()
+        if self._loop is not None and self._loop is not _running_loop():
+            return  # what it had has gone with its loop
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            for done in tuple(self._events):
+                await done.wait()
+        finally:
+            if self._given is None and self._client is not None:
+                await self._client.aclose()
 
 
 def _under_trio() -> bool:
@@ -210,6 +205,13 @@ def _running_loop() -> object:
 
         return trio.lowlevel.current_trio_token()
     return asyncio.get_running_loop()
+
+
+def _cancel_later(task: asyncio.Task[Any], seconds: float) -> None:
+    if seconds:
+        asyncio.get_running_loop().call_later(seconds, task.cancel)
+    else:
+        task.cancel()
 
 
 def _too_slow() -> TimeoutError:
@@ -253,7 +255,7 @@ class AsyncCreduseClient(AsyncCoreClient):
         )
         super().__init__(
             protocol,
-            AsyncHTTPXTransport(protocol.base_url, http_client),
+            AsyncHTTPXTransport(protocol, http_client),
             on_attempt=on_attempt,
             jitter=random.random,
         )

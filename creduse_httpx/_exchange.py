@@ -4,7 +4,6 @@ What httpx tells of a request's progress decides what a failure means. No except
 same `httpx.ReadError` comes of a connection that died before and after the request was written.
 """
 
-import copy
 import socket
 import ssl
 import sys
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 import httpx
 
-from creduse_core import MAX_BODY_SIZE, Delivery, Failure, Response, Send
+from creduse_core import MAX_BODY_SIZE, CreduseProtocol, Delivery, Failure, Response, Send
 
 LIMITS: Final = httpx.Limits(
     max_connections=100,
@@ -34,6 +33,8 @@ _STEPS: Final = frozenset(
         "connect_tcp",
         "connect_unix_socket",
         "start_tls",
+        "setup_socks5_connection",
+        "retry",
         "send_request_headers",
         "send_request_body",
         "receive_response_headers",
@@ -50,6 +51,17 @@ _EXCEPTIONS: Final[Mapping[str, tuple[bool, bool]]] = {
     "ProxyError": (True, False),
     "TimeoutError": (True, True),  # our own, below
 }
+
+
+class _TimeOuts(dict[str, float]):
+    """httpx's time-outs for one request, which tell whether httpcore's pool has looked at them."""
+
+    asked = False
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Give a time-out. httpcore asks for ``pool`` first, and before it waits for anything."""
+        self.asked = True
+        return super().get(key, default)
 
 
 _NO_HEAD: Final[tuple[int, list[tuple[bytes, bytes]]]] = (0, [])
@@ -71,12 +83,12 @@ class Exchange:
         begun = now()
         self._connect_by = begun + send.connect_timeout
         self._answer_by = begun + send.timeout
-        self._timeouts = {
-            "pool": send.connect_timeout,
-            "connect": send.connect_timeout,
-            "write": send.timeout,
-            "read": send.timeout,
-        }
+        self._timeouts = _TimeOuts(
+            pool=send.connect_timeout,
+            connect=send.connect_timeout,
+            write=send.timeout,
+            read=send.timeout,
+        )
         self._stopped = False
         self._step: str | None = None
         self._traced = False
@@ -91,6 +103,8 @@ class Exchange:
 
         ``urls`` keeps the few URLs of a client as the library has parsed them.
         """
+        if self._stopped:
+            raise TimeoutError("no time was left to send the request")
         ours = self.send.request
         url = urls.get(ours.url) or urls.setdefault(ours.url, self._library.URL(ours.url))
         headers = [
@@ -107,11 +121,17 @@ class Exchange:
         )
         return self._request
 
-    def stop(self, cancel: Callable[[], object]) -> None:
-        """End it as soon as it is safe: now, by ``cancel``, or at its next step by itself."""
+    def stop(self) -> float:
+        """End it, and say how many seconds to leave it before it is cancelled.
+
+        None where that is safe, or where httpcore is not at work. Else it ends at its next step,
+        or when its time in the pool is over; but if it does not, a place in the pool is less than
+        a call that does not end.
+        """
         self._stopped = True
-        if self._step is not None:
-            cancel()
+        if self._step is not None or not self._timeouts.asked:
+            return 0.0
+        return max(self._connect_by - self._now(), _GRACE)
 
     def trace(self, name: str, info: dict[str, Any]) -> None:
         """Take note of a step; raise where the next one must not be taken."""
@@ -198,6 +218,9 @@ class Exchange:
         )
 
 
+_GRACE: Final = 0.2
+"""Seconds for what takes none: what httpcore does between two steps."""
+
 _SHORTEST: Final = 0.001
 """Seconds. A socket takes a time-out of 0 to mean that it should not wait, and says so oddly."""
 
@@ -216,31 +239,46 @@ def not_sent(why: str) -> Failure:
     return Failure(Delivery.NOT_SENT, RuntimeError(why), transient=False)
 
 
-def library_of(http_client: object, name: str) -> ModuleType:
-    """Find whose client this is: httpx's or httpx2's, ``name`` being the class that it must be."""
-    for base in type(http_client).__mro__:
+def borrow(http_client: object, name: str) -> tuple[ModuleType, Any]:
+    """Give the library of a client, httpx or httpx2, and what we send with in the client's place.
+
+    That shares the client's connections, and not what it adds to a request: event hooks, of which
+    ``raise_for_status`` is a common one, would take the answer away from us, and cookies would be
+    kept. Auth and redirects are turned off for each request. It is of the library's own class
+    ``name``, since a class of the caller's may close what it shares when it is deleted.
+    """
+    bases: tuple[Any, ...] = type(http_client).__mro__
+    for base in bases:
         if base.__module__ in {"httpx", "httpx2"} and base.__name__ == name:
-            return sys.modules[base.__module__]
+            borrowed: Any = base.__new__(base)
+            borrowed.__dict__ |= vars(http_client)
+            borrowed.event_hooks = {}
+            borrowed.cookies = no_cookies()
+            return sys.modules[base.__module__], borrowed
     raise TypeError(
         f"http_client must be an httpx.{name} (or httpx2.{name}), not {type(http_client).__name__}"
     )
 
 
-def borrow(http_client: object) -> Any:
-    """Give a copy that shares the client's connections, and not what it adds to a request.
+def settings(protocol: CreduseProtocol) -> dict[str, Any]:
+    """Give what a client of ours is made with. One TLS context serves it; plain http needs none.
 
-    Event hooks, of which ``raise_for_status`` is a common one, would take the answer away from
-    us, and cookies would be kept. Its auth and redirects are turned off for each request.
+    ``SSL_CERT_FILE``, ``SSL_CERT_DIR`` and the variables for proxies are httpx's to read; but what
+    goes to this machine does not leave it for a proxy, the less so as the key may be in the clear.
     """
-    borrowed: Any = copy.copy(http_client)
-    borrowed.event_hooks = {}
-    borrowed.cookies = no_cookies()
-    return borrowed
+    secure = protocol.base_url.startswith("https:")
+    return {
+        "verify": httpx.create_ssl_context() if secure else None,
+        "limits": LIMITS,
+        "cookies": no_cookies(),
+        "trust_env": not protocol.loopback,
+    }
 
 
-def tls_context(base_url: str) -> Any:
-    """Make the one TLS context of a client; given ``None``, httpx makes none."""
-    return httpx.create_ssl_context() if base_url.startswith("https:") else None
+def no_client(error: Exception) -> Failure:
+    """Report that no client could be made, for which the environment is the only reason."""
+    why = f"no HTTP client could be made; see SSL_CERT_FILE, SSL_CERT_DIR, *_PROXY: {error}"
+    return not_sent(why)
 
 
 def no_cookies() -> CookieJar:
@@ -248,8 +286,10 @@ def no_cookies() -> CookieJar:
     return CookieJar(DefaultCookiePolicy(allowed_domains=()))
 
 
-def discard(response: Any) -> None:
+def discard(response: Any) -> bool:
     """See to it that the connection of this response is not used again; for before its close.
+
+    Say whether there was one to be seen.
 
     Shutting down the socket is the way that works on every backend: the pool finds the connection
     at its end. Closing the network stream itself makes httpcore raise under trio. Through a
@@ -263,3 +303,4 @@ def discard(response: Any) -> None:
             socket.fromfd(ours.fileno(), ours.family, ours.type) as twin,
         ):
             twin.shutdown(socket.SHUT_RDWR)
+    return ours is not None

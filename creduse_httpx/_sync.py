@@ -14,6 +14,7 @@ from creduse_core import (
     TIMEOUT,
     Attempt,
     CoreClient,
+    CreduseProtocol,
     Failure,
     Response,
     RetryPolicy,
@@ -21,16 +22,7 @@ from creduse_core import (
     protocol_from_environment,
 )
 
-from ._exchange import (
-    LIMITS,
-    Exchange,
-    borrow,
-    discard,
-    library_of,
-    no_cookies,
-    not_sent,
-    tls_context,
-)
+from ._exchange import Exchange, borrow, discard, no_client, not_sent, settings
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -48,8 +40,8 @@ class HTTPXClient(Protocol):
 class HTTPXTransport:
     """Sends over an `httpx.Client` of its own, made at the first call, or over one it is given."""
 
-    def __init__(self, base_url: str, http_client: HTTPXClient | None) -> None:
-        self._base_url = base_url
+    def __init__(self, protocol: CreduseProtocol, http_client: HTTPXClient | None) -> None:
+        self._protocol = protocol
         self._given = http_client
         self._library: ModuleType = httpx
         self._closed = False
@@ -57,28 +49,33 @@ class HTTPXTransport:
         # By process: a fork shares the sockets, and two processes on one connection read each
         # other's answers. The parent's client is kept, since closing it would say goodbye for it.
         self._clients: dict[int, HTTPXClient] = {}
+        self._borrowed: HTTPXClient
         if http_client is not None:
-            self._library = library_of(http_client, "Client")
-            self._borrowed = borrow(http_client)
+            self._library, self._borrowed = borrow(http_client, "Client")
 
-    def _client(self) -> HTTPXClient | None:
-        """Give the client to send with, or ``None`` if it is closed."""
-        if self._closed:
-            return None
+    def _is_closed(self) -> bool:
+        return self._closed or (self._given is not None and self._given.is_closed)
+
+    def _client(self) -> HTTPXClient:
         if self._given is not None:
-            return None if self._given.is_closed else self._borrowed
+            return self._borrowed
         process = os.getpid()
         # Threads may meet here at the first call: setdefault lets one win, without a lock that a
         # fork could leave locked.
         return self._clients.get(process) or self._clients.setdefault(
-            process,
-            httpx.Client(verify=tls_context(self._base_url), limits=LIMITS, cookies=no_cookies()),
+            process, httpx.Client(**settings(self._protocol))
         )
 
     def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.Transport`."""
-        client = self._client()
-        if client is None:
+        if self._is_closed():
+            return not_sent("the client is closed")
+        try:
+            client = self._client()
+        except Exception as error:  # noqa: BLE001 - whatever a setting brings about
+            return no_client(error)
+        if self._closed:  # meanwhile, by another thread, which may not have seen this client
+            self.close()
             return not_sent("the client is closed")
         exchange = Exchange(send, self._library, self.now)
         try:
@@ -96,8 +93,8 @@ class HTTPXTransport:
     def _read(self, response: Any, exchange: Exchange) -> Response:
         exchange.head(response)
         for chunk in response.stream:
-            if not exchange.body(chunk):
-                discard(response)
+            if not exchange.body(chunk) and not discard(response):
+                raise TimeoutError("no time was left for the answer, or no room")
         answer = exchange.whole()
         if not exchange.send.belongs(answer):
             discard(response)
@@ -137,7 +134,7 @@ class CreduseClient(CoreClient):
 
     Wrong arguments raise ``TypeError`` or ``ValueError``, here and in each method, before anything
     is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether the credits
-    moved. After a fork, the child opens connections of its own.
+    moved. After a fork, the child opens connections of its own, but not a lent client's.
     """
 
     def __init__(
@@ -156,7 +153,7 @@ class CreduseClient(CoreClient):
         )
         super().__init__(
             protocol,
-            HTTPXTransport(protocol.base_url, http_client),
+            HTTPXTransport(protocol, http_client),
             on_attempt=on_attempt,
             jitter=random.random,
         )

@@ -2,7 +2,7 @@
 
     with SandboxServer() as server:
         server.order(Answer(503))  # the first request meets with this, all others with the sandbox
-        with CreduseClient("any key", base_url=server.base_url) as client:
+        with CreduseClient("any-key", base_url=server.base_url) as client:
             client.add(user, 100)
         assert [entry.path for entry in server.applied] == ["/add"]
 

@@ -125,6 +125,10 @@ def test_base_url(url: str, sent: str) -> None:
         ("https://example.com#", QUERY),
         ("https://example.com/v1#top", QUERY),
         ("https://example.com:99999", "cannot be read: Port out of range 0-65535"),
+        (
+            "https://example.com:0",
+            "must name a host, as in https://api.creduse.com, and a port other than 0 if any",
+        ),
         ("https://example.com:x", "cannot be read: Port could not be cast"),
         ("https://[::1", "cannot be read: Invalid IPv6 URL"),
         ("http://example.com", HTTPS),

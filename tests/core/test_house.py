@@ -52,6 +52,7 @@ PURE = {
     "dataclasses",
     "datetime",
     "enum",
+    "inspect",
     "ipaddress",
     "json",
     "re",

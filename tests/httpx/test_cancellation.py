@@ -13,11 +13,20 @@ import pytest
 import trio
 import trustme
 
-from creduse import AsyncCreduseClient, Attempt, CreduseClient, CreduseTimeoutError, Outcome
+from creduse import (
+    AsyncCreduseClient,
+    Attempt,
+    CreduseClient,
+    CreduseTimeoutError,
+    Outcome,
+    RetryPolicy,
+    TransportError,
+)
 from creduse_sandbox import SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 KEY = "sk-test"
+ONCE = RetryPolicy(max_attempts=1, attempt_timeout=0.1)
 GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
 
@@ -261,3 +270,91 @@ def test_endless_interim_answers(eventful: Any, raw: Any) -> None:
 
     eventful.run(main)
     assert len(server.received) == 1
+
+
+@asynccontextmanager
+async def over(
+    transport: httpx.AsyncBaseTransport, **settings: Any
+) -> AsyncGenerator[AsyncCreduseClient]:
+    async with (
+        httpx.AsyncClient(transport=transport) as http_client,
+        AsyncCreduseClient(KEY, http_client, base_url="https://x.invalid", **settings) as client,
+    ):
+        yield client
+
+
+async def pause(runner: str, seconds: float) -> None:
+    if runner == "asyncio":
+        await asyncio.sleep(seconds)
+    else:
+        await trio.sleep(seconds)
+
+
+def test_transport_that_does_not_trace(eventful: Any) -> None:
+    """On a transport that tells nothing of its steps, time and cancellation hold all the same."""
+    done: list[str] = []
+
+    async def handle(_: httpx.Request) -> httpx.Response:
+        done.append("begun")
+        await pause(eventful.runner, 60)
+        done.append("ended")
+        return httpx.Response(200, content=GOOD)
+
+    async def main() -> None:
+        async with over(httpx.MockTransport(handle)) as client:
+            with pytest.raises(CreduseTimeoutError) as caught:
+                await client.add(USER, 5, timeout=0.1)
+            assert caught.value.outcome is Outcome.UNKNOWN
+            call = client.protocol.add(USER, 5)
+            assert await cancel(
+                eventful.runner,
+                lambda: client.run(call),
+                lambda: until(eventful.runner, lambda: len(done) == 2),
+            )
+            assert call.outcome is Outcome.UNKNOWN
+
+    eventful.run(main)
+    assert done == ["begun", "begun"]
+
+
+class Slow(httpx.AsyncBaseTransport):
+    """Looks at the pool's time-out, as httpcore does, and then tells nothing."""
+
+    def __init__(self, runner: str) -> None:
+        self.runner = runner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Wait for ever."""
+        request.extensions["timeout"].get("pool")
+        await pause(self.runner, 60)
+        raise AssertionError
+
+
+def test_transport_that_is_stuck(eventful: Any) -> None:
+    """A transport that has the time-outs and does not keep them is ended by force."""
+
+    async def main() -> None:
+        async with over(Slow(eventful.runner), retry=ONCE) as client:
+            with pytest.raises(CreduseTimeoutError) as caught:
+                await client.add(USER, 5, timeout=0.1)
+            assert caught.value.outcome is Outcome.UNKNOWN
+
+    eventful.run(main)
+
+
+def test_closed_within_a_cancelled_scope(server: SandboxServer) -> None:
+    """Leaving ``async with`` because of a cancellation closes the connections."""
+
+    async def main() -> None:
+        client = AsyncCreduseClient(KEY, base_url=server.base_url)
+        with trio.CancelScope() as scope:
+            async with client:
+                await client.add(USER, 5)
+                scope.cancel()
+                await trio.sleep_forever()
+        assert scope.cancelled_caught
+        with pytest.raises(TransportError, match="the client is closed"):
+            await client.add(USER, 5)
+
+    trio.run(main)
+    assert len(server.applied) == 1

@@ -1,5 +1,6 @@
 """A client that is handed in lends its connections, and nothing that it would add to a request."""
 
+import gc
 import socket
 from typing import Any
 from uuid import UUID
@@ -263,3 +264,28 @@ def test_too_large_without_a_socket(lent: Any) -> None:
                 await client.add(USER, 10)
 
     lent.run(main)
+
+
+def test_class_that_closes_when_it_is_deleted(lent: Any, server: SandboxServer) -> None:
+    """A lent client whose class closes itself when deleted is not closed by what we make of it."""
+    closed: list[object] = []
+    library_class = lent.library.Client if lent.sync else lent.library.AsyncClient
+
+    class Closing(library_class):  # type: ignore[misc,valid-type]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
+        def __del__(self) -> None:
+            closed.append(self)
+
+    async def main() -> None:
+        http_client = Closing()
+        async with lent.connect(server.base_url, http_client=http_client) as client:
+            await client.add(USER, 1)
+        del client
+        gc.collect()
+        assert closed == []
+        if lent.sync:
+            http_client.close()
+        else:
+            await http_client.aclose()
+
+    lent.run(main)
+    assert len(server.applied) == 1

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 import trio
 
@@ -132,3 +134,87 @@ def test_environment(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> 
         client.add(USER, 1)
     assert len(server.applied) == 1
     assert os.environ["CREDUSE_API_KEY"] not in repr(client)
+
+
+WRONG_SETTINGS = {
+    "certificates": ("https://127.0.0.1:1", "SSL_CERT_FILE", "/nowhere/at/all.pem"),
+    "proxy": ("https://service.invalid", "HTTPS_PROXY", "ftp://127.0.0.1:1"),
+}
+
+
+@pytest.mark.parametrize(("base_url", "name", "value"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS)
+@pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
+def test_setting_of_the_environment_that_is_wrong(
+    runner: str, base_url: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting that lets no client be made is NOT_APPLIED, at every call, and is named."""
+    monkeypatch.setenv(name, value)
+    if runner == "sync":
+        with CreduseClient(KEY, base_url=base_url) as client:
+            for _ in range(2):
+                with pytest.raises(TransportError, match=r"SSL_CERT_FILE.*PROXY") as caught:
+                    client.add(USER, 1)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                assert len(caught.value.attempts) == 1
+        return
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=base_url) as client:
+            for _ in range(2):
+                with pytest.raises(TransportError, match=r"SSL_CERT_FILE.*PROXY") as caught:
+                    await client.add(USER, 1)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                assert len(caught.value.attempts) == 1
+
+    RUNNERS[runner](main() if runner == "asyncio" else main)
+
+
+def test_no_proxy_to_this_machine(
+    server: SandboxServer, monkeypatch: pytest.MonkeyPatch, raw: Any
+) -> None:
+    """What goes to this machine does not leave it for a proxy of the environment's."""
+
+    def be_a_proxy(connection: socket.socket, proxy: Any) -> None:
+        proxy.request(connection)
+
+    proxy = raw(be_a_proxy)
+    monkeypatch.setenv("HTTP_PROXY", proxy.base_url)
+    monkeypatch.setenv("ALL_PROXY", proxy.base_url)
+    with CreduseClient(KEY, base_url=server.base_url) as client:
+        client.add(USER, 1)
+    assert len(server.applied) == 1
+    assert proxy.received == []
+
+
+def test_closed_while_a_client_is_made(
+    server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client closed by one thread while another makes its connections sends nothing."""
+    client = CreduseClient(KEY, base_url=server.base_url)
+    httpx_client = httpx.Client
+
+    def slow(**settings: Any) -> httpx.Client:
+        made = httpx_client(**settings)
+        client.close()
+        return made
+
+    monkeypatch.setattr(httpx, "Client", slow)
+    with pytest.raises(TransportError, match="the client is closed") as caught:
+        client.add(USER, 1)
+    assert caught.value.outcome is Outcome.NOT_APPLIED
+    assert server.log == ()
+
+
+def test_closed_on_another_loop(server: SandboxServer) -> None:
+    """Closing a client when its loop has gone is no error."""
+    client = AsyncCreduseClient(KEY, base_url=server.base_url)
+
+    async def main() -> None:
+        await client.add(USER, 1)
+        # As a good guest, so that nothing is left open behind.
+        await client.aclose()
+
+    asyncio.run(main())
+    asyncio.run(client.aclose())
+    with pytest.raises(TransportError, match="the client is closed"):
+        asyncio.run(client.add(USER, 1))
