@@ -130,6 +130,13 @@ def test_no_amount(method: str) -> None:
         make(method, USER, None)
 
 
+@pytest.mark.parametrize("method", WITH_DAYS)
+def test_number_that_cannot_be_written(method: str) -> None:
+    """A number with more digits than Python prints is refused by its name."""
+    with refused((ValueError, "amount must have at most 10000 bits")):
+        make(method, USER, 10**5000)
+
+
 @pytest.mark.parametrize("value", [-1, -(10**30)])
 @pytest.mark.parametrize("method", WITH_DAYS)
 def test_negative_numbers(method: str, value: int) -> None:

@@ -160,3 +160,15 @@ def test_nothing_is_logged_unasked(play: Play, caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, "creduse")
     play(UNSENT, GOOD).do("subtract", USER, 7)
     assert caplog.records == []
+
+
+async def listen(attempt: Attempt) -> None:
+    """Never run: nobody would await it."""
+    raise AssertionError(attempt)
+
+
+@pytest.mark.parametrize("listener", [5, listen], ids=["a number", "a coroutine function"])
+def test_listener_that_cannot_be_called(play: Play, listener: object) -> None:
+    """A listener that could not be called, or would not be awaited, is refused at once."""
+    with pytest.raises(TypeError, match="on_attempt must be a plain function"):
+        play(GOOD, on_attempt=listener)
