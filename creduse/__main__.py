@@ -43,15 +43,18 @@ def _order(text: str) -> tuple[Fault, int]:
     return FAULTS[name], int(times)
 
 
+def _describe(name: str, fault: Fault) -> str:
+    applied = " (applied)" if fault.stage is Stage.APPLIED else ""
+    return f"{name:<20} {DESCRIPTIONS[name]}{applied}"
+
+
 def _say_where(url: str) -> None:
     print(f"{url}\nPress Ctrl-C to stop.", flush=True)
 
 
 def _sandbox(arguments: argparse.Namespace) -> None:
     if arguments.list_faults:
-        for name, description in DESCRIPTIONS.items():
-            applied = " (applied)" if FAULTS[name].stage is Stage.APPLIED else ""
-            print(f"{name:<20} {description}{applied}")
+        print("\n".join(_describe(name, fault) for name, fault in FAULTS.items()))
         return
     host, port, key = arguments.host, arguments.port, arguments.api_key
     if key is not None:
