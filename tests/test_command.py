@@ -117,7 +117,7 @@ def test_sandbox_serves_others(start: Start) -> None:
 
 def test_sandbox_with_faults(start: Start) -> None:
     """A fault is met with as often as was said, one without a number for ever after."""
-    _, url = start("--fault", "429:2", "--fault", "204:0", "--fault", "503")
+    process, url = start("--fault", "429:2", "--fault", "204:0", "--fault", "503")
 
     def ask() -> int:
         connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
@@ -126,6 +126,8 @@ def test_sandbox_with_faults(start: Start) -> None:
             return connection.getresponse().status
 
     assert [ask() for _ in range(5)] == [429, 429, 503, 503, 503]
+    process.terminate()
+    assert process.wait(timeout=30) == 0
 
 
 def test_list_of_faults(capsys: pytest.CaptureFixture[str]) -> None:
