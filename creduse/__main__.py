@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from creduse_core import CreduseProtocol, __version__
-from creduse_sandbox import serve
+from creduse_sandbox import DESCRIPTIONS, FAULTS, Fault, Stage, serve
 
 from ._demo import demo
 
@@ -32,12 +32,35 @@ def _port(text: str) -> int:
 _port.__name__ = "port"  # argparse says "invalid port value"
 
 
+def _order(text: str) -> tuple[Fault, int]:
+    name, colon, times = text.partition(":")
+    if name not in FAULTS:
+        raise argparse.ArgumentTypeError(f"no fault is called {name!r}, see --list-faults")
+    if not colon:
+        return FAULTS[name], sys.maxsize
+    if not times.isdecimal():
+        raise argparse.ArgumentTypeError(f"{times!r} is not how many times")
+    return FAULTS[name], int(times)
+
+
+def _describe(name: str, fault: Fault) -> str:
+    applied = " (applied)" if fault.stage is Stage.APPLIED else ""
+    return f"{name:<20} {DESCRIPTIONS[name]}{applied}"
+
+
+def _say_where(url: str) -> None:
+    print(f"{url}\nPress Ctrl-C to stop.", flush=True)
+
+
 def _sandbox(arguments: argparse.Namespace) -> None:
+    if arguments.list_faults:
+        print("\n".join(_describe(name, fault) for name, fault in FAULTS.items()))
+        return
     host, port, key = arguments.host, arguments.port, arguments.api_key
     if key is not None:
         CreduseProtocol(key)  # a key that no client could send would lock all of them out
     try:
-        serve(host, port, key, lambda url: print(f"{url}\nPress Ctrl-C to stop.", flush=True))
+        serve(host, port, key, _say_where, arguments.fault)
     except OSError as error:
         why = str(error.strerror).partition(" (")[0]  # asyncio adds the address once more
         raise ValueError(f"cannot listen on {host} port {port}: {why}") from None
@@ -65,6 +88,17 @@ def _make_parser() -> _Parser:
         "--port", type=_port, default=8000, help="port to listen on, 0 for a free one (%(default)s)"
     )
     sandbox.add_argument("--api-key", help="the only key to accept (any)")
+    sandbox.add_argument(
+        "--fault",
+        type=_order,
+        action="append",
+        default=[],
+        metavar="NAME[:TIMES]",
+        help="have the next TIMES requests, or all, meet with this fault; may be repeated",
+    )
+    sandbox.add_argument(
+        "--list-faults", action="store_true", help="say which faults there are, and stop"
+    )
     sandbox.set_defaults(run=_sandbox)
 
     demonstration = commands.add_parser(

@@ -6,23 +6,39 @@
             client.add(user, 100)
         assert [entry.path for entry in server.applied] == ["/add"]
 
-`Sandbox` is the same without a socket, `Ledger` its bookkeeping alone. Where the behaviour of the
+`FAULTS` are those that are ready-made, by name. `Sandbox` is the same without a socket, `Ledger` its bookkeeping alone. Where the behaviour of the
 service is not known, that of the sandbox is our reading, and the documentation of each part says
 so. Only the public names stand in this module.
 """
 
-from creduse_sandbox.faults import Answer
+from creduse_sandbox.faults import (
+    DESCRIPTIONS,
+    FAULTS,
+    Action,
+    Answer,
+    Drop,
+    Fault,
+    Shaped,
+    Stage,
+)
 from creduse_sandbox.ledger import Cycle, Ledger, Refused
 from creduse_sandbox.sandbox import Sandbox
 from creduse_sandbox.server import LogEntry, SandboxServer, serve
 
 __all__ = [
+    "DESCRIPTIONS",
+    "FAULTS",
+    "Action",
     "Answer",
     "Cycle",
+    "Drop",
+    "Fault",
     "Ledger",
     "LogEntry",
     "Refused",
     "Sandbox",
     "SandboxServer",
+    "Shaped",
+    "Stage",
     "serve",
 ]

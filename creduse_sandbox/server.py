@@ -8,9 +8,12 @@ import asyncio
 import itertools
 import signal
 import socket
+import ssl
+import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC
 from email.utils import format_datetime
@@ -20,8 +23,9 @@ from typing import Any, Self, cast
 import h11
 
 from creduse_core.messages import HeaderPairs, Request, Response
-from creduse_sandbox.faults import Fault
+from creduse_sandbox.faults import Action, Answer, Drop, Fault, Shaped, Stage
 from creduse_sandbox.sandbox import Clock, Sandbox, error_response, path_of, utc_now
+from creduse_sandbox.tls import Tls
 
 MAX_REQUEST_BODY = 1024 * 1024
 """Bytes. A request with a longer body is answered with 413."""
@@ -39,9 +43,10 @@ class LogEntry:
     ``method`` and ``path`` are `None` and ``headers`` is empty; until the body is, ``body`` is
     `None`. ``headers`` are as they came, without ``Authorization``: the log never holds a key.
     ``received`` counts the request's bytes, head and framing included, up to its answer.
-    ``status`` is that of the final answer, once one has been written.
+    ``status`` is that of the final answer, once one has been begun; a fault may spoil its bytes.
     ``applied`` says that it was a write and has been carried out.
-    ``fault`` is what was ordered for it, if anything was.
+    ``fault`` is what was ordered for it, if anything was. A connection that is dropped at once has
+    no request, so that fault stands in no entry.
     """
 
     number: int
@@ -62,8 +67,12 @@ class _Order:
     times: int
     when: Callable[[Request], bool] | None
 
-    def matches(self, request: Request) -> bool:
-        return self.times > 0 and (self.when is None or self.when(request))
+    def matches(self, request: Request, stages: set[Stage]) -> bool:
+        return (
+            self.times > 0
+            and self.fault.stage in stages
+            and (self.when is None or self.when(request))
+        )
 
 
 @dataclass(slots=True)
@@ -77,6 +86,7 @@ class _Desk:
 
     sandbox: Sandbox
     clock: Clock
+    ssl_context: ssl.SSLContext | None
     lock: threading.RLock = field(default_factory=threading.RLock)
     orders: list[_Order] = field(default_factory=list[_Order])
     log: dict[int, LogEntry] = field(default_factory=dict[int, LogEntry])
@@ -85,9 +95,9 @@ class _Desk:
     connections: set["_Connection"] = field(default_factory=set["_Connection"])
     errors: list[Exception] = field(default_factory=list[Exception])
 
-    def take_order(self, request: Request) -> Fault | None:
+    def take_order(self, request: Request, stages: set[Stage]) -> Fault | None:
         for order in self.orders:
-            if order.matches(request):
+            if order.matches(request, stages):
                 order.times -= 1
                 return order.fault
         return None
@@ -111,7 +121,10 @@ class _Connection(asyncio.Protocol):
         self._desk = desk
         self._number = next(desk.connection_numbers)
         self._http = h11.Connection(h11.SERVER)
+        self._tls = Tls(desk.ssl_context) if desk.ssl_context else None
+        self._busy = False  # an answer is being written, piece by piece
         self._done = False  # nothing that still comes is read
+        self._timer: asyncio.TimerHandle | None = None
         self.lost = asyncio.get_running_loop().create_future()
         self._begin()
 
@@ -124,8 +137,13 @@ class _Connection(asyncio.Protocol):
         # What create_server makes reads and writes; asyncio's types do not say so.
         self._transport = cast("asyncio.Transport", transport)
         self._desk.connections.add(self)
+        with self._desk.lock:
+            fault = self._desk.take_order(_NO_REQUEST, {Stage.CONNECTED})
+        if isinstance(fault, Drop):
+            self._end(fault.action)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._stop_writing()
         self._desk.connections.discard(self)
         self.lost.set_result(None)
 
@@ -133,16 +151,64 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        if self._done:
+            return
+        if self._tls is None:
+            self._receive(data)
+            return
+        try:
+            data, goes_on = self._tls.receive(data)
+        except ssl.SSLError:
+            self._transport.write(self._tls.to_send())  # why, if there is a way to say it
+            self._end(Action.CUT)
+            return
+        self._transport.write(self._tls.to_send())
+        if data:
+            self._receive(data)
+        if not goes_on and not self._done:
+            self._end(Action.CLOSE)
+
+    def _write(self, pieces: Iterable[bytes]) -> None:
+        """Write them all at once, though over TLS each in a record of its own."""
+        if self._tls is None:
+            self._transport.write(b"".join(pieces))
+            return
+        for piece in pieces:
+            self._tls.send(piece)
+        self._transport.write(self._tls.to_send())
+
+    def _end(self, action: Action) -> None:
+        """Read no more, and end the connection so."""
+        self._done = True
+        self._stop_writing()
+        match action:
+            case Action.RESET:
+                linger = struct.pack("ii", 1, 0)
+                sock = self._transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self._transport.abort()
+            case Action.CLOSE | Action.CUT:
+                if self._tls is not None and action is Action.CLOSE:
+                    self._tls.end()
+                    self._transport.write(self._tls.to_send())
+                # Closing while bytes still come in would reset the connection, and the answer
+                # might be lost with it (RFC 9112 9.6). So what comes is read and dropped until
+                # the peer hangs up.
+                with suppress(OSError):  # it has hung up already
+                    self._transport.write_eof()
+            case _:  # nothing more to be done
+                pass
+
+    def _stop_writing(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _receive(self, data: bytes) -> None:
         with self._desk.lock:
-            if self._done:
-                return
-            self._count(len(data))
             self._http.receive_data(data)
-            try:
+            if not self._busy:
+                self._count(len(data))
                 self._read()
-            except h11.RemoteProtocolError as error:
-                # Not the error's own text: it quotes the line, and that may hold the key.
-                self._reject(error.error_status_hint, "BAD_REQUEST", "This is not HTTP/1.1.")
 
     def _note(self, entry: LogEntry) -> None:
         self._entry = entry
@@ -154,33 +220,40 @@ class _Connection(asyncio.Protocol):
         self._note(replace(entry, number=number, received=entry.received + size))
 
     def _read(self) -> None:
-        while not self._done:
-            match self._http.next_event():
-                case h11.Request() as head:
-                    self._receive_head(head)
-                case h11.Data(data=data):
-                    self._receive_body(data)
-                case h11.EndOfMessage():
-                    self._receive_end()
-                case _:  # no more can be made of what is here
-                    break
-        if self._http.they_are_waiting_for_100_continue:
-            self._transport.write(
-                self._http.send(h11.InformationalResponse(status_code=100, headers=[]))
-            )
+        try:
+            while not self._done and not self._busy:
+                match self._http.next_event():
+                    case h11.Request() as head:
+                        self._receive_head(head)
+                    case h11.Data(data=data):
+                        self._receive_body(data)
+                    case h11.EndOfMessage():
+                        self._receive_end()
+                    case _:  # no more can be made of what is here
+                        break
+        except h11.RemoteProtocolError as error:
+            # Not the error's own text: it quotes the line, and that may hold the key.
+            self._reject(error.error_status_hint, "BAD_REQUEST", "This is not HTTP/1.1.")
+        if self._http.they_are_waiting_for_100_continue and not self._done:
+            go_on = h11.InformationalResponse(status_code=100, headers=[])
+            self._write([self._http.send(go_on)])
 
     def _receive_head(self, head: h11.Request) -> None:
         raw_headers = head.headers.raw_items()
         headers = tuple((name.decode(), value.decode("latin-1")) for name, value in raw_headers)
         self._request = Request(head.method.decode(), head.target.decode(), headers, b"")
+        fault = self._desk.take_order(self._request, {Stage.HEAD})
         self._note(
             replace(
                 self._entry,
                 method=self._request.method,
                 path=path_of(self._request.url),
                 headers=tuple(pair for pair in headers if pair[0].lower() != "authorization"),
+                fault=fault,
             )
         )
+        if isinstance(fault, Drop):
+            self._end(fault.action)
 
     def _receive_body(self, data: bytes) -> None:
         self._body += data
@@ -191,54 +264,98 @@ class _Connection(asyncio.Protocol):
     def _receive_end(self) -> None:
         surplus = len(self._http.trailing_data[0])
         request = replace(self._request, body=bytes(self._body))
-        fault = self._desk.take_order(request)
+        fault = self._desk.take_order(request, {Stage.REQUEST, Stage.APPLIED})
         received = self._entry.received - surplus
         self._note(replace(self._entry, body=request.body, received=received, fault=fault))
-        if fault is None:
-            response, applied = self._desk.sandbox.process(request)
-        else:
-            response, applied = Response(fault.status, fault.headers, fault.body), False
+        match fault:
+            case Drop(action=action):
+                if fault.stage is Stage.APPLIED:
+                    self._process(request)
+                self._end(action)
+            case Answer():
+                self._respond(Shaped(), _response(fault))
+            case Shaped(answer=Answer() as answer):
+                self._respond(fault, _response(answer))
+            case Shaped():
+                self._respond(fault, fault.edit(self._process(request)))
+            case _:
+                self._respond(Shaped(), self._process(request))
+
+    def _process(self, request: Request) -> Response:
+        response, applied = self._desk.sandbox.process(request)
         self._note(replace(self._entry, applied=applied))
-        self._respond(response)
-        if self._http.our_state is self._http.their_state is h11.DONE:
-            self._http.start_next_cycle()
-            self._begin()
-            if surplus:
-                self._count(surplus)
-        else:
-            self._done = True
-            self._transport.close()
+        return response
 
     def _reject(self, status: int, error_code: str, message: str) -> None:
         """Answer a request that is not whole and never will be, and hang up."""
-        self._done = True
         close = (("Connection", "close"),)
-        self._respond(error_response(status, error_code, message, self._desk.clock(), close))
-        # Closing while bytes still come in would reset the connection, and the answer might be
-        # lost with it (RFC 9112 9.6). So what comes is read and dropped until the peer hangs up.
-        self._transport.write_eof()
+        response = error_response(status, error_code, message, self._desk.clock(), close)
+        self._respond(Shaped(then=Action.CLOSE), response)
 
-    def _respond(self, response: Response) -> None:
+    def _respond(self, shaped: Shaped, response: Response) -> None:
         headers = [*response.headers]
         if response.header("date") is None:
             now = self._desk.clock().astimezone(UTC)
             headers.append(("Date", format_datetime(now, usegmt=True)))
         if response.status not in _NO_BODY:
             headers.append(("Content-Length", str(len(response.body))))
-        head = h11.Response(status_code=response.status, headers=headers)
-        pieces = [self._http.send(head)]
+        head = self._http.send(h11.Response(status_code=response.status, headers=headers))
+        body = b""
         if self._request.method != "HEAD" and response.status not in _NO_BODY:
-            pieces.append(self._http.send(h11.Data(data=response.body)))
-        pieces.append(self._http.send(h11.EndOfMessage()))
+            body = self._http.send(h11.Data(data=response.body))
+        self._http.send(h11.EndOfMessage())  # with a length given it is no bytes
         self._note(replace(self._entry, status=response.status))
-        self._transport.write(b"".join(pieces))
+        pieces = shaped.shape(head, body)
+        if shaped.pause is None:
+            self._write(pieces)
+            self._finish(shaped.then)
+        else:
+            self._busy = True
+            self._go_on(iter(pieces), shaped.pause, shaped.then)
+
+    def _go_on(self, pieces: Iterator[bytes], pause: float, then: Action) -> None:
+        for piece in pieces:
+            self._write([piece])
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(pause, self._woken, pieces, pause, then)
+            return
+        self._busy = False
+        self._finish(then)
+
+    def _woken(self, pieces: Iterator[bytes], pause: float, then: Action) -> None:
+        with self._desk.lock:
+            try:
+                self._go_on(pieces, pause, then)
+                if not self._busy:
+                    self._read()
+            except Exception:
+                self.abort()
+                raise
+
+    def _finish(self, then: Action) -> None:
+        """Go on to the next request if the connection is to be kept, and can be."""
+        if then is not Action.KEEP:
+            self._end(then)
+        elif self._http.our_state is self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            self._begin()
+            surplus = len(self._http.trailing_data[0])
+            if surplus:
+                self._count(surplus)
+        else:
+            self._end(Action.CLOSE)
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.status, answer.headers, answer.body)
 
 
 class SandboxServer:
     """A sandbox behind HTTP, on an event loop in a daemon thread of its own.
 
     It listens from `start` to `close`, or for as long as a ``with`` block lasts, and runs once.
-    ``port`` 0 lets the system choose; ``api_key`` and ``clock`` are the `Sandbox`'s.
+    ``port`` 0 lets the system choose; ``api_key`` and ``clock`` are the `Sandbox`'s. With
+    ``ssl_context``, a server's one with its certificate, it speaks TLS.
     All its methods may be called from any thread.
     """
 
@@ -249,14 +366,19 @@ class SandboxServer:
         port: int = 0,
         api_key: str | None = None,
         clock: Clock = utc_now,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._api_key = api_key
         self._clock = clock
-        self._desk = _Desk(self._fresh(), clock)
+        self._desk = _Desk(self._fresh(), clock, ssl_context)
         self._base_url: str | None = None
+        self._listener: socket.socket
+        self._listening: asyncio.Server
+        self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._stop: Future[None] = Future()
+        self._own_tasks: set[asyncio.Task[Any] | None] = set()
         self._thread: threading.Thread | None = None
 
     def _fresh(self) -> Sandbox:
@@ -291,7 +413,16 @@ class SandboxServer:
         Without ``when``, any whole request will do. Of several orders for a request, the first
         one given that is not used up applies. ``when`` runs in the server's thread; if it
         raises, the client loses its connection and `close` raises the error.
+
+        A `Drop` has its own time. At HEAD it is looked for once the head is there, and ``when``
+        sees a request without a body; at CONNECTED the next connection meets with it.
+
+        Raises:
+            ValueError: There is a ``when`` for a `Drop` at CONNECTED, which comes before any
+                request.
         """
+        if fault.stage is Stage.CONNECTED and when is not None:
+            raise ValueError("there is no request yet when a connection is dropped at CONNECTED")
         with self._desk.lock:
             self._desk.orders.append(_Order(fault, times, when))
 
@@ -317,11 +448,12 @@ class SandboxServer:
             raise RuntimeError("a SandboxServer runs once")
         # In the caller's thread, so that an address in use is the caller's exception.
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.create_server((self._host, self._port), family=family)
+        self._listener = socket.create_server((self._host, self._port), family=family)
+        scheme = "http" if self._desk.ssl_context is None else "https"
         host = f"[{self._host}]" if ":" in self._host else self._host
-        self._base_url = f"http://{host}:{listener.getsockname()[1]}"
+        self._base_url = f"{scheme}://{host}:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(listener)),
+            target=lambda: asyncio.run(self._serve()),
             name="creduse-sandbox",
             daemon=True,
         )
@@ -344,6 +476,30 @@ class SandboxServer:
         if self._desk.errors:
             raise ExceptionGroup("the sandbox server failed", self._desk.errors)
 
+    @contextmanager
+    def refusing(self) -> Generator[None, None, None]:
+        """Refuse connections inside a ``with`` block, and drop those there are when it begins.
+
+        The port stays taken. Afterwards it listens there again, unless it was closed meanwhile.
+
+        Raises:
+            RuntimeError: It does not run, or refuses already.
+        """
+        if not self._runs():
+            raise RuntimeError("the server does not run")
+        self._call(self._refuse())
+        try:
+            yield
+        finally:
+            if self._runs():
+                self._call(self._listen())
+
+    def _runs(self) -> bool:
+        return self._thread is not None
+
+    def _call(self, task: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(task, self._loop.result()).result()
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -356,16 +512,43 @@ class SandboxServer:
     ) -> None:
         self.close()
 
-    async def _serve(self, listener: socket.socket) -> None:
+    async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._desk.failed)
-        server = await loop.create_server(lambda: _Connection(self._desk), sock=listener)
+        self._own_tasks.add(asyncio.current_task())
+        await self._listen()
+        self._loop.set_result(loop)
         await asyncio.wrap_future(self._stop)
+        await self._hang_up()
+        self._listener.close()
+
+    async def _listen(self) -> None:
+        _may_share(self._listener, reuse_address=True, reuse_port=False)
+        self._listening = await asyncio.get_running_loop().create_server(
+            lambda: _Connection(self._desk), sock=self._listener
+        )
+
+    async def _refuse(self) -> None:
+        if not self._listening.is_serving():
+            raise RuntimeError("the server refuses already")
+        # A socket that is bound and does not listen. It takes the port before the other leaves it,
+        # for which both must allow it a moment long, so that nobody else can come between.
+        holder = socket.socket(self._listener.family)
+        _may_share(holder, reuse_address=True, reuse_port=True)
+        _may_share(self._listener, reuse_address=True, reuse_port=True)
+        holder.bind(self._listener.getsockname())
+        _may_share(holder, reuse_address=False, reuse_port=False)
+        await self._hang_up()
+        self._listener = holder
+
+    async def _hang_up(self) -> None:
+        """Stop listening, and drop every connection."""
         # asyncio accepts each connection in a task, which fails and leaks if the server has closed
         # meanwhile. So it closes when there is none, and every connection is then known.
-        while accepting := asyncio.all_tasks() - {asyncio.current_task()}:
+        self._own_tasks.add(asyncio.current_task())
+        while accepting := asyncio.all_tasks() - self._own_tasks:
             await asyncio.wait(accepting)
-        server.close()
+        self._listening.close()
         # Server.wait_closed would not do: before 3.12 it does not wait for connections.
         connections = list(self._desk.connections)
         for connection in connections:
@@ -373,17 +556,32 @@ class SandboxServer:
         await asyncio.gather(*(connection.lost for connection in connections))
 
 
-def serve(host: str, port: int, api_key: str | None, ready: Callable[[str], None]) -> None:
+def _may_share(sock: socket.socket, *, reuse_address: bool, reuse_port: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse_address)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse_port)
+
+
+def serve(
+    host: str,
+    port: int,
+    api_key: str | None,
+    ready: Callable[[str], None],
+    orders: Iterable[tuple[Fault, int]] = (),
+) -> None:
     """Serve a sandbox until SIGINT or SIGTERM, then stop cleanly.
 
-    ``ready`` is called with the base URL once connections are accepted. Only the main thread
-    can do this, since signals go there.
+    ``ready`` is called with the base URL once connections are accepted. ``orders`` are faults to
+    `SandboxServer.order` beforehand, and how many times. Only the main thread can do this, since
+    signals go there.
 
     Raises:
         OSError: As in `SandboxServer.start`.
         ExceptionGroup: As in `SandboxServer.close`.
     """
-    asyncio.run(_serve_until_signal(SandboxServer(host=host, port=port, api_key=api_key), ready))
+    server = SandboxServer(host=host, port=port, api_key=api_key)
+    for fault, times in orders:
+        server.order(fault, times)
+    asyncio.run(_serve_until_signal(server, ready))
 
 
 async def _serve_until_signal(server: SandboxServer, ready: Callable[[str], None]) -> None:

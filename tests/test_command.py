@@ -16,6 +16,7 @@ import pytest
 
 from creduse import CreduseClient, __version__
 from creduse.__main__ import main
+from creduse_sandbox import FAULTS
 
 USER = "12345678-1234-5678-1234-567812345678"
 
@@ -114,6 +115,30 @@ def test_sandbox_serves_others(start: Start) -> None:
     assert ask("GET", "/get-active-balance")["active_balance"] == 13
 
 
+def test_sandbox_with_faults(start: Start) -> None:
+    """A fault is met with as often as was said, one without a number for ever after."""
+    process, url = start("--fault", "429:2", "--fault", "204:0", "--fault", "503")
+
+    def ask() -> int:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+        with closing(connection):
+            connection.request("POST", "/add", b"{}", {"Authorization": "Bearer any"})
+            return connection.getresponse().status
+
+    assert [ask() for _ in range(5)] == [429, 429, 503, 503, 503]
+    process.terminate()
+    assert process.wait(timeout=30) == 0
+
+
+def test_list_of_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    """There is a line about each, which says whether the request is applied."""
+    assert main(["sandbox", "--list-faults"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*FAULTS]
+    assert "cut-body-then-reset  half the answer's body, then reset (applied)" in lines
+    assert "429-seconds          Retry-After: 1" in lines
+
+
 def test_version() -> None:
     """The version is the package's."""
     assert creduse("--version").stdout == f"creduse {__version__}\n"
@@ -125,6 +150,12 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
     "port": (["sandbox", "--port", "99999"], {}, "argument --port: invalid port value: '99999'"),
     "host": (["sandbox", "--host", "192.0.2.1"], {}, "cannot listen on 192.0.2.1 port 8000: "),
     "sandbox key": (["sandbox", "--api-key", " "], {}, "is blank"),
+    "fault": (
+        ["sandbox", "--fault", "flood:2"],
+        {},
+        "argument --fault: no fault is called 'flood', see --list-faults",
+    ),
+    "fault's times": (["sandbox", "--fault", "503:-1"], {}, "'-1' is not how many times"),
     "blank key": (["demo"], {"CREDUSE_API_KEY": ""}, "api_key (or CREDUSE_API_KEY) is blank"),
     "base URL": (
         ["demo"],

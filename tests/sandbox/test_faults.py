@@ -1,0 +1,498 @@
+"""Each of the faults, as it looks on a socket and in the log."""
+
+import gzip
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import pytest
+
+from creduse_core.messages import Request
+from creduse_sandbox import (
+    DESCRIPTIONS,
+    FAULTS,
+    Action,
+    Answer,
+    Drop,
+    Fault,
+    SandboxServer,
+    Shaped,
+    Stage,
+    serve,
+)
+
+USER = "12345678-1234-5678-1234-567812345678"
+OTHER = "99999999-9999-4999-8999-999999999999"
+NOW = datetime(2025, 8, 12, 14, 35, 55, tzinfo=UTC)
+GOOD = json.dumps({"end_user_id": USER, "amount": 5, "validity_days": 2}).encode()
+TRUE = GOOD  # the answer to `add` says the same
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LINGER = b"\1\0\0\0\0\0\0\0"
+
+
+@pytest.fixture
+def server() -> Iterator[SandboxServer]:
+    with SandboxServer(clock=lambda: NOW) as server:
+        yield server
+
+
+def where(server: SandboxServer) -> tuple[str, int]:
+    parts = urlsplit(server.base_url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
+def dial(server: SandboxServer) -> socket.socket:
+    return socket.create_connection(where(server), timeout=20)
+
+
+def message(path: str = "/add", *fields: str) -> bytes:
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: sandbox",
+        "Authorization: Bearer key",
+        f"Content-Length: {len(GOOD)}",
+        *fields,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + GOOD
+
+
+def answer(
+    body: bytes = TRUE,
+    *fields: str,
+    status: int = 200,
+    kind: str = "application/json",
+    framing: str | None = None,
+) -> bytes:
+    """Write an answer by hand: the server's, to the byte."""
+    lines = [
+        f"HTTP/1.1 {status} ",
+        *([f"Content-Type: {kind}"] if kind else ()),
+        *fields,
+        *(() if "Date: " in "".join(fields) else ("Date: Tue, 12 Aug 2025 14:35:55 GMT",)),
+        *(
+            (f"Content-Length: {len(body)}" if framing is None else framing,)
+            if framing != ""
+            else ()
+        ),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+LAST = answer().replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+"""The true answer to a request that asks for the connection to be closed."""
+
+
+def send(stream: socket.socket, data: bytes) -> None:
+    """Send to a server that may have gone already."""
+    with suppress(ConnectionError):
+        stream.sendall(data)
+
+
+def read(stream: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = stream.recv(size - len(data))
+        assert piece
+        data += piece
+    return bytes(data)
+
+
+def read_all(stream: socket.socket) -> tuple[bytes, Action]:
+    """Read all there is, and how it ends."""
+    data = bytearray()
+    try:
+        while piece := stream.recv(1024 * 1024):
+            data += piece
+    except ConnectionResetError:
+        return bytes(data), Action.RESET
+    except TimeoutError:
+        return bytes(data), Action.HANG
+    return bytes(data), Action.CLOSE
+
+
+def eventually(check: Callable[[], bool]) -> None:
+    """Wait for what another thread is about to do."""
+    deadline = time.monotonic() + 20
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def changed(**fields: object) -> bytes:
+    return answer(json.dumps(json.loads(GOOD) | fields).encode())
+
+
+def added(value: bytes) -> bytes:
+    return answer(GOOD[:-1] + b', "added": ' + value + b"}")
+
+
+def chunks(body: bytes, size: int) -> bytes:
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    return answer(framed + b"0\r\n\r\n", framing="Transfer-Encoding: chunked")
+
+
+def envelope(status: int, shown: int | None = None, *fields: str) -> bytes:
+    error = {
+        "error_code": f"STATUS_{status}",
+        "message": "This was ordered.",
+        "timestamp": "2025-08-12T14:35:55.000000Z",
+    }
+    return answer(json.dumps(error).encode(), *fields, status=shown or status)
+
+
+def page(status: int) -> bytes:
+    return answer(b"<html>This was ordered.</html>", status=status, kind="text/html")
+
+
+def redirect(status: int) -> bytes:
+    return answer(b"", "Location: /moved", status=status, kind="")
+
+
+WHOLE = answer()
+HEAD_SIZE = len(WHOLE) - len(TRUE)
+PADDED = TRUE + b" " * 16 * 1024 * 1024
+HALF_HEAD = WHOLE[: HEAD_SIZE // 2]
+HALF_BODY = WHOLE[: HEAD_SIZE + len(TRUE) // 2]
+SURPLUS = envelope(402).replace(b"Date: Tue, 12 Aug 2025 14:35:55 GMT\r\n", b"")
+ENDS = {"hang": Action.HANG, "close": Action.CLOSE, "reset": Action.RESET}
+
+Expected = tuple[bytes, Action, bool]  # the bytes, the end, whether applied
+
+
+def drops() -> Iterator[tuple[str, Expected]]:
+    for name, action in ENDS.items():
+        if action is not Action.RESET:  # has a test of its own
+            yield f"connect-then-{name}", (b"", action, False)
+        yield f"head-then-{name}", (b"", action, False)
+        yield f"request-then-{name}", (b"", action, False)
+        yield f"apply-then-{name}", (b"", action, True)
+        yield f"cut-head-then-{name}", (HALF_HEAD, action, True)
+        yield f"cut-body-then-{name}", (HALF_BODY, action, True)
+
+
+SHAPES: dict[str, tuple[bytes, Action]] = {
+    "drip": (WHOLE, Action.KEEP),
+    "drip-body": (WHOLE, Action.KEEP),
+    "drip-chunks": (chunks(TRUE, 16), Action.KEEP),
+    "chunks": (chunks(TRUE, 1), Action.KEEP),
+    "no-length": (answer(framing=""), Action.CLOSE),
+    "100-first": (CONTINUE + WHOLE, Action.KEEP),
+    "103-first": (
+        b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n" + WHOLE,
+        Action.KEEP,
+    ),
+    "not-http": (b"SSH-2.0-OpenSSH_9.9\r\n", Action.CLOSE),
+    "surplus": (WHOLE + SURPLUS, Action.KEEP),
+    "surplus-later": (WHOLE + SURPLUS, Action.KEEP),
+    "close-after": (WHOLE, Action.CLOSE),
+    "cut-after": (WHOLE, Action.CLOSE),
+    "wrong-user": (changed(end_user_id=OTHER), Action.KEEP),
+    "wrong-amount": (changed(amount=6), Action.KEEP),
+    "missing-field": (answer(b'{"end_user_id": "%b", "amount": 5}' % USER.encode()), Action.KEEP),
+    "mistyped-field": (changed(validity_days={"mistyped": True}), Action.KEEP),
+    "deep": (added(b"[" * 100_000 + b"]" * 100_000), Action.KEEP),
+    "bad-utf8": (added(b'"\xff"'), Action.KEEP),
+    "not-json": (answer(b"OK"), Action.KEEP),
+    "gzip": (answer(gzip.compress(TRUE, mtime=0), "Content-Encoding: gzip"), Action.KEEP),
+    "gzip-unsaid": (answer(gzip.compress(TRUE, mtime=0)), Action.KEEP),
+    "huge-head": (answer(TRUE, f"Padding: {'x' * 101 * 1024}"), Action.KEEP),
+    "huge-body": (answer(PADDED), Action.KEEP),
+    "huge-chunks": (chunks(PADDED, 64 * 1024), Action.KEEP),
+}
+ANSWERS = {
+    "200-error": envelope(402, 200),
+    "204": answer(b"", status=204, kind="", framing=""),
+    **{str(status): redirect(status) for status in (301, 302, 303, 307, 308)},
+    **{str(status): envelope(status) for status in (408, 421, 425, 429)},
+    "429-seconds": envelope(429, None, "Retry-After: 1"),
+    "429-date": envelope(
+        429,
+        None,
+        "Date: Tue, 12 Aug 2025 14:35:55 GMT",
+        "Retry-After: Tue, 12 Aug 2025 14:35:56 GMT",
+    ),
+    **{str(status): envelope(status) for status in range(500, 512)},
+    **{f"{status}-page": page(status) for status in range(500, 512)},
+}
+EXPECTED: dict[str, Expected] = {
+    **dict(drops()),
+    **{name: (data, end, True) for name, (data, end) in SHAPES.items()},
+    **{name: (data, Action.KEEP, False) for name, data in ANSWERS.items()},
+}
+
+
+def test_all_are_expected() -> None:
+    """No fault goes untested, and each has a line of its own about it."""
+    assert {*EXPECTED, "endless-100", "connect-then-reset"} == {*FAULTS} == {*DESCRIPTIONS}
+    assert all(text and "\n" not in text for text in DESCRIPTIONS.values())
+
+
+@pytest.mark.parametrize(("name", "expected"), EXPECTED.items(), ids=EXPECTED)
+def test_fault(server: SandboxServer, name: str, expected: Expected) -> None:
+    """Its bytes come, the end is as it says, and the log tells the truth.
+
+    Where the connection is kept, the next request on it is served as ever.
+    """
+    data, end, applied = expected
+    fault = FAULTS[name]
+    server.order(fault)
+    kept = end is Action.KEEP
+    with dial(server) as stream:
+        send(stream, message() + message("/add", "Connection: close"))
+        if end is Action.HANG:
+            eventually(lambda: fault.stage is Stage.CONNECTED or bool(server.log))
+            assert not data or stream.recv(1, socket.MSG_PEEK)
+            stream.settimeout(0.03)
+        came, ended = read_all(stream)
+    assert came == data + (LAST if kept else b"")
+    assert ended is (Action.CLOSE if kept else end)
+    first, *others = server.log or (None,)
+    assert [entry.applied for entry in others] == [True] * kept
+    assert (fault.stage is Stage.APPLIED) == applied
+    if fault.stage is Stage.CONNECTED:
+        assert first is None
+        return
+    assert first is not None
+    assert (first.fault, first.applied) == (fault, applied)
+    assert (first.status is None) == isinstance(fault, Drop)
+    assert (first.body is None) == (fault.stage is Stage.HEAD)
+
+
+def test_reset_at_once(server: SandboxServer) -> None:
+    """The reset may come before the client knows that it is connected; no request is logged."""
+    server.order(FAULTS["connect-then-reset"])
+    with pytest.raises(ConnectionResetError), dial(server) as stream:
+        stream.recv(1)
+    with dial(server) as stream:
+        stream.sendall(message())
+        assert read(stream, len(WHOLE)) == WHOLE
+    (entry,) = server.log
+    assert entry.fault is None
+
+
+def test_endless(server: SandboxServer) -> None:
+    """They come until the peer leaves, which is no failure."""
+    server.order(FAULTS["endless-100"])
+    with dial(server) as stream:
+        stream.sendall(message())
+        assert read(stream, 3 * len(CONTINUE)) == 3 * CONTINUE
+    (entry,) = server.applied
+    assert entry.fault is FAULTS["endless-100"]
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("action", [Action.HANG, Action.CLOSE])
+def test_close_ends_what_hangs(stage: Stage, action: Action) -> None:
+    """Connections that wait for their peers to leave do not hold up the server's close."""
+    began = time.monotonic()
+    with SandboxServer() as server:
+        server.order(Drop(stage, action))
+        stream = dial(server)
+        stream.sendall(message())
+        eventually(lambda: stage is Stage.CONNECTED or bool(server.log and server.log[0].fault))
+    assert time.monotonic() - began < 5
+    with stream, suppress(ConnectionResetError):
+        assert stream.recv(1) == b""
+
+
+@pytest.mark.parametrize("name", ["drip", "endless-100", "surplus-later", "huge-body"])
+def test_close_ends_what_is_being_written(name: str) -> None:
+    """An answer that is still coming is cut off."""
+    with SandboxServer() as server:
+        server.order(FAULTS[name])
+        stream = dial(server)
+        stream.sendall(message())
+        assert stream.recv(1)
+    with stream:
+        assert read_all(stream)[1] is not Action.HANG
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_client_that_leaves_early(server: SandboxServer, name: str) -> None:
+    """It may reset its connection whenever it likes; the server serves on and closes well."""
+    server.order(FAULTS[name])
+    with suppress(ConnectionResetError), dial(server) as stream:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
+        send(stream, message())
+    # What the first did not meet with, because it left too early, waits for the second.
+    with suppress(ConnectionResetError), dial(server) as stream:
+        send(stream, message())
+    with dial(server) as stream:
+        stream.sendall(b"nonsense\r\n\r\n")
+        assert read_all(stream)[0].startswith(b"HTTP/1.1 400 ")
+
+
+def test_requests_meanwhile_wait(server: SandboxServer) -> None:
+    """What comes while an answer drips is served after it, and counted as its own."""
+    server.order(Shaped(lambda head, body: (head, body), pause=0.01))
+    with dial(server) as stream:
+        stream.sendall(message())
+        read(stream, HEAD_SIZE)
+        last = message("/add", "Connection: close")
+        stream.sendall(last)
+        assert read_all(stream) == (TRUE + LAST, Action.CLOSE)
+    assert [entry.received for entry in server.log] == [len(message()), len(last)]
+
+
+def test_shaped_answer(server: SandboxServer) -> None:
+    """With an answer of one's own nothing is applied; a given pause makes each piece a write."""
+    fault = Shaped(
+        lambda head, body: (head, body[:1], body[1:]),
+        answer=Answer(503, (), b"down"),
+        pause=0.001,
+        then=Action.RESET,
+    )
+    server.order(fault)
+    with dial(server) as stream:
+        stream.sendall(message())
+        assert read_all(stream) == (answer(b"down", status=503, kind=""), Action.RESET)
+    (entry,) = server.log
+    assert (entry.fault, entry.applied, entry.status) == (fault, False, 503)
+
+
+@pytest.mark.parametrize("name", ["wrong-amount", "apply-then-close", "wrong-user"])
+def test_refusal_under_a_fault(server: SandboxServer, name: str) -> None:
+    """What the sandbox refuses is not applied by a fault either."""
+    server.order(FAULTS[name])
+    with dial(server) as stream:
+        stream.sendall(message("/subtract", "Connection: close"))
+        came, _ = read_all(stream)
+    assert not came or b"USER_DOES_NOT_EXIST" in came
+    assert not server.applied
+
+
+@pytest.mark.parametrize("pause", [None, 0.001])
+def test_shape_that_fails(pause: float | None) -> None:
+    """The client loses its connection, and the test learns why."""
+
+    def fail(head: bytes, _: bytes) -> Iterator[bytes]:
+        yield head
+        raise LookupError("shape")
+
+    server = SandboxServer()
+    server.start()
+    server.order(Shaped(fail, pause=pause))
+    with dial(server) as stream:
+        stream.sendall(message())
+        assert read_all(stream)[1] is Action.CLOSE
+    with pytest.raises(ExceptionGroup) as caught:
+        server.close()
+    (error,) = caught.value.exceptions
+    assert isinstance(error, LookupError)
+
+
+def test_orders_at_their_stages(server: SandboxServer) -> None:
+    """An order for the head sees no body, and counts what is left of its times by itself."""
+    seen: list[Request] = []
+
+    def look(request: Request) -> bool:
+        seen.append(request)
+        return request.url == "/subtract"
+
+    server.order(Answer(418))
+    server.order(Drop(Stage.HEAD, Action.CLOSE), when=look)
+    for path, expected in (("/add", b"HTTP/1.1 418 "), ("/subtract", b""), ("/add", LAST)):
+        with dial(server) as stream:
+            send(stream, message(path, "Connection: close"))
+            assert read_all(stream)[0].startswith(expected)
+    assert [(request.url, request.body) for request in seen] == [("/add", b""), ("/subtract", b"")]
+    assert ("Authorization", "Bearer key") in seen[0].headers
+    assert [entry.number for entry in server.applied] == [3]
+
+
+def test_head_drop_withholds_100_continue(server: SandboxServer) -> None:
+    """Who waits for the word to go on does not get it."""
+    server.order(FAULTS["head-then-close"])
+    with dial(server) as stream:
+        stream.sendall(message("/add", "Expect: 100-continue").removesuffix(GOOD))
+        assert read_all(stream) == (b"", Action.CLOSE)
+    (entry,) = server.log
+    assert (entry.path, entry.body) == ("/add", None)
+
+
+def test_connected_takes_no_predicate(server: SandboxServer) -> None:
+    """There is no request for it to look at."""
+    with pytest.raises(ValueError, match="no request yet"):
+        server.order(FAULTS["connect-then-hang"], when=lambda _: True)
+
+
+def test_drop_keeps_nothing() -> None:
+    """A drop that drops nothing is none."""
+    with pytest.raises(ValueError, match="cannot be kept"):
+        Drop(Stage.REQUEST, Action.KEEP)
+
+
+@pytest.mark.parametrize("fault", [Drop(Stage.REQUEST, Action.CLOSE), Shaped(), Answer(200)])
+def test_faults_are_values(fault: Fault) -> None:
+    """They can be compared, and be keys."""
+    assert {fault: 1}
+
+
+def test_refusing(server: SandboxServer) -> None:
+    """Connections are dropped and refused, the port stays taken, and then it serves again."""
+    at = where(server)
+    with dial(server) as kept:
+        kept.sendall(message())
+        assert read(kept, len(WHOLE)) == WHOLE
+        for _ in range(2):
+            with server.refusing():
+                assert read_all(kept)[0] == b""
+                for _ in range(3):
+                    with pytest.raises(ConnectionRefusedError):
+                        dial(server)
+                with pytest.raises(OSError, match="in use"):
+                    socket.create_server(at)
+            with dial(server) as stream:
+                stream.sendall(message("/add", "Connection: close"))
+                assert read_all(stream) == (LAST, Action.CLOSE)
+    assert where(server) == at
+    with pytest.raises(OSError, match="in use"):
+        socket.create_server(at)
+
+
+def test_refusing_wrongly(server: SandboxServer) -> None:
+    """It takes a server that runs and does not refuse."""
+    with server.refusing():
+        with pytest.raises(RuntimeError, match="already"), server.refusing():
+            pass
+        with pytest.raises(ConnectionRefusedError):
+            dial(server)
+    dial(server).close()
+    with pytest.raises(RuntimeError, match="does not run"), SandboxServer().refusing():
+        pass
+
+
+def test_close_while_refusing(server: SandboxServer) -> None:
+    """It stays closed."""
+    with server.refusing():
+        server.close()
+    with pytest.raises(ConnectionRefusedError):
+        dial(server)
+
+
+def test_serve_with_orders() -> None:
+    """They stand before the first request, in their order."""
+    answers: list[int] = []
+
+    def ready(base_url: str) -> None:
+        connection = http.client.HTTPConnection(urlsplit(base_url).netloc, timeout=20)
+        for _ in range(4):
+            connection.request("POST", "/add", GOOD, {"Authorization": "Bearer key"})
+            response = connection.getresponse()
+            response.read()
+            answers.append(response.status)
+        connection.close()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    serve("127.0.0.1", 0, None, ready, [(FAULTS["503"], 1), (FAULTS["429"], 2)])
+    assert answers == [503, 429, 429, 200]

@@ -1,0 +1,266 @@
+"""The server and its faults over TLS."""
+
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import pytest
+import trustme
+
+from creduse_sandbox import FAULTS, Action, Drop, SandboxServer, Stage
+
+USER = "12345678-1234-5678-1234-567812345678"
+BODY = json.dumps({"end_user_id": USER, "amount": 5, "validity_days": 2}).encode()
+HEAD = (
+    f"POST /add HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\nContent-Length: {len(BODY)}\r\n"
+)
+MESSAGE = f"{HEAD}\r\n".encode() + BODY
+LAST_MESSAGE = f"{HEAD}Connection: close\r\n\r\n".encode() + BODY
+APPLICATION_DATA = 23  # RFC 8446 5.1
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def server(authority: trustme.CA) -> Iterator[SandboxServer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    with SandboxServer(ssl_context=context) as server:
+        yield server
+
+
+@pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=lambda v: v.name)
+def context(authority: trustme.CA, request: pytest.FixtureRequest) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = context.maximum_version = request.param
+    authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    return context
+
+
+def dial(server: SandboxServer) -> socket.socket:
+    parts = urlsplit(server.base_url)
+    assert (parts.scheme, parts.hostname) == ("https", "127.0.0.1")
+    return socket.create_connection((parts.hostname, parts.port or 0), timeout=20)
+
+
+def secure(server: SandboxServer, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """Connect, and have a stream that ends without close_notify be an error."""
+    return context.wrap_socket(
+        dial(server), server_hostname="127.0.0.1", suppress_ragged_eofs=False
+    )
+
+
+def beneath(stream: ssl.SSLSocket) -> socket.socket:
+    """Give the socket itself, where records and resets can be seen."""
+    bare = socket.socket(fileno=socket.dup(stream.fileno()))
+    bare.settimeout(20)
+    return bare
+
+
+def read_all(stream: socket.socket) -> bytes:
+    data = bytearray()
+    while piece := stream.recv(1024 * 1024):
+        data += piece
+    return bytes(data)
+
+
+def read_answer(stream: socket.socket) -> bytes:
+    data = b""
+    while BODY not in data:
+        piece = stream.recv(1024 * 1024)
+        assert piece
+        data += piece
+    return data
+
+
+def eventually(check: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_calls_and_a_clean_close(server: SandboxServer, context: ssl.SSLContext) -> None:
+    """A connection is kept, and ends with close_notify; the log counts what was in the records."""
+    with secure(server, context) as stream:
+        stream.sendall(MESSAGE)
+        assert read_answer(stream).startswith(b"HTTP/1.1 200 ")
+        stream.sendall(LAST_MESSAGE)
+        assert read_all(stream).endswith(BODY)
+    assert [entry.received for entry in server.applied] == [len(MESSAGE), len(LAST_MESSAGE)]
+
+
+def test_client_that_says_goodbye(server: SandboxServer, context: ssl.SSLContext) -> None:
+    """Its close_notify is answered with one."""
+    with secure(server, context) as stream:
+        stream.sendall(MESSAGE)
+        read_answer(stream)
+        with stream.unwrap() as bare:
+            assert bare.recv(1) == b""
+
+
+@pytest.mark.parametrize("message", [MESSAGE, LAST_MESSAGE])
+def test_request_and_goodbye_at_once(
+    server: SandboxServer, context: ssl.SSLContext, message: bytes
+) -> None:
+    """A client may end its stream with its request, as without TLS."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with dial(server) as stream:
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                stream.sendall(outgoing.read())
+                incoming.write(stream.recv(1024 * 1024))
+        client.write(message)
+        with suppress(ssl.SSLWantReadError):
+            client.unwrap()
+        stream.sendall(outgoing.read())
+        incoming.write(read_all(stream))
+        assert client.read(1024 * 1024).endswith(BODY)
+    assert len(server.applied) == 1
+
+
+def test_goodbye_amid_an_answer(server: SandboxServer, context: ssl.SSLContext) -> None:
+    """It ends even what has no end."""
+    server.order(FAULTS["endless-100"])
+    with secure(server, context) as stream:
+        stream.sendall(MESSAGE)
+        assert stream.recv(1024) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        with suppress(ssl.SSLError):  # there is more to read
+            stream.unwrap()
+        with suppress(ssl.SSLError):
+            assert read_all(stream) == b""
+
+
+@pytest.mark.parametrize("name", ["close-after", "cut-body-then-close", "apply-then-close"])
+def test_close_says_goodbye(server: SandboxServer, context: ssl.SSLContext, name: str) -> None:
+    """A stream that ends in order has its close_notify, whatever was in it."""
+    server.order(FAULTS[name])
+    with secure(server, context) as stream:
+        stream.sendall(MESSAGE)
+        read_all(stream)
+    assert server.applied[0].fault is FAULTS[name]
+
+
+def test_cut_after(server: SandboxServer, context: ssl.SSLContext) -> None:
+    """The answer is whole, and the stream ends without close_notify."""
+    server.order(FAULTS["cut-after"])
+    with secure(server, context) as stream:
+        stream.sendall(MESSAGE)
+        assert read_answer(stream).endswith(BODY)
+        with pytest.raises(ssl.SSLEOFError):
+            stream.recv(1)
+
+
+def test_surplus_in_one_segment(server: SandboxServer, authority: trustme.CA) -> None:
+    """The answer and what follows it are two records that come at once."""
+    context = ssl.create_default_context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # whose records tell what is in them
+    authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    server.order(FAULTS["surplus"])
+    with secure(server, context) as stream:
+        stream.sendall(MESSAGE)
+        with beneath(stream) as bare:
+            data = bare.recv(1024 * 1024)
+    records: list[int] = []
+    while data:
+        size = int.from_bytes(data[3:5], "big")
+        records.append(data[0])
+        assert len(data) >= 5 + size
+        data = data[5 + size :]
+    assert records == [APPLICATION_DATA] * 2
+
+
+@pytest.mark.parametrize("action", [Action.CLOSE, Action.CUT])
+def test_closed_before_the_handshake(server: SandboxServer, action: Action) -> None:
+    """Not one byte of TLS comes."""
+    server.order(Drop(Stage.CONNECTED, action))
+    with dial(server) as stream:
+        assert stream.recv(1) == b""
+    assert server.log == ()
+
+
+def test_reset_before_the_handshake(server: SandboxServer) -> None:
+    """The reset may come before the client knows that it is connected."""
+    server.order(Drop(Stage.CONNECTED, Action.RESET))
+    with pytest.raises(ConnectionResetError), dial(server) as stream:
+        stream.recv(1)
+
+
+def test_reset(server: SandboxServer, context: ssl.SSLContext) -> None:
+    """The socket below is reset."""
+    server.order(FAULTS["apply-then-reset"])
+    with secure(server, context) as stream:
+        stream.sendall(MESSAGE)
+        with beneath(stream) as bare, pytest.raises(ConnectionResetError):
+            read_all(bare)
+    assert len(server.applied) == 1
+
+
+def test_not_http(server: SandboxServer, context: ssl.SSLContext) -> None:
+    """A bad request is told so, and its connection ends in order."""
+    with secure(server, context) as stream:
+        stream.sendall(b"nonsense\r\n\r\n")
+        assert read_all(stream).startswith(b"HTTP/1.1 400 ")
+
+
+def test_large_answer(server: SandboxServer, context: ssl.SSLContext) -> None:
+    """An answer of many records comes whole."""
+    server.order(FAULTS["huge-body"])
+    with secure(server, context) as stream:
+        stream.sendall(MESSAGE)
+        data = bytearray()
+        while len(data) < 16 * 1024 * 1024:
+            data += stream.recv(1024 * 1024)
+    assert BODY in data[:1000]
+
+
+def test_no_tls(server: SandboxServer) -> None:
+    """Who does not speak TLS is told so by an alert, and nothing fails."""
+    with dial(server) as stream:
+        stream.sendall(MESSAGE)
+        assert read_all(stream)[:1] in {b"\x15", b""}
+    assert server.log == ()
+
+
+def test_client_that_does_not_trust(server: SandboxServer) -> None:
+    """A failed handshake is no failure of the server's."""
+    context = ssl.create_default_context()
+    with dial(server) as bare, pytest.raises(ssl.SSLCertVerificationError):
+        context.wrap_socket(bare, server_hostname="127.0.0.1")
+
+
+def test_handshakes_do_not_hold_up_close(server: SandboxServer) -> None:
+    """A client that is silent, one that stops midway, and one that is never read."""
+    threads = threading.active_count()
+    server.order(FAULTS["connect-then-hang"])
+    streams = [dial(server) for _ in range(3)]
+    for stream in streams[:2]:
+        stream.sendall(b"\x16\x03\x01\x02\x00")
+    began = time.monotonic()
+    server.close()
+    assert time.monotonic() - began < 5
+    assert threading.active_count() == threads - 1
+    for stream in streams:
+        with stream, suppress(ConnectionResetError):
+            assert stream.recv(1) == b""
+
+
+def test_refusing(server: SandboxServer, context: ssl.SSLContext) -> None:
+    """It speaks TLS afterwards as before."""
+    with server.refusing(), pytest.raises(ConnectionRefusedError):
+        dial(server)
+    with secure(server, context) as stream:
+        stream.sendall(LAST_MESSAGE)
+        assert read_all(stream).endswith(BODY)
