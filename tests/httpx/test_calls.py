@@ -25,6 +25,31 @@ USER = UUID("12345678-1234-5678-1234-567812345678")
 NO_WAIT = RetryPolicy(initial_delay=0)
 
 
+WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
+    (
+        "add",
+        ("12345678", 1),
+        {},
+        ValueError,
+        "end_user_id must be a UUID such as .*, not '12345678'",
+    ),
+    ("add", (12345678, 1), {}, TypeError, "end_user_id must be a UUID or its text, not int"),
+    ("add", (USER, True), {}, TypeError, "amount must be an int, not bool"),
+    ("add", (USER, 1.0), {}, TypeError, "amount must be an int, not float"),
+    ("add", (USER, "1"), {}, TypeError, "amount must be an int, not str"),
+    ("add", (USER, -1), {}, ValueError, "amount must not be negative, but is -1"),
+    ("add", (USER, 1, True), {}, TypeError, "validity_days must be an int, not bool"),
+    ("add", (USER, 1, -1), {}, ValueError, "validity_days must not be negative, but is -1"),
+    ("subtract", (USER, -1), {}, ValueError, "amount must not be negative"),
+    ("subtract", (USER, 1), {"timeout": 0}, ValueError, "timeout must be above 0"),
+    ("subtract", (USER, 1), {"timeout": "1"}, TypeError, "timeout must be a number of seconds"),
+    ("start_cycle", (USER, None), {}, TypeError, "amount must be an int, not NoneType"),
+    ("stop_cycle", ("",), {}, ValueError, "end_user_id must be a UUID"),
+    ("stop_cycle", (USER,), {"idempotency_key": "x"}, ValueError, "would protect nothing"),
+    ("get_balance", (None,), {}, TypeError, "end_user_id must be a UUID or its text, not NoneType"),
+]
+
+
 def ours(**fields: Any) -> Answer:
     return Answer(200, (), json.dumps({"end_user_id": str(USER), "amount": 5} | fields).encode())
 
@@ -78,6 +103,19 @@ def test_the_request_is_ours_alone(harness: Any, server: SandboxServer) -> None:
         "Content-Length",
     ]
     assert dict(entry.headers)["Host"] == server.base_url.removeprefix("http://")
+
+
+def test_wrong_arguments(harness: Any, server: SandboxServer) -> None:
+    """A wrong argument is named in an error, and the server receives nothing."""
+
+    async def main() -> None:
+        async with harness.connect(server.base_url) as client:
+            for method, arguments, options, kind, said in WRONG:
+                with pytest.raises(kind, match=said):
+                    await getattr(client, method)(*arguments, **options)
+
+    harness.run(main)
+    assert server.log == ()
 
 
 def test_refusal(harness: Any, server: SandboxServer) -> None:
