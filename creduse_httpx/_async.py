@@ -121,10 +121,10 @@ class AsyncHTTPXTransport:
             with trio.move_on_after(exchange.send.timeout):
                 await done.wait()
             if not done.is_set():
-                scope.deadline = trio.current_time() + exchange.stop()
+                _cancel_scope_later(scope, exchange.stop())
                 await done.wait()
         except trio.Cancelled:
-            scope.deadline = trio.current_time() + exchange.stop()
+            _cancel_scope_later(scope, exchange.stop())
             raise
         return exchange.failed(_too_slow()) if answer is None else answer
 
@@ -212,6 +212,15 @@ def _cancel_later(task: asyncio.Task[Any], seconds: float) -> None:
         asyncio.get_running_loop().call_later(seconds, task.cancel)
     else:
         task.cancel()
+
+
+def _cancel_scope_later(scope: "trio.CancelScope", seconds: float) -> None:
+    if seconds:
+        import trio  # noqa: PLC0415 - only where it is running
+
+        scope.deadline = trio.current_time() + seconds
+    else:
+        scope.cancel()  # a deadline of now would leave the task another step, which may send
 
 
 def _too_slow() -> TimeoutError:

@@ -7,8 +7,9 @@ same `httpx.ReadError` comes of a connection that died before and after the requ
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import ModuleType
 from typing import Any, Final
@@ -64,6 +65,33 @@ class _TimeOuts(dict[str, float]):
         return super().get(key, default)
 
 
+@cache
+def _stream_class(library: ModuleType) -> Any:
+    """Give the library's class of a request's body, which is then read as we want it."""
+
+    class Body(library.ByteStream):  # type: ignore[misc,name-defined]  # of one library or the other
+        def __init__(self, body: bytes) -> None:
+            super().__init__(body)  # pyright: ignore[reportUnknownMemberType]  # as above
+            self._body = body
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return _Once(self._body)
+
+    return Body
+
+
+class _Once(AsyncIterator[bytes]):
+    """Gives its bytes. An asynchronous generator would be left open where writing fails."""
+
+    def __init__(self, body: bytes) -> None:
+        self._pieces = [body]
+
+    async def __anext__(self) -> bytes:
+        if not self._pieces:
+            raise StopAsyncIteration
+        return self._pieces.pop()
+
+
 _NO_HEAD: Final[tuple[int, list[tuple[bytes, bytes]]]] = (0, [])
 
 
@@ -116,7 +144,7 @@ class Exchange:
             ours.method,
             url,
             headers=headers,
-            stream=self._library.ByteStream(ours.body),
+            stream=_stream_class(self._library)(ours.body),
             extensions={"trace": trace, "timeout": self._timeouts},
         )
         return self._request
@@ -145,6 +173,10 @@ class Exchange:
             self._step = None
             if stage == "complete":
                 self._complete(step, info["return_value"])
+                # Under trio a task that was ready to go on is cancelled at its next checkpoint,
+                # and that is no longer within the step. The last step leads to a safe one.
+                if self._stopped and step != "receive_response_body":
+                    raise TimeoutError("no time was left to go on")
 
     def _begin(self, step: str, info: dict[str, Any]) -> None:
         # A time-out of httpx's is for one step; what is left of the whole goes to each anew.

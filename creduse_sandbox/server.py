@@ -405,6 +405,23 @@ class SandboxServer:
         """The part of the `log` that was applied."""
         return tuple(entry for entry in self.log if entry.applied)
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open now, as far as the server has noticed."""
+        return len(self._desk.connections)
+
+    def settle(self) -> None:
+        """Wait until what has left its peers by now stands in the `log`.
+
+        So whoever stops a client and calls this can say what was first sent afterwards.
+        """
+        self._call(_go_round())
+
+    def handle(self, request: Request) -> Response:
+        """Answer a request without a socket, as `Sandbox.handle` does. It is not in the `log`."""
+        with self._desk.lock:
+            return self._desk.sandbox.handle(request)
+
     def order(
         self, fault: Fault, times: int = 1, when: Callable[[Request], bool] | None = None
     ) -> None:
@@ -554,6 +571,12 @@ class SandboxServer:
         for connection in connections:
             connection.abort()
         await asyncio.gather(*(connection.lost for connection in connections))
+
+
+async def _go_round() -> None:
+    # To accept a connection takes the loop three turns, and to read from it one more.
+    for _ in range(8):
+        await asyncio.sleep(0)
 
 
 def _may_share(sock: socket.socket, *, reuse_address: bool, reuse_port: bool) -> None:

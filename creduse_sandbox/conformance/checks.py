@@ -1,0 +1,250 @@
+"""Running a scenario over a client, and judging by the server's log what came of it."""
+
+import ssl
+import time
+from collections.abc import (
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+)
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from creduse_core import (
+    AsyncCoreClient,
+    Call,
+    CoreClient,
+    CreduseError,
+    CreduseProtocol,
+    Outcome,
+    RetryPolicy,
+)
+from creduse_sandbox.conformance.scenarios import (
+    API_KEY,
+    BALANCE,
+    PLENTY,
+    SOON,
+    USER,
+    WITHIN,
+    Limit,
+    Scenario,
+)
+from creduse_sandbox.server import LogEntry, SandboxServer
+
+Certificates: TypeAlias = Mapping[str, ssl.SSLContext]
+Connect: TypeAlias = Callable[[CreduseProtocol], AbstractContextManager[CoreClient]]
+AsyncConnect: TypeAlias = Callable[[CreduseProtocol], AbstractAsyncContextManager[AsyncCoreClient]]
+
+
+def check(
+    scenario: Scenario,
+    connect: Connect,
+    *,
+    certificates: Certificates | None = None,
+    limits: Sequence[Limit] = (),
+) -> None:
+    """Run a scenario over a synchronous client.
+
+    ``connect`` makes the client from a protocol, for one scenario. ``certificates`` are servers'
+    contexts by name, for `TLS_SCENARIOS`: one called ``good``, which the client trusts for
+    127.0.0.1, and one each that is ``untrusted``, ``misnamed`` or ``expired``. ``limits`` are
+    those that the library is known to have.
+
+    Raises:
+        AssertionError: A promise was not kept. It says which, and what the server saw.
+    """
+    with _trial(scenario, certificates, limits) as trial:
+        with connect(trial.protocol) as client:
+            for call in trial.calls():
+                with trial.watching(call):
+                    client.run(call)
+        trial.judge()
+
+
+async def check_async(
+    scenario: Scenario,
+    connect: AsyncConnect,
+    *,
+    certificates: Certificates | None = None,
+    limits: Sequence[Limit] = (),
+) -> None:
+    """Run a scenario over an asynchronous client; as `check`."""
+    with _trial(scenario, certificates, limits) as trial:
+        async with connect(trial.protocol) as client:
+            for call in trial.calls():
+                with trial.watching(call):
+                    await client.run(call)
+        trial.judge()
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A call, and how it went."""
+
+    call: Call[Any]
+    first: int
+    """How many requests were in the log before it."""
+    seconds: float = 0.0
+    error: CreduseError | None = None
+
+
+def make_protocol(server: SandboxServer, attempt_timeout: float) -> CreduseProtocol:
+    """Make calls to this server, tried again at once, as if it were known to replay."""
+    policy = RetryPolicy(initial_delay=0, attempt_timeout=attempt_timeout, server_replays=True)
+    return CreduseProtocol(API_KEY, server.base_url, retry=policy, timeout=PLENTY)
+
+
+@contextmanager
+def _trial(
+    scenario: Scenario, certificates: Certificates | None, limits: Sequence[Limit]
+) -> Generator["_Trial", None, None]:
+    context = (certificates or {})[scenario.certificate] if scenario.certificate else None
+    with SandboxServer(api_key=API_KEY, ssl_context=context) as server:
+        yield _Trial(scenario, server, scenario.limit if scenario.limit in limits else None)
+
+
+class _Trial:
+    """One run of a scenario: what is called, and what is to be said of it afterwards."""
+
+    def __init__(self, scenario: Scenario, server: SandboxServer, limit: Limit | None) -> None:
+        self.protocol = make_protocol(server, scenario.attempt_timeout)
+        self._calm = make_protocol(server, PLENTY)
+        self._scenario = scenario
+        self._server = server
+        self._limit = limit
+        self._watched: list[_Watched] = []
+        server.handle(self.protocol.add(USER, BALANCE).request)
+
+    def calls(self) -> Iterator[Call[Any]]:
+        """Give the calls to be run, one after the other, and order what they are to meet."""
+        scenario, server = self._scenario, self._server
+        if scenario.used:
+            if scenario.before is not None:
+                server.order(scenario.before)
+            yield self._calm.get_balance(USER)
+        for fault in scenario.faults:
+            server.order(fault)
+        with server.refusing() if scenario.refuse else nullcontext():
+            yield scenario.make(self.protocol)
+        # Whatever that was, the client can go on.
+        if not scenario.certificate or scenario.certificate == "good":
+            yield self._calm.get_balance(USER)
+            yield self._calm.add(USER, 1)
+
+    @contextmanager
+    def watching(self, call: Call[Any]) -> Generator[None, None, None]:
+        """Take note of how a call goes. Only what is no `CreduseError` comes through."""
+        watched = _Watched(call, len(self._server.log))
+        self._watched.append(watched)
+        begun = time.monotonic()
+        try:
+            yield
+        except CreduseError as error:
+            watched.error = error
+        finally:
+            watched.seconds = time.monotonic() - begun
+            self._server.settle()
+
+    def judge(self) -> None:
+        """Say all that is wrong."""
+        log = self._server.log
+        ends = [watched.first for watched in self._watched[1:]] + [len(log)]
+        seen = [log[watched.first : end] for watched, end in zip(self._watched, ends, strict=True)]
+        main = int(self._scenario.used)
+        problems = [*self._in_the_end(self._watched[main], seen[main])]
+        for number, (watched, entries) in enumerate(zip(self._watched, seen, strict=True)):
+            if number > main and self._limit is Limit.SURPLUS:
+                break
+            problems += untrue(watched.call, entries)
+            problems += _altered(watched.call, entries)
+            if watched.seconds > WITHIN:
+                problems.append(f"{watched.call} took {watched.seconds:.1f} s")
+            if watched.error is not None and number != main:
+                problems.append(f"{watched.call}, a call beside it, raised {watched.error!r}")
+        if self._scenario.fresh and self._limit is None:
+            used = {entry.connection for entry in seen[main]}
+            problems += [
+                f"the connection was used again, by request {entry.number}"
+                for entry in log[ends[main] :]
+                if entry.connection in used
+            ]
+        if problems:
+            raise AssertionError(report(self._scenario.name, problems, log))
+
+    def _in_the_end(self, watched: _Watched, entries: Sequence[LogEntry]) -> Iterator[str]:
+        call, error = watched.call, watched.error
+        requests, applied = len(entries), sum(entry.applied for entry in entries)
+        endings = self._scenario.endings + (self._scenario.limited if self._limit else ())
+        if not any(
+            (type(error) in ending.errors if ending.errors else error is None)
+            and call.outcome is ending.outcome
+            and applied == ending.applied
+            and (
+                requests == ending.requests
+                or (requests > ending.requests and self._scenario.attempt_timeout == SOON)
+            )
+            for ending in endings
+        ):
+            what = "a result" if error is None else repr(error)
+            yield f"it ended in {what}, {call.outcome}; {requests} received, {applied} applied"
+            yield "which should have been: " + ", or: ".join(map(str, endings))
+        if error is not None and error.outcome is not call.outcome:
+            yield f"its error says {error.outcome}, and the call {call.outcome}"
+
+
+def untrue(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
+    """Hold what a call says against what the server saw."""
+    applied = sum(entry.applied for entry in entries)
+    if applied > 1:
+        yield f"{call} was applied {applied} times"
+    if applied and call.outcome is Outcome.NOT_APPLIED:
+        yield f"{call} says NOT_APPLIED, and was applied"
+    if not applied and call.outcome is Outcome.APPLIED:
+        yield f"{call} says APPLIED, and was not"
+    if len(entries) > len(call.attempts):
+        yield f"{call} made {len(call.attempts)} attempts, and the server saw {len(entries)}"
+    for attempt in call.attempts:
+        if attempt.event in {"not_sent", "unsendable"} and len(entries) == len(call.attempts):
+            yield f"{call} says that attempt {attempt.number} was not sent, and it was received"
+
+
+_UNWANTED: Final = {"cookie", "expect", "proxy-authorization", "transfer-encoding"}
+
+
+def _altered(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
+    """Hold what has arrived against what was to be sent."""
+    request = call.request
+    for entry in entries:
+        if entry.method is None:
+            continue
+        came = [(name.lower(), value) for name, value in entry.headers]
+        for name, value in request.headers:
+            values = [it for field, it in came if field == name.lower()]
+            # The log holds no key; that the right one came, the server has seen to.
+            if name != "Authorization" and values != [value]:
+                yield f"request {entry.number} had {name}: {values}, not [{value!r}]"
+        names = {name for name, _ in came}
+        if unwanted := names & _UNWANTED:
+            yield f"request {entry.number} had {sorted(unwanted)}"
+        if not request.url.endswith(f"{entry.path}") or entry.method != request.method:
+            yield f"request {entry.number} was {entry.method} {entry.path}, not {request}"
+        if entry.body not in {None, request.body}:
+            yield f"request {entry.number} had another body: {entry.body!r}"
+
+
+def report(name: str, problems: Sequence[str], log: Sequence[LogEntry]) -> str:
+    """Put what is wrong into words, with what the server saw."""
+    lines = (
+        f"request {entry.number} on connection {entry.connection}: {entry.method} {entry.path}, "
+        f"{entry.received} bytes, answered {entry.status}, {'' if entry.applied else 'not '}applied"
+        for entry in log
+    )
+    return "\n  ".join([f"{name}:", *problems, "What the server saw:", *lines])

@@ -1,0 +1,224 @@
+"""Every client there is, in every way that it can be used: the rows that one suite runs over."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import httpx2
+import pytest
+import trio
+import trustme
+
+from creduse import AsyncCreduseClient, Attempt, CreduseClient
+from creduse_core import CoreClient, CreduseProtocol
+from creduse_sandbox.conformance import AsyncConnect, Limit
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Listener = Callable[[Attempt], object] | None
+
+
+@dataclass(frozen=True)
+class Authority:
+    """Who the clients trust, and servers' certificates that they may meet with."""
+
+    trust: ssl.SSLContext
+    certificates: Mapping[str, ssl.SSLContext]
+    file: Path
+
+
+@dataclass(frozen=True)
+class Sync:
+    """A synchronous client, made for a protocol."""
+
+    name: str
+    open: Callable[[CreduseProtocol, ssl.SSLContext], AbstractContextManager[CoreClient]]
+    limits: tuple[Limit, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Async:
+    """An asynchronous one, and how its loop is run.
+
+    ``open`` is given a protocol, what to trust, what to call after each attempt, and how many
+    connections the client may have.
+    """
+
+    name: str
+    run: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+    open: Callable[
+        [CreduseProtocol, ssl.SSLContext, Listener, int],
+        AbstractAsyncContextManager[AsyncCreduseClient],
+    ]
+    limits: tuple[Limit, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+    def connect(
+        self, trust: ssl.SSLContext, listener: Listener = None, connections: int = 100
+    ) -> AsyncConnect:
+        """Give what the kit makes a client with."""
+        return lambda protocol: self.open(protocol, trust, listener, connections)
+
+
+def run_asyncio(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(main())
+
+
+def run_trio(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    trio.run(main)
+
+
+def settings(protocol: CreduseProtocol) -> dict[str, Any]:
+    """Give the arguments of a client of ours that are the protocol's."""
+    return {
+        "api_key": protocol.api_key,
+        "base_url": protocol.base_url,
+        "retry": protocol.retry,
+        "timeout": protocol.timeout,
+    }
+
+
+# httpx
+
+
+def meddling(trust: ssl.SSLContext, hook: Callable[[Any], object]) -> dict[str, Any]:
+    """Give the settings of a client that would change our requests and answers, if it could."""
+    return {
+        "verify": trust,
+        "auth": ("somebody", "else"),
+        "headers": {"Authorization": "Basic eA==", "Accept-Encoding": "gzip", "X-Theirs": "1"},
+        "cookies": {"theirs": "1"},
+        "params": {"theirs": "1"},
+        "follow_redirects": True,
+        "event_hooks": {"request": [hook], "response": [hook]},
+    }
+
+
+def raise_for_status(message: Any) -> None:
+    message.raise_for_status()
+
+
+async def async_raise_for_status(message: Any) -> None:
+    message.raise_for_status()
+
+
+@contextmanager
+def own_httpx(protocol: CreduseProtocol, _: ssl.SSLContext) -> Generator[CoreClient]:
+    with CreduseClient(**settings(protocol)) as client:
+        yield client
+
+
+@asynccontextmanager
+async def own_async_httpx(
+    protocol: CreduseProtocol, _: ssl.SSLContext, listener: Listener, connections: int
+) -> AsyncGenerator[AsyncCreduseClient]:
+    assert connections == 100
+    async with AsyncCreduseClient(**settings(protocol), on_attempt=listener) as client:
+        yield client
+
+
+def lent_httpx(library: "ModuleType") -> Any:
+    @contextmanager
+    def connect(protocol: CreduseProtocol, trust: ssl.SSLContext) -> Generator[CoreClient]:
+        with (
+            library.Client(**meddling(trust, raise_for_status)) as http_client,
+            CreduseClient(**settings(protocol), http_client=http_client) as client,
+        ):
+            yield client
+
+    return connect
+
+
+def lent_async_httpx(library: "ModuleType") -> Any:
+    @asynccontextmanager
+    async def connect(
+        protocol: CreduseProtocol, trust: ssl.SSLContext, listener: Listener, connections: int
+    ) -> AsyncGenerator[AsyncCreduseClient]:
+        limits = library.Limits(max_connections=connections)
+        async with (
+            library.AsyncClient(
+                **meddling(trust, async_raise_for_status), limits=limits
+            ) as http_client,
+            AsyncCreduseClient(
+                **settings(protocol), http_client=http_client, on_attempt=listener
+            ) as client,
+        ):
+            yield client
+
+    return connect
+
+
+SYNC = [
+    Sync("httpx-sync-own", own_httpx, (Limit.TIME, Limit.SURPLUS)),
+    Sync("httpx-sync-lent", lent_httpx(httpx), (Limit.TIME, Limit.SURPLUS)),
+    Sync("httpx-sync-httpx2", lent_httpx(httpx2), (Limit.TIME, Limit.SURPLUS)),
+]
+OWN = [
+    Async(f"httpx-{name}-own", run, own_async_httpx, (Limit.SURPLUS,))
+    for name, run in (("asyncio", run_asyncio), ("trio", run_trio))
+]
+NARROW = [
+    Async(f"httpx-{name}-{lent}", run, lent_async_httpx(library), (Limit.SURPLUS,))
+    for name, run in (("asyncio", run_asyncio), ("trio", run_trio))
+    for lent, library in (("lent", httpx), ("httpx2", httpx2))
+]
+
+
+@pytest.fixture(params=SYNC, ids=str)
+def sync_kind(request: pytest.FixtureRequest) -> Sync:
+    kind: Sync = request.param
+    return kind
+
+
+@pytest.fixture(params=[*OWN, *NARROW], ids=str)
+def async_kind(request: pytest.FixtureRequest) -> Async:
+    kind: Async = request.param
+    return kind
+
+
+@pytest.fixture(params=NARROW, ids=str)
+def narrow_kind(request: pytest.FixtureRequest) -> Async:
+    """The asynchronous kinds whose number of connections can be bounded."""
+    kind: Async = request.param
+    return kind
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    ours, others = trustme.CA(), trustme.CA()
+    past = datetime(2001, 1, 1, tzinfo=UTC), datetime(2002, 1, 1, tzinfo=UTC)
+    leaves = {
+        "good": ours.issue_cert("127.0.0.1"),
+        "untrusted": others.issue_cert("127.0.0.1"),
+        "misnamed": ours.issue_cert("other.invalid"),
+        "expired": ours.issue_cert("127.0.0.1", not_before=past[0], not_after=past[1]),
+    }
+    certificates = {name: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for name in leaves}
+    for name, leaf in leaves.items():
+        leaf.configure_cert(certificates[name])  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    file = tmp_path_factory.mktemp("authority") / "ca.pem"
+    ours.cert_pem.write_to_path(str(file))
+    return Authority(ssl.create_default_context(cafile=file), certificates, file)
+
+
+@pytest.fixture(autouse=True)
+def trusted(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have clients that read the environment trust the authority."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))

@@ -1,0 +1,69 @@
+"""The conformance kit over every client of ours, on plain and on TLS connections."""
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from creduse_sandbox.conformance import (
+    CANCELLATIONS,
+    SCENARIOS,
+    TLS_SCENARIOS,
+    Cancellation,
+    Scenario,
+    check,
+    check_async,
+    check_cancellation,
+)
+
+if TYPE_CHECKING:
+    from creduse_core import Attempt
+
+ALL = (*SCENARIOS, *TLS_SCENARIOS)
+
+
+@pytest.mark.parametrize("scenario", ALL, ids=str)
+def test_conformance(sync_kind: Any, scenario: Scenario, authority: Any) -> None:
+    """Whatever the server does, the call ends as it must, and what it says is true."""
+    check(
+        scenario,
+        lambda protocol: sync_kind.open(protocol, authority.trust),
+        certificates=authority.certificates,
+        limits=sync_kind.limits,
+    )
+
+
+@pytest.mark.parametrize("scenario", ALL, ids=str)
+def test_async_conformance(async_kind: Any, scenario: Scenario, authority: Any) -> None:
+    """The same under an event loop."""
+
+    async def main() -> None:
+        await check_async(
+            scenario,
+            async_kind.connect(authority.trust),
+            certificates=authority.certificates,
+            limits=async_kind.limits,
+        )
+
+    async_kind.run(main)
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("cancellation", CANCELLATIONS, ids=str)
+def test_cancellation(
+    narrow_kind: Any, cancellation: Cancellation, certificate: str | None, authority: Any
+) -> None:
+    """Wherever a call is cancelled, what it says is true, and the client is whole afterwards."""
+    heard: list[Attempt] = []
+
+    async def main() -> None:
+        calls = await check_cancellation(
+            cancellation,
+            narrow_kind.connect(authority.trust, heard.append, connections=1),
+            certificate=authority.certificates.get(certificate),
+        )
+        for call in calls:
+            assert all(attempt in heard for attempt in call.attempts)
+
+    narrow_kind.run(main)
+    gc.collect()  # what was left open warns now, and a warning is an error
