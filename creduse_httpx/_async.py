@@ -1,12 +1,8 @@
 """The asynchronous client and its transport, on asyncio and on trio alike."""
 
-import asyncio
 import random
-import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
@@ -25,11 +21,10 @@ from creduse_core import (
 )
 
 from ._exchange import Exchange, borrow, discard, no_client, not_sent, settings
+from ._tasks import Tasks, new_tasks, now, sleep
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-    import trio
 
 
 class AsyncHTTPXClient(Protocol):
@@ -52,83 +47,38 @@ class AsyncHTTPXTransport:
         self._library: ModuleType = httpx
         self._closed = False
         self._urls: dict[str, Any] = {}
-        self._loop: object = None
+        self._tasks: Tasks | None = None
         self._client: Any = None
-        self._tasks: set[asyncio.Task[Response | Failure]] = set()
-        self._events: set[trio.Event] = set()
         if http_client is not None:
             self._library, self._client = borrow(http_client, "AsyncClient")
 
-    def _open(self) -> Failure | None:
-        """Make the client ready, or say why it cannot be."""
+    def _open(self) -> Tasks | Failure:
+        """Make the client ready, and give what runs its exchanges; or say why it cannot be."""
         if self._closed or (self._given is not None and self._given.is_closed):
             return not_sent("the client is closed")
-        loop = _running_loop()
-        if self._loop is None:
+        if self._tasks is None:
             if self._client is None:
                 try:
                     self._client = httpx.AsyncClient(**settings(self._protocol))
                 except Exception as error:  # noqa: BLE001 - whatever a setting brings about
                     return no_client(error)
-            self._loop = loop
-        elif self._loop is not loop:
+            self._tasks = new_tasks()
+        elif not self._tasks.is_here():
             return not_sent("the client belongs to another event loop: make one client for each")
-        return None
+        return self._tasks
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        if (problem := self._open()) is not None:
-            return problem
-        exchange = Exchange(send, self._library, self.now)
-        if _under_trio():
-            return await self._send_trio(exchange)
-        return await self._send_asyncio(exchange)
-
-    # An exchange runs in a task of its own, which a cancellation of the caller's does not reach
-    # but where that is safe: at other points httpcore would lose the connection's place in its
-    # pool for good, on asyncio and on trio alike (encode/httpcore, issue 1093).
-
-    async def _send_asyncio(self, exchange: Exchange) -> Response | Failure:
-        task = asyncio.create_task(self._exchange(exchange))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        try:
-            await asyncio.wait({task}, timeout=exchange.send.timeout)
-            if not task.done():
-                _cancel_later(task, exchange.stop())
-                await asyncio.wait({task})
-        except asyncio.CancelledError:
-            _cancel_later(task, exchange.stop())
-            raise
-        return exchange.failed(_too_slow()) if task.cancelled() else task.result()
-
-    async def _send_trio(self, exchange: Exchange) -> Response | Failure:
-        import trio  # noqa: PLC0415 - only where it is running
-
-        scope, done = trio.CancelScope(), trio.Event()
-        answer: Response | Failure | None = None
-
-        async def run() -> None:
-            nonlocal answer
-            with scope:
-                answer = await self._exchange(exchange)
-            self._events.discard(done)
-            done.set()
-
-        self._events.add(done)
-        trio.lowlevel.spawn_system_task(run, context=copy_context())
-        try:
-            with trio.move_on_after(exchange.send.timeout):
-                await done.wait()
-            if not done.is_set():
-                _cancel_scope_later(scope, exchange.stop())
-                await done.wait()
-        except trio.Cancelled:
-            _cancel_scope_later(scope, exchange.stop())
-            raise
-        return exchange.failed(_too_slow()) if answer is None else answer
+        tasks = self._open()
+        if isinstance(tasks, Failure):
+            return tasks
+        exchange = Exchange(send, self._library, now)
+        return await tasks.run(exchange, lambda: self._exchange(exchange))
 
     async def _exchange(self, exchange: Exchange) -> Response | Failure:
+        if self._closed:  # while it waited for its turn
+            return not_sent("the client is closed")
+
         async def trace(name: str, info: dict[str, Any]) -> None:
             exchange.trace(name, info)
 
@@ -163,68 +113,23 @@ class AsyncHTTPXTransport:
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
-        if _under_trio():
-            import trio  # noqa: PLC0415 - only where it is running
-
-            await trio.sleep(seconds)
-        else:
-            await asyncio.sleep(seconds)
+        await sleep(seconds)
 
     def now(self) -> float:
         """Give the time in seconds: trio's, so that its test clocks work, or the monotonic."""
-        if _under_trio():
-            import trio  # noqa: PLC0415 - only where it is running
-
-            return trio.current_time()
-        return time.monotonic()
+        return now()
 
     async def aclose(self) -> None:
         """Wait for what cancelled calls have left behind, then close the client made here."""
         self._closed = True
-        if self._loop is not None and self._loop is not _running_loop():
+        if self._tasks is not None and not self._tasks.is_here():
             return  # what it had has gone with its loop
         try:
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            for done in tuple(self._events):
-                await done.wait()
+            if self._tasks is not None:
+                await self._tasks.drain()
         finally:
             if self._given is None and self._client is not None:
                 await self._client.aclose()
-
-
-def _under_trio() -> bool:
-    trio = sys.modules.get("trio")
-    return trio is not None and trio.lowlevel.in_trio_task()
-
-
-def _running_loop() -> object:
-    """Give what stands for the loop that is running: it is the same object as long as it runs."""
-    if _under_trio():
-        import trio  # noqa: PLC0415 - only where it is running
-
-        return trio.lowlevel.current_trio_token()
-    return asyncio.get_running_loop()
-
-
-def _cancel_later(task: asyncio.Task[Any], seconds: float) -> None:
-    if seconds:
-        asyncio.get_running_loop().call_later(seconds, task.cancel)
-    else:
-        task.cancel()
-
-
-def _cancel_scope_later(scope: "trio.CancelScope", seconds: float) -> None:
-    if seconds:
-        import trio  # noqa: PLC0415 - only where it is running
-
-        scope.deadline = trio.current_time() + seconds
-    else:
-        scope.cancel()  # a deadline of now would leave the task another step, which may send
-
-
-def _too_slow() -> TimeoutError:
-    return TimeoutError("no whole answer came in time")
 
 
 class AsyncCreduseClient(AsyncCoreClient):

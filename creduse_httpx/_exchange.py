@@ -149,6 +149,10 @@ class Exchange:
         )
         return self._request
 
+    def left(self) -> float:
+        """Give the seconds that are left for the answer."""
+        return max(0.0, self._answer_by - self._now())
+
     def stop(self) -> float:
         """End it, and say how many seconds to leave it before it is cancelled.
 

@@ -53,14 +53,14 @@ class Sync:
 
 @dataclass(frozen=True)
 class Async:
-    """An asynchronous one, and how its loop is run.
+    """An asynchronous one, and the loop that it runs on.
 
     ``open`` is given a protocol, what to trust, what to call after each attempt, and how many
     connections the client may have.
     """
 
     name: str
-    run: Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+    loop: str
     open: Callable[
         [CreduseProtocol, ssl.SSLContext, Listener, int],
         AbstractAsyncContextManager[AsyncCreduseClient],
@@ -70,19 +70,18 @@ class Async:
     def __str__(self) -> str:
         return self.name
 
+    def run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a test's coroutine."""
+        if self.loop == "trio":
+            trio.run(main)
+        else:
+            asyncio.run(main())
+
     def connect(
         self, trust: ssl.SSLContext, listener: Listener = None, connections: int = 100
     ) -> AsyncConnect:
         """Give what the kit makes a client with."""
         return lambda protocol: self.open(protocol, trust, listener, connections)
-
-
-def run_asyncio(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(main())
-
-
-def run_trio(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    trio.run(main)
 
 
 def settings(protocol: CreduseProtocol) -> dict[str, Any]:
@@ -171,12 +170,12 @@ SYNC = [
     Sync("httpx-sync-httpx2", lent_httpx(httpx2), (Limit.TIME, Limit.SURPLUS)),
 ]
 OWN = [
-    Async(f"httpx-{name}-own", run, own_async_httpx, (Limit.SURPLUS,))
-    for name, run in (("asyncio", run_asyncio), ("trio", run_trio))
+    Async(f"httpx-{loop}-own", loop, own_async_httpx, (Limit.SURPLUS,))
+    for loop in ("asyncio", "trio")
 ]
 NARROW = [
-    Async(f"httpx-{name}-{lent}", run, lent_async_httpx(library), (Limit.SURPLUS,))
-    for name, run in (("asyncio", run_asyncio), ("trio", run_trio))
+    Async(f"httpx-{loop}-{lent}", loop, lent_async_httpx(library), (Limit.SURPLUS,))
+    for loop in ("asyncio", "trio")
     for lent, library in (("lent", httpx), ("httpx2", httpx2))
 ]
 

@@ -1,0 +1,183 @@
+"""Exchanges in tasks of their own, on asyncio and on trio.
+
+A cancellation of the caller's does not reach such a task but where that is safe: at other points
+httpcore would lose the connection's place in its pool for good (encode/httpcore, issue 1093).
+
+At most `PLACES` run at a time, and others wait here for their turn: the time that httpcore spends
+on each grows with the number of those that wait in its pool.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from creduse_core import Failure, Response
+
+from ._exchange import LIMITS, Exchange
+
+if TYPE_CHECKING:
+    import trio
+
+PLACES: Final = LIMITS.max_connections or 0
+
+Run = Callable[[], Coroutine[Any, Any, Response | Failure]]
+
+
+class Tasks(Protocol):
+    """The tasks of one client, on the loop that was running when this was made."""
+
+    def is_here(self) -> bool:
+        """Say whether that loop is the one that is running."""
+        ...
+
+    async def run(self, exchange: Exchange, run: Run) -> Response | Failure:
+        """Run an exchange in a task, and give what comes of it."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until no task is left."""
+        ...
+
+
+class AsyncioTasks:
+    """On asyncio; see `Tasks`."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._places = asyncio.Semaphore(PLACES)
+        self._tasks: set[asyncio.Task[Response | Failure]] = set()
+
+    def is_here(self) -> bool:
+        return not under_trio() and self._loop is asyncio.get_running_loop()
+
+    async def run(self, exchange: Exchange, run: Run) -> Response | Failure:
+        if self._places.locked():
+            try:
+                async with asyncio.timeout(exchange.send.connect_timeout):
+                    await self._places.acquire()
+            except TimeoutError:
+                return exchange.failed(_no_place())
+        else:
+            await self._places.acquire()  # at once
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        try:
+            await asyncio.wait({task}, timeout=exchange.left())
+            if not task.done():
+                self._cancel(task, exchange.stop())
+                await asyncio.wait({task})
+        except asyncio.CancelledError:
+            self._cancel(task, exchange.stop())
+            raise
+        return exchange.failed(_too_slow()) if task.cancelled() else task.result()
+
+    def _done(self, task: asyncio.Task[Response | Failure]) -> None:
+        self._tasks.discard(task)
+        self._places.release()
+
+    def _cancel(self, task: asyncio.Task[Any], seconds: float) -> None:
+        if seconds:
+            self._loop.call_later(seconds, task.cancel)
+        else:
+            task.cancel()
+
+    async def drain(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+class TrioTasks:
+    """On trio; see `Tasks`."""
+
+    def __init__(self) -> None:
+        import trio  # noqa: PLC0415 - only where it is running
+
+        self._trio = trio
+        self._token = trio.lowlevel.current_trio_token()
+        self._places = trio.Semaphore(PLACES)
+        self._events: set[trio.Event] = set()
+
+    def is_here(self) -> bool:
+        return under_trio() and self._token is self._trio.lowlevel.current_trio_token()
+
+    async def run(self, exchange: Exchange, run: Run) -> Response | Failure:
+        trio = self._trio
+        with trio.move_on_after(exchange.send.connect_timeout) as waiting:
+            await self._places.acquire()
+        if waiting.cancelled_caught:
+            return exchange.failed(_no_place())
+        scope, done = trio.CancelScope(), trio.Event()
+        answer: Response | Failure | None = None
+
+        async def main() -> None:
+            nonlocal answer
+            with scope:
+                answer = await run()
+            self._events.discard(done)
+            self._places.release()
+            done.set()
+
+        self._events.add(done)
+        trio.lowlevel.spawn_system_task(main, context=copy_context())
+        try:
+            with trio.move_on_after(exchange.left()):
+                await done.wait()
+            if not done.is_set():
+                self._cancel(scope, exchange.stop())
+                await done.wait()
+        except trio.Cancelled:
+            self._cancel(scope, exchange.stop())
+            raise
+        return exchange.failed(_too_slow()) if answer is None else answer
+
+    def _cancel(self, scope: "trio.CancelScope", seconds: float) -> None:
+        if seconds:
+            scope.deadline = self._trio.current_time() + seconds
+        else:
+            scope.cancel()  # a deadline of now would leave the task another step, which may send
+
+    async def drain(self) -> None:
+        for done in tuple(self._events):
+            await done.wait()
+
+
+def _no_place() -> TimeoutError:
+    return TimeoutError("no connection was free in time")
+
+
+def _too_slow() -> TimeoutError:
+    return TimeoutError("no whole answer came in time")
+
+
+def under_trio() -> bool:
+    """Say whether it is trio that runs, and not asyncio."""
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_task()
+
+
+def new_tasks() -> Tasks:
+    """Make what runs the exchanges on the loop that is running."""
+    return TrioTasks() if under_trio() else AsyncioTasks()
+
+
+def now() -> float:
+    """Give the time in seconds: trio's, so that its test clocks work, or the monotonic."""
+    if under_trio():
+        import trio  # noqa: PLC0415 - only where it is running
+
+        return trio.current_time()
+    return time.monotonic()
+
+
+async def sleep(seconds: float) -> None:
+    """Wait."""
+    if under_trio():
+        import trio  # noqa: PLC0415 - only where it is running
+
+        await trio.sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)

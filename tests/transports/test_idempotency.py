@@ -1,0 +1,77 @@
+"""Idempotency keys, over every client, against a server that replays."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from creduse import APIError, Outcome, RetryPolicy
+from creduse_core import CreduseProtocol
+from creduse_sandbox import FAULTS, SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+REPLAYS = RetryPolicy(initial_delay=0, server_replays=True)
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        """Tell the time."""
+        return self.now
+
+
+def test_replayed_for_a_day(async_kind: Any, authority: Any) -> None:
+    """For 24 hours a key stands for one application; then it is forgotten."""
+    clock = Clock()
+
+    async def main() -> None:
+        protocol = CreduseProtocol("sk-test", server.base_url, retry=REPLAYS)
+        async with async_kind.connect(authority.trust)(protocol) as client:
+            first = await client.add(USER, 5, idempotency_key="a")
+            clock.now += timedelta(hours=24, microseconds=-1)
+            assert await client.add(USER, 5, idempotency_key="a") == first
+            assert len(server.applied) == 1
+            with pytest.raises(APIError) as caught:
+                await client.add(USER, 6, idempotency_key="a")
+            assert caught.value.status_code == 422
+            assert caught.value.error_code == "IDEMPOTENCY_KEY_REUSED"
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(server.applied) == 1
+            clock.now += timedelta(microseconds=1)
+            await client.add(USER, 5, idempotency_key="a")
+            assert len(server.applied) == 2
+
+    with SandboxServer(clock=clock) as server:
+        async_kind.run(main)
+
+
+def test_same_key_on_every_attempt(sync_kind: Any, authority: Any) -> None:
+    """A call with a key is sent until it has its answer, under the same key, and applied once."""
+    with SandboxServer() as server:
+        protocol = CreduseProtocol("sk-test", server.base_url, retry=REPLAYS)
+        for name in ("apply-then-close", "cut-body-then-reset"):
+            server.order(FAULTS[name])
+        with sync_kind.open(protocol, authority.trust) as client:
+            assert client.subtract(USER, 0, idempotency_key="a-b~!").amount == 0
+            with pytest.raises(ValueError, match="idempotency_key"):
+                client.add(USER, 1, idempotency_key="a\nb")
+        keys = [dict(entry.headers)["idempotency-key"] for entry in server.log]
+        assert keys == ["a-b~!"] * 3
+        assert len(server.applied) == 1
+
+
+def test_refused_unless_the_server_replays(sync_kind: Any, authority: Any) -> None:
+    """Without a policy that says so a key is a ValueError, and nothing is sent."""
+    with SandboxServer() as server:
+        protocol = CreduseProtocol("sk-test", server.base_url)
+        with (
+            sync_kind.open(protocol, authority.trust) as client,
+            pytest.raises(ValueError, match="server_replays"),
+        ):
+            client.stop_cycle(USER, idempotency_key="a")
+        assert server.log == ()
