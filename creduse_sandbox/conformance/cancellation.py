@@ -3,12 +3,10 @@
 import asyncio
 import itertools
 import ssl
-import sys
-import time
 from collections.abc import (
+    AsyncIterator,
     Callable,
     Coroutine,
-    Generator,
     Iterator,
     Sequence,
 )
@@ -21,8 +19,16 @@ from creduse_core import (
     CreduseError,
     Outcome,
 )
-from creduse_sandbox.conformance.checks import AsyncConnect, make_protocol, report, untrue
-from creduse_sandbox.conformance.scenarios import AMOUNT, API_KEY, PLENTY, USER, WITHIN
+from creduse_sandbox.conformance.checks import (
+    AsyncConnect,
+    make_protocol,
+    pause,
+    report,
+    still_open,
+    under_trio,
+    untrue,
+)
+from creduse_sandbox.conformance.scenarios import AMOUNT, API_KEY, PLENTY, USER
 from creduse_sandbox.faults import FAULTS, Fault
 from creduse_sandbox.server import LogEntry, SandboxServer
 
@@ -88,20 +94,16 @@ async def check_cancellation(
                     with server.refusing():
                         pass
                 calls.append(protocol.add(USER, AMOUNT, timeout=_BRIEFLY))
-                cancelled = await _cancel_once(cancellation, server, client, calls[-1], step)
+                asked = await _cancel_once(cancellation, server, client, calls[-1], step)
                 # A step more or less is chance.
-                through = 0 if cancelled else through + 1
+                through = 0 if asked else through + 1
                 if through == _THROUGH:
                     break
-            server.reset()
-            for _ in range(100):
-                await client.run(protocol.add(USER, 1))
-            if len(server.applied) != 100:
-                problem = f"of a hundred calls afterwards, {len(server.applied)} were applied"
-                raise AssertionError(report(str(cancellation), [problem], server.log))
-        patience = time.monotonic() + WITHIN
-        while server.connections and time.monotonic() < patience:
-            await _pause(0.01)
+            else:
+                raise AssertionError(f"{cancellation}: no call was through after {_LONGEST} steps")
+            await _go_on(cancellation, server, client)
+        for seconds in still_open(server):
+            await pause(seconds)
         if server.connections:
             raise AssertionError(f"{cancellation}: {server.connections} connections are left open")
     return tuple(calls)
@@ -117,13 +119,15 @@ async def _cancel_once(
     server.reset()
     if cancellation.fault is not None:
         server.order(cancellation.fault)
-    cancelled = await _cancel_at(step, lambda: client.run(call))
+    asked, obeyed = await _cancel_at(step, lambda: client.run(call))
     server.settle()
     before = server.log
     problems = [*_untrue_when_cancelled(call, before)]
+    if not obeyed:
+        problems.append(f"{call} went on, though it was cancelled: the cancellation was swallowed")
     server.reset()
     after = client.protocol.add(USER, 1)
-    await client.run(after)
+    problems += [problem async for problem in _succeed(client, after)]
     server.settle()
     known = {entry.number for entry in before}
     problems += [
@@ -134,7 +138,29 @@ async def _cancel_once(
     if problems:
         title = f"cancelled at step {step}, {cancellation}"
         raise AssertionError(report(title, problems, (*before, *server.log)))
-    return cancelled
+    return asked
+
+
+async def _go_on(
+    cancellation: Cancellation, server: SandboxServer, client: AsyncCoreClient
+) -> None:
+    """Make a hundred calls, all of which must succeed."""
+    server.reset()
+    problems: list[str] = []
+    for _ in range(100):
+        problems += [it async for it in _succeed(client, client.protocol.add(USER, 1))]
+    if len(server.applied) != 100:
+        problems.append(f"of a hundred calls afterwards, {len(server.applied)} were applied")
+    if problems:
+        raise AssertionError(report(str(cancellation), problems, server.log))
+
+
+async def _succeed(client: AsyncCoreClient, call: Call[Any]) -> AsyncIterator[str]:
+    """Run a call that nothing stands in the way of, and say if it failed all the same."""
+    try:
+        await client.run(call)
+    except CreduseError as error:
+        yield f"{call}, a call afterwards, raised {error!r}"
 
 
 _THROUGH: Final = 6
@@ -153,44 +179,38 @@ def _untrue_when_cancelled(call: Call[Any], entries: Sequence[LogEntry]) -> Iter
         yield f"{call} says NOT_APPLIED, and bytes of it were received that nothing says no to"
 
 
-def _under_trio() -> bool:
-    trio = sys.modules.get("trio")
-    return trio is not None and trio.lowlevel.in_trio_task()
-
-
-async def _pause(seconds: float) -> None:
-    if _under_trio():
-        import trio  # noqa: PLC0415 - only where it is running
-
-        await trio.sleep(seconds)
-    else:
-        await asyncio.sleep(seconds)
-
-
-async def _cancel_at(step: int, run: Callable[[], Coroutine[Any, Any, object]]) -> bool:
-    """Run it, cancel it at a step, and say whether that was in time.
+async def _cancel_at(
+    step: int, run: Callable[[], Coroutine[Any, Any, object]]
+) -> tuple[bool, bool]:
+    """Run it, cancel it at a step; say whether that was before its end, and whether it obeyed.
 
     A step is what a task does between two checkpoints, be it the task itself or one that it has
     made.
     """
-    return await (_cancel_on_trio if _under_trio() else _cancel_on_asyncio)(step, run)
+    return await (_cancel_on_trio if under_trio() else _cancel_on_asyncio)(step, run)
 
 
-async def _cancel_on_asyncio(step: int, run: Callable[[], Coroutine[Any, Any, object]]) -> bool:
+async def _cancel_on_asyncio(
+    step: int, run: Callable[[], Coroutine[Any, Any, object]]
+) -> tuple[bool, bool]:
     loop = asyncio.get_running_loop()
     # Of each step, what is done before it, and what up to two turns of the loop later: a task
     # that is ready to go on is told so in one turn, and goes on in the next.
     steps, (at, turns) = itertools.count(), divmod(step, 3)
+    asked = told = False
 
     def tick() -> None:
         if next(steps) == at:
             cancel(turns)
 
     def cancel(turns: int) -> None:
+        nonlocal asked, told
         if turns:
             loop.call_soon(cancel, turns - 1)
         else:
-            task.cancel()
+            asked = task.cancel()
+            # In a step of its own, which may be its last, it is not told before the next one.
+            told = asked and asyncio.current_task() is not task
 
     def stepped(
         loop: asyncio.AbstractEventLoop, coroutine: Any, **settings: Any
@@ -204,15 +224,16 @@ async def _cancel_on_asyncio(step: int, run: Callable[[], Coroutine[Any, Any, ob
         await asyncio.wait({task})
     finally:
         loop.set_task_factory(usual)
-    if task.cancelled():
-        return True
-    if not isinstance(task.exception(), CreduseError | None):
+    if not task.cancelled() and not isinstance(task.exception(), CreduseError | None):
         task.result()
-    return False
+    return asked, task.cancelled() or not told
 
 
 class _Stepped(Coroutine[Any, Any, Any]):
     """A coroutine that tells before each of its steps."""
+
+    __await__: Any = None  # a task asks for neither
+    close: Any = None
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], tick: Callable[[], None]) -> None:
         self._coroutine = coroutine
@@ -220,9 +241,6 @@ class _Stepped(Coroutine[Any, Any, Any]):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._coroutine, name)
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        raise NotImplementedError  # a task does not ask for it
 
     def send(self, value: Any) -> Any:
         self._tick()
@@ -232,11 +250,10 @@ class _Stepped(Coroutine[Any, Any, Any]):
         self._tick()
         return self._coroutine.throw(*error)
 
-    def close(self) -> None:
-        self._coroutine.close()
 
-
-async def _cancel_on_trio(step: int, run: Callable[[], Coroutine[Any, Any, object]]) -> bool:
+async def _cancel_on_trio(
+    step: int, run: Callable[[], Coroutine[Any, Any, object]]
+) -> tuple[bool, bool]:
     import trio  # noqa: PLC0415 - only where it is running
 
     scope, ticks = trio.CancelScope(), itertools.count()
@@ -257,4 +274,5 @@ async def _cancel_on_trio(step: int, run: Callable[[], Coroutine[Any, Any, objec
         pass
     finally:
         trio.lowlevel.remove_instrument(steps)
-    return scope.cancelled_caught
+    # Between its last checkpoint and its end it is not told, so going on means nothing here.
+    return scope.cancel_called, True

@@ -1,6 +1,8 @@
 """Running a scenario over a client, and judging by the server's log what came of it."""
 
+import asyncio
 import ssl
+import sys
 import time
 from collections.abc import (
     Callable,
@@ -25,6 +27,7 @@ from creduse_core import (
     CreduseError,
     CreduseProtocol,
     Outcome,
+    Request,
     RetryPolicy,
 )
 from creduse_sandbox.conformance.scenarios import (
@@ -37,6 +40,7 @@ from creduse_sandbox.conformance.scenarios import (
     Limit,
     Scenario,
 )
+from creduse_sandbox.faults import Answer
 from creduse_sandbox.server import LogEntry, SandboxServer
 
 Certificates: TypeAlias = Mapping[str, ssl.SSLContext]
@@ -66,6 +70,8 @@ def check(
             for call in trial.calls():
                 with trial.watching(call):
                     client.run(call)
+        for seconds in still_open(trial.server):
+            time.sleep(seconds)
         trial.judge()
 
 
@@ -82,7 +88,32 @@ async def check_async(
             for call in trial.calls():
                 with trial.watching(call):
                     await client.run(call)
+        for seconds in still_open(trial.server):
+            await pause(seconds)
         trial.judge()
+
+
+def still_open(server: SandboxServer) -> Iterator[float]:
+    """Give seconds to wait for, until no connection is open any more or patience has an end."""
+    patience = time.monotonic() + WITHIN
+    while server.connections and time.monotonic() < patience:
+        yield 0.01
+
+
+def under_trio() -> bool:
+    """Say whether it is trio that runs this task."""
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_task()
+
+
+async def pause(seconds: float) -> None:
+    """Wait, under either event loop."""
+    if under_trio():
+        import trio  # noqa: PLC0415 - only where it is running
+
+        await trio.sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)
 
 
 @dataclass(slots=True)
@@ -118,14 +149,21 @@ class _Trial:
         self.protocol = make_protocol(server, scenario.attempt_timeout)
         self._calm = make_protocol(server, PLENTY)
         self._scenario = scenario
-        self._server = server
+        self.server = server
         self._limit = limit
         self._watched: list[_Watched] = []
+        self._requests: list[Request] = []
+        server.order(Answer(500), when=self._look)
         server.handle(self.protocol.add(USER, BALANCE).request)
+
+    def _look(self, request: Request) -> bool:
+        """See a request as it came, with the key and the query that the log does without."""
+        self._requests.append(request)
+        return False
 
     def calls(self) -> Iterator[Call[Any]]:
         """Give the calls to be run, one after the other, and order what they are to meet."""
-        scenario, server = self._scenario, self._server
+        scenario, server = self._scenario, self.server
         if scenario.used:
             if scenario.before is not None:
                 server.order(scenario.before)
@@ -142,7 +180,7 @@ class _Trial:
     @contextmanager
     def watching(self, call: Call[Any]) -> Generator[None, None, None]:
         """Take note of how a call goes. Only what is no `CreduseError` comes through."""
-        watched = _Watched(call, len(self._server.log))
+        watched = _Watched(call, len(self.server.log))
         self._watched.append(watched)
         begun = time.monotonic()
         try:
@@ -151,11 +189,11 @@ class _Trial:
             watched.error = error
         finally:
             watched.seconds = time.monotonic() - begun
-            self._server.settle()
+            self.server.settle()
 
     def judge(self) -> None:
         """Say all that is wrong."""
-        log = self._server.log
+        log = self.server.log
         ends = [watched.first for watched in self._watched[1:]] + [len(log)]
         seen = [log[watched.first : end] for watched, end in zip(self._watched, ends, strict=True)]
         main = int(self._scenario.used)
@@ -167,6 +205,9 @@ class _Trial:
             problems += _altered(watched.call, entries)
             if watched.seconds > WITHIN:
                 problems.append(f"{watched.call} took {watched.seconds:.1f} s")
+            answer = watched.call.response
+            if watched.error is None and (answer is None or answer.header("Date") is None):
+                problems.append(f"the answer to {watched.call} has lost its header fields")
             if watched.error is not None and number != main:
                 problems.append(f"{watched.call}, a call beside it, raised {watched.error!r}")
         if self._scenario.fresh and self._limit is None:
@@ -176,6 +217,9 @@ class _Trial:
                 for entry in log[ends[main] :]
                 if entry.connection in used
             ]
+        problems += _disguised(self._requests)
+        if self.server.connections:
+            problems.append(f"{self.server.connections} connections are left open")
         if problems:
             raise AssertionError(report(self._scenario.name, problems, log))
 
@@ -238,6 +282,16 @@ def _altered(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
             yield f"request {entry.number} was {entry.method} {entry.path}, not {request}"
         if entry.body not in {None, request.body}:
             yield f"request {entry.number} had another body: {entry.body!r}"
+
+
+def _disguised(requests: Sequence[Request]) -> Iterator[str]:
+    """Hold whole requests against what the log does not tell of them."""
+    for request in requests:
+        keys = [value for name, value in request.headers if name.lower() == "authorization"]
+        if keys != [f"Bearer {API_KEY}"]:
+            yield f"{request} had {len(keys)} Authorization fields, or another key"
+        if "?" in request.url:
+            yield f"{request} had a query"
 
 
 def report(name: str, problems: Sequence[str], log: Sequence[LogEntry]) -> str:

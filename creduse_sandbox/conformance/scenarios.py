@@ -17,6 +17,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from creduse_core import (
+    MAX_BODY_SIZE,
     APIError,
     AuthenticationError,
     Call,
@@ -33,7 +34,7 @@ from creduse_core import (
     TransportError,
     UserDoesNotExistError,
 )
-from creduse_sandbox.faults import FAULTS, Answer, Fault, Shaped, Stage
+from creduse_sandbox.faults import FAULTS, Action, Answer, Fault, Shaped, Stage
 
 API_KEY: Final = "sk-conformance-0123456789abcdef"
 USER: Final = UUID("12345678-1234-5678-1234-567812345678")
@@ -197,8 +198,6 @@ _REFUSED = _Row((APIError,), _NOT, transient=False)
 _LIMITED = _Row((RateLimitError,), _NOT, transient=True)
 _FAILED = _Row((ServerError,), _UNKNOWN, transient=True)
 _UNABLE = _Row((ServerError,), _UNKNOWN, transient=False)
-# On a connection that is lost before anything was read, a transport may have noticed in time.
-_NEVER_READ = replace(_LOST, kinds=())
 
 _WRITES = (Kind.WRITE, Kind.REPLAYABLE)
 _ONE_WRITE = (Kind.WRITE,)
@@ -313,6 +312,15 @@ def _drip_chunk_size(head: bytes, body: bytes) -> Iterable[bytes]:
     length = b"Content-Length: %d\r\n" % len(body)
     head = head.replace(length, b"Transfer-Encoding: chunked\r\n")
     return (head, *(b"0" for _ in range(15)), b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+
+
+def _body_without_end(head: bytes, body: bytes) -> Iterable[bytes]:
+    head = head.replace(b"Content-Length: %d\r\n" % len(body), b"Content-Length: 99999999\r\n")
+    return (head, body, b" " * MAX_BODY_SIZE)
+
+
+def _body_later(head: bytes, body: bytes) -> Iterable[bytes]:
+    return (head, body)
 
 
 def _many_interim(head: bytes, body: bytes) -> Iterable[bytes]:
@@ -460,12 +468,27 @@ _FURTHER: Final = (
         _faults("huge-head"),
     ),
     Scenario(
+        "add-meets-a-body-without-end",
+        _add,
+        (_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
+        (Shaped(_body_without_end, then=Action.HANG),),
+        fresh=True,
+    ),
+    Scenario(
         "add-meets-103-first",
         _add,
         (_done(),),
         _faults("103-first"),
         limit=Limit.INTERIM,
         limited=(_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
+    ),
+    # An attempt's time bounds the connecting of a write, and not its answer.
+    Scenario(
+        "add-waits-for-its-answer",
+        _add,
+        (_done(),),
+        (Shaped(_body_later, pause=1.5 * SOON),),
+        attempt_timeout=SOON,
     ),
     # Time is up, though something always comes.
     Scenario(
@@ -517,7 +540,7 @@ def _connecting(*, secure: bool) -> Iterator[Scenario]:
             scenario = _scenario(kind, name, row)
             if secure and row.timed:
                 scenario = replace(scenario, make=_CALLS[kind][1])
-            elif not row.timed and kind is Kind.WRITE:
+            elif not secure and not row.timed and kind is Kind.WRITE:
                 # Some find out before they write.
                 endings = (*scenario.endings, *_endings(kind, unsent, FAULTS[name]))
                 scenario = replace(scenario, endings=endings)

@@ -421,6 +421,63 @@ def test_request_under_way_at_a_reset_is_logged(server: SandboxServer) -> None:
     assert entry.received == len(whole)
 
 
+def test_settle(server: SandboxServer) -> None:
+    """What has left its peers stands in the log, on connections as yet unaccepted as well."""
+    for number in range(1, 21):
+        with dial(server) as stream:
+            stream.sendall(message()[:-1])
+            server.settle()
+            logged = [entry.number for entry in server.log]
+            assert logged == [*range(1, number + 1)]
+            assert server.log[-1].received == len(message()) - 1
+
+
+def test_settle_without_a_peer(server: SandboxServer) -> None:
+    """There is nothing to wait for, so it does not."""
+    begun = time.monotonic()
+    server.settle()
+    assert time.monotonic() - begun < 5
+    nothing = server.log
+    assert nothing == ()
+
+
+def test_connections(server: SandboxServer) -> None:
+    """It counts those that are open, from either side's view."""
+    assert server.connections == 0
+    with dial(server), closing(connect(server)) as connection:
+        ask(connection, "/add")
+        server.settle()
+        assert server.connections == 2
+        with server.refusing():
+            assert server.connections == 0
+    with dial(server):
+        server.settle()
+        assert server.connections == 1
+    eventually(lambda: server.connections == 0)
+
+
+def test_handle() -> None:
+    """It is the same ledger as behind the socket, and the key is asked for, but it is not logged."""
+    request = Request("POST", "/add", tuple(HEADERS.items()), json.dumps(GOOD).encode())
+    with SandboxServer(api_key=KEY) as server, closing(connect(server)) as connection:
+        assert server.handle(request).status == 200
+        assert server.handle(Request("POST", "/add", (), request.body)).status == 401
+        assert server.log == ()
+        balance = ask(connection, "/get-active-balance", method="GET")[2]
+        assert balance["active_balance"] == 5
+        server.reset()
+        assert ask(connection, "/get-active-balance", method="GET")[0] == 404
+
+
+def test_handle_meets_no_order(server: SandboxServer) -> None:
+    """What was ordered waits for a request that comes over a connection."""
+    server.order(Answer(503))
+    request = Request("POST", "/add", tuple(HEADERS.items()), json.dumps(GOOD).encode())
+    assert server.handle(request).status == 200
+    with closing(connect(server)) as connection:
+        assert ask(connection, "/add")[0] == 503
+
+
 def test_port_in_use(server: SandboxServer) -> None:
     """The error comes out of start and of serve, in the caller's thread."""
     host, port = where(server)

@@ -1,0 +1,681 @@
+"""The kit itself: a transport that breaks a promise is found out, and the tables are whole."""
+
+import asyncio
+import inspect
+import json
+import re
+import socket
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import trio
+
+from creduse_core import (
+    AsyncCoreClient,
+    Call,
+    CoreClient,
+    CreduseProtocol,
+    Delivery,
+    Failure,
+    Outcome,
+    Response,
+    Send,
+    State,
+    TransportError,
+)
+from creduse_core.decoding import Bad, Expected, Good, read_answer
+from creduse_core.retry import Event
+from creduse_httpx._async import AsyncHTTPXTransport
+from creduse_httpx._sync import HTTPXTransport
+from creduse_sandbox import FAULTS, Sandbox
+from creduse_sandbox.conformance import (
+    CANCELLATIONS,
+    SCENARIOS,
+    TLS_SCENARIOS,
+    Cancellation,
+    Limit,
+    Scenario,
+    check,
+    check_async,
+    check_cancellation,
+)
+from creduse_sandbox.conformance.scenarios import API_KEY, USER
+
+NAMED = {scenario.name: scenario for scenario in SCENARIOS}
+CANCELLED = {cancellation.name: cancellation for cancellation in CANCELLATIONS}
+Answer = Response | Failure
+
+
+# Bad transports: good ones, with what they send or what they answer bent
+
+
+class Bent(HTTPXTransport):
+    """Does with a `Send` what its bend says, which may send it plainly, and knows the answers."""
+
+    def __init__(self, protocol: CreduseProtocol, bend: "Bend") -> None:
+        super().__init__(protocol, None)
+        self.bend = bend
+        self.answers: list[Answer] = []
+
+    def plainly(self, send: Send) -> Answer:
+        """Send as a good transport does."""
+        return super().send(send)
+
+    def send(self, send: Send) -> Answer:
+        """Send as the bend says."""
+        self.answers.append(self.bend(self, send))
+        return self.answers[-1]
+
+
+Bend = Callable[[Bent, Send], Answer]
+
+
+def run(scenario: str, bend: Bend = Bent.plainly, *limits: Limit) -> None:
+    """Check a transport with this bend."""
+    check(NAMED[scenario], lambda to: CoreClient(to, Bent(to, bend)), limits=limits)
+
+
+def altered(**changes: Callable[[Any], Any]) -> Bend:
+    """Change parts of each request, each by a function."""
+
+    def bend(bent: Bent, send: Send) -> Answer:
+        request = send.request
+        parts = {name: change(getattr(request, name)) for name, change in changes.items()}
+        return bent.plainly(replace(send, request=replace(request, **parts)))
+
+    return bend
+
+
+def without(name: str) -> Callable[[Any], Any]:
+    return lambda headers: tuple(pair for pair in headers if pair[0] != name)
+
+
+def plus(name: str, value: str) -> Callable[[Any], Any]:
+    return lambda headers: (*headers, (name, value))
+
+
+def deny(bent: Bent, send: Send) -> Answer:
+    """Say of all that fails that it was not sent."""
+    answer = bent.plainly(send)
+    return replace(answer, delivery=Delivery.NOT_SENT) if isinstance(answer, Failure) else answer
+
+
+def doubt(bent: Bent, send: Send) -> Answer:
+    """Say of all that fails that it may have been sent."""
+    answer = bent.plainly(send)
+    return replace(answer, delivery=Delivery.MAYBE_SENT) if isinstance(answer, Failure) else answer
+
+
+def deny_the_read(bent: Bent, send: Send) -> Answer:
+    return deny(bent, send) if send.request.method == "GET" else bent.plainly(send)
+
+
+def insist(bent: Bent, send: Send) -> Answer:
+    """Send a second time after a failure."""
+    answer = bent.plainly(send)
+    return bent.plainly(send) if isinstance(answer, Failure) else answer
+
+
+def repeat(bent: Bent, send: Send) -> Answer:
+    bent.plainly(send)
+    return bent.plainly(send)
+
+
+def stammer(bent: Bent, send: Send) -> Answer:
+    """Begin the head on a connection that comes to nothing, and send on another."""
+    parts = urlsplit(send.request.url)
+    with socket.create_connection((parts.hostname, parts.port)) as stream:
+        stream.sendall(b"POST /add HT")
+    return bent.plainly(send)
+
+
+def follow(bent: Bent, send: Send) -> Answer:
+    answer = bent.plainly(send)
+    if isinstance(answer, Failure) or (target := answer.header("Location")) is None:
+        return answer
+    origin = send.request.url.rpartition("/")[0]
+    return bent.plainly(replace(send, request=replace(send.request, url=origin + target)))
+
+
+def keep_cookies(bent: Bent, send: Send) -> Answer:
+    for answer in bent.answers:
+        if isinstance(answer, Response) and (cookie := answer.header("Set-Cookie")):
+            return altered(headers=plus("Cookie", cookie.partition(";")[0]))(bent, send)
+    return bent.plainly(send)
+
+
+def trust(bent: Bent, send: Send) -> Answer:
+    """Use every connection again."""
+
+    def belongs(_: Response) -> bool:
+        return True
+
+    return bent.plainly(replace(send, belongs=belongs))
+
+
+def adopt(bent: Bent, send: Send) -> Answer:
+    """Put the user that was asked for in place of another's."""
+    answer = bent.plainly(send)
+    if isinstance(answer, Failure):
+        return answer
+    fields = json.loads(answer.body) | {"end_user_id": str(USER)}
+    return replace(answer, body=json.dumps(fields).encode())
+
+
+def make_up(_: Bent, send: Send) -> Answer:
+    """Answer without sending."""
+    return Sandbox(api_key=API_KEY).handle(send.request)
+
+
+def break_down(bent: Bent, send: Send) -> Answer:
+    """Send nothing any more after a failure."""
+    broken = any(isinstance(answer, Failure) for answer in bent.answers)
+    return failure(Delivery.NOT_SENT) if broken else bent.plainly(send)
+
+
+def failure(delivery: Delivery, *, transient: bool = False) -> Failure:
+    return Failure(delivery, OSError("bent"), transient=transient)
+
+
+def forget_the_head(bent: Bent, send: Send) -> Answer:
+    """Keep back what there is of an answer that was cut."""
+    answer = bent.plainly(send)
+    return replace(answer, response=None) if isinstance(answer, Failure) else answer
+
+
+def never_again(bent: Bent, send: Send) -> Answer:
+    """Say of all that fails that no second attempt mends it."""
+    answer = bent.plainly(send)
+    return replace(answer, transient=False) if isinstance(answer, Failure) else answer
+
+
+def lose_fields(bent: Bent, send: Send) -> Answer:
+    answer = bent.plainly(send)
+    return replace(answer, headers=()) if isinstance(answer, Response) else answer
+
+
+def hurry(bent: Bent, send: Send) -> Answer:
+    """Bound the whole by what is for connecting."""
+    return bent.plainly(replace(send, timeout=send.connect_timeout))
+
+
+def leak(bent: Bent, send: Send) -> Answer:
+    """Raise where a failure is to be given."""
+    answer = bent.plainly(send)
+    if isinstance(answer, Failure):
+        raise answer.cause
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("bend", "scenario", "found"),
+    [
+        (deny, "add-meets-apply-then-close", "was applied 2 times"),
+        (deny, "add-meets-request-then-close", "attempt 1 was not sent, and it"),
+        (deny_the_read, "get_balance-meets-request-then-close", "attempt 1 was not sent, and it"),
+        (doubt, "add-is-refused-a-connection", "it ended in TransportError"),
+        (insist, "add-meets-apply-then-close", "was applied 2 times"),
+        (insist, "get_balance-meets-request-then-close", "made 1 attempts, and the server saw 2"),
+        (insist, "add-meets-request-then-close-on-a-used-connection", "made 1 attempts"),
+        (repeat, "add", "was applied 2 times"),
+        (stammer, "add", "made 1 attempts, and the server saw 2"),
+        (follow, "add-meets-307", "request 2 was POST /moved, not <Request POST"),
+        (follow, "add-meets-302", "2 received"),
+        (keep_cookies, "add-is-given-a-cookie", r"request 2 had \['cookie'\]"),
+        (altered(headers=without("Accept-Encoding")), "add", r"had Accept-Encoding: \[\], not"),
+        (altered(headers=without("Authorization")), "get_balance", "raised AuthenticationError"),
+        (altered(headers=without("Idempotency-Key")), "add-with-key-is-lost-twice", "applied 3"),
+        (altered(headers=plus("User-Agent", "x")), "add", "had User-Agent: .*'x'.*, not"),
+        (altered(headers=plus("Expect", "100-continue")), "add", r"had \['expect'\]"),
+        (altered(headers=plus("Authorization", "x")), "add", "had 2 Authorization fields"),
+        (altered(url=lambda url: url + "?x=1"), "add", "had a query"),
+        (altered(body=lambda body: body + b" "), "add", "request 1 had another body"),
+        (altered(url=lambda url: url + "/"), "get_balance", "request 1 was GET /get-active-bal"),
+        (altered(method=lambda _: "PUT"), "add", "request 1 was PUT /add"),
+        (trust, "add-meets-wrong-user", "the connection was used again, by request 2"),
+        (adopt, "add-meets-wrong-user", "it ended in a result"),
+        (make_up, "add", "says APPLIED, and was not"),
+        (make_up, "get_balance", "0 received"),
+        (break_down, "add-meets-apply-then-close", "a call beside it, raised TransportError"),
+        (forget_the_head, "add-meets-cut-body-then-close", "it ended in TransportError"),
+        (never_again, "get_balance-meets-head-then-close", "it ended in TransportError"),
+        (lose_fields, "add", "has lost its header fields"),
+        (leak, "add-is-refused-a-connection", "it ended in TransportError"),
+        (hurry, "add-waits-for-its-answer", "it ended in CreduseTimeoutError"),
+        (Bent.plainly, "add-meets-surplus", "the connection was used again, by request 2"),
+    ],
+)
+def test_broken_promise_is_found_out(bend: Bend, scenario: str, found: str) -> None:
+    """The scenario fails, and what is said about it names the promise."""
+    with pytest.raises(AssertionError, match=found) as caught:
+        run(scenario, bend)
+    assert str(caught.value).startswith(f"{scenario}:\n")
+    assert "What the server saw:" in str(caught.value)
+
+
+def test_kit_passes_what_is_good() -> None:
+    """The same transport, unbent."""
+    for name in (
+        "add",
+        "add-meets-apply-then-close",
+        "add-with-key-is-lost-twice",
+        "add-meets-307",
+    ):
+        run(name)
+
+
+def test_limit_that_is_not_there_may_be_stated() -> None:
+    """Who is better than what is said of them passes as well."""
+    run("add-meets-103-first", Bent.plainly, Limit.INTERIM)
+
+
+def test_limit_that_is_stated_is_not_held_against() -> None:
+    """What fails without the statement passes with it."""
+    run("add-meets-surplus", Bent.plainly, Limit.SURPLUS)
+
+
+def test_limit_excuses_nothing_else() -> None:
+    """A scenario of another limit, or of none, is judged as ever."""
+    with pytest.raises(AssertionError, match="applied 2 times"):
+        run("add-meets-surplus", repeat, *Limit)
+
+
+def test_retry_of_a_lost_write_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The core is held to its promise as well."""
+
+    def whenever_transient(event: Event, *_: object) -> bool:
+        return event.transient
+
+    monkeypatch.setattr("creduse_core.call.may_retry", whenever_transient)
+    with pytest.raises(AssertionError, match="was applied 2 times"):
+        run("add-meets-apply-then-close")
+
+
+def test_lowered_outcome_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That an attempt was refused says nothing of the one before."""
+
+    def last_of(_: Outcome, last: Outcome) -> Outcome:
+        return last
+
+    monkeypatch.setattr("creduse_core.call.max", last_of, raising=False)
+    with pytest.raises(AssertionError, match="says NOT_APPLIED, and was applied"):
+        run("add-with-key-is-lost-then-refused")
+
+
+def test_foreign_answer_that_is_believed_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads an answer has to look at whom it names."""
+
+    def believe(response: Response, expected: Expected[Any]) -> Good[Any] | Bad:
+        fields = json.loads(response.body) | {"end_user_id": str(USER)}
+        return read_answer(replace(response, body=json.dumps(fields).encode()), expected)
+
+    monkeypatch.setattr("creduse_core.call.read_answer", believe)
+    with pytest.raises(AssertionError, match="it ended in a result, APPLIED"):
+        run("add-meets-wrong-user")
+
+
+def test_error_at_odds_with_its_call_is_found_out() -> None:
+    """What is raised says of the outcome what the call does."""
+
+    class Client(CoreClient):
+        def run(self, call: Call[Any]) -> Any:
+            try:
+                return super().run(call)
+            except TransportError:
+                raise TransportError("bent", outcome=Outcome.NOT_APPLIED) from None
+
+    with pytest.raises(AssertionError, match="its error says NOT_APPLIED, and the call UNKNOWN"):
+        check(NAMED["add-meets-apply-then-close"], lambda to: Client(to, Bent(to, Bent.plainly)))
+
+
+def test_slowness_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call may take so many seconds and no more."""
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.0)
+    with pytest.raises(AssertionError, match=r"<Call POST /add, succeeded> took 0\.\d s"):
+        run("add")
+
+
+def test_reading_on_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that is too large need not be read to its end, which may never come."""
+    monkeypatch.setattr("creduse_httpx._exchange.MAX_BODY_SIZE", 10**9)
+
+    def briefly(protocol: CreduseProtocol) -> Call[Any]:
+        return protocol.add(USER, 7, timeout=1)
+
+    scenario = replace(NAMED["add-meets-a-body-without-end"], make=briefly)
+    with pytest.raises(AssertionError, match="it ended in CreduseTimeoutError"):
+        check(scenario, lambda to: CoreClient(to, Bent(to, Bent.plainly)))
+
+
+def test_open_connection_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is closed leaves none."""
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.3)
+    made: list[HTTPXTransport] = []
+
+    class Open(HTTPXTransport):
+        def close(self) -> None:
+            made.append(self)
+
+    with pytest.raises(AssertionError, match="1 connections are left open"):
+        check(NAMED["add"], lambda to: CoreClient(to, Open(to, None)))
+    HTTPXTransport.close(made[0])
+
+
+def test_foreign_exception_comes_through() -> None:
+    """What a transport's clock or sleep raises is nobody's to swallow."""
+
+    class Clockless(HTTPXTransport):
+        def now(self) -> float:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        check(NAMED["add"], lambda to: CoreClient(to, Clockless(to, None)))
+
+
+# Under an event loop
+
+
+Main = Callable[[], Coroutine[Any, Any, None]]
+
+
+def run_asyncio(main: Main) -> None:
+    asyncio.run(main())
+
+
+def run_trio(main: Main) -> None:
+    trio.run(main)
+
+
+@pytest.fixture(params=[run_asyncio, run_trio])
+def run_loop(request: pytest.FixtureRequest) -> Callable[[Main], None]:
+    loop: Callable[[Main], None] = request.param
+    return loop
+
+
+async def turns(number: int) -> None:
+    """Give way so many times."""
+    for _ in range(number):
+        if trio.lowlevel.in_trio_task():
+            await trio.lowlevel.checkpoint()
+        else:
+            await asyncio.sleep(0)
+
+
+class AsyncBent(AsyncHTTPXTransport):
+    """What all bad transports below are made of: one connection, and the good ``send``."""
+
+    def __init__(self, protocol: CreduseProtocol, http_client: httpx.AsyncClient) -> None:
+        super().__init__(protocol, http_client)
+        self.count = 0
+
+
+class AsyncDenying(AsyncBent):
+    """Says of all that fails that it was not sent."""
+
+    async def send(self, send: Send) -> Answer:
+        """Send, and deny."""
+        answer = await super().send(send)
+        return (
+            replace(answer, delivery=Delivery.NOT_SENT) if isinstance(answer, Failure) else answer
+        )
+
+
+class Late(AsyncBent):
+    """Sends a few turns after it is asked to, whatever became of its caller meanwhile."""
+
+    async def send(self, send: Send) -> Answer:
+        """Send in a task that a cancellation does not reach."""
+        answers: list[Answer] = []
+        ready = trio.Event() if trio.lowlevel.in_trio_task() else asyncio.Event()
+
+        async def late() -> None:
+            await turns(5)
+            answers.append(await super(Late, self).send(send))
+            ready.set()
+            self.count -= 1
+
+        self.count += 1
+        if trio.lowlevel.in_trio_task():
+            trio.lowlevel.spawn_system_task(late)
+        else:
+            self.task = asyncio.create_task(late())  # referred to, lest it be collected
+        await ready.wait()
+        return answers[0]
+
+    async def aclose(self) -> None:
+        """Wait for what is under way."""
+        while self.count:
+            await turns(1)
+        await super().aclose()
+
+
+class Losing(AsyncBent):
+    """Has one place, which whoever is cancelled does not give back."""
+
+    async def send(self, send: Send) -> Answer:
+        """Send if there is a place."""
+        if self.count:
+            return failure(Delivery.NOT_SENT)
+        self.count = 1
+        answer = await super().send(send)
+        self.count = 0
+        return answer
+
+
+class Deaf(AsyncBent):
+    """Takes a cancellation for a failure."""
+
+    async def send(self, send: Send) -> Answer:
+        """Send, and swallow."""
+        try:
+            return await super().send(send)
+        except (asyncio.CancelledError, trio.Cancelled):
+            return failure(Delivery.MAYBE_SENT)
+
+
+class Inventive(AsyncBent):
+    """Makes up the answer of every third call of the same kind in a row."""
+
+    async def send(self, send: Send) -> Answer:
+        """Send, or pretend to."""
+        self.count = self.count + 1 if b'"amount":1,' in send.request.body else 0
+        if self.count < 3:
+            return await super().send(send)
+        return Sandbox(api_key=API_KEY).handle(send.request)
+
+
+class Sleepless(AsyncBent):
+    """Cannot wait."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Fail in a way that is no failure of a call."""
+        raise ZeroDivisionError(seconds)
+
+
+class Curious(AsyncBent):
+    """Looks at the coroutines of its tasks, as anyio does."""
+
+    async def send(self, send: Send) -> Answer:
+        """Send, unless this task does not run."""
+        task = asyncio.current_task()
+        assert task is not None
+        coroutine: Any = task.get_coro()
+        assert inspect.getcoroutinestate(coroutine) == inspect.CORO_RUNNING
+        return await super().send(send)
+
+
+def narrow(transport: type[AsyncBent]) -> Any:
+    """Give what makes a client over this transport, with one connection."""
+
+    @asynccontextmanager
+    async def connect(protocol: CreduseProtocol) -> AsyncGenerator[AsyncCoreClient]:
+        limits = httpx.Limits(max_connections=1)
+        async with (
+            httpx.AsyncClient(limits=limits, trust_env=False) as http_client,
+            AsyncCoreClient(protocol, transport(protocol, http_client)) as client,
+        ):
+            yield client
+
+    return connect
+
+
+@pytest.mark.parametrize(
+    ("transport", "scenario", "found"),
+    [
+        (AsyncDenying, "add-meets-apply-then-close", "was applied 2 times"),
+        (AsyncBent, "add-meets-surplus", "the connection was used again"),
+    ],
+)
+def test_async_broken_promise_is_found_out(
+    run_loop: Callable[[Main], None], transport: type[AsyncBent], scenario: str, found: str
+) -> None:
+    """Under an event loop it is judged alike."""
+
+    async def main() -> None:
+        await check_async(NAMED[scenario], narrow(transport))
+
+    with pytest.raises(AssertionError, match=found):
+        run_loop(main)
+
+
+@pytest.mark.parametrize(
+    ("transport", "cancellation", "found"),
+    [
+        (Late, "meeting-with-nothing", "was first sent after its caller was cancelled"),
+        (Losing, "meeting-with-nothing", "a call afterwards, raised TransportError"),
+        (AsyncDenying, "meeting-with-head-then-hang", "received that nothing says no to"),
+        (Inventive, "meeting-with-nothing", r"of a hundred calls afterwards, \d were applied"),
+    ],
+)
+def test_bad_cancellation_is_found_out(
+    run_loop: Callable[[Main], None], transport: type[AsyncBent], cancellation: str, found: str
+) -> None:
+    """What is said about it names the promise, and the step at which it was broken."""
+
+    async def main() -> None:
+        await check_cancellation(CANCELLED[cancellation], narrow(transport))
+
+    with pytest.raises(AssertionError, match=found):
+        run_loop(main)
+
+
+def test_swallowed_cancellation_is_found_out() -> None:
+    """Under asyncio. Under trio a task that goes on is cancelled again at its next checkpoint."""
+
+    async def main() -> None:
+        await check_cancellation(CANCELLED["meeting-with-nothing"], narrow(Deaf))
+
+    with pytest.raises(AssertionError, match="the cancellation was swallowed"):
+        run_asyncio(main)
+
+
+def test_tasks_can_be_looked_at() -> None:
+    """A library does not notice that its steps are counted."""
+
+    async def main() -> None:
+        calls = await check_cancellation(CANCELLED["meeting-with-nothing"], narrow(Curious))
+        assert {call.state for call in calls} == {State.ABANDONED, State.SUCCEEDED}
+
+    run_asyncio(main)
+
+
+def test_foreign_exception_comes_through_a_cancellation(run_loop: Callable[[Main], None]) -> None:
+    """It is neither a call's failure nor its cancellation."""
+
+    async def main() -> None:
+        await check_cancellation(CANCELLED["meeting-with-429"], narrow(Sleepless))
+
+    with pytest.raises(ZeroDivisionError):
+        run_loop(main)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_async_open_connection_is_found_out(
+    run_loop: Callable[[Main], None], monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
+) -> None:
+    """A client that is closed leaves none, whether or not its calls were cancelled."""
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.3)
+
+    async def main() -> None:
+        limits = httpx.Limits(max_connections=1)
+        async with httpx.AsyncClient(limits=limits, trust_env=False) as http_client:
+
+            def connect(protocol: CreduseProtocol) -> AbstractAsyncContextManager[AsyncCoreClient]:
+                return AsyncCoreClient(protocol, AsyncBent(protocol, http_client))
+
+            if cancelled:
+                await check_cancellation(Cancellation("meeting-with-nothing"), connect)
+            else:
+                await check_async(NAMED["add"], connect)
+
+    with pytest.raises(AssertionError, match="1 connections are left open"):
+        run_loop(main)
+
+
+def test_call_without_end_is_found_out(
+    run_loop: Callable[[Main], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps of a call are bounded."""
+    monkeypatch.setattr("creduse_sandbox.conformance.cancellation._LONGEST", 2)
+
+    async def main() -> None:
+        await check_cancellation(CANCELLED["meeting-with-nothing"], narrow(AsyncBent))
+
+    with pytest.raises(AssertionError, match="no call was through after 2 steps"):
+        run_loop(main)
+
+
+# The tables
+
+
+ALL = (*SCENARIOS, *TLS_SCENARIOS)
+UNMET = {
+    "endless-100": "it has no end that is the same for all; add-meets-100-too-long has one",
+}
+
+
+def test_names_are_unique_and_readable() -> None:
+    """A name is what is said on the command line to run one scenario."""
+    names = [str(scenario) for scenario in (*ALL, *CANCELLATIONS)]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in names)
+
+
+def test_every_fault_is_met() -> None:
+    """Or there is a reason why it is not."""
+    met = [fault for scenario in SCENARIOS for fault in (*scenario.faults, scenario.before)]
+    assert {name for name, fault in FAULTS.items() if fault not in met} == set(UNMET)
+
+
+@pytest.mark.parametrize("scenario", ALL, ids=str)
+def test_endings_are_said(scenario: Scenario) -> None:
+    """A scenario may end in some way, and what its limit allows besides has a limit."""
+    assert scenario.endings
+    assert len(set(map(str, scenario.endings))) == len(scenario.endings)
+    assert scenario.limit or not scenario.limited
+    for ending in (*scenario.endings, *scenario.limited):
+        assert ending.applied <= 1
+        assert ending.applied <= ending.requests
+        assert ending.outcome is not Outcome.APPLIED or ending.applied
+        assert not ending.applied or ending.outcome is not Outcome.NOT_APPLIED
+
+
+def test_tls_scenarios_are_the_plain_ones() -> None:
+    """Except for what happens before a request can be sent, which TLS changes."""
+    over_tls = {scenario.name: scenario for scenario in TLS_SCENARIOS}
+    for scenario in SCENARIOS:
+        twin = over_tls.pop(f"{scenario.name}-over-tls")
+        assert twin.certificate == "good"
+        if "-meets-connect-then-" not in scenario.name:
+            assert replace(twin, name=scenario.name, certificate="") == scenario
+    assert {scenario.certificate for scenario in over_tls.values()} == {
+        "untrusted",
+        "misnamed",
+        "expired",
+    }
+    assert len(over_tls) == 9
