@@ -68,7 +68,7 @@ class RequestsTransport:
             try:
                 while len(read) <= MAX_BODY_SIZE and (piece := head.raw.read1(65536)):
                     read += piece
-            finally:  # the connection is back in the pool if all was read; else it goes there closed
+            finally:  # its connection is back in the pool if all was read; if not, it is closed
                 head.raw.close()
                 head.raw.release_conn()
         except Exception as error:

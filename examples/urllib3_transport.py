@@ -61,7 +61,7 @@ class Urllib3Transport:
             try:
                 while len(read) <= MAX_BODY_SIZE and (piece := head.read1(65536)):
                     read += piece
-            finally:  # the connection is back in the pool if all was read; else it goes there closed
+            finally:  # its connection is back in the pool if all was read; if not, it is closed
                 head.close()
                 head.release_conn()
         except Exception as error:

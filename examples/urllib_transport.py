@@ -43,7 +43,7 @@ class UrllibTransport:
         try:
             if self._closed:
                 raise RuntimeError("the transport is closed")
-            request = urllib.request.Request(  # noqa: S310 - the core lets http and https through alone
+            request = urllib.request.Request(  # noqa: S310 - the core takes http and https alone
                 ours.url, body, dict(ours.headers), method=ours.method
             )
             with self._opener.open(request, timeout=send.connect_timeout) as answer:
