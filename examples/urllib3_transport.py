@@ -1,0 +1,188 @@
+"""Creduse over urllib3, on its pools of connections.
+
+    CoreClient(CreduseProtocol("your-api-key"), Urllib3Transport())
+
+Limits: looking a name up takes no time-out; each address of a host, and the TLS handshake, gets the
+whole ``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
+the final one, which makes the call UNKNOWN. No proxies, nor those of the environment.
+"""
+
+import http.client
+import io
+import socket
+import ssl
+import time
+from typing import Any
+
+import urllib3
+import urllib3.connection
+
+from creduse_core import (
+    MAX_BODY_SIZE,
+    CoreClient,
+    CreduseProtocol,
+    Delivery,
+    Failure,
+    Response,
+    Send,
+)
+from creduse_sandbox import SandboxServer
+
+
+class Urllib3Transport:
+    """Sends over urllib3; see `creduse_core.Transport`. It can be shared between threads.
+
+    ``settings`` are those of a `urllib3.PoolManager`: ``ssl_context``, ``maxsize`` and so on.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._pools = urllib3.PoolManager(**settings)
+        self._pools.pool_classes_by_scheme = _POOLS
+        self._closed = False
+
+    def send(self, send: Send) -> Response | Failure:
+        ours, body, begun = send.request, _Body(send.request.body), self.now()
+        body.deadline, connect_by = begun + send.timeout, begun + send.connect_timeout
+        head, read = None, bytearray()
+        try:
+            if self._closed:  # urllib3 would open new pools
+                raise RuntimeError("the transport is closed")
+            head = self._pools.urlopen(
+                ours.method,
+                ours.url,
+                body=body,
+                headers=dict(ours.headers),
+                timeout=urllib3.Timeout(connect=send.connect_timeout, total=send.timeout),
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+            try:
+                while len(read) <= MAX_BODY_SIZE and (piece := head.read1(65536)):
+                    read += piece
+            finally:  # its connection is back in the pool if all was read; if not, it is closed
+                head.close()
+                head.release_conn()
+        except Exception as error:
+            return Failure(
+                Delivery.MAYBE_SENT if body.sent else Delivery.NOT_SENT,
+                error,
+                transient=_may_pass(error),
+                timed_out=self.now() >= (body.deadline if body.sent else connect_by),
+                response=None
+                if head is None
+                else Response(head.status, head.headers.items(), bytes(read)),
+            )
+        response = Response(head.status, head.headers.items(), bytes(read))
+        if send.belongs(response):
+            body.trusted_until = self.now() + 3  # servers close an idle connection after 5 and more
+        return response
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def close(self) -> None:
+        self._closed = True
+        self._pools.clear()
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Say whether to send again could help."""
+    if isinstance(error, ValueError | RuntimeError):  # a URL that is none, a closed transport
+        return False
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is None
+
+
+class _Body(bytes):
+    """The body of a request. urllib3 hands it on as it is, so it can carry notes."""
+
+    deadline = 0.0
+    sent = False
+    trusted_until = 0.0
+    """Until when its connection may be used again."""
+
+
+class _Stream(io.RawIOBase):
+    """What the peer sends, until a deadline: a socket's own time-out is for each read anew."""
+
+    def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
+        # By now the socket's time-out is what is left of the whole time.
+        self._deadline = time.monotonic() + (sock.gettimeout() or 0)
+        self._sock, self._raw, self.ended = sock, raw, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no time was left for the answer")
+        self._sock.settimeout(left)
+        size = self._raw.readinto(buffer)
+        self.ended = size == 0
+        return size
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self._stream = _Stream(sock, self.fp.detach())
+        self.fp = io.BufferedReader(self._stream)
+
+    def begin(self) -> None:
+        super().begin()
+        if self._stream.ended:  # http.client takes a head that was cut for a whole one
+            raise http.client.RemoteDisconnected("the head of the answer was cut")
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    response_class = _Answer
+    _body = _Body()
+
+    def request(self, method: str, url: str, body: Any = None, *args: Any, **options: Any) -> None:
+        if self.sock is None:  # over TLS it is connected by now
+            self.connect()
+        if time.monotonic() >= body.deadline:
+            raise TimeoutError("no time was left to send the request")
+        self._body = body
+        body.sent = True  # from here on, though perhaps not a byte gets out
+        super().request(method, url, body, *args, **options)
+
+    @property
+    def is_connected(self) -> bool:  # asked by the pool before it uses a connection again
+        return time.monotonic() < self._body.trusted_until and super().is_connected
+
+
+class _SecureConnection(_Connection, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls: Any = _Connection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls: Any = _SecureConnection
+
+
+_POOLS: Any = {"http": _Pool, "https": _SecurePool}
+
+
+if __name__ == "__main__":
+    with SandboxServer() as server:  # a Creduse of one's own, which takes any key
+        protocol = CreduseProtocol("any-key", server.base_url)
+        with CoreClient(protocol, Urllib3Transport()) as client:
+            client.add("12345678-1234-5678-1234-567812345678", 100)
+            client.subtract("12345678-1234-5678-1234-567812345678", 30)
+            balance = client.get_balance("12345678-1234-5678-1234-567812345678")
+            print("left:", balance.active_balance)

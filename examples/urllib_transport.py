@@ -1,0 +1,168 @@
+"""Creduse over urllib, which every Python has: each request on a connection of its own.
+
+    CoreClient(CreduseProtocol("your-api-key"), UrllibTransport())
+
+Limits: looking a name up takes no time-out; each address of a host, and the TLS handshake, gets the
+whole ``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
+the final one, which makes the call UNKNOWN. No proxies, nor those of the environment.
+"""
+
+import http.client
+import io
+import socket
+import ssl
+import time
+import urllib.request
+from typing import Any
+
+from creduse_core import (
+    MAX_BODY_SIZE,
+    CoreClient,
+    CreduseProtocol,
+    Delivery,
+    Failure,
+    Response,
+    Send,
+)
+from creduse_sandbox import SandboxServer
+
+
+class UrllibTransport:
+    """Sends over urllib; see `creduse_core.Transport`. It can be shared between threads."""
+
+    def __init__(self, ssl_context: ssl.SSLContext | None = None) -> None:
+        # An opener that knows nothing else: no redirects, proxies or cookies, no errors by status.
+        self._opener = urllib.request.OpenerDirector()
+        self._opener.add_handler(_Handler(ssl_context or ssl.create_default_context()))
+        self._closed = False
+
+    def send(self, send: Send) -> Response | Failure:
+        ours, body, begun = send.request, _Body(send.request.body), self.now()
+        body.deadline, connect_by = begun + send.timeout, begun + send.connect_timeout
+        head, read = None, bytearray()
+        try:
+            if self._closed:
+                raise RuntimeError("the transport is closed")
+            request = urllib.request.Request(  # noqa: S310 - the core takes http and https alone
+                ours.url, body, dict(ours.headers), method=ours.method
+            )
+            with self._opener.open(request, timeout=send.connect_timeout) as answer:
+                head = answer
+                while len(read) <= MAX_BODY_SIZE and (piece := answer.read1(65536)):
+                    read += piece
+                if answer.length and len(read) <= MAX_BODY_SIZE:  # of a cut body read1 says nothing
+                    raise http.client.IncompleteRead(b"", answer.length)
+        except Exception as error:
+            return Failure(
+                Delivery.MAYBE_SENT if body.sent else Delivery.NOT_SENT,
+                error,
+                transient=_may_pass(error),
+                timed_out=self.now() >= (body.deadline if body.sent else connect_by),
+                response=None
+                if head is None
+                else Response(head.status, head.getheaders(), bytes(read)),
+            )
+        return Response(head.status, head.getheaders(), bytes(read))
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def close(self) -> None:
+        self._closed = True  # no connection is left to be closed
+
+
+class _Handler(urllib.request.AbstractHTTPHandler):
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__()
+        self._context = context
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SecureConnection, request, context=self._context)
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Say whether to send again could help."""
+    if isinstance(error, ValueError | RuntimeError):  # a URL that is none, a closed transport
+        return False
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is None
+
+
+class _Body(bytes):
+    """The body of a request. urllib hands it on as it is, so it can carry notes."""
+
+    deadline = 0.0
+    sent = False
+
+
+class _Stream(io.RawIOBase):
+    """What the peer sends, until a deadline: a socket's own time-out is for each read anew."""
+
+    def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
+        # By now the socket's time-out is what is left of the whole time.
+        self._deadline = time.monotonic() + (sock.gettimeout() or 0)
+        self._sock, self._raw, self.ended = sock, raw, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no time was left for the answer")
+        self._sock.settimeout(left)
+        size = self._raw.readinto(buffer)
+        self.ended = size == 0
+        return size
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self._stream = _Stream(sock, self.fp.detach())
+        self.fp = io.BufferedReader(self._stream)
+
+    def begin(self) -> None:
+        super().begin()
+        if self._stream.ended:  # http.client takes a head that was cut for a whole one
+            raise http.client.RemoteDisconnected("the head of the answer was cut")
+
+
+class _Connection(http.client.HTTPConnection):
+    response_class = _Answer
+
+    def request(self, method: str, url: str, body: Any = None, *args: Any, **options: Any) -> None:
+        self.connect()
+        left = body.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no time was left to send the request")
+        self.sock.settimeout(left)
+        body.sent = True  # from here on, though perhaps not a byte gets out
+        super().request(method, url, body, *args, **options)
+
+
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    pass
+
+
+if __name__ == "__main__":
+    with SandboxServer() as server:  # a Creduse of one's own, which takes any key
+        protocol = CreduseProtocol("any-key", server.base_url)
+        with CoreClient(protocol, UrllibTransport()) as client:
+            client.add("12345678-1234-5678-1234-567812345678", 100)
+            client.subtract("12345678-1234-5678-1234-567812345678", 30)
+            balance = client.get_balance("12345678-1234-5678-1234-567812345678")
+            print("left:", balance.active_balance)
