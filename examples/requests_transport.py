@@ -5,15 +5,14 @@
 What sends is an adapter of requests, without a session around it: that would add the credentials
 of a netrc, cookies and the environment's proxies, and look into redirects.
 
-Limits: looking a name up takes no time-out; each address of a host, and the TLS handshake, gets the
-whole ``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
-the final one, which makes the call UNKNOWN. No proxies, nor those of the environment.
+Limits: a time-out is for each read, so a head that drips in is not bounded as a whole; looking a
+name up takes none; each address of a host, and the TLS handshake, gets the whole
+``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
+the final one, which makes the call UNKNOWN; and what a server sends beyond one answer may be taken
+for the next. No proxies, nor those of the environment.
 Nor does ``REQUESTS_CA_BUNDLE`` count: set ``session.verify``.
 """
 
-import http.client
-import io
-import socket
 import ssl
 import time
 from typing import Any
@@ -68,6 +67,8 @@ class RequestsTransport:
             try:
                 while len(read) <= MAX_BODY_SIZE and (piece := head.raw.read1(65536)):
                     read += piece
+                    if head.raw.length_remaining != 0 and self.now() >= body.deadline:
+                        raise TimeoutError("no time was left for the answer")
             finally:  # its connection is back in the pool if all was read; if not, it is closed
                 head.raw.close()
                 head.raw.release_conn()
@@ -96,6 +97,9 @@ class RequestsTransport:
 
     def close(self) -> None:
         self._closed = True
+        pools = self._adapter.poolmanager.pools
+        for key in pools.keys():  # noqa: SIM118 - it cannot be iterated over itself
+            pools[key].close()  # the adapter leaves that to whoever collects the garbage
         self._adapter.close()
 
 
@@ -123,45 +127,7 @@ class _Body(bytes):
     """Until when its connection may be used again."""
 
 
-class _Stream(io.RawIOBase):
-    """What the peer sends, until a deadline: a socket's own time-out is for each read anew."""
-
-    def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
-        # By now the socket's time-out is what is left of the whole time.
-        self._deadline = time.monotonic() + (sock.gettimeout() or 0)
-        self._sock, self._raw, self.ended = sock, raw, False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("no time was left for the answer")
-        self._sock.settimeout(left)
-        size = self._raw.readinto(buffer)
-        self.ended = size == 0
-        return size
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Answer(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self._stream = _Stream(sock, self.fp.detach())
-        self.fp = io.BufferedReader(self._stream)
-
-    def begin(self) -> None:
-        super().begin()
-        if self._stream.ended:  # http.client takes a head that was cut for a whole one
-            raise http.client.RemoteDisconnected("the head of the answer was cut")
-
-
 class _Connection(urllib3.connection.HTTPConnection):
-    response_class = _Answer
     _body = _Body()
 
     def request(self, method: str, url: str, body: Any = None, *args: Any, **options: Any) -> None:

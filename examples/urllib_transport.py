@@ -2,14 +2,13 @@
 
     CoreClient(CreduseProtocol("your-api-key"), UrllibTransport())
 
-Limits: looking a name up takes no time-out; each address of a host, and the TLS handshake, gets the
-whole ``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
+Limits: a time-out is for each read, so a head that drips in is not bounded as a whole; looking a
+name up takes none; each address of a host, and the TLS handshake, gets the whole
+``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
 the final one, which makes the call UNKNOWN. No proxies, nor those of the environment.
 """
 
 import http.client
-import io
-import socket
 import ssl
 import time
 import urllib.request
@@ -50,6 +49,8 @@ class UrllibTransport:
                 head = answer
                 while len(read) <= MAX_BODY_SIZE and (piece := answer.read1(65536)):
                     read += piece
+                    if answer.length != 0 and self.now() >= body.deadline:
+                        raise TimeoutError("no time was left for the answer")
                 if answer.length and len(read) <= MAX_BODY_SIZE:  # of a cut body read1 says nothing
                     raise http.client.IncompleteRead(b"", answer.length)
         except Exception as error:
@@ -104,46 +105,7 @@ class _Body(bytes):
     sent = False
 
 
-class _Stream(io.RawIOBase):
-    """What the peer sends, until a deadline: a socket's own time-out is for each read anew."""
-
-    def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
-        # By now the socket's time-out is what is left of the whole time.
-        self._deadline = time.monotonic() + (sock.gettimeout() or 0)
-        self._sock, self._raw, self.ended = sock, raw, False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("no time was left for the answer")
-        self._sock.settimeout(left)
-        size = self._raw.readinto(buffer)
-        self.ended = size == 0
-        return size
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Answer(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self._stream = _Stream(sock, self.fp.detach())
-        self.fp = io.BufferedReader(self._stream)
-
-    def begin(self) -> None:
-        super().begin()
-        if self._stream.ended:  # http.client takes a head that was cut for a whole one
-            raise http.client.RemoteDisconnected("the head of the answer was cut")
-
-
 class _Connection(http.client.HTTPConnection):
-    response_class = _Answer
-
     def request(self, method: str, url: str, body: Any = None, *args: Any, **options: Any) -> None:
         self.connect()
         left = body.deadline - time.monotonic()

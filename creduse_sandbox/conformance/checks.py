@@ -70,6 +70,7 @@ def check(
             for call in trial.calls():
                 with trial.watching(call):
                     client.run(call)
+                time.sleep(trial.rest)
         for seconds in still_open(trial.server):
             time.sleep(seconds)
         trial.judge()
@@ -88,6 +89,7 @@ async def check_async(
             for call in trial.calls():
                 with trial.watching(call):
                     await client.run(call)
+                await pause(trial.rest)
         for seconds in still_open(trial.server):
             await pause(seconds)
         trial.judge()
@@ -150,6 +152,7 @@ class _Trial:
         self._calm = make_protocol(server, PLENTY)
         self._scenario = scenario
         self.server = server
+        self.rest = scenario.rest
         self._limit = limit
         self._watched: list[_Watched] = []
         self._requests: list[Request] = []
@@ -240,6 +243,9 @@ class _Trial:
             what = "a result" if error is None else repr(error)
             yield f"it ended in {what}, {call.outcome}; {requests} received, {applied} applied"
             yield "which should have been: " + ", or: ".join(map(str, endings))
+        low, high = self._scenario.at_least, self._scenario.at_most
+        if not low <= watched.seconds <= high:
+            yield f"it took {watched.seconds:.2f} s, which should have been {low:g} to {high:g}"
         if error is not None and error.outcome is not call.outcome:
             yield f"its error says {error.outcome}, and the call {call.outcome}"
 
@@ -260,7 +266,8 @@ def untrue(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
             yield f"{call} says that attempt {attempt.number} was not sent, and it was received"
 
 
-_UNWANTED: Final = {"cookie", "expect", "proxy-authorization", "transfer-encoding"}
+_BY_THE_LIBRARY: Final = {"host", "content-length", "connection"}
+"""Header fields that a library sets. All others are the core's to set."""
 
 
 def _altered(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
@@ -275,8 +282,8 @@ def _altered(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
             # The log holds no key; that the right one came, the server has seen to.
             if name != "Authorization" and values != [value]:
                 yield f"request {entry.number} had {name}: {values}, not [{value!r}]"
-        names = {name for name, _ in came}
-        if unwanted := names & _UNWANTED:
+        wanted = {name.lower() for name, _ in request.headers} | _BY_THE_LIBRARY
+        if unwanted := {name for name, _ in came} - wanted:
             yield f"request {entry.number} had {sorted(unwanted)}"
         if not request.url.endswith(f"{entry.path}") or entry.method != request.method:
             yield f"request {entry.number} was {entry.method} {entry.path}, not {request}"

@@ -48,6 +48,9 @@ PLENTY: Final = 20.0
 """Seconds: a time-out that is not."""
 WITHIN: Final = 6.0
 """Seconds that any one call may take. Far more than any needs: it is to find what never ends."""
+SLACK: Final = 2.5
+"""Seconds that a call may go on after its time: a library may give a last read all of it anew,
+and machines that run tests are slow."""
 
 
 class Limit(enum.Enum):
@@ -102,6 +105,12 @@ class Scenario:
     """The server's, by its name in what `check` is given; with none, it speaks plain http."""
     fresh: bool = False
     """The connection must not be used again."""
+    rest: float = 0.0
+    """Seconds until the next call, in which more may come on the connection."""
+    at_least: float = 0.0
+    """Seconds that the call takes."""
+    at_most: float = WITHIN
+    """Seconds."""
     limit: Limit | None = None
     """What may be stated here instead of held to."""
     limited: tuple[Ending, ...] = ()
@@ -247,11 +256,18 @@ def _endings(kind: Kind, row: _Row, fault: Fault) -> tuple[Ending, ...]:
     return (served, replace(once, errors=row.given_up)) if row.given_up else (served,)
 
 
+_SECONDS: Final = {"429-seconds": 1.0, "429-date": 1.0}
+"""What an answer asks to wait."""
+
+
 def _scenario(kind: Kind, name: str, row: _Row) -> Scenario:
     fault = FAULTS[name]
     said, make = _CALLS[kind]
+    at_least, at_most = _SECONDS.get(name, 0.0), WITHIN
     if row.timed and kind is Kind.WRITE:
         make = _add_briefly
+        # To give up early would only make an UNKNOWN.
+        at_least, at_most = 2 * SOON, 2 * SOON + SLACK
     return Scenario(
         f"{said}-meets-{name}",
         make,
@@ -259,6 +275,9 @@ def _scenario(kind: Kind, name: str, row: _Row) -> Scenario:
         (fault,),
         attempt_timeout=SOON if row.timed else PLENTY,
         fresh=row.foreign,
+        rest=0.1 if row is _SURPLUS else 0.0,
+        at_least=at_least,
+        at_most=at_most,
         limit=Limit.SURPLUS if row is _SURPLUS else None,
     )
 
@@ -504,6 +523,8 @@ _FURTHER: Final = (
         _add_briefly,
         (_LATE,),
         (Shaped(_drip_body, pause=0.03),),
+        at_least=2 * SOON,
+        at_most=2 * SOON + SLACK,
     ),
     Scenario(
         "add-meets-a-chunk-that-drips-too-long",
@@ -539,7 +560,7 @@ def _connecting(*, secure: bool) -> Iterator[Scenario]:
         for kind in Kind:
             scenario = _scenario(kind, name, row)
             if secure and row.timed:
-                scenario = replace(scenario, make=_CALLS[kind][1])
+                scenario = replace(scenario, make=_CALLS[kind][1], at_least=SOON, at_most=WITHIN)
             elif not secure and not row.timed and kind is Kind.WRITE:
                 # Some find out before they write.
                 endings = (*scenario.endings, *_endings(kind, unsent, FAULTS[name]))

@@ -1,8 +1,10 @@
 """Every client there is, in every way that it can be used: the rows that one suite runs over."""
 
 import asyncio
+import importlib.util
+import os
 import ssl
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import httpx2
 import pytest
+import requests
 import trio
 import trustme
 
@@ -46,9 +49,7 @@ class Sync:
     name: str
     open: Callable[[CreduseProtocol, ssl.SSLContext], AbstractContextManager[CoreClient]]
     limits: tuple[Limit, ...] = ()
-
-    def __str__(self) -> str:
-        return self.name
+    marks: Any = ()
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,7 @@ class Async:
         AbstractAsyncContextManager[AsyncCreduseClient],
     ]
     limits: tuple[Limit, ...] = ()
-
-    def __str__(self) -> str:
-        return self.name
+    marks: Any = ()
 
     def run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a test's coroutine."""
@@ -164,35 +163,81 @@ def lent_async_httpx(library: "ModuleType") -> Any:
     return connect
 
 
+# Those of the examples
+
+
+def example(name: str) -> Callable[..., Any]:
+    """Give the transport of an example, which is no part of a package."""
+    path = Path(__file__).parents[2] / "examples" / f"{name}_transport.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    transport: Callable[..., Any] = getattr(module, f"{name.capitalize()}Transport")
+    return transport
+
+
+def over_urllib(protocol: CreduseProtocol, trust: ssl.SSLContext) -> CoreClient:
+    return CoreClient(protocol, example("urllib")(trust))
+
+
+def over_urllib3(protocol: CreduseProtocol, trust: ssl.SSLContext) -> CoreClient:
+    return CoreClient(protocol, example("urllib3")(ssl_context=trust))
+
+
+@contextmanager
+def over_requests(protocol: CreduseProtocol, _: ssl.SSLContext) -> Generator[CoreClient]:
+    with requests.Session() as session:
+        session.verify = os.environ["SSL_CERT_FILE"]
+        session.auth = ("somebody", "else")
+        with CoreClient(protocol, example("requests")(session)) as client:
+            yield client
+
+
+EXHAUSTIVE = pytest.mark.exhaustive
+"""Left to one Python among several: what differs little from its neighbours."""
+
+_HTTPX = (Limit.TIME, Limit.SURPLUS)
+_HTTP_CLIENT = (Limit.TIME, Limit.INTERIM)
+_URLLIB3 = (*_HTTP_CLIENT, Limit.SURPLUS)
+
 SYNC = [
-    Sync("httpx-sync-own", own_httpx, (Limit.TIME, Limit.SURPLUS)),
-    Sync("httpx-sync-lent", lent_httpx(httpx), (Limit.TIME, Limit.SURPLUS)),
-    Sync("httpx-sync-httpx2", lent_httpx(httpx2), (Limit.TIME, Limit.SURPLUS)),
+    Sync("httpx-sync-own", own_httpx, _HTTPX),
+    Sync("httpx-sync-lent", lent_httpx(httpx), _HTTPX, EXHAUSTIVE),
+    Sync("httpx-sync-httpx2", lent_httpx(httpx2), _HTTPX, EXHAUSTIVE),
+    Sync("urllib", over_urllib, _HTTP_CLIENT),
+    Sync("urllib3", over_urllib3, _URLLIB3),
+    Sync("requests", over_requests, _URLLIB3),
 ]
 OWN = [
     Async(f"httpx-{loop}-own", loop, own_async_httpx, (Limit.SURPLUS,))
     for loop in ("asyncio", "trio")
 ]
-NARROW = [
-    Async(f"httpx-{loop}-{lent}", loop, lent_async_httpx(library), (Limit.SURPLUS,))
+LENT = [
+    Async(f"httpx-{loop}-{lent}", loop, lent_async_httpx(library), (Limit.SURPLUS,), marks)
     for loop in ("asyncio", "trio")
-    for lent, library in (("lent", httpx), ("httpx2", httpx2))
+    for lent, library, marks in (("lent", httpx, ()), ("httpx2", httpx2, EXHAUSTIVE))
 ]
 
 
-@pytest.fixture(params=SYNC, ids=str)
+def params(kinds: Sequence[Sync | Async]) -> list[Any]:
+    return [pytest.param(kind, id=kind.name, marks=kind.marks) for kind in kinds]
+
+
+@pytest.fixture(params=params(SYNC))
 def sync_kind(request: pytest.FixtureRequest) -> Sync:
     kind: Sync = request.param
     return kind
 
 
-@pytest.fixture(params=[*OWN, *NARROW], ids=str)
+@pytest.fixture(params=params([*OWN, *LENT]))
 def async_kind(request: pytest.FixtureRequest) -> Async:
     kind: Async = request.param
     return kind
 
 
-@pytest.fixture(params=NARROW, ids=str)
+@pytest.fixture(params=params(LENT))
 def narrow_kind(request: pytest.FixtureRequest) -> Async:
     """The asynchronous kinds whose number of connections can be bounded."""
     kind: Async = request.param
