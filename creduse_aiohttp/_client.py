@@ -66,20 +66,17 @@ class _Exchange(BytesPayload):
         super().__init__(send.request.body)
         self._send = send
         self._chunks: list[bytes] = []
-        self._loop = asyncio.get_running_loop()
-        now = self._loop.time()
+        now = time.monotonic()  # the clock of uvloop's loops is too coarse to tell
         self._answer_by = now + send.timeout
         self._deadline = asyncio.timeout(None)
-        self._end_at(now + send.connect_timeout)
+        self._set_timer(now, now + send.connect_timeout)
 
-    def _end_at(self, when: float) -> None:
-        self._by = when
-        # Not by the deadline's own timer: what has come in by now still counts, and whoever waits
-        # for it is called before a deadline that is set only then.
-        self._timer = self._loop.call_at(when, self._deadline.reschedule, when)
-
-    def _late(self) -> bool:
-        return self._deadline.expired() or self._loop.time() >= self._by
+    def _set_timer(self, now: float, by: float) -> None:
+        self._by = by
+        # Not by the deadline's own timer: what has come in by then still counts, and whoever waits
+        # for it is called before a deadline that is set only when it is over.
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(by - now, self._deadline.reschedule, 0.0)
 
     # What aiohttp calls.
 
@@ -91,11 +88,12 @@ class _Exchange(BytesPayload):
         # aiohttp keeps what comes on an idle connection, and would take it for our answer.
         if transport.get_protocol().should_close:  # type: ignore[attr-defined]
             raise ConnectionResetError("the connection held bytes that nobody had asked for")
-        if self._late():
+        now = time.monotonic()
+        if now >= self._by:
             raise TimeoutError("no time was left to send the request")
-        self._timer.cancel()
         self._deadline.reschedule(None)  # raises if the exchange is over
-        self._end_at(self._answer_by)
+        self._timer.cancel()
+        self._set_timer(now, self._answer_by)
         self._consumed, self._transport = True, transport
         await super().write(writer)
 
@@ -180,7 +178,7 @@ class _Exchange(BytesPayload):
             Delivery.MAYBE_SENT if self.consumed else Delivery.NOT_SENT,
             error,
             transient=next(_TRANSIENT[base] for base in type(error).__mro__ if base in _TRANSIENT),
-            timed_out=self._late(),
+            timed_out=self._deadline.expired() or time.monotonic() >= self._by,
             response=None if self._response is None else self._answer(self._response),
         )
 
