@@ -13,7 +13,7 @@ CLIENT: Final = web.AppKey("creduse_aiohttp.CLIENT", AsyncCreduseClient)
 """Where handlers find the client: ``request.app[CLIENT]``."""
 
 
-def setup(
+def setup(  # noqa: PLR0913 - the client's arguments, and two
     app: web.Application,
     api_key: str | None = None,
     session: ClientSession | web.AppKey[ClientSession] | None = None,

@@ -8,7 +8,7 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -83,11 +83,14 @@ class _Exchange(BytesPayload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write the body, and before it the head; or refuse to, so that nothing is sent."""
         transport = writer.transport
-        if self.consumed or transport is None or transport.is_closing():
-            raise ConnectionResetError("the connection was lost before the request was written")
-        # aiohttp keeps what comes on an idle connection, and would take it for our answer.
-        if transport.get_protocol().should_close:  # type: ignore[attr-defined]
-            raise ConnectionResetError("the connection held bytes that nobody had asked for")
+        if (
+            self.consumed
+            or transport is None
+            or transport.is_closing()
+            # What comes in on an idle connection is kept, and would be taken for our answer.
+            or transport.get_protocol().should_close  # type: ignore[attr-defined]  # it is aiohttp's
+        ):
+            raise ConnectionResetError("the connection was lost, or held what nobody had asked for")
         now = time.monotonic()
         if now >= self._by:
             raise TimeoutError("no time was left to send the request")
@@ -98,7 +101,9 @@ class _Exchange(BytesPayload):
         await super().write(writer)
 
     async def write_with_length(
-        self, writer: AbstractStreamWriter, content_length: int | None
+        self,
+        writer: AbstractStreamWriter,
+        content_length: int | None,  # noqa: ARG002 - aiohttp's signature
     ) -> None:
         """Do the same: the length is that of the body, since we never set another."""
         await self.write(writer)
@@ -166,7 +171,10 @@ class _Exchange(BytesPayload):
         return self._answer(response)
 
     def _answer(self, response: aiohttp.ClientResponse) -> Response:
-        pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers)
+        pairs = (
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in response.raw_headers
+        )
         return Response(response.status, pairs, b"".join(self._chunks))
 
     def _failed(self, error: Exception) -> Failure:
@@ -254,7 +262,8 @@ class AiohttpTransport:
                 "hand in a session without; it can share the connector"
             )
         # What a session has for a proxy cannot be read otherwise, and to go past it would be wrong.
-        proxy, auth = given._default_proxy, given._default_proxy_auth  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # see above
+        proxy = given._default_proxy  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # see above
+        auth: Any = given._default_proxy_auth  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]  # see above
         if proxy is not None and auth is not None:
             proxy = URL(proxy).with_user(auth.login).with_password(auth.password)
         try:

@@ -23,10 +23,10 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
 
 @asynccontextmanager
 async def narrow(
-    base_url: str, tls: ssl.SSLContext | bool = True, **settings: Any
+    base_url: str, tls: ssl.SSLContext | None = None, **settings: Any
 ) -> AsyncGenerator[AsyncCreduseClient]:
     """Make a client that has one connection, so that a place lost in the pool is the last."""
-    connector = aiohttp.TCPConnector(limit=1, ssl=tls)
+    connector = aiohttp.TCPConnector(limit=1, ssl=tls or True)
     async with (
         aiohttp.ClientSession(connector=connector) as session,
         AsyncCreduseClient(KEY, session, base_url=base_url, **settings) as client,
@@ -112,7 +112,7 @@ async def silent_at_first(server: Any, reader: Any, writer: Any) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - any condition
         await asyncio.sleep(0.01)
 
 
@@ -160,16 +160,18 @@ def test_cancelled_within_the_handshake(run: Any, raw: Any) -> None:
         gone.append(True)
 
     async def main() -> None:
-        async with raw(behave) as server:
-            async with narrow(server.base_url.replace("http:", "https:")) as client:
-                for count in (1, 2):
-                    call = client.protocol.add(USER, 5)
-                    task = asyncio.create_task(client.run(call))
-                    await until(lambda: len(server.received) == count)  # noqa: B023 - awaited here
-                    task.cancel()
-                    await asyncio.wait({task})
-                    assert task.cancelled()
-                    await asyncio.wait_for(until(lambda: len(gone) == count), 2)  # noqa: B023 - as above
+        async with (
+            raw(behave) as server,
+            narrow(server.base_url.replace("http:", "https:")) as client,
+        ):
+            for count in (1, 2):
+                call = client.protocol.add(USER, 5)
+                task = asyncio.create_task(client.run(call))
+                await until(lambda: len(server.received) == count)  # noqa: B023 - awaited here
+                task.cancel()
+                await asyncio.wait({task})
+                assert task.cancelled()
+                await asyncio.wait_for(until(lambda: len(gone) == count), 2)  # noqa: B023 - as above
 
     run(main)
 

@@ -157,7 +157,9 @@ def test_session_of_another_loop(server: SandboxServer) -> None:
             def in_a_thread() -> None:
                 async def elsewhere() -> None:
                     client = AsyncCreduseClient(KEY, session, base_url=server.base_url)
-                    with pytest.raises(TransportError, match="session belongs to another") as caught:
+                    with pytest.raises(
+                        TransportError, match="session belongs to another"
+                    ) as caught:
                         await client.add(USER, 1)
                     assert caught.value.outcome is Outcome.NOT_APPLIED
                     assert len(caught.value.attempts) == 1
@@ -180,7 +182,7 @@ def test_auth_is_refused(run: Any, server: SandboxServer) -> None:
     """A session with ``auth=`` is refused before anything is sent, in so many words."""
 
     async def main() -> None:
-        with pytest.warns(DeprecationWarning):
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             session = aiohttp.ClientSession(auth=aiohttp.BasicAuth("somebody", "else"))
         async with session, AsyncCreduseClient(KEY, session, base_url=server.base_url) as client:
             for _ in range(2):
@@ -233,7 +235,7 @@ def test_proxy_of_a_session(run: Any, raw: Any) -> None:
 
     async def main() -> None:
         async with raw(refuse_connect) as proxy:
-            with pytest.warns(DeprecationWarning):
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
                 login = aiohttp.BasicAuth("u", "p/")
                 session = aiohttp.ClientSession(proxy=proxy.base_url, proxy_auth=login)
             async with (
