@@ -151,9 +151,9 @@ class _Exchange(BytesPayload):
                 "hand in a session without; it can share the connector"
             ) from None
         except asyncio.CancelledError:
-            if _cancellations() > cancellations:
+            if not session.closed or _cancellations() > cancellations:
                 raise
-            # Nobody has cancelled us: so aiohttp ends the wait for a connection.
+            # Nobody has cancelled us: aiohttp ends the wait for a connection in this way.
             raise RuntimeError("the session was closed") from None
         if not self.consumed:
             # Before Python 3.12 aiohttp writes in a task, which it may find no reason to wait for.

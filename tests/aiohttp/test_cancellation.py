@@ -190,6 +190,26 @@ def test_closed_right_after_a_cancellation(run: Any, raw: Any) -> None:
     run(main)
 
 
+def test_cancelled_before_it_begins(run: Any, server: SandboxServer) -> None:
+    """A task that was cancelled before it calls is cancelled by the call, and nothing is sent."""
+
+    async def main() -> None:
+        async with narrow(server.base_url) as client:
+
+            async def call() -> None:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                await client.add(USER, 5)
+
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.create_task(call())
+            await client.add(USER, 6)
+
+    run(main)
+    assert len(server.log) == 1
+
+
 def test_the_caller_s_own_time_out(run: Any, raw: Any) -> None:
     """A time-out of the caller's around a call is the caller's, not the call's."""
 
