@@ -79,10 +79,11 @@ def wheel(session: nox.Session) -> None:
     """Use the wheel as a stranger would: in an empty environment, away from the tree."""
     (built,) = Path("dist").glob("*.whl")
     tests = Path("tests").absolute()
-    session.install(str(built))
+    wheel = built.absolute()
+    session.install(str(wheel))
     with session.chdir(session.create_tmp()):
         session.run("creduse", "demo")
-        session.install("pytest", "pytest-timeout")
+        session.install("pytest", "pytest-timeout", f"{wheel}[aiohttp]")
         session.run("pytest", *map(str, sorted(tests.glob("test_*.py"))), env=STRICT)
 
 

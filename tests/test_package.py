@@ -15,10 +15,11 @@ import creduse_core.errors
 import creduse_core.models
 from creduse import CreduseClient
 
-PACKAGES = ("creduse", "creduse_core", "creduse_httpx", "creduse_sandbox")
+PACKAGES = ("creduse", "creduse_aiohttp", "creduse_core", "creduse_httpx", "creduse_sandbox")
 
 # What each package may import of ours: arrows point one way.
 FLOORS = {
+    "creduse_aiohttp": {"creduse_aiohttp", "creduse_core"},
     "creduse_core": {"creduse_core"},
     "creduse_httpx": {"creduse_core", "creduse_httpx"},
     "creduse_sandbox": {"creduse_core", "creduse_sandbox"},

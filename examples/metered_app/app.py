@@ -1,0 +1,66 @@
+"""A metered endpoint: each summary costs credits, which are taken before the work is done.
+
+    CREDUSE_API_KEY=your-api-key python app.py
+    curl http://127.0.0.1:8080/summaries -H 'End-User: 12345678-1234-5678-1234-567812345678' \
+        -d 'A long text.'
+
+Without a service at hand, `creduse sandbox --port 8000` is one, with
+CREDUSE_BASE_URL=http://127.0.0.1:8000.
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from aiohttp import ClientSession, web
+
+import creduse_aiohttp
+from creduse import (
+    CreditExpiredError,
+    CreduseError,
+    InsufficientFundsError,
+    Outcome,
+    UserDoesNotExistError,
+)
+
+PRICE = 5
+SESSION = web.AppKey("SESSION", ClientSession)
+
+
+async def session(app: web.Application) -> AsyncIterator[None]:
+    """Open the app's own session, which the Creduse client shares."""
+    async with ClientSession() as app[SESSION]:
+        yield
+
+
+async def summarize(request: web.Request) -> web.Response:
+    """Take the credits, then do the work."""
+    try:
+        user = UUID(request.headers["End-User"])
+    except (KeyError, ValueError):
+        raise web.HTTPBadRequest(text="End-User must be a UUID") from None
+    text = await request.text()
+    try:
+        await request.app[creduse_aiohttp.CLIENT].subtract(user, PRICE)
+    except (InsufficientFundsError, CreditExpiredError, UserDoesNotExistError):
+        return web.json_response({"error": f"a summary costs {PRICE} credits"}, status=402)
+    except CreduseError as error:
+        # No work for credits that were perhaps not taken, and no second try for those that
+        # perhaps were: what is not certain is for a human to look at.
+        if error.outcome is not Outcome.NOT_APPLIED:
+            logging.getLogger(__name__).warning("look at the balance of %s: %s", user, error)
+        return web.json_response({"error": "try again later"}, status=503)
+    return web.json_response({"summary": text[:20], "cost": PRICE})
+
+
+def make_app() -> web.Application:
+    """Make the app. The client's settings come from the environment."""
+    app = web.Application()
+    app.cleanup_ctx.append(session)
+    creduse_aiohttp.setup(app, session=SESSION)
+    app.router.add_post("/summaries", summarize)
+    return app
+
+
+if __name__ == "__main__":
+    web.run_app(make_app(), host="127.0.0.1")

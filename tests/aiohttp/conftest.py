@@ -1,0 +1,136 @@
+"""What the tests of the aiohttp client share: loops, kinds of session, and servers."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+import trustme
+import uvloop
+
+from creduse_aiohttp import AsyncCreduseClient
+from creduse_sandbox import SandboxServer
+
+KEY = "sk-test-0123456789abcdef"
+
+Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Run a test's coroutine on asyncio's own loop, and on uvloop's."""
+    factory = asyncio.new_event_loop if request.param == "asyncio" else uvloop.new_event_loop
+
+    def run_it(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+
+    return run_it
+
+
+Connect = Callable[..., Any]
+
+
+@pytest.fixture(params=["own", "lent"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    """Make a client of ours, with a session of its own or on one that is handed in."""
+
+    @asynccontextmanager
+    async def make(base_url: str, **settings: Any) -> AsyncGenerator[AsyncCreduseClient]:
+        if request.param == "own":
+            async with AsyncCreduseClient(KEY, base_url=base_url, **settings) as client:
+                yield client
+            return
+        async with (
+            aiohttp.ClientSession() as session,
+            AsyncCreduseClient(KEY, session, base_url=base_url, **settings) as client,
+        ):
+            yield client
+
+    return make
+
+
+@pytest.fixture
+def server() -> Iterator[SandboxServer]:
+    with SandboxServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def secure_server(authority: trustme.CA) -> Iterator[SandboxServer]:
+    """A sandbox that speaks TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    with SandboxServer(ssl_context=context) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def trust(authority: trustme.CA) -> ssl.SSLContext:
+    """A client's context that trusts the secure server."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    return context
+
+
+class Raw:
+    """A server on the client's own loop that does to each connection what it is told."""
+
+    def __init__(self) -> None:
+        self.base_url = ""
+        self.connections = 0
+        self.received: list[bytes] = []
+
+    async def request(self, reader: asyncio.StreamReader, end: bytes = b"}") -> bytes:
+        """Read one request; ``b""`` if the peer has gone."""
+        try:
+            self.received.append(await reader.readuntil(end))
+        except asyncio.IncompleteReadError:
+            return b""
+        return self.received[-1]
+
+
+Behave = Callable[[Raw, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.fixture
+def raw() -> Callable[[Behave], Any]:
+    @asynccontextmanager
+    async def serve(behave: Behave) -> AsyncGenerator[Raw]:
+        server = Raw()
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            server.connections += 1
+            try:
+                await behave(server, reader, writer)
+            except ConnectionError:
+                pass
+            finally:
+                writer.close()
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(connected(reader, writer))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        listening = await asyncio.start_server(accept, "127.0.0.1", 0)
+        server.base_url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        try:
+            yield server
+        finally:
+            listening.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)
+
+    return serve

@@ -1,0 +1,232 @@
+"""What the client does with good answers, with refusals, and with every fault of the sandbox's."""
+
+import asyncio
+import ssl
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import pytest
+
+from creduse import (
+    Attempt,
+    CreduseError,
+    InsufficientFundsError,
+    Outcome,
+    RetryPolicy,
+    TransportError,
+    UserDoesNotExistError,
+)
+from creduse_aiohttp import AsyncCreduseClient
+from creduse_core import __version__
+from creduse_sandbox import FAULTS, SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+NO_WAIT = RetryPolicy(initial_delay=0)
+
+
+def test_five_calls(run: Any, connect: Any, server: SandboxServer) -> None:
+    """Each of the five methods does on the server what it says, once, on one connection."""
+
+    async def main() -> None:
+        async with connect(server.base_url) as client:
+            assert (await client.add(USER, 100)).amount == 100
+            assert (await client.subtract(USER, 30)).amount == 30
+            assert (await client.start_cycle(USER, 5)).amount == 5
+            assert (await client.stop_cycle(USER)).end_user_id == USER
+            assert (await client.get_balance(USER)).active_balance == 75
+            with pytest.raises(InsufficientFundsError) as caught:
+                await client.subtract(USER, 76)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            with pytest.raises(UserDoesNotExistError):
+                await client.stop_cycle(UUID(int=1))
+
+    run(main)
+    assert [entry.path for entry in server.applied] == [
+        "/add",
+        "/subtract",
+        "/start-cycle",
+        "/stop-cycle",
+    ]
+    assert {entry.connection for entry in server.log} == {1}
+
+
+def test_headers(run: Any, connect: Any, server: SandboxServer) -> None:
+    """A request has the headers that the core gives, each once, and the two of its framing."""
+
+    async def main() -> None:
+        async with connect(server.base_url) as client:
+            await client.add(USER, 1)
+            await client.get_balance(USER)
+
+    run(main)
+    for entry in server.log:
+        assert sorted(entry.headers) == [
+            ("Accept", "application/json"),
+            ("Accept-Encoding", "identity"),
+            ("Content-Length", str(len(entry.body or b""))),
+            ("Content-Type", "application/json"),
+            ("Host", server.base_url.removeprefix("http://")),
+            ("User-Agent", f"creduse/{__version__}"),
+        ]
+
+
+def test_tasks_share_a_client(run: Any, connect: Any, server: SandboxServer) -> None:
+    """Tasks of one loop can use a client at the same time, from its first call on."""
+
+    async def main() -> None:
+        async with connect(server.base_url) as client:
+            await asyncio.gather(*(client.add(USER, 1) for _ in range(100)))
+            assert (await client.get_balance(USER)).active_balance == 100
+
+    run(main)
+    assert len(server.applied) == 100
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_every_fault(
+    run: Any,
+    server: SandboxServer,
+    secure_server: SandboxServer,
+    trust: ssl.SSLContext,
+    secure: bool,  # noqa: FBT001 - a test's parameter
+) -> None:
+    """Whatever the server does, what a call says is true, and the next call works.
+
+    A result, and only that, is for what was applied once; what is NOT_APPLIED was not; and each
+    attempt sends one request at most, a read, which aiohttp would repeat by itself, too.
+    """
+    served = secure_server if secure else server
+    at_most = RetryPolicy(initial_delay=0, max_delay=0, attempt_timeout=0.2)
+
+    async def attempt(client: AsyncCreduseClient, heard: list[Attempt], fault: str) -> None:
+        served.order(FAULTS[fault])
+        served_before, applied_before = len(served.log), len(served.applied)
+        heard.clear()
+        outcome: Outcome | None = None
+        try:
+            await client.add(USER, 1, timeout=0.5)
+        except CreduseError as error:
+            outcome = error.outcome
+        applied = len(served.applied) - applied_before
+        allowed = {None: {1}, Outcome.APPLIED: {1}, Outcome.NOT_APPLIED: {0}}
+        assert applied in allowed.get(outcome, {0, 1}), fault
+        assert len(served.log) - served_before <= len(heard), fault
+
+    async def read(client: AsyncCreduseClient, heard: list[Attempt], fault: str) -> None:
+        served.reset()
+        served.order(FAULTS[fault])
+        before = len(served.log)
+        heard.clear()
+        try:
+            await client.get_balance(USER, timeout=0.5)
+        except CreduseError as error:
+            assert error.outcome is Outcome.NOT_APPLIED, fault  # noqa: PT017 - or none is raised
+        assert len(served.log) - before <= len(heard), fault
+
+    async def main() -> None:
+        heard: list[Attempt] = []
+        for fault in FAULTS:
+            served.reset()
+            async with (
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=1, ssl=trust)
+                ) as session,
+                AsyncCreduseClient(
+                    KEY, session, base_url=served.base_url, retry=at_most, on_attempt=heard.append
+                ) as client,
+            ):
+                if not fault.startswith("connect"):
+                    await client.add(USER, 1)  # so that the fault meets with a kept connection
+                await attempt(client, heard, fault)
+                await read(client, heard, fault)
+                # A place in the pool that was lost would be the last. What the next call may meet
+                # is a connection that is closing just now, or an answer too many on its way.
+                for last in (False, False, True):
+                    try:
+                        await client.add(USER, 1)
+                    except CreduseError:
+                        assert not last, fault
+
+    run(main)
+
+
+def test_a_read_is_not_repeated_behind_our_back(
+    run: Any, connect: Any, server: SandboxServer
+) -> None:
+    """A read whose connection is lost, even a kept one, is sent once for each attempt of ours."""
+    once = RetryPolicy(max_attempts=1)
+
+    async def main() -> None:
+        async with connect(server.base_url, retry=once) as client:
+            for fault in ("head-then-close", "request-then-close", "request-then-reset"):
+                await client.add(USER, 1)
+                server.order(FAULTS[fault], 3)
+                before = len(server.log)
+                with pytest.raises(TransportError) as caught:
+                    await client.get_balance(USER)
+                assert len(caught.value.attempts) == len(server.log) - before == 1
+                server.reset()
+
+    run(main)
+
+
+def test_connection_of_a_foreign_answer_is_not_used_again(
+    run: Any, connect: Any, server: SandboxServer
+) -> None:
+    """A connection that gave another's answer, or one too large, serves no other call."""
+
+    async def main() -> None:
+        async with connect(server.base_url) as client:
+            for fault in ("wrong-user", "wrong-amount", "huge-body", "301", "204"):
+                server.order(FAULTS[fault])
+                with pytest.raises(CreduseError):
+                    await client.add(USER, 1)
+            await client.add(USER, 1)
+            server.order(FAULTS["500"])
+            with pytest.raises(CreduseError):
+                await client.add(USER, 1)
+            await client.add(USER, 1)
+
+    run(main)
+    assert [entry.connection for entry in server.log] == [1, 2, 3, 4, 5, 6, 6, 6]
+
+
+def test_tls(run: Any, secure_server: SandboxServer, trust: ssl.SSLContext) -> None:
+    """Over TLS, calls share a connection, and one that must go is gone at once."""
+
+    async def main() -> None:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as session,
+            AsyncCreduseClient(KEY, session, base_url=secure_server.base_url) as client,
+        ):
+            await client.add(USER, 1)
+            await client.get_balance(USER)
+            secure_server.order(FAULTS["wrong-user"])
+            with pytest.raises(CreduseError):
+                await client.add(USER, 1)
+            await client.add(USER, 1)
+
+    run(main)
+    assert [entry.connection for entry in secure_server.log] == [1, 1, 1, 2]
+
+
+def test_path_of_the_base_url(run: Any, raw: Any) -> None:
+    """A path in the base URL comes before that of the call, as it stands."""
+
+    async def behave(server: Any, reader: Any, _: Any) -> None:
+        await server.request(reader)
+
+    async def main() -> None:
+        async with (
+            raw(behave) as server,
+            AsyncCreduseClient(
+                KEY, base_url=server.base_url + "/a%2Fb/v1", retry=NO_WAIT
+            ) as client,
+        ):
+            with pytest.raises(CreduseError):
+                await client.add(USER, 1)
+            assert server.received[0].startswith(b"POST /a%2Fb/v1/add HTTP/1.1\r\n")
+
+    run(main)

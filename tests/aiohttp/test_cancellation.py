@@ -1,0 +1,224 @@
+"""A cancelled call: nothing is first sent afterwards, and nothing is left behind."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import pytest
+
+from creduse import Attempt, Outcome
+from creduse_aiohttp import AsyncCreduseClient
+from creduse_core import Call
+from creduse_sandbox import SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test"
+GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+
+
+@asynccontextmanager
+async def narrow(
+    base_url: str, tls: ssl.SSLContext | None = None, **settings: Any
+) -> AsyncGenerator[AsyncCreduseClient]:
+    """Make a client that has one connection, so that a place lost in the pool is the last."""
+    connector = aiohttp.TCPConnector(limit=1, ssl=tls or True)
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        AsyncCreduseClient(KEY, session, base_url=base_url, **settings) as client,
+    ):
+        yield client
+
+
+async def cancel(client: AsyncCreduseClient, call: Call[Any], steps: int) -> bool:
+    """Run a call, cancel it when the loop has gone round so often; say if that was in time."""
+    task = asyncio.create_task(client.run(call))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    return task.cancelled()
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "kept"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_cancelled_at_every_step(
+    run: Any,
+    server: SandboxServer,
+    secure_server: SandboxServer,
+    trust: ssl.SSLContext,
+    secure: bool,  # noqa: FBT001 - a test's parameter
+    kept: bool,  # noqa: FBT001 - a test's parameter
+) -> None:
+    """Wherever a call is cancelled, on a new connection or a kept one, what it says is true.
+
+    What reached the server is never said not to have been sent, nothing is first sent after the
+    cancellation has been delivered, the pool is whole, and no task is left.
+    """
+    served = secure_server if secure else server
+    seen: set[tuple[bool, bool]] = set()
+
+    async def once(steps: int) -> bool:
+        heard: list[Attempt] = []
+        amount = 1000 + steps
+        async with narrow(served.base_url, trust, on_attempt=heard.append) as client:
+            if kept:
+                await client.add(USER, 3)
+                heard.clear()
+            call = client.protocol.add(USER, amount)
+            cancelled = await cancel(client, call, steps)
+            assert len(call.attempts) == len(heard)
+            # What was sent before is in the log, at the latest, before the second of these.
+            async with narrow(served.base_url, trust) as witness:
+                await witness.add(USER, 1)
+                before = len(served.log)
+                await witness.add(USER, 1)
+            await client.add(USER, 2, timeout=5)
+        reached = [n for n, it in enumerate(served.log) if f":{amount}," in str(it.body)]
+        assert len(reached) <= 1
+        assert all(number <= before for number in reached)
+        if reached and cancelled:
+            assert call.outcome is Outcome.UNKNOWN
+        seen.add((bool(reached), cancelled))
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        served.reset()
+        return cancelled
+
+    async def main() -> None:
+        steps = in_time = 0
+        while in_time < 3:
+            in_time = 0 if await once(steps) else in_time + 1
+            # Each of the first; later the loop mostly turns while the network is waited for.
+            steps += 1 + steps // 16
+
+    run(main)
+    # Cancelled before it was sent, and after; and at last not in time to be cancelled.
+    assert seen == {(False, True), (True, True), (True, False)}
+
+
+async def silent_at_first(server: Any, reader: Any, writer: Any) -> None:
+    """Let the first request wait for ever, and answer all others."""
+    while await server.request(reader):
+        if len(server.received) == 1:
+            await reader.read()
+            server.received.append(b"gone")
+        else:
+            writer.write(ANSWER)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - any condition
+        await asyncio.sleep(0.01)
+
+
+def test_cancelled_while_waiting_for_the_answer(run: Any, raw: Any) -> None:
+    """A call cancelled while it waits for its answer gives up its connection at once."""
+
+    async def main() -> None:
+        async with raw(silent_at_first) as server, narrow(server.base_url) as client:
+            call = client.protocol.add(USER, 5)
+            task = asyncio.create_task(client.run(call))
+            await until(lambda: server.received)
+            task.cancel()
+            await asyncio.wait({task})
+            assert call.outcome is Outcome.UNKNOWN
+            await asyncio.wait_for(until(lambda: server.received[-1] == b"gone"), 2)
+            await client.add(USER, 5, timeout=5)
+
+    run(main)
+
+
+def test_cancelled_while_waiting_for_a_connection(run: Any, raw: Any) -> None:
+    """A call cancelled while it waits for its turn in the pool sends nothing when that comes."""
+
+    async def main() -> None:
+        async with raw(silent_at_first) as server, narrow(server.base_url) as client:
+            holding = asyncio.create_task(client.add(USER, 5))
+            await until(lambda: server.received)
+            waiting = client.protocol.add(USER, 6)
+            assert await cancel(client, waiting, 20)
+            holding.cancel()
+            await asyncio.wait({holding})
+            await client.add(USER, 5, timeout=5)
+            assert not any(b'"amount":6' in received for received in server.received)
+
+    run(main)
+
+
+def test_cancelled_within_the_handshake(run: Any, raw: Any) -> None:
+    """A call cancelled while TLS is being agreed leaves no socket open, and the pool whole."""
+    gone: list[bool] = []
+
+    async def behave(server: Any, reader: Any, _: Any) -> None:
+        server.received.append(await reader.read(1))
+        await reader.read()
+        gone.append(True)
+
+    async def main() -> None:
+        async with (
+            raw(behave) as server,
+            narrow(server.base_url.replace("http:", "https:")) as client,
+        ):
+            for count in (1, 2):
+                call = client.protocol.add(USER, 5)
+                task = asyncio.create_task(client.run(call))
+                await until(lambda: len(server.received) == count)  # noqa: B023 - awaited here
+                task.cancel()
+                await asyncio.wait({task})
+                assert task.cancelled()
+                await asyncio.wait_for(until(lambda: len(gone) == count), 2)  # noqa: B023 - as above
+
+    run(main)
+
+
+def test_closed_right_after_a_cancellation(run: Any, raw: Any) -> None:
+    """A client can be closed at once after a call of it was cancelled; nothing stays open."""
+
+    async def main() -> None:
+        async with raw(silent_at_first) as server:
+            async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+                task = asyncio.create_task(client.add(USER, 5))
+                await until(lambda: server.received)
+                task.cancel()
+            await asyncio.wait_for(until(lambda: server.received[-1] == b"gone"), 2)
+
+    run(main)
+
+
+def test_cancelled_before_it_begins(run: Any, server: SandboxServer) -> None:
+    """A task that was cancelled before it calls is cancelled by the call, and nothing is sent."""
+
+    async def main() -> None:
+        async with narrow(server.base_url) as client:
+
+            async def call() -> None:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                await client.add(USER, 5)
+
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.create_task(call())
+            await client.add(USER, 6)
+
+    run(main)
+    assert len(server.log) == 1
+
+
+def test_the_caller_s_own_time_out(run: Any, raw: Any) -> None:
+    """A time-out of the caller's around a call is the caller's, not the call's."""
+
+    async def main() -> None:
+        async with raw(silent_at_first) as server, narrow(server.base_url) as client:
+            call = client.protocol.add(USER, 5)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await client.run(call)
+            assert call.outcome is Outcome.UNKNOWN
+
+    run(main)

@@ -1,0 +1,482 @@
+"""What the client says when there is no whole answer, and that it is true."""
+
+import asyncio
+import gc
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import pytest
+
+from creduse import (
+    CreduseError,
+    CreduseTimeoutError,
+    InvalidResponseError,
+    Outcome,
+    RetryPolicy,
+    TransportError,
+)
+from creduse_aiohttp import AsyncCreduseClient
+from creduse_sandbox import FAULTS, SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+ONCE = RetryPolicy(max_attempts=1)
+NO_WAIT = RetryPolicy(initial_delay=0)
+GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+REFUSAL = b"HTTP/1.1 402 No\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """A URL whose port nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_refused_connection(run: Any, connect: Any, nowhere: str) -> None:
+    """A connection refused is NOT_APPLIED and tried again."""
+
+    async def main() -> None:
+        async with connect(nowhere, retry=NO_WAIT) as client:
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert [attempt.event for attempt in caught.value.attempts] == ["not_sent"] * 3
+            assert isinstance(caught.value.__cause__, aiohttp.ClientConnectorError)
+
+    run(main)
+
+
+def test_name_that_nobody_knows(run: Any, connect: Any) -> None:
+    """A host whose name cannot be looked up is NOT_APPLIED and tried again."""
+
+    async def main() -> None:
+        async with connect("https://service.invalid", retry=NO_WAIT) as client:
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5, timeout=20)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(caught.value.attempts) == 3
+
+    run(main)
+
+
+def test_untrusted_certificate(run: Any, connect: Any, secure_server: SandboxServer) -> None:
+    """A certificate that nobody trusts is NOT_APPLIED, and not tried again."""
+
+    async def main() -> None:
+        async with connect(secure_server.base_url) as client:
+            with pytest.raises(TransportError, match="CERTIFICATE_VERIFY_FAILED") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert [attempt.event for attempt in caught.value.attempts] == ["unsendable"]
+
+    run(main)
+    assert secure_server.log == ()
+
+
+def test_fingerprint_that_does_not_match(run: Any, secure_server: SandboxServer) -> None:
+    """A certificate with another fingerprint than was asked for is NOT_APPLIED, tried once."""
+
+    async def main() -> None:
+        connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(bytes(32)))
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            AsyncCreduseClient(KEY, session, base_url=secure_server.base_url) as client,
+        ):
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert [attempt.event for attempt in caught.value.attempts] == ["unsendable"]
+            await asyncio.sleep(0.1)  # aiohttp leaves such a connection to close by itself
+
+    run(main)
+    assert secure_server.log == ()
+
+
+def test_no_tls_on_the_other_side(run: Any, connect: Any, server: SandboxServer) -> None:
+    """A server that does not speak TLS is NOT_APPLIED."""
+
+    async def main() -> None:
+        async with connect(server.base_url.replace("http:", "https:"), retry=ONCE) as client:
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+    run(main)
+    assert server.applied == ()
+
+
+def test_silent_server(run: Any, connect: Any, server: SandboxServer) -> None:
+    """A write waits for its answer as long as the call may last, once; its outcome is UNKNOWN."""
+    server.order(FAULTS["apply-then-hang"], 4)
+
+    async def main() -> None:
+        policy = RetryPolicy(initial_delay=0, attempt_timeout=0.1)
+        async with connect(server.base_url, retry=policy, timeout=0.4) as client:
+            with pytest.raises(CreduseTimeoutError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.UNKNOWN
+            (attempt,) = caught.value.attempts
+            assert 0.38 <= attempt.ended - attempt.started < 2
+            with pytest.raises(CreduseTimeoutError) as caught:
+                await client.get_balance(USER, timeout=5)
+            assert len(caught.value.attempts) == 3
+
+    run(main)
+    assert len(server.log) == 4
+
+
+def test_answer_that_drips(run: Any, connect: Any, raw: Any) -> None:
+    """A head or a body that drips, and interim answers without end, end with the call's time."""
+    beginnings = iter(
+        (b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"")
+    )
+
+    async def behave(server: Any, reader: Any, writer: Any) -> None:
+        await server.request(reader)
+        beginning = next(beginnings)
+        writer.write(beginning)
+        while True:
+            writer.write(b"x" if beginning else b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async def main() -> None:
+        async with raw(behave) as server, connect(server.base_url, timeout=0.3) as client:
+            for status in (None, 200, None):
+                begun = time.monotonic()
+                with pytest.raises(CreduseTimeoutError) as caught:
+                    await client.add(USER, 5)
+                assert caught.value.outcome is Outcome.UNKNOWN
+                assert caught.value.attempts[0].status == status
+                assert time.monotonic() - begun < 2
+
+    run(main)
+
+
+def test_no_time_to_send(run: Any, connect: Any, server: SandboxServer) -> None:
+    """A call whose time is over before it can be sent is not sent, on a kept connection neither."""
+
+    async def main() -> None:
+        async with connect(server.base_url) as client:
+            for amount in (6, 7):
+                with pytest.raises(CreduseTimeoutError) as caught:
+                    await client.add(USER, 5, timeout=1e-9)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                await client.add(USER, amount)
+
+    run(main)
+    assert [b'"amount":5' in (entry.body or b"") for entry in server.log] == [False, False]
+
+
+def test_cut_answer(run: Any, connect: Any, raw: Any) -> None:
+    """A cut answer, even one that reads like the whole, is UNKNOWN and shows what there was."""
+
+    async def behave(server: Any, reader: Any, writer: Any) -> None:
+        await server.request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + GOOD)
+
+    async def main() -> None:
+        async with raw(behave) as server, connect(server.base_url) as client:
+            with pytest.raises(InvalidResponseError, match="cut") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.UNKNOWN
+            assert caught.value.response is not None
+            assert caught.value.response.body == GOOD
+            assert len(server.received) == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("lines", [b"", b"Upgrade: x\r\nConnection: upgrade\r\n"])
+def test_switching_protocols(run: Any, connect: Any, raw: Any, lines: bytes) -> None:
+    """101 is no answer to what was asked: UNKNOWN, in time, and its connection is thrown away."""
+
+    async def behave(server: Any, reader: Any, writer: Any) -> None:
+        await server.request(reader)
+        if server.connections == 1:
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\n" + lines + b"\r\n")
+            await reader.read()
+        else:
+            writer.write(ANSWER)
+
+    async def main() -> None:
+        async with raw(behave) as server, connect(server.base_url, timeout=0.5) as client:
+            with pytest.raises(CreduseError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.UNKNOWN
+            await client.add(USER, 5)
+            assert server.connections == 2
+
+    run(main)
+
+
+def test_answer_that_comes_with_the_end_of_its_time(run: Any, connect: Any) -> None:
+    """What has come in when time runs out still counts, though nobody could look before."""
+    begun = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        with listener, listener.accept()[0] as connection:
+            for _ in range(2):
+                connection.recv(65536)
+                begun.set()
+                time.sleep(0.1)
+                connection.sendall(ANSWER)
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = threading.Thread(target=serve, args=(listener,))
+            thread.start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            async with connect(url, retry=ONCE) as client:
+                await client.add(USER, 5)
+                begun.clear()
+                call = asyncio.create_task(client.add(USER, 5, timeout=0.3))
+                while not begun.is_set():  # noqa: ASYNC110 - a thread sets it
+                    await asyncio.sleep(0)
+                time.sleep(0.6)  # noqa: ASYNC251 - the loop is to be held up
+                assert (await call).amount == 5
+            thread.join()
+
+    run(main)
+
+
+def test_surplus_on_an_idle_connection(run: Any, connect: Any, raw: Any) -> None:
+    """An answer that nobody asked for is not taken for that of the next call."""
+
+    async def behave(server: Any, reader: Any, writer: Any) -> None:
+        while await server.request(reader):
+            writer.write(ANSWER)
+            if server.connections == 1:
+                await asyncio.sleep(0.05)
+                writer.write(REFUSAL)
+
+    async def main() -> None:
+        async with raw(behave) as server, connect(server.base_url, retry=NO_WAIT) as client:
+            call = client.protocol.add(USER, 5)
+            await client.run(call)
+            await asyncio.sleep(0.1)
+            call = client.protocol.add(USER, 5)
+            await client.run(call)
+            assert [attempt.event for attempt in call.attempts] == ["not_sent", "done"]
+            assert len(server.received) == 2
+
+    run(main)
+
+
+def test_head_of_a_surplus(run: Any, connect: Any, raw: Any) -> None:
+    """Nor is the beginning of one, whose rest may still come."""
+
+    async def behave(server: Any, reader: Any, writer: Any) -> None:
+        while await server.request(reader):
+            writer.write(ANSWER)
+            if server.connections == 1:
+                await asyncio.sleep(0.05)
+                writer.write(REFUSAL[:-1])
+
+    async def main() -> None:
+        async with raw(behave) as server, connect(server.base_url, retry=NO_WAIT) as client:
+            await client.add(USER, 5)
+            await asyncio.sleep(0.1)
+            assert (await client.add(USER, 5)).amount == 5
+            assert len(server.received) == 2
+            assert server.connections == 2
+
+    run(main)
+
+
+def test_full_pool(run: Any, raw: Any) -> None:
+    """Waiting in vain for a connection of a full pool is NOT_APPLIED, and nothing was sent."""
+
+    async def behave(server: Any, reader: Any, _: Any) -> None:
+        await server.request(reader)
+        await reader.read()
+
+    async def main() -> None:
+        policy = RetryPolicy(initial_delay=0, attempt_timeout=0.05)
+        async with (
+            raw(behave) as server,
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
+            AsyncCreduseClient(KEY, session, base_url=server.base_url, retry=policy) as client,
+        ):
+            holding = asyncio.create_task(client.add(USER, 1, timeout=1))
+            while not server.received:  # noqa: ASYNC110 - simpler than an event for one test
+                await asyncio.sleep(0.01)
+            with pytest.raises(CreduseTimeoutError) as caught:
+                await client.add(USER, 2)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(caught.value.attempts) == 3
+            with pytest.raises(CreduseTimeoutError):
+                await holding
+            assert len(server.received) == 1
+
+    run(main)
+
+
+def test_closed_while_a_call_waits(run: Any, raw: Any) -> None:
+    """A session closed under a call that waits for a connection ends it, and not as cancelled."""
+
+    async def behave(server: Any, reader: Any, _: Any) -> None:
+        await server.request(reader)
+        await reader.read()
+
+    async def main() -> None:
+        async with (
+            raw(behave) as server,
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
+            AsyncCreduseClient(KEY, session, base_url=server.base_url) as client,
+        ):
+            holding = asyncio.create_task(client.add(USER, 1))
+            while not server.received:  # noqa: ASYNC110 - simpler than an event for one test
+                await asyncio.sleep(0.01)
+            waiting = asyncio.create_task(client.add(USER, 2))
+            await asyncio.sleep(0.05)
+            await session.close()
+            with pytest.raises(TransportError, match="the session was closed") as caught:
+                await waiting
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            with pytest.raises(TransportError) as caught:
+                await asyncio.wait_for(holding, 2)
+            assert caught.value.outcome is Outcome.UNKNOWN
+
+    run(main)
+
+
+def test_closed_client(run: Any, connect: Any, server: SandboxServer) -> None:
+    """A client that is closed sends nothing and says so."""
+
+    async def main() -> None:
+        async with connect(server.base_url) as client:
+            pass
+        with pytest.raises(TransportError, match="the client is closed") as caught:
+            await client.add(USER, 5)
+        assert caught.value.outcome is Outcome.NOT_APPLIED
+        assert len(caught.value.attempts) == 1
+
+    run(main)
+    assert server.log == ()
+
+
+def test_url_that_aiohttp_does_not_take(run: Any, connect: Any) -> None:
+    """A URL that only the library finds wrong is NOT_APPLIED, and not tried again."""
+
+    async def main() -> None:
+        async with connect("https://a..b") as client:
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(caught.value.attempts) == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("fault", ["not-http", "cut-body-then-close", "apply-then-reset", "500"])
+def test_no_key_anywhere(
+    run: Any, connect: Any, server: SandboxServer, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The key is in no repr, error, traceback, pickle, or debug log of any logger."""
+    caplog.set_level(logging.DEBUG)
+    server.order(FAULTS[fault])
+
+    async def main() -> None:
+        async with connect(server.base_url, retry=ONCE) as client:
+            with pytest.raises(CreduseError) as caught:
+                await client.add(USER, 5)
+            error = caught.value
+            text = "".join(traceback.format_exception(error))
+            texts = [repr(client), str(error), repr(error), repr(vars(error)), text, caplog.text]
+            texts.append(repr(error.__cause__))
+            assert not any(KEY in text for text in texts)
+            assert KEY.encode() not in pickle.dumps(error)
+            assert "POST /add" in caplog.text
+            if fault == "not-http":
+                assert isinstance(error.__cause__, aiohttp.ClientResponseError)
+
+    run(main)
+
+
+def test_another_loop(server: SandboxServer) -> None:
+    """On another event loop than that of its first call, a client sends nothing and says so."""
+
+    async def first(client: AsyncCreduseClient) -> None:
+        await client.add(USER, 1)
+
+        def in_a_thread() -> None:
+            async def second() -> None:
+                with pytest.raises(TransportError, match="belongs to another event loop") as caught:
+                    await client.add(USER, 1)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                assert len(caught.value.attempts) == 1
+
+            asyncio.run(second())
+
+        await asyncio.to_thread(in_a_thread)
+        await client.aclose()
+
+    client = AsyncCreduseClient(KEY, base_url=server.base_url)
+    asyncio.run(first(client))
+    asyncio.run(client.aclose())  # without effect
+    assert len(server.log) == 1
+
+
+def test_no_event_loop_of_asyncio_s(server: SandboxServer) -> None:
+    """Where no event loop of asyncio's runs, nothing is sent, and the error says so."""
+    client = AsyncCreduseClient(KEY, base_url=server.base_url)
+    with pytest.raises(TransportError, match="no running event loop") as caught:
+        client.add(USER, 1).send(None)
+    assert caught.value.outcome is Outcome.NOT_APPLIED
+    assert server.log == ()
+
+
+def test_forgotten_client(run: Any, server: SandboxServer) -> None:
+    """A client with a session of its own that is forgotten warns as aiohttp does."""
+
+    async def main() -> None:
+        said: list[str] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: said.append(context["message"]))
+        client = AsyncCreduseClient(KEY, base_url=server.base_url)
+        await client.add(USER, 1)
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            del client
+            gc.collect()
+        assert said == ["Unclosed client session", "Unclosed connector"]
+
+    run(main)
+
+
+PROGRAM = """
+import sys
+sys.modules[sys.argv[1]] = None
+try:
+    import creduse_aiohttp
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("aiohttp", "creduse_aiohttp needs aiohttp: pip install creduse[aiohttp]\n"),
+        ("multidict", "import of multidict halted; None in sys.modules\n"),
+    ],
+)
+def test_without_aiohttp(missing: str, said: str) -> None:
+    """Without aiohttp, the import says in one line what to install; nothing else is hidden."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, missing], capture_output=True, check=True, env=os.environ
+    )
+    assert done.stdout.decode() == said

@@ -1,0 +1,346 @@
+"""A session that is handed in lends its connections, and nothing that it would add to a request."""
+
+import asyncio
+import gc
+import ssl
+import warnings
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import pytest
+
+from creduse import InsufficientFundsError, InvalidResponseError, Outcome, TransportError
+from creduse_aiohttp import AsyncCreduseClient
+from creduse_sandbox import FAULTS, Answer, SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+COUNT = '{"end_user_id": "12345678-1234-5678-1234-567812345678", "amount": 10}'
+
+
+def test_nothing_is_added_or_taken_away(run: Any, server: SandboxServer) -> None:
+    """No setting of a lent session changes our request, or what we make of its answer."""
+    seen: list[object] = []
+
+    async def middleware(request: aiohttp.ClientRequest, handler: Any) -> Any:
+        seen.append(request)
+        request.headers["X-Theirs"] = "1"
+        await handler(request)
+        return await handler(request)
+
+    async def trace(*args: Any) -> None:
+        seen.append(args)
+        raise RuntimeError
+
+    async def raise_for_status(response: aiohttp.ClientResponse) -> None:
+        seen.append(response)
+        response.raise_for_status()
+
+    async def main() -> None:
+        config = aiohttp.TraceConfig()
+        config.on_request_start.append(trace)
+        config.on_request_headers_sent.append(trace)
+        config.on_request_end.append(trace)
+        jar = aiohttp.CookieJar(unsafe=True)
+        async with (
+            aiohttp.ClientSession(
+                "http://127.0.0.1:1/elsewhere/",
+                headers={"Authorization": "Basic eA==", "X-Theirs": "1", "Accept": "text/html"},
+                cookies={"theirs": "1"},
+                cookie_jar=jar,
+                skip_auto_headers=["User-Agent", "Content-Type", "Host"],
+                json_serialize=lambda _: "theirs",
+                version=aiohttp.HttpVersion10,
+                raise_for_status=raise_for_status,
+                auto_decompress=True,
+                requote_redirect_url=False,
+                timeout=aiohttp.ClientTimeout(total=1e-6),
+                read_bufsize=1,
+                max_line_size=1,
+                max_field_size=1,
+                trace_configs=[config],
+                middlewares=[middleware],
+            ) as session,
+            AsyncCreduseClient(KEY, session, base_url=server.base_url) as client,
+        ):
+            server.order(Answer(429, (("Retry-After", "0"), ("Set-Cookie", "ours=1"))))
+            await client.add(USER, 10)
+            with pytest.raises(InsufficientFundsError):
+                await client.subtract(USER, 11)
+            server.order(FAULTS["308"])
+            with pytest.raises(InvalidResponseError):
+                await client.add(USER, 10)
+            server.order(FAULTS["gzip"])
+            with pytest.raises(InvalidResponseError, match="compressed"):
+                await client.add(USER, 10)
+            assert [cookie.key for cookie in jar] == ["theirs"]
+
+    run(main)
+    assert seen == []
+    assert [entry.status for entry in server.log] == [429, 200, 402, 308, 200]
+    for entry in server.log:
+        names = [name for name, _ in entry.headers]
+        assert sorted(names) == [
+            "Accept",
+            "Accept-Encoding",
+            "Content-Length",
+            "Content-Type",
+            "Host",
+            "User-Agent",
+        ]
+        assert ("Accept", "application/json") in entry.headers
+
+
+def test_stays_open(run: Any, server: SandboxServer) -> None:
+    """Closing our client leaves a lent session open and in use, its connections shared."""
+
+    async def main() -> None:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(2):
+                async with AsyncCreduseClient(KEY, session, base_url=server.base_url) as client:
+                    await client.add(USER, 10)
+            assert not session.closed
+            async with session.post(
+                server.base_url + "/add", data=COUNT, headers={"Authorization": "Bearer x"}
+            ) as response:
+                assert response.status == 200
+
+    run(main)
+    assert [entry.connection for entry in server.log] == [1, 1, 1]
+
+
+def test_closed_by_its_owner(run: Any, server: SandboxServer) -> None:
+    """When the owner has closed a lent session, nothing is sent, and the error says why."""
+
+    async def main() -> None:
+        for uses in (0, 1):
+            async with aiohttp.ClientSession() as session:
+                client = AsyncCreduseClient(KEY, session, base_url=server.base_url)
+                for _ in range(uses):
+                    await client.add(USER, 10)
+            with pytest.raises(TransportError, match="the session is closed") as caught:
+                await client.add(USER, 10)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(caught.value.attempts) == 1
+            await client.aclose()
+
+    run(main)
+    assert len(server.log) == 1
+
+
+def test_forgotten_client(run: Any, server: SandboxServer) -> None:
+    """A client on a lent session that is forgotten has nothing to complain of."""
+
+    async def main() -> None:
+        said: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        async with aiohttp.ClientSession() as session:
+            client = AsyncCreduseClient(KEY, session, base_url=server.base_url)
+            await client.add(USER, 10)
+            with warnings.catch_warnings(action="error"):
+                del client
+                gc.collect()
+            assert not session.closed
+        assert said == []
+
+    run(main)
+
+
+def test_session_of_another_loop(server: SandboxServer) -> None:
+    """A session made on another event loop sends nothing, and the error says so."""
+
+    async def main() -> None:
+        async with aiohttp.ClientSession() as session:
+
+            def in_a_thread() -> None:
+                async def elsewhere() -> None:
+                    client = AsyncCreduseClient(KEY, session, base_url=server.base_url)
+                    with pytest.raises(
+                        TransportError, match="session belongs to another"
+                    ) as caught:
+                        await client.add(USER, 1)
+                    assert caught.value.outcome is Outcome.NOT_APPLIED
+                    assert len(caught.value.attempts) == 1
+
+                asyncio.run(elsewhere())
+
+            await asyncio.to_thread(in_a_thread)
+
+    asyncio.run(main())
+    assert server.log == ()
+
+
+def test_something_else_is_refused() -> None:
+    """What is no session is a TypeError that says what would be right."""
+    with pytest.raises(TypeError, match=r"must be an aiohttp\.ClientSession, not str"):
+        AsyncCreduseClient(KEY, "https://api.creduse.com")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # what is tested
+
+
+def test_auth_is_refused(run: Any, server: SandboxServer) -> None:
+    """A session with ``auth=`` is refused before anything is sent, in so many words."""
+
+    async def main() -> None:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            session = aiohttp.ClientSession(auth=aiohttp.BasicAuth("somebody", "else"))
+        async with session, AsyncCreduseClient(KEY, session, base_url=server.base_url) as client:
+            for _ in range(2):
+                with pytest.raises(TransportError, match="the session has auth=") as caught:
+                    await client.add(USER, 10)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                assert len(caught.value.attempts) == 1
+
+    run(main)
+    assert server.log == ()
+
+
+NETRC = "default login somebody password else-0123456789\n"
+
+
+def test_netrc_is_refused(
+    run: Any, server: SandboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A login in netrc, if the session reads that, is refused before anything is sent."""
+    tmp_path.joinpath("netrc").write_text(NETRC)
+    tmp_path.joinpath("netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    async def main() -> None:
+        async with (
+            aiohttp.ClientSession(trust_env=True) as session,
+            AsyncCreduseClient(KEY, session, base_url=server.base_url) as client,
+        ):
+            with pytest.raises(TransportError, match="netrc has a login for 127") as caught:
+                await client.add(USER, 10)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(caught.value.attempts) == 1
+        async with aiohttp.ClientSession() as session:
+            for given in (session, None):
+                async with AsyncCreduseClient(KEY, given, base_url=server.base_url) as client:
+                    await client.add(USER, 10)
+
+    run(main)
+    assert len(server.log) == 2
+
+
+async def refuse_connect(server: Any, reader: Any, writer: Any) -> None:
+    """Be a proxy that lets nothing through."""
+    await server.request(reader, b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_proxy_of_a_session(run: Any, raw: Any) -> None:
+    """The proxy of a lent session is used, and what it refuses to connect has not been sent."""
+
+    async def main() -> None:
+        async with raw(refuse_connect) as proxy:
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                login = aiohttp.BasicAuth("u", "p/")
+                session = aiohttp.ClientSession(proxy=proxy.base_url, proxy_auth=login)
+            async with (
+                session,
+                AsyncCreduseClient(KEY, session, base_url="https://service.invalid") as client,
+            ):
+                with pytest.raises(TransportError, match="403") as caught:
+                    await client.add(USER, 5)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(proxy.received) == 3
+            for received in proxy.received:
+                assert received.startswith(b"CONNECT service.invalid:443 ")
+                assert b"Proxy-Authorization: Basic dTpwLw==" in received
+                assert KEY.encode() not in received
+
+    run(main)
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "all_proxy"])
+def test_proxy_of_the_environment(
+    run: Any, raw: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session of ours heeds the environment's proxies, and ``NO_PROXY``."""
+
+    async def main() -> None:
+        async with raw(refuse_connect) as proxy:
+            monkeypatch.setenv(name, proxy.base_url.removeprefix("http://"))
+            async with AsyncCreduseClient(KEY, base_url="https://service.invalid") as client:
+                with pytest.raises(TransportError, match="403"):
+                    await client.add(USER, 5)
+            assert len(proxy.received) == 3
+            monkeypatch.setenv("NO_PROXY", ".invalid")
+            async with AsyncCreduseClient(KEY, base_url="https://service.invalid") as client:
+                with pytest.raises(TransportError):
+                    await client.add(USER, 5)
+            assert len(proxy.received) == 3
+
+    run(main)
+
+
+def test_proxy_that_cannot_be_used(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy of a kind that aiohttp does not speak to is not passed by: it is an error."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://user:secret@127.0.0.1:1")
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url="https://service.invalid") as client:
+            with pytest.raises(TransportError, match="socks5; see HTTPS_PROXY") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert "secret" not in str(caught.value)
+
+    run(main)
+
+
+def test_no_proxy_to_this_machine(
+    run: Any, server: SandboxServer, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes to this machine does not leave it for a proxy of the environment's."""
+
+    async def main() -> None:
+        async with raw(refuse_connect) as proxy:
+            for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+                monkeypatch.setenv(name, proxy.base_url)
+            async with aiohttp.ClientSession(trust_env=True) as session:
+                for given in (session, None):
+                    async with AsyncCreduseClient(KEY, given, base_url=server.base_url) as client:
+                        await client.add(USER, 1)
+            assert proxy.received == []
+
+    run(main)
+    assert len(server.applied) == 2
+
+
+def test_connector_of_another_kind(run: Any, tmp_path: Path) -> None:
+    """The session may have any connector of aiohttp's: a Unix socket's, say."""
+    path = str(tmp_path / "socket")
+    answer = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+        await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_unix_server(serve, path):
+            async with (
+                aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session,
+                AsyncCreduseClient(KEY, session, base_url="http://localhost") as client,
+            ):
+                assert (await client.add(USER, 5)).amount == 5
+            await asyncio.sleep(0.05)
+
+    run(main)
+
+
+def test_tls_settings(run: Any, secure_server: SandboxServer, trust: ssl.SSLContext) -> None:
+    """The TLS settings are those of the session's connector."""
+
+    async def main() -> None:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as session,
+            AsyncCreduseClient(KEY, session, base_url=secure_server.base_url) as client,
+        ):
+            await client.add(USER, 5)
+
+    run(main)
+    assert len(secure_server.applied) == 1
