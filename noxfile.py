@@ -77,12 +77,12 @@ def build(session: nox.Session) -> None:
 @nox.session(python=[OLDEST, NEWEST], reuse_venv=False, requires=["build"])
 def wheel(session: nox.Session) -> None:
     """Use the wheel as a stranger would: in an empty environment, away from the tree."""
-    (built,) = Path("dist").glob("*.whl")
+    (built,) = Path("dist").absolute().glob("*.whl")
     tests = Path("tests").absolute()
     session.install(str(built))
     with session.chdir(session.create_tmp()):
         session.run("creduse", "demo")
-        session.install("pytest", "pytest-timeout")
+        session.install(f"{built}[all]", "pytest", "pytest-timeout")
         session.run("pytest", *map(str, sorted(tests.glob("test_*.py"))), env=STRICT)
 
 

@@ -26,7 +26,7 @@ from creduse_core import (
 )
 from creduse_core.retry import check_timeout
 
-from ._connection import Connect, Connection, Exchange, open_connection
+from ._connection import Connect, Connection, Progress, open_connection
 from ._pool import Pool
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class TrioTransport:
     @trio.lowlevel.enable_ki_protection
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        exchange = Exchange()
+        progress = Progress()
         begun = trio.current_time()
         with trio.CancelScope(deadline=begun + send.connect_timeout) as scope:
             try:
@@ -88,15 +88,16 @@ class TrioTransport:
                 try:
                     connection = await self._connection()
                     scope.deadline = begun + send.timeout
-                    return await self._exchange(connection, head, send, exchange)
+                    return await self._exchange(connection, head, send, progress)
                 finally:
                     _wake(self._pool.leave())
             except Exception as error:  # noqa: BLE001 - none leaves as itself
                 transient = isinstance(error, _TRANSIENT) and not _is_certificate(error)
-                return _failure(exchange, error, transient=transient)
+                return _failure(progress, error, transient=transient)
         # Only this scope's own deadline leads here: what else cancels goes on to its own scope.
-        late = TimeoutError("no whole answer came in time")
-        return _failure(exchange, late, transient=True, timed_out=True)
+        what = "no whole answer came" if progress.sent else "no connection stood"
+        late = TimeoutError(f"{what} in time")
+        return _failure(progress, late, transient=True, timed_out=True)
 
     def _head(self, request: Request) -> h11.Request:
         """Give the head for h11, whose checks of one cost as much as a write to the network."""
@@ -161,12 +162,12 @@ class TrioTransport:
         return await open_connection(self._connect, self._host, self._port, context)
 
     async def _exchange(
-        self, connection: Connection, head: h11.Request, send: Send, exchange: Exchange
+        self, connection: Connection, head: h11.Request, send: Send, progress: Progress
     ) -> Response:
         """Send on this connection, and keep it if it is fit for another request."""
         keep = False
         try:
-            response = await connection.exchange(head, send.request.body, exchange)
+            response = await connection.exchange(head, send.request.body, progress)
             keep = not self._closed and send.belongs(response) and connection.renew()
             return response
         finally:
@@ -190,6 +191,7 @@ class TrioTransport:
         if self._at_home():  # elsewhere they are not ours to touch
             while (idle := self._pool.take()) is not None:
                 await idle.close()
+        await trio.lowlevel.checkpoint()  # as all of trio's functions do, whatever there was to do
 
 
 def _wake(waiter: trio.Event | None) -> None:
@@ -198,14 +200,14 @@ def _wake(waiter: trio.Event | None) -> None:
 
 
 def _failure(
-    exchange: Exchange, error: Exception, *, transient: bool, timed_out: bool = False
+    progress: Progress, error: Exception, *, transient: bool, timed_out: bool = False
 ) -> Failure:
     return Failure(
-        Delivery.MAYBE_SENT if exchange.sent else Delivery.NOT_SENT,
+        Delivery.MAYBE_SENT if progress.sent else Delivery.NOT_SENT,
         error,
         transient=transient,
         timed_out=timed_out,
-        response=exchange.response(),
+        response=progress.response(),
     )
 
 

@@ -31,7 +31,7 @@ _TURNS: Final = 4
 
 
 @dataclass(slots=True)
-class Exchange:
+class Progress:
     """What is known of one request on its way, wherever it ends."""
 
     sent: bool = False
@@ -68,7 +68,7 @@ class _Wire(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
 
-    async def wait_send_all_might_not_block(self) -> None:
+    async def wait_send_all_might_not_block(self) -> None:  # pragma: no cover - nobody calls it
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -105,34 +105,34 @@ class Connection:
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
 
-    async def exchange(self, request: h11.Request, body: bytes, exchange: Exchange) -> Response:
+    async def exchange(self, request: h11.Request, body: bytes, progress: Progress) -> Response:
         """Send a request in one piece and read its answer, as far as MAX_BODY_SIZE.
 
-        Raises whatever h11 and the stream do; ``exchange`` holds what is known then.
+        Raises whatever h11 and the stream do; ``progress`` holds what is known then.
         """
         http = self._http
         data = http.send(request) + http.send(h11.Data(data=body)) + http.send(h11.EndOfMessage())
         # A cancellation that is already there makes send_all write nothing, so it comes first.
         await trio.lowlevel.checkpoint_if_cancelled()
-        exchange.sent = True
+        progress.sent = True
         try:
             await self._stream.send_all(data)
         except trio.BrokenResourceError:
             # The server may have answered before it hung up: that the request is too large, say.
             http.send_failed()
             with suppress(Exception):
-                return await self._receive(exchange)
+                return await self._receive(progress)
             raise
-        return await self._receive(exchange)
+        return await self._receive(progress)
 
-    async def _receive(self, exchange: Exchange) -> Response:
+    async def _receive(self, progress: Progress) -> Response:
         interim = 0
-        while len(exchange.body) <= MAX_BODY_SIZE:
+        while len(progress.body) <= MAX_BODY_SIZE:
             match self._http.next_event():
                 case h11.Data(data=data):
-                    exchange.body += data
+                    progress.body += data
                 case h11.Response() as head:
-                    exchange.head = head
+                    progress.head = head
                 case h11.InformationalResponse():
                     interim += 1
                     if interim > MAX_INTERIM:
@@ -141,10 +141,10 @@ class Connection:
                     break
                 case _:  # h11 needs more
                     piece = await self._stream.receive_some(_PIECE)
-                    if not piece and exchange.head is None:  # h11 says this less clearly
+                    if not piece and progress.head is None:  # h11 says this less clearly
                         raise h11.RemoteProtocolError("the server hung up before its answer")
                     self._http.receive_data(bytes(piece))
-        answer = exchange.response()
+        answer = progress.response()
         assert answer is not None  # noqa: S101 - h11 gives the head before all else
         return answer
 

@@ -57,12 +57,9 @@ SWEPT = (
     "head-then-hang",
     "request-then-hang",
     "apply-then-close",
-    "apply-then-reset",
     "cut-body-then-hang",
     "wrong-user",
     "surplus",
-    "no-length",
-    "429",
 )
 
 

@@ -86,7 +86,7 @@ def test_time_to_connect(wire: Any, settings: dict[str, Any]) -> None:
     async def main() -> None:
         async with wire(silent, retry=ONCE, **settings) as (client, _):
             begun = trio.current_time()
-            with pytest.raises(CreduseTimeoutError) as caught:
+            with pytest.raises(CreduseTimeoutError, match="no connection stood in time") as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert trio.current_time() - begun == pytest.approx(10)
@@ -159,10 +159,14 @@ def test_time_for_the_answer(wire: Any, serve: Any) -> None:
     async def main() -> None:
         async with wire(serve, retry=ONCE) as (client, _):
             begun = trio.current_time()
-            with pytest.raises(CreduseTimeoutError) as caught:
-                await client.add(USER, 5)
+            call = client.protocol.add(USER, 5)
+            with pytest.raises(CreduseTimeoutError, match="no whole answer") as caught:
+                await client.run(call)
             assert caught.value.outcome is Outcome.UNKNOWN
             assert trio.current_time() - begun == pytest.approx(30)
+            # What has come is handed over.
+            assert (call.response is not None) == (serve is drip_body)
+            assert call.response is None or call.response.body.isspace()
 
     run(main)
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 from uuid import UUID
 
+import h11
 import pytest
 import trio
 
@@ -233,6 +234,24 @@ def test_without_the_extra(missing: str, said: str) -> None:
         *_, last = done.stderr.splitlines()
         assert last == "ImportError: creduse_trio needs trio: pip install creduse[trio]"
         assert done.stderr.count("Traceback") == 1
+
+
+def test_heads_are_not_kept_for_ever(server: SandboxServer) -> None:
+    """However many heads a client has sent, it keeps a bounded number of them."""
+
+    def heads() -> int:
+        gc.collect()
+        return sum(isinstance(thing, h11.Request) for thing in gc.get_objects())
+
+    async def main() -> None:
+        policy = RetryPolicy(server_replays=True)
+        async with AsyncCreduseClient(KEY, base_url=server.base_url, retry=policy) as client:
+            before = heads()
+            for number in range(300):
+                await client.add(USER, 1, idempotency_key=f"order-{number}")
+            assert heads() - before <= 256
+
+    trio.run(main)
 
 
 def test_many_tasks_share_a_client(site: Any) -> None:
