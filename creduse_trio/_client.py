@@ -81,8 +81,10 @@ class TrioTransport:
         """Send once. See `creduse_core.AsyncTransport`."""
         progress = Progress()
         begun = trio.current_time()
-        with trio.CancelScope(deadline=begun + send.connect_timeout) as scope:
-            try:
+        # The scope is the inner one, since a stream's own nursery may give it a Cancelled grouped
+        # with an error, of which the error leaves it.
+        try:
+            with trio.CancelScope(deadline=begun + send.connect_timeout) as scope:
                 head = self._head(send.request)
                 await self._enter()
                 try:
@@ -91,9 +93,9 @@ class TrioTransport:
                     return await self._exchange(connection, head, send, progress)
                 finally:
                     _wake(self._pool.leave())
-            except Exception as error:  # noqa: BLE001 - none leaves as itself
-                transient = isinstance(error, _TRANSIENT) and not _is_certificate(error)
-                return _failure(progress, error, transient=transient)
+        except Exception as error:  # noqa: BLE001 - none leaves as itself
+            transient = isinstance(error, _TRANSIENT) and not _is_certificate(error)
+            return _failure(progress, error, transient=transient)
         # Only this scope's own deadline leads here: what else cancels goes on to its own scope.
         what = "no whole answer came" if progress.sent else "no connection stood"
         late = TimeoutError(f"{what} in time")
@@ -188,10 +190,10 @@ class TrioTransport:
     async def aclose(self) -> None:
         """Close the idle connections. Calls in flight go on to their end, and close theirs then."""
         self._closed = True
-        if self._at_home():  # elsewhere they are not ours to touch
+        if self._at_home():  # elsewhere they are not ours to touch, nor is a forked child's loop
             while (idle := self._pool.take()) is not None:
                 await idle.close()
-        await trio.lowlevel.checkpoint()  # as all of trio's functions do, whatever there was to do
+            await trio.lowlevel.checkpoint()  # as all of trio's functions do
 
 
 def _wake(waiter: trio.Event | None) -> None:

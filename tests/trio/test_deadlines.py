@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from creduse_core import CreduseTimeoutError, Outcome, RetryPolicy, ServerError
+from creduse_core import CreduseTimeoutError, Outcome, RetryPolicy, ServerError, TransportError
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 ONCE = RetryPolicy(max_attempts=1)
@@ -90,6 +90,30 @@ def test_time_to_connect(wire: Any, settings: dict[str, Any]) -> None:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert trio.current_time() - begun == pytest.approx(10)
+
+    run(main)
+
+
+def test_connecting_that_fails_as_its_time_ends(wire: Any) -> None:
+    """An error that comes grouped with the cancellation, from a nursery, does not escape."""
+
+    async def fail_at_the_end() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("it was not to be")
+
+    async def connect(_: str, __: int) -> trio.abc.Stream:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_at_the_end)
+            await trio.sleep_forever()
+        raise AssertionError
+
+    async def main() -> None:
+        async with wire(silent, connect=connect) as (client, _):
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
 
     run(main)
 
