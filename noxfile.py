@@ -77,13 +77,12 @@ def build(session: nox.Session) -> None:
 @nox.session(python=[OLDEST, NEWEST], reuse_venv=False, requires=["build"])
 def wheel(session: nox.Session) -> None:
     """Use the wheel as a stranger would: in an empty environment, away from the tree."""
-    (built,) = Path("dist").glob("*.whl")
+    (built,) = Path("dist").absolute().glob("*.whl")
     tests = Path("tests").absolute()
-    wheel = built.absolute()
-    session.install(str(wheel))
+    session.install(str(built))
     with session.chdir(session.create_tmp()):
         session.run("creduse", "demo")
-        session.install("pytest", "pytest-timeout", f"{wheel}[aiohttp]")
+        session.install("pytest", "pytest-timeout", f"{built}[all]")
         session.run("pytest", *map(str, sorted(tests.glob("test_*.py"))), env=STRICT)
 
 

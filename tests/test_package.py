@@ -15,7 +15,14 @@ import creduse_core.errors
 import creduse_core.models
 from creduse import CreduseClient
 
-PACKAGES = ("creduse", "creduse_aiohttp", "creduse_core", "creduse_httpx", "creduse_sandbox")
+PACKAGES = (
+    "creduse",
+    "creduse_aiohttp",
+    "creduse_core",
+    "creduse_httpx",
+    "creduse_sandbox",
+    "creduse_trio",
+)
 
 # What each package may import of ours: arrows point one way.
 FLOORS = {
@@ -23,7 +30,8 @@ FLOORS = {
     "creduse_core": {"creduse_core"},
     "creduse_httpx": {"creduse_core", "creduse_httpx"},
     "creduse_sandbox": {"creduse_core", "creduse_sandbox"},
-    "creduse": set(PACKAGES),
+    "creduse_trio": {"creduse_core", "creduse_trio"},
+    "creduse": {"creduse", "creduse_core", "creduse_httpx", "creduse_sandbox"},
 }
 
 

@@ -1,0 +1,161 @@
+"""What the tests of the trio client share: sandboxes on sockets, and servers without one."""
+
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from creduse_sandbox import SandboxServer
+from creduse_trio import AsyncCreduseClient
+
+KEY = "sk-test-0123456789abcdef"
+
+
+class Site:
+    """A sandbox on a socket, and clients of it."""
+
+    def __init__(self, server: SandboxServer, ssl_context: ssl.SSLContext | None) -> None:
+        self.server = server
+        self.ssl_context = ssl_context
+
+    def client(self, **settings: Any) -> AsyncCreduseClient:
+        """Make a client."""
+        settings = {"base_url": self.server.base_url, "ssl_context": self.ssl_context} | settings
+        return AsyncCreduseClient(KEY, **settings)
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    authority.issue_cert("127.0.0.1", "::1", "localhost").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    return context
+
+
+@pytest.fixture(scope="session")
+def trust(authority: trustme.CA) -> ssl.SSLContext:
+    """Give a client's context that trusts the authority of these tests."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    return context
+
+
+@pytest.fixture(params=["http", "https"])
+def site(
+    request: pytest.FixtureRequest, server_context: ssl.SSLContext, trust: ssl.SSLContext
+) -> Iterator[Site]:
+    secure = request.param == "https"
+    with SandboxServer(ssl_context=server_context if secure else None) as server:
+        yield Site(server, trust if secure else None)
+
+
+@pytest.fixture
+def server() -> Iterator[SandboxServer]:
+    with SandboxServer() as running:
+        yield running
+
+
+class End(trio.abc.Stream):
+    """A client's end of a stream in memory: it closes at once, and tells of it.
+
+    `trio.StapledStream`, which makes it up, closes its halves one after the other. If it is
+    interrupted between the two in a cancelled scope, as in `trio.aclose_forcefully`, the Cancelled
+    of the second replaces the KeyboardInterrupt.
+    """
+
+    def __init__(
+        self,
+        stream: trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream],
+        closed: Callable[[], object],
+    ) -> None:
+        self.stream = stream
+        self.closed = closed
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send."""
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait for room."""
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Receive."""
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        """Close both ways, then wait."""
+        self.stream.send_stream.close()
+        self.stream.receive_stream.close()
+        self.closed()
+        await trio.lowlevel.checkpoint()
+
+
+class Wires:
+    """Connections without sockets, each served by ``serve`` in a task of its own."""
+
+    def __init__(
+        self, nursery: trio.Nursery, serve: Callable[[trio.abc.Stream, "Wires"], Awaitable[None]]
+    ) -> None:
+        self.nursery = nursery
+        self.serve = serve
+        self.opened = 0
+        self.closed: set[int] = set()
+        self.asked: list[tuple[str, int]] = []
+        self.received: list[bytes] = []
+
+    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+        """Be a client's ``connect``."""
+        await trio.lowlevel.checkpoint()
+        self.asked.append((host, port))
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.opened += 1
+        number = self.opened
+        self.nursery.start_soon(self._serve, theirs)
+        return End(ours, lambda: self.closed.add(number))
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        with suppress(trio.BrokenResourceError):  # the client has hung up
+            await self.serve(stream, self)
+
+    async def request(self, stream: trio.abc.Stream) -> bytes:
+        """Read one whole request; ``b""`` if the client has hung up."""
+        data = b""
+        while not data.endswith(b"}"):
+            piece = await stream.receive_some()
+            if not piece:
+                break
+            data += piece
+        if data:
+            self.received.append(data)
+        return data
+
+
+@asynccontextmanager
+async def wired(
+    serve: Callable[[trio.abc.Stream, Wires], Awaitable[None]], **settings: Any
+) -> AsyncGenerator[tuple[AsyncCreduseClient, Wires]]:
+    """Make a client whose streams are in memory."""
+    async with trio.open_nursery() as nursery:
+        wires = Wires(nursery, serve)
+        own: dict[str, Any] = {"base_url": "http://sandbox.localhost", "connect": wires.connect}
+        async with AsyncCreduseClient(KEY, **(own | settings)) as client:
+            yield client, wires
+        assert len(wires.closed) == wires.opened  # whatever happened, none is left open
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def wire() -> Any:
+    return wired

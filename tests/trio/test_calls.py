@@ -1,0 +1,448 @@
+"""What the trio client does with good answers and refusals, on sockets, plain and over TLS."""
+
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import trio
+import trustme
+
+from creduse_core import (
+    Attempt,
+    CycleStatus,
+    InsufficientFundsError,
+    InvalidResponseError,
+    Outcome,
+    RetryPolicy,
+    TransportError,
+)
+from creduse_sandbox import Answer, SandboxServer
+from creduse_trio import AsyncCreduseClient
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+NO_WAIT = RetryPolicy(initial_delay=0)
+GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+
+
+async def answer(stream: trio.abc.Stream, wires: Any) -> None:
+    """Answer every request with the same."""
+    while await wires.request(stream):
+        await stream.send_all(ANSWER)
+
+
+def test_five_calls(site: Any) -> None:
+    """Each of the five methods does on the server what it says, once, all on one connection."""
+
+    async def main() -> None:
+        async with site.client() as client:
+            added = await client.add(USER, 100)
+            assert (added.end_user_id, added.amount, added.validity_days) == (USER, 100, 31)
+            assert (await client.subtract(str(USER), 50)).amount == 50
+            assert (await client.start_cycle(USER, 1000)).status is CycleStatus.ACTIVE
+            assert (await client.stop_cycle(USER)).status is CycleStatus.CANCELED
+            balance = await client.get_balance(USER)
+            assert balance.active_balance == 1050
+            assert await client.get_active_balance(USER) == balance
+
+    trio.run(main)
+    applied = [entry.path for entry in site.server.applied]
+    assert applied == ["/add", "/subtract", "/start-cycle", "/stop-cycle"]
+    assert {entry.connection for entry in site.server.log} == {1}
+
+
+def test_the_request_is_ours_alone(server: SandboxServer) -> None:
+    """A request bears the core's headers, Host and Content-Length, and no others."""
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url + "/") as client:
+            await client.add(USER, 1)
+
+    trio.run(main)
+    (entry,) = server.log
+    assert [name for name, _ in entry.headers] == [
+        "Host",
+        "Content-Type",
+        "Accept",
+        "Accept-Encoding",
+        "User-Agent",
+        "Content-Length",
+    ]
+    assert dict(entry.headers)["Host"] == server.base_url.removeprefix("http://")
+
+
+def test_one_write(wire: Any) -> None:
+    """A request goes out in one piece, to the path under the base URL's, with its key."""
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        wires.received.append(await stream.receive_some())
+        await stream.send_all(ANSWER)
+
+    async def main() -> None:
+        base_url = "http://api.localhost:8080/prefix"
+        async with wire(serve, base_url=base_url) as (client, wires):
+            await client.add(USER, 5)
+        assert wires.asked == [("api.localhost", 8080)]
+        (received,) = wires.received
+        head, _, body = received.partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /prefix/add HTTP/1.1\r\nHost: api.localhost:8080\r\n")
+        assert b"\r\nAuthorization: Bearer " + KEY.encode() in head
+        assert body.endswith(b"}")
+
+    trio.run(main)
+
+
+def test_refusal(site: Any) -> None:
+    """A refusal is an error of its own class, nothing was applied, and the connection serves on."""
+
+    async def main() -> None:
+        async with site.client() as client:
+            await client.add(USER, 10)
+            with pytest.raises(InsufficientFundsError) as caught:
+                await client.subtract(USER, 11)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert (await client.get_balance(USER)).active_balance == 10
+
+    trio.run(main)
+    assert [entry.path for entry in site.server.applied] == ["/add"]
+    assert {entry.connection for entry in site.server.log} == {1}
+
+
+def test_wrong_arguments(server: SandboxServer) -> None:
+    """A wrong argument is named in an error, and the server receives nothing."""
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            with pytest.raises(TypeError, match="amount must be an int, not float"):
+                await client.add(USER, 1.0)  # type: ignore[arg-type]  # it is the point
+            with pytest.raises(ValueError, match="timeout must be above 0"):
+                await client.subtract(USER, 1, timeout=0)
+
+    trio.run(main)
+    assert server.log == ()
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "context": ({"ssl_context": True}, TypeError, "ssl_context must be an SSLContext, not bool"),
+    "float": ({"max_connections": 1.0}, TypeError, "max_connections must be an int, not float"),
+    "bool": ({"max_connections": True}, TypeError, "max_connections must be an int, not bool"),
+    "none": ({"max_connections": 0}, ValueError, "max_connections must be at least 1, not 0"),
+    "idle": ({"idle_timeout": 0}, ValueError, "idle_timeout must be above 0"),
+    "connect": ({"connect": "unix:/x"}, TypeError, "connect must be a coroutine function"),
+    "key": ({"api_key": " "}, ValueError, "is blank"),
+}
+
+
+@pytest.mark.parametrize(("settings", "kind", "said"), WRONG.values(), ids=WRONG)
+def test_wrong_settings(settings: dict[str, Any], kind: type[Exception], said: str) -> None:
+    """A wrong setting of the client is named in an error."""
+    settings = {"api_key": KEY} | settings
+    with pytest.raises(kind, match=said):
+        AsyncCreduseClient(**settings)
+
+
+def test_environment(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key and URL come from the environment where they are not given; repr shows no key."""
+    monkeypatch.setenv("CREDUSE_API_KEY", KEY)
+    monkeypatch.setenv("CREDUSE_BASE_URL", server.base_url)
+
+    async def main() -> None:
+        async with AsyncCreduseClient() as client:
+            await client.add(USER, 1)
+            assert repr(client) == f"<AsyncCreduseClient {server.base_url}>"
+
+    trio.run(main)
+    assert len(server.applied) == 1
+
+
+def test_busy_server_is_tried_again(site: Any) -> None:
+    """After a 429 even a write is sent again, and applied once; on_attempt hears of both."""
+    heard: list[Attempt] = []
+
+    async def main() -> None:
+        async with site.client(on_attempt=heard.append) as client:
+            site.server.order(Answer(429, (("Retry-After", "0"),)))
+            await client.add(USER, 10)
+
+    trio.run(main)
+    assert [entry.status for entry in site.server.log] == [429, 200]
+    assert len(site.server.applied) == 1
+    assert [(it.number, it.status, it.outcome) for it in heard] == [
+        (1, 429, Outcome.NOT_APPLIED),
+        (2, 200, Outcome.APPLIED),
+    ]
+
+
+def test_idempotency_key_travels(server: SandboxServer) -> None:
+    """With a server that replays, a write is sent again under the same key; each call has its."""
+    policy = RetryPolicy(initial_delay=0, server_replays=True)
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url, retry=policy) as client:
+            server.order(Answer(500))
+            for number in range(300):  # more than are kept ready
+                await client.add(USER, 10, idempotency_key=f"order-{number}")
+
+    trio.run(main)
+    sent = [dict(entry.headers)["Idempotency-Key"] for entry in server.log]
+    assert sent == ["order-0", *(f"order-{number}" for number in range(300))]
+    assert len(server.applied) == 300
+
+
+def test_raw_answer(server: SandboxServer) -> None:
+    """A call made by hand and run gives the raw answer and the history."""
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            call = client.protocol.add(USER, 5)
+            await client.run(call)
+            assert call.response is not None
+            assert call.response.status == 200
+            assert ("Content-Type", "application/json") in call.response.headers
+            assert len(call.attempts) == 1
+
+    trio.run(main)
+
+
+def test_another_host(server: SandboxServer) -> None:
+    """A call that was made for another host is not sent to this one."""
+
+    async def main() -> None:
+        with SandboxServer() as another:
+            async with (
+                AsyncCreduseClient(KEY, base_url=server.base_url) as client,
+                AsyncCreduseClient(KEY, base_url=another.base_url) as other,
+            ):
+                with pytest.raises(TransportError, match="the client is for") as caught:
+                    await client.run(other.protocol.add(USER, 5))
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                assert len(caught.value.attempts) == 1
+            assert another.log == ()
+
+    trio.run(main)
+    assert server.log == ()
+
+
+def test_redirect(server: SandboxServer) -> None:
+    """A redirect is not followed."""
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            server.order(Answer(307, (("Location", "/elsewhere"),)))
+            with pytest.raises(InvalidResponseError, match="307"):
+                await client.get_balance(USER)
+
+    trio.run(main)
+    assert len(server.log) == 1
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_ipv6(secure: bool, server_context: ssl.SSLContext, trust: ssl.SSLContext) -> None:  # noqa: FBT001 - pytest's parameter
+    """An IPv6 literal is connected to, named in Host, and its certificate checked."""
+
+    async def main() -> None:
+        with SandboxServer(host="::1", ssl_context=server_context if secure else None) as server:
+            async with AsyncCreduseClient(KEY, trust, base_url=server.base_url) as client:
+                await client.add(USER, 1)
+            (entry,) = server.log
+            assert dict(entry.headers)["Host"] == server.base_url.partition("//")[2]
+
+    trio.run(main)
+
+
+def test_several_addresses(server: SandboxServer) -> None:
+    """Where a name has several addresses, one that refuses does not stand in the way."""
+    port = int(server.base_url.rpartition(":")[2])
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (it, port)) for it in ("127.0.0.9", "127.0.0.1")
+    ]
+
+    class Resolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *_: Any, **__: Any) -> Any:
+            return found
+
+        async def getnameinfo(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError
+
+    async def main() -> None:
+        trio.socket.set_custom_hostname_resolver(Resolver())
+        base_url = f"http://several.invalid:{port}"
+        async with AsyncCreduseClient(KEY, base_url=base_url, allow_http=True) as client:
+            await client.add(USER, 1)
+
+    trio.run(main)
+    assert len(server.applied) == 1
+
+
+def test_unix_socket(tmp_path: Path) -> None:
+    """With ``connect=`` a client talks to a Unix socket, and uses its connection again."""
+    path = tmp_path / "creduse.sock"
+    connections: list[int] = []
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        connections.append(0)
+        async for data in stream:
+            connections[-1] += data.count(b"}")
+            await stream.send_all(ANSWER)
+
+    async def connect(host: str, port: int) -> trio.abc.Stream:
+        assert (host, port) == ("localhost", 80)
+        return await trio.open_unix_socket(path)
+
+    async def main() -> None:
+        listening = trio.socket.socket(trio.socket.AF_UNIX)
+        await listening.bind(str(path))
+        listening.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listening)])
+            async with AsyncCreduseClient(
+                KEY, base_url="http://localhost", connect=connect
+            ) as client:
+                for _ in range(3):
+                    await client.add(USER, 5)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert connections == [3]
+
+
+def test_tls_goes_on_top(wire: Any, server_context: ssl.SSLContext, trust: ssl.SSLContext) -> None:
+    """TLS goes on top of what ``connect`` gives, and the name in the URL is checked."""
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        secure = trio.SSLStream(stream, server_context, server_side=True)
+        await secure.do_handshake()
+        await answer(secure, wires)
+
+    async def main() -> None:
+        async with wire(serve, base_url="https://localhost", ssl_context=trust) as (client, wires):
+            for _ in range(3):
+                await client.add(USER, 5)
+            assert wires.asked == [("localhost", 443)]
+        async with wire(serve, base_url="https://elsewhere.invalid", ssl_context=trust) as (
+            client,
+            wires,
+        ):
+            with pytest.raises(TransportError, match="Hostname mismatch") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(caught.value.attempts) == 1
+            assert wires.received == []
+
+    trio.run(main)
+
+
+def test_memory_stream_is_used_again(wire: Any) -> None:
+    """A stream that has no socket serves one call after the other, too."""
+
+    async def main() -> None:
+        async with wire(answer) as (client, wires):
+            for _ in range(3):
+                await client.add(USER, 5)
+            assert wires.opened == 1
+
+    trio.run(main)
+
+
+def test_untrusted_certificate(site: Any, server_context: ssl.SSLContext) -> None:
+    """A certificate that nobody trusts is NOT_APPLIED, and not tried again."""
+    stranger = ssl.create_default_context()
+    trustme.CA().configure_trust(stranger)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+
+    async def main() -> None:
+        with SandboxServer(ssl_context=server_context) as server:
+            for context in (None, stranger):
+                async with site.client(base_url=server.base_url, ssl_context=context) as client:
+                    with pytest.raises(TransportError, match="CERTIFICATE_VERIFY_FAILED") as caught:
+                        await client.add(USER, 5)
+                    assert caught.value.outcome is Outcome.NOT_APPLIED
+                    assert [it.event for it in caught.value.attempts] == ["unsendable"]
+            assert server.log == ()
+
+    trio.run(main)
+
+
+def test_other_protocol(wire: Any, server_context: ssl.SSLContext, authority: trustme.CA) -> None:
+    """Where the context's ALPN leads to another protocol, nothing is sent and the error says so."""
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server_context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    server_context.set_alpn_protocols(["h2", "http/1.1"])
+    context = ssl.create_default_context()
+    authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    context.set_alpn_protocols(["h2", "http/1.1"])
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        secure = trio.SSLStream(stream, server_context, server_side=True)
+        await secure.do_handshake()
+        await answer(secure, wires)
+
+    async def main() -> None:
+        async with wire(serve, base_url="https://localhost", ssl_context=context) as (
+            client,
+            wires,
+        ):
+            with pytest.raises(TransportError, match="offers h2") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert wires.received == []
+
+    trio.run(main)
+
+
+def test_plain_server_for_https(server: SandboxServer) -> None:
+    """A server that does not speak TLS is NOT_APPLIED, and tried again like any other."""
+
+    async def main() -> None:
+        base_url = server.base_url.replace("http:", "https:")
+        async with AsyncCreduseClient(KEY, base_url=base_url, retry=NO_WAIT) as client:
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(caught.value.attempts) == 3
+
+    trio.run(main)
+    assert server.applied == ()
+
+
+def test_alpn_of_our_own(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The context that is made for a client says http/1.1, and one serves all its connections."""
+    made: list[ssl.SSLContext] = []
+    create = ssl.create_default_context
+
+    def trusting() -> ssl.SSLContext:
+        context = create()
+        authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+        made.append(context)
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", trusting)
+    offered: list[str | None] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    context.set_alpn_protocols(["h2", "http/1.1"])
+
+    async def serve(stream: trio.SocketStream) -> None:
+        secure = trio.SSLStream(stream, context, server_side=True)
+        await secure.do_handshake()
+        offered.append(secure.selected_alpn_protocol())
+        await secure.receive_some()
+        await secure.send_all(ANSWER.replace(b" OK\r\n", b" OK\r\nConnection: close\r\n"))
+        await trio.aclose_forcefully(secure)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, serve, listeners)
+            base_url = f"https://localhost:{listeners[0].socket.getsockname()[1]}"
+            async with AsyncCreduseClient(KEY, base_url=base_url) as client:
+                for _ in range(2):
+                    await client.add(USER, 5)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert offered == ["http/1.1"] * 2
+    assert len(made) == 1

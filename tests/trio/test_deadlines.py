@@ -1,0 +1,259 @@
+"""Time: whose limit it is that ends a call, and that any clock of trio's will do."""
+
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+from uuid import UUID
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from creduse_core import CreduseTimeoutError, Outcome, RetryPolicy, ServerError, TransportError
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+ONCE = RetryPolicy(max_attempts=1)
+GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+BUSY = b"HTTP/1.1 503 Busy\r\nRetry-After: 600\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test on a clock that jumps as soon as everybody waits."""
+    begun = time.monotonic()
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert time.monotonic() - begun < 10  # though hours may have passed
+
+
+async def answer(stream: trio.abc.Stream, wires: Any) -> None:
+    while await wires.request(stream):
+        await stream.send_all(ANSWER)
+
+
+async def hang(stream: trio.abc.Stream, wires: Any) -> None:
+    await wires.request(stream)
+    await trio.sleep_forever()
+
+
+def test_an_hour_of_retries(wire: Any) -> None:
+    """Waits that take an hour take none on a clock that jumps, and each is as long as asked."""
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        while await wires.request(stream):
+            await stream.send_all(BUSY)
+
+    async def main() -> None:
+        policy = RetryPolicy(max_attempts=7)
+        async with wire(serve, retry=policy, timeout=7200) as (client, _):
+            begun = trio.current_time()
+            with pytest.raises(ServerError) as caught:
+                await client.get_balance(USER)
+            assert len(caught.value.attempts) == 7
+            assert trio.current_time() - begun == pytest.approx(3600)
+
+    run(main)
+
+
+def test_clock_driven_by_hand(wire: Any) -> None:
+    """On a clock that stands still, calls go on, and one connection serves them."""
+
+    async def main() -> None:
+        async with wire(answer) as (client, wires):
+            for _ in range(3):
+                await client.add(USER, 5)
+            assert wires.opened == 1
+
+    trio.run(main, clock=MockClock())
+
+
+async def silent(_: trio.abc.Stream, __: Any) -> None:
+    await trio.sleep_forever()
+
+
+async def never(_: str, __: int) -> trio.abc.Stream:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"connect": never}, {"base_url": "https://localhost"}],
+    ids=["connecting", "handshake"],
+)
+def test_time_to_connect(wire: Any, settings: dict[str, Any]) -> None:
+    """Connecting has the time of an attempt; what it ends in is NOT_APPLIED."""
+
+    async def main() -> None:
+        async with wire(silent, retry=ONCE, **settings) as (client, _):
+            begun = trio.current_time()
+            with pytest.raises(CreduseTimeoutError, match="no connection stood in time") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert trio.current_time() - begun == pytest.approx(10)
+
+    run(main)
+
+
+def test_connecting_that_fails_as_its_time_ends(wire: Any) -> None:
+    """An error that comes grouped with the cancellation, from a nursery, does not escape."""
+
+    async def fail_at_the_end() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("it was not to be")
+
+    async def connect(_: str, __: int) -> trio.abc.Stream:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_at_the_end)
+            await trio.sleep_forever()
+        raise AssertionError
+
+    async def main() -> None:
+        async with wire(silent, connect=connect) as (client, _):
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+    run(main)
+
+
+def test_time_for_a_place(wire: Any) -> None:
+    """Waiting for a place in the pool is part of connecting; those who wait are served in order."""
+    done: list[int] = []
+
+    async def slow(stream: trio.abc.Stream, wires: Any) -> None:
+        while await wires.request(stream):
+            await trio.sleep(4)
+            await stream.send_all(ANSWER)
+
+    async def main() -> None:
+        async with wire(slow, retry=ONCE, max_connections=1) as (client, wires):
+
+            async def call(number: int) -> None:
+                await client.add(USER, 5)
+                done.append(number)
+
+            async def call_in_vain() -> None:
+                begun = trio.current_time()
+                with pytest.raises(CreduseTimeoutError) as caught:
+                    await client.add(USER, 6)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                assert trio.current_time() - begun == pytest.approx(10)
+
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    nursery.start_soon(call, number)
+                    await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(call_in_vain)
+            assert done == [0, 1, 2]
+            assert wires.opened == 1
+            assert not any(b'"amount":6' in received for received in wires.received)
+
+    run(main)
+
+
+async def drip_interim(stream: trio.abc.Stream, wires: Any) -> None:
+    await wires.request(stream)
+    while True:
+        await stream.send_all(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        await trio.sleep(1)
+
+
+async def drip_head(stream: trio.abc.Stream, wires: Any) -> None:
+    await wires.request(stream)
+    await stream.send_all(b"HTTP/1.1 200 OK\r\nA: ")
+    while True:
+        await stream.send_all(b"b")
+        await trio.sleep(1)
+
+
+async def drip_body(stream: trio.abc.Stream, wires: Any) -> None:
+    await wires.request(stream)
+    await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        await stream.send_all(b" ")
+        await trio.sleep(1)
+
+
+@pytest.mark.parametrize("serve", [hang, drip_interim, drip_head, drip_body])
+def test_time_for_the_answer(wire: Any, serve: Any) -> None:
+    """An answer that does not come, or drips, ends with the time of the call; it is UNKNOWN."""
+
+    async def main() -> None:
+        async with wire(serve, retry=ONCE) as (client, _):
+            begun = trio.current_time()
+            call = client.protocol.add(USER, 5)
+            with pytest.raises(CreduseTimeoutError, match="no whole answer") as caught:
+                await client.run(call)
+            assert caught.value.outcome is Outcome.UNKNOWN
+            assert trio.current_time() - begun == pytest.approx(30)
+            # What has come is handed over.
+            assert (call.response is not None) == (serve is drip_body)
+            assert call.response is None or call.response.body.isspace()
+
+    run(main)
+
+
+@pytest.mark.parametrize("seconds", [5, 30])
+def test_the_caller_s_own_limit(wire: Any, seconds: float) -> None:
+    """A limit of the caller's, even one that ends with the call's, ends in the caller's scope."""
+
+    async def main() -> None:
+        async with wire(hang) as (client, _):
+            call = client.protocol.add(USER, 5)
+            with trio.move_on_after(seconds) as scope:
+                await client.run(call)
+            assert scope.cancelled_caught
+            assert call.outcome is Outcome.UNKNOWN
+            with pytest.raises(trio.TooSlowError), trio.fail_after(seconds):
+                await client.add(USER, 5)
+
+    run(main)
+
+
+def test_a_longer_limit_of_the_caller_s(wire: Any) -> None:
+    """The call's limit ends the call with an error, and leaves the caller's scope alone."""
+
+    async def main() -> None:
+        async with wire(hang) as (client, _):
+            with trio.move_on_after(60) as scope:
+                with pytest.raises(CreduseTimeoutError):
+                    await client.add(USER, 5)
+                await trio.lowlevel.checkpoint()
+            assert not scope.cancel_called
+
+    run(main)
+
+
+@pytest.mark.parametrize(("pause", "opened"), [(2.9, 1), (3.0, 2), (3600, 2)])
+def test_idle_connections(wire: Any, pause: float, opened: int) -> None:
+    """A connection that has been idle for three seconds is closed and not used again."""
+
+    async def main() -> None:
+        async with wire(answer) as (client, wires):
+            await client.add(USER, 5)
+            await trio.sleep(pause)
+            await client.add(USER, 5)
+            assert wires.opened == opened
+            assert len(wires.closed) == opened - 1
+
+    run(main)
+
+
+def test_last_in_first_out(wire: Any) -> None:
+    """The connection used last is used first; those that are not needed grow old and close."""
+
+    async def main() -> None:
+        async with wire(answer, idle_timeout=1) as (client, wires):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(client.add, USER, 5)
+            assert wires.opened == 3
+            for _ in range(4):
+                await trio.sleep(0.5)
+                await client.add(USER, 5)
+            assert wires.opened == 3
+            assert len(wires.closed) == 2
+
+    run(main)

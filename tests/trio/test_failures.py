@@ -1,0 +1,466 @@
+"""What the trio client says when an answer is not whole, not ours or not asked for."""
+
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import pytest
+import trio
+
+from creduse_core import (
+    APIError,
+    CreduseError,
+    CreduseTimeoutError,
+    InvalidResponseError,
+    Outcome,
+    RetryPolicy,
+    TransportError,
+)
+from creduse_sandbox import FAULTS, Answer, Fault, SandboxServer
+from creduse_sandbox.faults import Drop, Stage
+from creduse_trio import AsyncCreduseClient
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+ONCE = RetryPolicy(max_attempts=1)
+GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(GOOD)
+ANSWER = HEAD + GOOD
+
+Serve: TypeAlias = Callable[[trio.abc.Stream, Any], Awaitable[None]]
+
+
+def says(data: bytes, *, close: bool = False) -> Serve:
+    """Make a server that answers each request so, and perhaps hangs up."""
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        while await wires.request(stream):
+            await stream.send_all(data)
+            if close:
+                await stream.aclose()
+                return
+
+    return serve
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault(site: Any, name: str) -> None:
+    """Whatever the server does, what a write says is true, and the next calls go well.
+
+    Nothing is sent twice after it may have been applied, and the only place in the pool is free
+    again.
+    """
+    fault: Fault = FAULTS[name]
+    unread = isinstance(fault, Drop) and fault.stage is Stage.CONNECTED
+    raised: CreduseError | None = None
+
+    async def main() -> None:
+        nonlocal raised
+        async with site.client(max_connections=1, retry=ONCE) as client:
+            if not unread:
+                await client.add(USER, 1)
+            site.server.order(fault)
+            call = client.protocol.add(USER, 77, timeout=1.5 if "drip" in name else 0.3)
+            try:
+                await client.run(call)
+            except CreduseError as error:
+                raised = error
+            if name == "surplus-later":
+                # What comes when the next request is on its way cannot be told from its answer.
+                await trio.sleep(0.2)
+            before = len(site.server.log)
+            for _ in range(3):
+                await client.add(USER, 2, timeout=5)
+            assert len(site.server.log) == before + 3
+
+    trio.run(main)
+    applied = [entry for entry in site.server.applied if b":77," in (entry.body or b"")]
+    received = [entry for entry in site.server.log if b":77," in (entry.body or b"")]
+    assert len(applied) <= 1
+    if raised is None:
+        assert len(applied) == 1
+    elif raised.outcome is Outcome.NOT_APPLIED:
+        assert applied == []
+    else:
+        assert raised.outcome is Outcome.UNKNOWN or applied
+        assert received or fault.stage is Stage.HEAD or site.ssl_context is None
+
+
+KEPT = ("100-first", "103-first", "chunks", "402", "429", "missing-field")
+THROWN_AWAY = (
+    "wrong-user",
+    "wrong-amount",
+    "not-json",
+    "gzip",
+    "200-error",
+    "204",
+    "301",
+    "surplus",
+    "close-after",
+    "huge-body",
+    "no-length",
+)
+
+
+@pytest.mark.parametrize("name", [name for name in (*KEPT, *THROWN_AWAY) if name in FAULTS])
+def test_which_connections_are_used_again(site: Any, name: str) -> None:
+    """A connection is used again after a whole answer of ours, and after no other."""
+
+    async def main() -> None:
+        async with site.client(retry=ONCE) as client:
+            site.server.order(FAULTS[name])
+            call = client.protocol.add(USER, 5)
+            try:
+                await client.run(call)
+            except CreduseError:
+                assert call.response is not None
+            await trio.sleep(0.01)  # for what the server does behind its answer
+            await client.add(USER, 5)
+
+    trio.run(main)
+    expected = [1, 1] if name in KEPT else [1, 2]
+    assert [entry.connection for entry in site.server.log] == expected
+
+
+def test_surplus_that_comes_later(site: Any) -> None:
+    """An answer too many on an idle connection is not taken for the next call's."""
+
+    async def main() -> None:
+        async with site.client() as client:
+            site.server.order(FAULTS["surplus-later"])
+            await client.add(USER, 5)
+            await trio.sleep(0.2)
+            assert (await client.get_balance(USER)).active_balance == 5
+
+    trio.run(main)
+    assert [entry.connection for entry in site.server.log] == [1, 2]
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_surplus_in_one_segment(
+    wire: Any,
+    secure: bool,  # noqa: FBT001 - pytest's parameter
+    server_context: ssl.SSLContext,
+    trust: ssl.SSLContext,
+) -> None:
+    """A surplus that arrives with the answer is found, be it in a TLS record of its own."""
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        gathered = stream = _Gathered(stream)
+        if secure:
+            stream = trio.SSLStream(gathered, server_context, server_side=True)
+            await stream.do_handshake()
+        while await wires.request(stream):
+            gathered.gather = True
+            await stream.send_all(ANSWER)
+            if len(wires.received) == 1:
+                await stream.send_all(ANSWER)
+            await gathered.flush()
+
+    async def main() -> None:
+        scheme = "https" if secure else "http"
+        context = trust if secure else None
+        async with wire(serve, base_url=f"{scheme}://localhost", ssl_context=context) as (
+            client,
+            wires,
+        ):
+            for _ in range(3):
+                await client.add(USER, 5)
+            assert wires.opened == 2
+
+    trio.run(main)
+
+
+class _Gathered(trio.abc.Stream):
+    """Holds back what is sent, to send it in one piece."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.gather = False
+        self.held = b""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.gather:
+            self.held += bytes(data)
+        else:
+            await self.stream.send_all(data)
+
+    async def flush(self) -> None:
+        held, self.held, self.gather = self.held, b"", False
+        await self.stream.send_all(held)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+def test_idle_connection_that_was_closed(wire: Any) -> None:
+    """A connection that the server has closed meanwhile is not used; nothing is lost on it."""
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        await wires.request(stream)
+        await stream.send_all(ANSWER)
+        await stream.aclose()
+
+    async def main() -> None:
+        async with wire(serve) as (client, wires):
+            for _ in range(3):
+                await client.add(USER, 5)
+                await trio.testing.wait_all_tasks_blocked()
+            assert wires.opened == 3
+
+    trio.run(main)
+
+
+CUT = "cut"
+WHOLE = "whole"
+FRAMES: dict[str, tuple[bytes, str]] = {
+    "length": (ANSWER, WHOLE),
+    "chunked": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nA: b\r\n\r\n"
+        % (len(GOOD), GOOD),
+        WHOLE,
+    ),
+    "close": (b"HTTP/1.1 200 OK\r\n\r\n" + GOOD, WHOLE),
+    "1.0": (b"HTTP/1.0 200 OK\r\n\r\n" + GOOD, WHOLE),
+    "short": (ANSWER[:-1], CUT),
+    "chunked, short": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", CUT),
+    "trailers": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: " + 99_999 * b"b",
+        CUT,
+    ),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfive", CUT),
+    "nothing": (b"", "hung up before its answer"),
+    "half a head": (HEAD[:20], "hung up before its answer"),
+    "no HTTP": (b"SSH-2.0\r\n\r\n", "illegal status line"),
+    "lengths": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "conflicting",
+    ),
+    "large head": (
+        b"HTTP/1.1 200 OK\r\nA: " + 99_999 * b"b" + b"\r\n\r\n",
+        "Receive buffer too long",
+    ),
+    "101": (b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\n\r\n", "SWITCH"),
+    "interim": (101 * b"HTTP/1.1 100 Continue\r\n\r\n" + ANSWER, "more than 100 interim answers"),
+}
+
+
+@pytest.mark.parametrize(("data", "said"), FRAMES.values(), ids=FRAMES)
+def test_framing(wire: Any, data: bytes, said: str) -> None:
+    """An answer that is whole by its own framing is one; else the error says what there was."""
+
+    async def main() -> None:
+        async with wire(says(data, close=True), retry=ONCE) as (client, _):
+            call = client.protocol.add(USER, 5)
+            if said == WHOLE:
+                await client.run(call)
+                return
+            kind = InvalidResponseError if said == CUT else TransportError
+            with pytest.raises(kind, match=said) as caught:
+                await client.run(call)
+            assert caught.value.outcome is Outcome.UNKNOWN
+            assert caught.value.attempts[0].event == ("cut" if said == CUT else "no_answer")
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("polite", [True, False])
+def test_cut_over_tls(
+    wire: Any,
+    polite: bool,  # noqa: FBT001 - pytest's parameter
+    server_context: ssl.SSLContext,
+    trust: ssl.SSLContext,
+) -> None:
+    """An answer that only its end ends is whole with a close_notify, and cut without."""
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        secure = trio.SSLStream(stream, server_context, server_side=True)
+        await secure.do_handshake()
+        await wires.request(secure)
+        await secure.send_all(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD)
+        await (secure if polite else stream).aclose()
+
+    async def main() -> None:
+        async with wire(serve, base_url="https://localhost", ssl_context=trust) as (client, _):
+            call = client.protocol.add(USER, 5)
+            if polite:
+                await client.run(call)
+                return
+            with pytest.raises(InvalidResponseError, match="cut") as caught:
+                await client.run(call)
+            assert caught.value.outcome is Outcome.UNKNOWN
+            assert caught.value.response is not None
+            assert caught.value.response.body == GOOD
+
+    trio.run(main)
+
+
+def test_early_answer() -> None:
+    """An answer to a request that the server does not read to its end is heard all the same."""
+    early = b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some(100)
+        await stream.send_all(early)
+        await stream.aclose()  # with bytes unread, which resets the connection
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, serve, listeners)
+            port = listeners[0].socket.getsockname()[1]
+            # Far more than the kernel takes at once.
+            base_url = f"http://127.0.0.1:{port}/" + "a" * 20_000_000
+            async with AsyncCreduseClient(KEY, base_url=base_url) as client:
+                with pytest.raises(APIError, match="413") as caught:
+                    await client.add(USER, 5)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_write_that_fails(wire: Any) -> None:
+    """A write that fails, with no answer there, may have been received in part."""
+
+    async def serve(stream: trio.abc.Stream, _: Any) -> None:
+        await trio.aclose_forcefully(stream)
+
+    async def main() -> None:
+        async with wire(serve) as (_, wires):
+
+            async def connect_slowly(host: str, port: int) -> trio.abc.Stream:
+                stream: trio.abc.Stream = await wires.connect(host, port)
+                await trio.testing.wait_all_tasks_blocked()
+                return stream  # the server has gone already
+
+            slow = AsyncCreduseClient(KEY, base_url="http://localhost", connect=connect_slowly)
+            with pytest.raises(TransportError, match="BrokenResourceError") as caught:
+                await slow.add(USER, 5)
+            assert caught.value.outcome is Outcome.UNKNOWN
+            assert len(caught.value.attempts) == 1
+
+    trio.run(main)
+
+
+def raising(error: Exception) -> Callable[[str, int], Awaitable[trio.abc.Stream]]:
+    async def connect(_: str, __: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    return connect
+
+
+CONNECT_ERRORS: dict[str, tuple[Exception, int]] = {
+    "refused": (ConnectionRefusedError("no"), 3),
+    "dns": (OSError("no such host"), 3),
+    "broken": (trio.BrokenResourceError("no"), 3),
+    "url": (UnicodeError("label too long"), 1),
+    "a bug": (AttributeError("x"), 1),
+    "several": (ExceptionGroup("all", [OSError("no")]), 1),
+}
+
+
+@pytest.mark.parametrize(("error", "attempts"), CONNECT_ERRORS.values(), ids=CONNECT_ERRORS)
+def test_no_connection(error: Exception, attempts: int) -> None:
+    """Without a connection nothing is applied; what may pass is tried again."""
+
+    async def main() -> None:
+        policy = RetryPolicy(initial_delay=0)
+        async with AsyncCreduseClient(
+            KEY, base_url="http://localhost", retry=policy, connect=raising(error)
+        ) as client:
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert caught.value.__cause__ is error
+            assert len(caught.value.attempts) == attempts
+
+    trio.run(main)
+
+
+def test_refused_and_unknown_hosts() -> None:
+    """A refused connection and a name that nobody knows are NOT_APPLIED, and tried again."""
+
+    class Resolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *_: Any, **__: Any) -> Any:
+            await trio.lowlevel.checkpoint()
+            raise trio.socket.gaierror(-2, "Name or service not known")
+
+        async def getnameinfo(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError
+
+    async def main() -> None:
+        trio.socket.set_custom_hostname_resolver(Resolver())
+        policy = RetryPolicy(initial_delay=0)
+        for host in ("127.0.0.1:1", "nowhere.invalid"):
+            async with AsyncCreduseClient(
+                KEY, base_url=f"http://{host}", retry=policy, allow_http=True
+            ) as client:
+                with pytest.raises(TransportError) as caught:
+                    await client.add(USER, 5)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                assert [it.event for it in caught.value.attempts] == ["not_sent"] * 3
+
+    trio.run(main)
+
+
+def test_no_key_in_errors(site: Any) -> None:
+    """A server that repeats the key does not bring it into an error, or what that came of."""
+    echo = Answer(
+        401, (), b'{"error_code": "BAD_KEY", "message": "no such key: %s"}' % KEY.encode()
+    )
+
+    async def main() -> None:
+        async with site.client(retry=ONCE) as client:
+            for fault in (echo, FAULTS["not-http"], FAULTS["cut-body-then-reset"]):
+                site.server.order(fault)
+                with pytest.raises(CreduseError) as caught:
+                    await client.add(USER, 5)
+                link: BaseException | None = caught.value
+                while link is not None:
+                    assert KEY not in f"{link!s} {link!r} {vars(link)}"
+                    link = link.__cause__ or link.__context__
+
+    trio.run(main)
+
+
+def test_server_that_hangs(site: Any) -> None:
+    """A write waits for its answer as long as the call may last, once; a read tries again."""
+
+    async def main() -> None:
+        policy = RetryPolicy(initial_delay=0, attempt_timeout=0.1)
+        async with site.client(retry=policy, max_connections=1) as client:
+            site.server.order(FAULTS["request-then-hang"], times=4)
+            with pytest.raises(CreduseTimeoutError) as caught:
+                await client.add(USER, 5, timeout=0.4)
+            assert caught.value.outcome is Outcome.UNKNOWN
+            (attempt,) = caught.value.attempts
+            assert attempt.ended - attempt.started >= 0.4
+            with pytest.raises(CreduseTimeoutError) as caught:
+                await client.get_balance(USER)
+            assert len(caught.value.attempts) == 3
+
+    trio.run(main)
+
+
+def test_time_is_over_before_it_is_sent(server: SandboxServer) -> None:
+    """A call whose time is over before it can be sent is not sent, and NOT_APPLIED."""
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            for _ in range(2):  # on a new connection, and on an idle one
+                with pytest.raises(CreduseTimeoutError) as caught:
+                    await client.add(USER, 5, timeout=1e-9)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                await client.add(USER, 6)
+
+    trio.run(main)
+    assert [b'"amount":6' in (entry.body or b"") for entry in server.log] == [True, True]

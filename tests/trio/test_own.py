@@ -1,0 +1,304 @@
+"""Whose connections they are, when they close, and what is imported for them."""
+
+import gc
+import ssl
+import subprocess
+import sys
+from typing import Any
+from uuid import UUID
+
+import h11
+import pytest
+import trio
+
+from creduse_core import Outcome, RetryPolicy, TransportError
+from creduse_sandbox import SandboxServer
+from creduse_trio import AsyncCreduseClient
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+
+
+def contexts() -> int:
+    gc.collect()
+    return sum(isinstance(thing, ssl.SSLContext) for thing in gc.get_objects())
+
+
+def test_tls_context_when_it_is_needed(server: SandboxServer) -> None:
+    """A client makes one TLS context, at its first call over https, and none for plain http."""
+    before = contexts()
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            await client.add(USER, 1)
+            assert contexts() == before
+        async with AsyncCreduseClient(
+            KEY, base_url="https://127.0.0.1:1", retry=RetryPolicy(initial_delay=0)
+        ) as client:
+            assert contexts() == before
+            for _ in range(2):
+                with pytest.raises(TransportError):
+                    await client.add(USER, 1)
+                assert contexts() == before + 1
+
+    trio.run(main)
+
+
+def test_closed_client(site: Any) -> None:
+    """A client that is closed sends nothing and says so; closing it again does nothing."""
+
+    async def main() -> None:
+        async with site.client() as client:
+            await client.add(USER, 5)
+        await client.aclose()
+        with pytest.raises(TransportError, match="the client is closed") as caught:
+            await client.add(USER, 5)
+        assert caught.value.outcome is Outcome.NOT_APPLIED
+        assert len(caught.value.attempts) == 1
+
+    trio.run(main)
+    assert len(site.server.log) == 1
+
+
+def test_unused_client() -> None:
+    """A client that was never used closes."""
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY):
+            pass
+
+    trio.run(main)
+
+
+def test_closed_while_calls_are_in_flight(wire: Any) -> None:
+    """Closing lets a call in flight go on to its end; one that waits for a place sends nothing."""
+    go_on = trio.Event()
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        await wires.request(stream)
+        await go_on.wait()
+        await stream.send_all(ANSWER)
+
+    async def main() -> None:
+        async with wire(serve, max_connections=1) as (client, wires):
+            results: list[object] = []
+
+            async def call() -> None:
+                try:
+                    results.append(await client.add(USER, 5))
+                except TransportError as error:
+                    results.append(error)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(call)
+                nursery.start_soon(call)
+                await trio.testing.wait_all_tasks_blocked()
+                await client.aclose()
+                go_on.set()
+            assert getattr(results[0], "amount", None) == 5
+            for refused in results[1:]:
+                assert isinstance(refused, TransportError)
+                assert refused.outcome is Outcome.NOT_APPLIED
+            assert len(wires.received) == wires.opened == len(wires.closed) == 1
+
+    trio.run(main)
+
+
+def test_closed_within_a_cancelled_scope(wire: Any) -> None:
+    """Leaving ``async with`` because of a cancellation closes the connections."""
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        while await wires.request(stream):
+            await stream.send_all(ANSWER)
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            async with wire(serve) as (client, wires):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(3):
+                        nursery.start_soon(client.add, USER, 5)
+                scope.cancel()
+                try:
+                    await client.aclose()
+                finally:
+                    assert len(wires.closed) == wires.opened == 3
+
+    trio.run(main)
+
+
+def test_another_run(server: SandboxServer) -> None:
+    """In another trio.run than that of its first call, a client sends nothing and says so."""
+    client = AsyncCreduseClient(KEY, base_url=server.base_url)
+
+    async def first() -> None:
+        await client.add(USER, 1)
+        await trio.to_thread.run_sync(trio.run, second)
+        await client.add(USER, 1)
+        await client.aclose()
+
+    async def second() -> None:
+        with pytest.raises(TransportError, match=r"belongs to another trio\.run") as caught:
+            await client.add(USER, 1)
+        assert caught.value.outcome is Outcome.NOT_APPLIED
+        assert len(caught.value.attempts) == 1
+
+    trio.run(first)
+    assert [entry.connection for entry in server.log] == [1, 1]
+
+
+def test_closed_in_another_run(server: SandboxServer) -> None:
+    """Closing a client elsewhere leaves its connections to the run that they belong to."""
+    client = AsyncCreduseClient(KEY, base_url=server.base_url)
+
+    async def main() -> None:
+        await client.add(USER, 1)
+        await trio.to_thread.run_sync(trio.run, client.aclose)
+        with pytest.raises(TransportError, match="the client is closed"):
+            await client.add(USER, 1)
+        await client.aclose()
+
+    trio.run(main)
+    assert len(server.log) == 1
+
+
+FORK = """
+import os, sys, trio
+from creduse_core import Outcome, TransportError
+from creduse_trio import AsyncCreduseClient
+client = AsyncCreduseClient("sk-test", base_url=sys.argv[1])
+user = "12345678-1234-5678-1234-567812345678"
+
+async def child():
+    try:
+        await client.add(user, 1)
+    except TransportError as error:
+        assert error.outcome is Outcome.NOT_APPLIED
+        await client.aclose()
+        os._exit(7)
+
+async def main():
+    await client.add(user, 1)
+    if (pid := os.fork()) == 0:
+        await child()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    await client.add(user, 1)
+    await client.aclose()
+
+trio.run(main)
+"""
+
+
+def test_fork(server: SandboxServer) -> None:
+    """After a fork, the child sends nothing on its parent's connections; the parent goes on."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, server.base_url]
+    subprocess.run(command, check=True, timeout=60)
+    assert [entry.connection for entry in server.log] == [1, 1]
+
+
+USE = """
+import sys
+import trio
+from creduse_trio import AsyncCreduseClient
+
+async def main():
+    async with AsyncCreduseClient("sk-test", base_url=sys.argv[1]) as client:
+        await client.add("12345678-1234-5678-1234-567812345678", 1)
+
+trio.run(main)
+print(*{name.partition(".")[0] for name in sys.modules})
+"""
+
+
+def test_nothing_of_another_kind_is_imported(server: SandboxServer) -> None:
+    """Importing and using the client loads no asyncio, no anyio and no httpx."""
+    command = [sys.executable, "-c", USE, server.base_url]
+    done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "trio" in loaded
+    assert not {"asyncio", "anyio", "httpx", "httpcore", "creduse_httpx", "creduse"} & loaded
+
+
+@pytest.mark.parametrize(("missing", "said"), [("trio", "install creduse[trio]"), ("h11", "h11")])
+def test_without_the_extra(missing: str, said: str) -> None:
+    """Without trio, importing the package says in one line what to install."""
+    program = f"import sys; sys.modules[{missing!r}] = None; import creduse_trio"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1]
+    if missing == "trio":
+        *_, last = done.stderr.splitlines()
+        assert last == "ImportError: creduse_trio needs trio: pip install creduse[trio]"
+        assert done.stderr.count("Traceback") == 1
+
+
+def test_heads_are_not_kept_for_ever(server: SandboxServer) -> None:
+    """However many heads a client has sent, it keeps a bounded number of them."""
+
+    def heads() -> int:
+        gc.collect()
+        return sum(isinstance(thing, h11.Request) for thing in gc.get_objects())
+
+    async def main() -> None:
+        policy = RetryPolicy(server_replays=True)
+        async with AsyncCreduseClient(KEY, base_url=server.base_url, retry=policy) as client:
+            before = heads()
+            for number in range(300):
+                await client.add(USER, 1, idempotency_key=f"order-{number}")
+            assert heads() - before <= 256
+
+    trio.run(main)
+
+
+def test_many_tasks_share_a_client(site: Any) -> None:
+    """Tasks can use one client at the same time; connections are never more than allowed."""
+
+    async def main() -> None:
+        async with site.client(max_connections=5) as client, trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(client.add, USER, 1)
+
+    trio.run(main)
+    assert len(site.server.applied) == 100
+    assert len({entry.connection for entry in site.server.log}) <= 5
+
+
+def test_default_places() -> None:
+    """A hundred calls have a connection each, unless told otherwise."""
+    opened: list[int] = []
+
+    async def connect(_: str, __: int) -> trio.abc.Stream:
+        opened.append(1)
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def main() -> None:
+        async with (
+            AsyncCreduseClient(KEY, base_url="http://localhost", connect=connect) as client,
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(101):
+                nursery.start_soon(client.add, USER, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(opened) == 100
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_session_tickets(server_context: ssl.SSLContext, trust: ssl.SSLContext) -> None:
+    """What TLS sends of its own accord, such as tickets, does not cost the connection."""
+
+    async def main() -> None:
+        with SandboxServer(ssl_context=server_context) as server:
+            async with AsyncCreduseClient(KEY, trust, base_url=server.base_url) as client:
+                for _ in range(3):
+                    await client.add(USER, 1)
+                    await trio.sleep(0.01)
+            assert {entry.connection for entry in server.log} == {1}
+
+    trio.run(main)

@@ -1,0 +1,121 @@
+"""The pool's bookkeeping, without trio: every short sequence of what can happen to it."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from creduse_trio._pool import Pool
+
+IDLE_TIMEOUT = 2.0
+
+
+class Model:
+    """What a pool should do, written out as lists; and a pool that must do the same."""
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self.pool: Pool[int, int] = Pool(places, IDLE_TIMEOUT)
+        self.now = 0.0
+        self.numbers = itertools.count()
+        self.connections = itertools.count()
+        self.inside: list[tuple[int, int]] = []  # callers and their connections
+        self.queue: list[int] = []
+        self.idle: list[tuple[int, float]] = []
+
+    def arrive(self) -> None:
+        """Have another caller come."""
+        caller = next(self.numbers)
+        if len(self.inside) < self.places:
+            assert self.pool.enter(caller)
+            self.admit(caller)
+        else:
+            assert not self.pool.enter(caller)
+            self.queue.append(caller)
+
+    def admit(self, caller: int) -> None:
+        """Give a caller who has a place a connection."""
+        while self.idle and self.idle[0][1] + IDLE_TIMEOUT <= self.now:
+            assert self.pool.expired(self.now) == self.idle.pop(0)[0]
+        assert self.pool.expired(self.now) is None
+        taken = self.pool.take()
+        assert taken == (self.idle.pop()[0] if self.idle else None)
+        self.inside.append((caller, next(self.connections) if taken is None else taken))
+
+    def pass_on(self, woken: int | None) -> None:
+        """Check that the right waiter is woken."""
+        assert woken == (self.queue.pop(0) if self.queue else None)
+        if woken is not None:
+            self.admit(woken)
+
+    def keep(self) -> None:
+        """Have the first caller finish, and keep the connection."""
+        if self.inside:
+            _, connection = self.inside.pop(0)
+            self.pool.keep(connection, self.now)
+            self.idle.append((connection, self.now))
+            self.pass_on(self.pool.leave())
+
+    def throw_away(self) -> None:
+        """Have the last caller finish, and throw the connection away."""
+        if self.inside:
+            self.inside.pop()
+            self.pass_on(self.pool.leave())
+
+    def first_gives_up(self) -> None:
+        """Have the first in the queue leave it."""
+        if self.queue:
+            assert self.pool.give_up(self.queue.pop(0)) is None
+
+    def last_gives_up(self) -> None:
+        """Have the last in the queue leave it."""
+        if self.queue:
+            assert self.pool.give_up(self.queue.pop()) is None
+
+    def gives_up_when_woken(self) -> None:
+        """Have the first in the queue leave in the moment when the place comes."""
+        if self.inside and self.queue:
+            self.inside.pop(0)
+            woken = self.queue.pop(0)
+            assert self.pool.leave() == woken
+            self.pass_on(self.pool.give_up(woken))
+
+    def a_second_passes(self) -> None:
+        """Let time pass."""
+        self.now += 1.0
+
+    def check(self) -> None:
+        """Check what holds always."""
+        assert len(self.inside) + len(self.idle) <= self.places
+        assert not self.queue or len(self.inside) == self.places
+
+
+STEPS: list[Callable[[Model], None]] = [
+    Model.arrive,
+    Model.keep,
+    Model.throw_away,
+    Model.first_gives_up,
+    Model.last_gives_up,
+    Model.gives_up_when_woken,
+    Model.a_second_passes,
+]
+
+
+@pytest.mark.parametrize("places", [1, 2, 3])
+def test_every_sequence(places: int) -> None:
+    """Places are handed on in the order of the queue, connections come back the last one first.
+
+    Idle ones are given up in time, and connections are never more than places.
+    """
+    for steps in itertools.product(STEPS, repeat=5):
+        model = Model(places)
+        for _ in range(places + 1):  # so that one waits from the beginning
+            model.arrive()
+        for step in steps:
+            step(model)
+            model.check()
+        # However it went, no place has been lost.
+        while model.inside:
+            model.throw_away()
+        assert model.queue == []
+        assert [model.pool.enter(-1) for _ in range(places + 1)] == [True] * places + [False]
