@@ -5,6 +5,7 @@ No exception type of aiohttp says whether a request was sent: the body that it i
 
 import asyncio
 import random
+import ssl
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -247,8 +248,11 @@ class AiohttpTransport:
                 f"no proxy of this kind can be used: {urlsplit(proxy).scheme}; "
                 "see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY"
             )
+        # aiohttp's own context is as the environment was when aiohttp was imported.
+        secure = self._protocol.base_url.startswith("https:")
+        context = ssl.create_default_context() if secure else True
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=100, keepalive_timeout=_KEEPALIVE),
+            connector=aiohttp.TCPConnector(limit=100, keepalive_timeout=_KEEPALIVE, ssl=context),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             proxy=proxy,

@@ -16,19 +16,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import httpx
 import httpx2
 import pytest
 import requests
 import trio
 import trustme
+import uvloop
 
+import creduse_aiohttp
+import creduse_trio
 from creduse import AsyncCreduseClient, Attempt, CreduseClient
-from creduse_core import CoreClient, CreduseProtocol
+from creduse_core import AsyncCoreClient, CoreClient, CreduseProtocol
 from creduse_sandbox.conformance import AsyncConnect, Limit
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 Listener = Callable[[Attempt], object] | None
 
@@ -64,7 +70,7 @@ class Async:
     loop: str
     open: Callable[
         [CreduseProtocol, ssl.SSLContext, Listener, int],
-        AbstractAsyncContextManager[AsyncCreduseClient],
+        AbstractAsyncContextManager[AsyncCoreClient],
     ]
     limits: tuple[Limit, ...] = ()
     marks: Any = ()
@@ -74,7 +80,8 @@ class Async:
         if self.loop == "trio":
             trio.run(main)
         else:
-            asyncio.run(main())
+            with asyncio.Runner(loop_factory=LOOPS[self.loop]) as runner:
+                runner.run(main())
 
     def connect(
         self, trust: ssl.SSLContext, listener: Listener = None, connections: int = 100
@@ -126,7 +133,7 @@ def own_httpx(protocol: CreduseProtocol, _: ssl.SSLContext) -> Generator[CoreCli
 @asynccontextmanager
 async def own_async_httpx(
     protocol: CreduseProtocol, _: ssl.SSLContext, listener: Listener, connections: int
-) -> AsyncGenerator[AsyncCreduseClient]:
+) -> AsyncGenerator[AsyncCoreClient]:
     assert connections == 100
     async with AsyncCreduseClient(**settings(protocol), on_attempt=listener) as client:
         yield client
@@ -148,7 +155,7 @@ def lent_async_httpx(library: "ModuleType") -> Any:
     @asynccontextmanager
     async def connect(
         protocol: CreduseProtocol, trust: ssl.SSLContext, listener: Listener, connections: int
-    ) -> AsyncGenerator[AsyncCreduseClient]:
+    ) -> AsyncGenerator[AsyncCoreClient]:
         limits = library.Limits(max_connections=connections)
         async with (
             library.AsyncClient(
@@ -161,6 +168,58 @@ def lent_async_httpx(library: "ModuleType") -> Any:
             yield client
 
     return connect
+
+
+# aiohttp
+
+
+@asynccontextmanager
+async def own_aiohttp(
+    protocol: CreduseProtocol, _: ssl.SSLContext, listener: Listener, connections: int
+) -> AsyncGenerator[AsyncCoreClient]:
+    assert connections == 100
+    async with creduse_aiohttp.AsyncCreduseClient(
+        **settings(protocol), on_attempt=listener
+    ) as client:
+        yield client
+
+
+@asynccontextmanager
+async def lent_aiohttp(
+    protocol: CreduseProtocol, trust: ssl.SSLContext, listener: Listener, connections: int
+) -> AsyncGenerator[AsyncCoreClient]:
+    async with (
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=trust, limit=connections),
+            headers={"Accept-Encoding": "gzip", "X-Theirs": "1"},
+            cookies={"theirs": "1"},
+            raise_for_status=True,
+            auto_decompress=True,
+            timeout=aiohttp.ClientTimeout(total=0.001),
+            middlewares=(meddle,),
+        ) as session,
+        creduse_aiohttp.AsyncCreduseClient(
+            **settings(protocol), session=session, on_attempt=listener
+        ) as client,
+    ):
+        yield client
+
+
+async def meddle(_: aiohttp.ClientRequest, __: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    raise AssertionError
+
+
+# trio
+
+
+@asynccontextmanager
+async def own_trio(
+    protocol: CreduseProtocol, _: ssl.SSLContext, listener: Listener, connections: int
+) -> AsyncGenerator[AsyncCoreClient]:
+    async with creduse_trio.AsyncCreduseClient(
+        **settings(protocol), on_attempt=listener, max_connections=connections
+    ) as client:
+        yield client
 
 
 # Those of the examples
@@ -211,13 +270,20 @@ SYNC = [
     Sync("requests", over_requests, _URLLIB3),
 ]
 OWN = [
-    Async(f"httpx-{loop}-own", loop, own_async_httpx, (Limit.SURPLUS,))
-    for loop in ("asyncio", "trio")
+    *(Async(f"aiohttp-{loop}-own", loop, own_aiohttp) for loop in LOOPS),
+    *(
+        Async(f"httpx-{loop}-own", loop, own_async_httpx, (Limit.SURPLUS,))
+        for loop in ("asyncio", "trio")
+    ),
 ]
-LENT = [
-    Async(f"httpx-{loop}-{lent}", loop, lent_async_httpx(library), (Limit.SURPLUS,), marks)
-    for loop in ("asyncio", "trio")
-    for lent, library, marks in (("lent", httpx, ()), ("httpx2", httpx2, EXHAUSTIVE))
+NARROW = [
+    *(Async(f"aiohttp-{loop}-lent", loop, lent_aiohttp) for loop in LOOPS),
+    Async("trio", "trio", own_trio),
+    *(
+        Async(f"httpx-{loop}-{lent}", loop, lent_async_httpx(library), (Limit.SURPLUS,), marks)
+        for loop in ("asyncio", "trio")
+        for lent, library, marks in (("lent", httpx, ()), ("httpx2", httpx2, EXHAUSTIVE))
+    ),
 ]
 
 
@@ -231,13 +297,13 @@ def sync_kind(request: pytest.FixtureRequest) -> Sync:
     return kind
 
 
-@pytest.fixture(params=params([*OWN, *LENT]))
+@pytest.fixture(params=params([*OWN, *NARROW]))
 def async_kind(request: pytest.FixtureRequest) -> Async:
     kind: Async = request.param
     return kind
 
 
-@pytest.fixture(params=params(LENT))
+@pytest.fixture(params=params(NARROW))
 def narrow_kind(request: pytest.FixtureRequest) -> Async:
     """The asynchronous kinds whose number of connections can be bounded."""
     kind: Async = request.param
