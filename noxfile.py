@@ -20,6 +20,9 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 # In development mode, Python warns of what was left open; the tests make errors of warnings.
 STRICT = {"PYTHONDEVMODE": "1"}
+# The tests mostly wait, for servers that misbehave.
+AT_ONCE = ("-n", "4")
+USUAL = (*AT_ONCE, "-m", "not exhaustive")
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -41,9 +44,16 @@ def tests(session: nox.Session) -> None:
     """Run all tests; on the newest Python, with the branches of all packages covered."""
     session.install("-e", ".", *group("test"))
     if session.python == NEWEST and not session.posargs:
-        covered_tests(session, "creduse*/*")
+        covered_tests(session, "creduse*/*", *USUAL)
     else:
-        session.run("pytest", *session.posargs, env=STRICT)
+        session.run("pytest", *(session.posargs or USUAL), env=STRICT)
+
+
+@nox.session(python=NEWEST)
+def exhaustive(session: nox.Session) -> None:
+    """Run the suite over the clients that the other sessions leave out, since they are alike."""
+    session.install("-e", ".", *group("test"))
+    session.run("pytest", *AT_ONCE, "-m", "exhaustive", *session.posargs, env=STRICT)
 
 
 @nox.session(python=OLDEST)
@@ -63,7 +73,7 @@ def oldest(session: nox.Session) -> None:
     claimed = [*project["dependencies"], *extras["aiohttp"], *extras["trio"]]
     floors = [requirement.split(",")[0].replace(">=", "==") for requirement in claimed]
     session.install("-e", ".", *group("test"), *floors)
-    session.run("pytest", *session.posargs, env=STRICT)
+    session.run("pytest", *(session.posargs or USUAL), env=STRICT)
 
 
 @nox.session(python=OLDEST)

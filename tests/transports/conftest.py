@@ -265,19 +265,20 @@ SYNC = [
     Sync("httpx-sync-own", own_httpx, _HTTPX),
     Sync("httpx-sync-lent", lent_httpx(httpx), _HTTPX, EXHAUSTIVE),
     Sync("httpx-sync-httpx2", lent_httpx(httpx2), _HTTPX, EXHAUSTIVE),
-    Sync("urllib", over_urllib, _HTTP_CLIENT),
+    Sync("urllib", over_urllib, _HTTP_CLIENT, EXHAUSTIVE),
     Sync("urllib3", over_urllib3, _URLLIB3),
-    Sync("requests", over_requests, _URLLIB3),
+    Sync("requests", over_requests, _URLLIB3, EXHAUSTIVE),
 ]
 OWN = [
-    *(Async(f"aiohttp-{loop}-own", loop, own_aiohttp) for loop in LOOPS),
+    *(Async(f"aiohttp-{loop}-own", loop, own_aiohttp, (), EXHAUSTIVE) for loop in LOOPS),
     *(
         Async(f"httpx-{loop}-own", loop, own_async_httpx, (Limit.SURPLUS,))
         for loop in ("asyncio", "trio")
     ),
 ]
 NARROW = [
-    *(Async(f"aiohttp-{loop}-lent", loop, lent_aiohttp) for loop in LOOPS),
+    Async("aiohttp-asyncio-lent", "asyncio", lent_aiohttp),
+    Async("aiohttp-uvloop-lent", "uvloop", lent_aiohttp, (), EXHAUSTIVE),
     Async("trio", "trio", own_trio),
     *(
         Async(f"httpx-{loop}-{lent}", loop, lent_async_httpx(library), (Limit.SURPLUS,), marks)
