@@ -1,16 +1,21 @@
 """The README's examples run as they stand."""
 
 import re
+import runpy
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from creduse import CreduseClient
+from creduse_core import CoreClient
 from creduse_sandbox import SandboxServer
+from creduse_sandbox.conformance import SCENARIOS, TLS_SCENARIOS, check
 
-README = Path(__file__).parent.parent.joinpath("README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parent.parent
+EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+EXAMPLES = EXAMPLE.findall(ROOT.joinpath("README.md").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
@@ -23,6 +28,26 @@ def test_example(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
         user = uuid4()
         client.add(user, 1)
         exec(compile(example, "README.md", "exec"), {"client": client, "end_user_id": user})  # noqa: S102 - it is ours
+
+
+def test_guide_for_transports() -> None:
+    """What the guide tells an author of a transport works for the example over urllib."""
+    pytest.importorskip("trustme")
+    guide = ROOT.joinpath("docs", "transports.md").read_text(encoding="utf-8")
+    over_urllib = runpy.run_path(str(ROOT / "examples" / "urllib_transport.py"))
+    names: dict[str, Any] = {"MyTransport": over_urllib["UrllibTransport"], "end_user_id": uuid4()}
+    with SandboxServer() as server:
+        here = guide.replace('("your-api-key")', f'("any", "{server.base_url}")')
+        for example in EXAMPLE.findall(here):
+            exec(compile(example, "transports.md", "exec"), names)  # noqa: S102 - it is ours
+        assert len(server.applied) == 1
+    names["test_my_transport"](SCENARIOS[0])
+    for scenario in TLS_SCENARIOS[0], TLS_SCENARIOS[-1]:
+        check(
+            scenario,
+            lambda protocol: CoreClient(protocol, names["MyTransport"](names["trust"])),
+            certificates=names["certificates"],
+        )
 
 
 def test_there_are_examples() -> None:

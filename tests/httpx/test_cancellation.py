@@ -15,8 +15,6 @@ import trustme
 
 from creduse import (
     AsyncCreduseClient,
-    Attempt,
-    CreduseClient,
     CreduseTimeoutError,
     Outcome,
     RetryPolicy,
@@ -91,52 +89,6 @@ async def until(runner: str, condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
         else:
             await trio.sleep(0.01)
-
-
-def test_cancelled_at_every_step(eventful: Any, server: SandboxServer) -> None:
-    """Wherever a call is cancelled, what it says is true, and the pool is whole.
-
-    What reached the server is never said not to have been sent, and nothing is first sent after
-    the cancellation has been delivered.
-    """
-    seen: set[tuple[bool, bool]] = set()
-
-    async def once(steps: int) -> bool:
-        heard: list[Attempt] = []
-        amount = 1000 + steps
-        async with narrow(server.base_url, on_attempt=heard.append) as client:
-            call = client.protocol.add(USER, amount)
-            cancelled = await cancel(
-                eventful.runner,
-                lambda: client.run(call),
-                lambda: go_round(eventful.runner, steps),
-            )
-            assert len(call.attempts) == len(heard)
-            # What was sent before is in the log, at the latest, before the second of these.
-            with CreduseClient(KEY, base_url=server.base_url) as witness:
-                witness.add(USER, 1)
-                before = len(server.log)
-                witness.add(USER, 1)
-            for _ in range(3):
-                await client.add(USER, 2, timeout=5)
-        reached = [n for n, it in enumerate(server.log) if f":{amount}," in str(it.body)]
-        assert len(reached) <= 1
-        assert all(number <= before for number in reached)
-        if reached and cancelled:
-            assert call.outcome is Outcome.UNKNOWN
-        seen.add((bool(reached), cancelled))
-        return cancelled
-
-    async def main() -> None:
-        steps = in_time = 0
-        while in_time < 3:
-            in_time = 0 if await once(steps) else in_time + 1
-            # Each of the first; later the loop mostly turns while the network is waited for.
-            steps += 1 + steps // 16
-
-    eventful.run(main)
-    # Cancelled before it was sent, and after; and at last not in time to be cancelled.
-    assert seen == {(False, True), (True, True), (True, False)}
 
 
 def silent_at_first(connection: socket.socket, server: Any) -> None:
