@@ -1,0 +1,132 @@
+"""Behind nginx, which speaks TLS and closes idle connections when a call may just be on its way."""
+
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import trio
+import trustme
+
+from creduse_core import Call, CreduseError, Outcome
+from creduse_sandbox import SandboxServer
+from creduse_trio import AsyncCreduseClient
+
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
+USER = UUID("12345678-1234-5678-1234-567812345678")
+TASKS, CALLS = 100, 10
+KEEPALIVE = 1.0
+"""Seconds that nginx keeps an idle connection."""
+
+CONFIGURATION = """
+daemon off; master_process off; worker_processes 1;
+pid {folder}/pid; error_log {folder}/error.log warn;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  server {{
+    listen 127.0.0.1:{port} ssl;
+    ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;
+    keepalive_timeout {keepalive}ms;
+    location / {{ proxy_pass {upstream}; }}
+  }}
+}}
+"""
+
+
+@pytest.fixture
+def upstream() -> Iterator[SandboxServer]:
+    with SandboxServer() as server:
+        yield server
+
+
+@pytest.fixture
+def proxied(upstream: SandboxServer, tmp_path: Path) -> Iterator[tuple[str, ssl.SSLContext]]:
+    """Give the URL of an nginx before the sandbox, and what trusts it."""
+    if NGINX is None:
+        pytest.skip("nginx is not installed")
+    authority = trustme.CA()
+    leaf = authority.issue_cert("127.0.0.1")
+    leaf.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    leaf.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(
+        CONFIGURATION.format(
+            folder=tmp_path,
+            port=port,
+            keepalive=int(KEEPALIVE * 1000),
+            upstream=upstream.base_url,
+        )
+    )
+    process = subprocess.Popen(
+        [NGINX, "-p", str(tmp_path), "-e", str(tmp_path / "error.log"), "-c", str(configuration)]
+    )
+    try:
+        patience = time.monotonic() + 10
+        while time.monotonic() < patience and process.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.05)
+        trust = ssl.create_default_context()
+        authority.configure_trust(trust)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+        yield f"https://127.0.0.1:{port}", trust
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.parametrize("idle_timeout", [KEEPALIVE / 3, 3 * KEEPALIVE], ids=["less", "more"])
+def test_thousand_calls(
+    proxied: tuple[str, ssl.SSLContext], upstream: SandboxServer, idle_timeout: float
+) -> None:
+    """A thousand calls with pauses about as long as nginx waits: none twice, none mislabelled.
+
+    Where ``idle_timeout`` is less than nginx's, none fails.
+    """
+    url, trust = proxied
+    dice = random.Random(1)  # noqa: S311 - nothing is secret here
+    calls: list[Call[Any]] = []
+    failures: list[CreduseError] = []
+
+    async def use(client: AsyncCreduseClient, first: int) -> None:
+        for number in range(first, first + CALLS):
+            call = client.protocol.add(USER, 1000 + number)
+            calls.append(call)
+            try:
+                await client.run(call)
+            except CreduseError as error:
+                failures.append(error)
+            await trio.sleep(dice.uniform(0.8, 1.2) * KEEPALIVE)
+
+    async def main() -> None:
+        async with (
+            AsyncCreduseClient("sk-test", trust, base_url=url, idle_timeout=idle_timeout) as client,
+            trio.open_nursery() as nursery,
+        ):
+            for task in range(TASKS):
+                nursery.start_soon(use, client, task * CALLS)
+
+    trio.run(main)
+    upstream.settle()
+    assert len(calls) == TASKS * CALLS
+    for call in calls:
+        entries = [entry for entry in upstream.log if entry.body == call.request.body]
+        applied = sum(entry.applied for entry in entries)
+        assert applied <= 1
+        assert call.outcome is not Outcome.APPLIED or applied == 1
+        assert call.outcome is not Outcome.NOT_APPLIED or entries == []
+    if idle_timeout < KEEPALIVE:
+        assert failures == []
