@@ -83,6 +83,12 @@ class Async:
             with asyncio.Runner(loop_factory=LOOPS[self.loop]) as runner:
                 runner.run(main())
 
+    def tasks(self) -> int:
+        """Count the tasks that there are on the loop that is running."""
+        if self.loop == "trio":
+            return trio.lowlevel.current_statistics().tasks_living
+        return len(asyncio.all_tasks())
+
     def connect(
         self, trust: ssl.SSLContext, listener: Listener = None, connections: int = 100
     ) -> AsyncConnect:

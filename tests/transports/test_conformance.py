@@ -72,6 +72,7 @@ def test_cancellation(
     heard: list[Attempt] = []
 
     async def main() -> None:
+        before = narrow_kind.tasks()
         calls = await check_cancellation(
             cancellation,
             narrow_kind.connect(authority.trust, heard.append, connections=1),
@@ -79,6 +80,7 @@ def test_cancellation(
         )
         for call in calls:
             assert all(attempt in heard for attempt in call.attempts)
+        assert narrow_kind.tasks() == before
 
     narrow_kind.run(main)
     gc.collect()  # what was left open warns now, and a warning is an error

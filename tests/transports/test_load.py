@@ -68,6 +68,7 @@ def test_load(async_kind: Any, seed: int, authority: Any) -> None:
         cancel = {number: dice.uniform(0, 1.5) for number in chosen}
         for name in MISFORTUNES:
             server.order(FAULTS[name], CALLS, unlucky)
+        before = async_kind.tasks()
         async with async_kind.connect(authority.trust)(protocol) as client:
             await (run_trio if async_kind.loop == "trio" else run_asyncio)(client, calls, cancel)
             judge(calls, server)
@@ -75,6 +76,7 @@ def test_load(async_kind: Any, seed: int, authority: Any) -> None:
             for _ in range(100):
                 await client.add(USER, 1)
             assert len(server.applied) == 100
+        assert async_kind.tasks() == before
 
     with SandboxServer() as server:
         async_kind.run(main)
