@@ -21,7 +21,7 @@ OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 # In development mode, Python warns of what was left open; the tests make errors of warnings.
 STRICT = {"PYTHONDEVMODE": "1"}
 # The tests mostly wait, for servers that misbehave.
-AT_ONCE = ("-n", "4")
+AT_ONCE = ("-n", "6")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
 
 

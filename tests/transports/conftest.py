@@ -261,7 +261,7 @@ def over_requests(protocol: CreduseProtocol, _: ssl.SSLContext) -> Generator[Cor
 
 
 EXHAUSTIVE = pytest.mark.exhaustive
-"""Left to one Python among several: what differs little from its neighbours."""
+"""Left to `nox -s exhaustive`: what differs little from its neighbours."""
 
 _HTTPX = (Limit.TIME, Limit.SURPLUS)
 _HTTP_CLIENT = (Limit.TIME, Limit.INTERIM)
@@ -278,8 +278,8 @@ SYNC = [
 OWN = [
     *(Async(f"aiohttp-{loop}-own", loop, own_aiohttp, (), EXHAUSTIVE) for loop in LOOPS),
     *(
-        Async(f"httpx-{loop}-own", loop, own_async_httpx, (Limit.SURPLUS,))
-        for loop in ("asyncio", "trio")
+        Async(f"httpx-{loop}-own", loop, own_async_httpx, (Limit.SURPLUS,), marks)
+        for loop, marks in (("asyncio", EXHAUSTIVE), ("trio", ()))
     ),
 ]
 NARROW = [
@@ -288,8 +288,12 @@ NARROW = [
     Async("trio", "trio", own_trio),
     *(
         Async(f"httpx-{loop}-{lent}", loop, lent_async_httpx(library), (Limit.SURPLUS,), marks)
-        for loop in ("asyncio", "trio")
-        for lent, library, marks in (("lent", httpx, ()), ("httpx2", httpx2, EXHAUSTIVE))
+        for loop, lent, library, marks in (
+            ("asyncio", "lent", httpx, ()),
+            ("asyncio", "httpx2", httpx2, EXHAUSTIVE),
+            ("trio", "lent", httpx, EXHAUSTIVE),
+            ("trio", "httpx2", httpx2, EXHAUSTIVE),
+        )
     ),
 ]
 
