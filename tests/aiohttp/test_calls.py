@@ -9,7 +9,6 @@ import aiohttp
 import pytest
 
 from creduse import (
-    Attempt,
     CreduseError,
     InsufficientFundsError,
     Outcome,
@@ -82,74 +81,6 @@ def test_tasks_share_a_client(run: Any, connect: Any, server: SandboxServer) -> 
 
     run(main)
     assert len(server.applied) == 100
-
-
-@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-def test_every_fault(
-    run: Any,
-    server: SandboxServer,
-    secure_server: SandboxServer,
-    trust: ssl.SSLContext,
-    secure: bool,  # noqa: FBT001 - a test's parameter
-) -> None:
-    """Whatever the server does, what a call says is true, and the next call works.
-
-    A result, and only that, is for what was applied once; what is NOT_APPLIED was not; and each
-    attempt sends one request at most, a read, which aiohttp would repeat by itself, too.
-    """
-    served = secure_server if secure else server
-    at_most = RetryPolicy(initial_delay=0, max_delay=0, attempt_timeout=0.2)
-
-    async def attempt(client: AsyncCreduseClient, heard: list[Attempt], fault: str) -> None:
-        served.order(FAULTS[fault])
-        served_before, applied_before = len(served.log), len(served.applied)
-        heard.clear()
-        outcome: Outcome | None = None
-        try:
-            await client.add(USER, 1, timeout=0.5)
-        except CreduseError as error:
-            outcome = error.outcome
-        applied = len(served.applied) - applied_before
-        allowed = {None: {1}, Outcome.APPLIED: {1}, Outcome.NOT_APPLIED: {0}}
-        assert applied in allowed.get(outcome, {0, 1}), fault
-        assert len(served.log) - served_before <= len(heard), fault
-
-    async def read(client: AsyncCreduseClient, heard: list[Attempt], fault: str) -> None:
-        served.reset()
-        served.order(FAULTS[fault])
-        before = len(served.log)
-        heard.clear()
-        try:
-            await client.get_balance(USER, timeout=0.5)
-        except CreduseError as error:
-            assert error.outcome is Outcome.NOT_APPLIED, fault  # noqa: PT017 - or none is raised
-        assert len(served.log) - before <= len(heard), fault
-
-    async def main() -> None:
-        heard: list[Attempt] = []
-        for fault in FAULTS:
-            served.reset()
-            async with (
-                aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(limit=1, ssl=trust)
-                ) as session,
-                AsyncCreduseClient(
-                    KEY, session, base_url=served.base_url, retry=at_most, on_attempt=heard.append
-                ) as client,
-            ):
-                if not fault.startswith("connect"):
-                    await client.add(USER, 1)  # so that the fault meets with a kept connection
-                await attempt(client, heard, fault)
-                await read(client, heard, fault)
-                # A place in the pool that was lost would be the last. What the next call may meet
-                # is a connection that is closing just now, or an answer too many on its way.
-                for last in (False, False, True):
-                    try:
-                        await client.add(USER, 1)
-                    except CreduseError:
-                        assert not last, fault
-
-    run(main)
 
 
 def test_a_read_is_not_repeated_behind_our_back(
