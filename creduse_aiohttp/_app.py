@@ -43,6 +43,16 @@ def setup(  # noqa: PLR0913 - the client's arguments, and two
     """
 
     async def client(app: web.Application) -> AsyncIterator[None]:
+        if key in app:
+            raise RuntimeError(
+                f"the app has a client under {key} already: give each one a key of its own, "
+                'setup(app, key=web.AppKey("name", AsyncCreduseClient))'
+            )
+        if isinstance(session, web.AppKey) and session not in app:
+            raise RuntimeError(
+                f"the app has no session under {session}: add the cleanup_ctx that makes it, "
+                "to this same app, before setup()"
+            )
         async with AsyncCreduseClient(
             api_key,
             app[session] if isinstance(session, web.AppKey) else session,

@@ -52,6 +52,11 @@ _NO_TIMEOUTS: Final = aiohttp.ClientTimeout()
 _NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
 
 
+_USERS: Final[weakref.WeakKeyDictionary[object, object]] = weakref.WeakKeyDictionary()
+"""By connection (aiohttp's protocol), the exchange that was the last to write on it. aiohttp gives a
+connection to the next as soon as an answer is in, which may be before its own exchange goes on."""
+
+
 class _Exchange(BytesPayload):
     """One request, and what comes of it. It is itself the body that aiohttp writes.
 
@@ -61,7 +66,10 @@ class _Exchange(BytesPayload):
     """
 
     _transport: asyncio.WriteTransport | None = None
+    _connection: object
     _response: aiohttp.ClientResponse | None = None
+    _refused: Exception | None = None
+    """Why nothing was written. aiohttp would only say that it was not."""
 
     def __init__(self, send: Send) -> None:
         super().__init__(send.request.body)
@@ -91,7 +99,10 @@ class _Exchange(BytesPayload):
             # What comes in on an idle connection is kept, and would be taken for our answer.
             or transport.get_protocol().should_close  # type: ignore[attr-defined]  # it is aiohttp's
         ):
-            raise ConnectionResetError("the connection was lost, or held what nobody had asked for")
+            self._refused = ConnectionResetError(
+                "the connection was lost, or held what nobody had asked for"
+            )
+            raise self._refused
         now = time.monotonic()
         if now >= self._by:
             raise TimeoutError("no time was left to send the request")
@@ -99,6 +110,8 @@ class _Exchange(BytesPayload):
         self._timer.cancel()
         self._set_timer(now, self._answer_by)
         self._consumed, self._transport = True, transport
+        self._connection = transport.get_protocol()
+        _USERS[self._connection] = self
         await super().write(writer)
 
     async def write_with_length(
@@ -113,12 +126,12 @@ class _Exchange(BytesPayload):
 
     async def run(self, session: aiohttp.ClientSession, url: URL) -> Response | Failure:
         """Send, and read the answer."""
-        keep = False
+        whole = keep = False
         try:
             async with self._deadline:
                 self._response = await self._request(session, url)
                 answer = await self._read(self._response)
-            keep = self._send.belongs(answer)
+            whole, keep = True, self._send.belongs(answer)
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
             return self._failed(error)
         else:
@@ -126,13 +139,19 @@ class _Exchange(BytesPayload):
         finally:
             self._timer.cancel()
             # First, since to close a connection waits for TLS to be closed on the other side.
-            if self._transport is not None and not keep:
+            if (
+                self._transport is not None
+                and not keep
+                and (whole or _USERS[self._connection] is self)
+            ):
                 self._transport.abort()
             if self._response is not None:
                 self._response.close()
 
     async def _request(self, session: aiohttp.ClientSession, url: URL) -> aiohttp.ClientResponse:
         request = self._send.request
+        if _cancellations():
+            await asyncio.sleep(0)  # where one that is still to be delivered is
         cancellations = _cancellations()
         try:
             response = await session.request(
@@ -179,6 +198,8 @@ class _Exchange(BytesPayload):
         return Response(response.status, pairs, b"".join(self._chunks))
 
     def _failed(self, error: Exception) -> Failure:
+        if self._refused is not None and not self.consumed:
+            error = self._refused
         if isinstance(error, aiohttp.ClientResponseError):
             # It is what aiohttp makes of bytes that are no answer, and it carries the key.
             error.request_info = error.request_info._replace(headers=_NO_HEADERS)
@@ -310,10 +331,15 @@ class AiohttpTransport:
         return time.monotonic()
 
     async def aclose(self) -> None:
-        """Close the session made here, and no connector that was lent."""
+        """Close the session made here, and leave one that was lent as it is."""
         self._closed = True
-        # On another loop: what it had has gone with its own.
-        if self._session is not None and self._loop is asyncio.get_running_loop():
+        # On another loop: what it had has gone with its own. One over a connector that was lent has
+        # nothing to close, and those that wait for a connection would lose their place in there.
+        if (
+            self._given is None
+            and self._session is not None
+            and self._loop is asyncio.get_running_loop()
+        ):
             await self._session.close()
 
 

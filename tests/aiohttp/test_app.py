@@ -137,3 +137,30 @@ def test_wrong_settings(monkeypatch: pytest.MonkeyPatch) -> None:
                 pass
 
     asyncio.run(main())
+
+
+def test_two_clients_under_one_key() -> None:
+    """A second client under the same key does not take the place of the first: the app says so."""
+
+    async def main() -> None:
+        app = web.Application()
+        creduse_aiohttp.setup(app, KEY)
+        creduse_aiohttp.setup(app, "sk-test-another")
+        with pytest.raises(RuntimeError, match="a key of its own"):
+            async with TestServer(app):
+                pass
+
+    asyncio.run(main())
+
+
+def test_session_that_is_not_there() -> None:
+    """A session's key that the app does not have is named, with what would be right."""
+
+    async def main() -> None:
+        app = web.Application()
+        creduse_aiohttp.setup(app, KEY, SESSION)
+        with pytest.raises(RuntimeError, match=r"no session under .*SESSION.* before setup"):
+            async with TestServer(app):
+                pass
+
+    asyncio.run(main())

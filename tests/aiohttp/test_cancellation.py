@@ -1,7 +1,9 @@
 """A cancelled call: nothing is first sent afterwards, and nothing is left behind."""
 
 import asyncio
+import socket
 import ssl
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,10 +12,10 @@ from uuid import UUID
 import aiohttp
 import pytest
 
-from creduse import Attempt, Outcome
+from creduse import Attempt, Outcome, RetryPolicy
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_core import Call
-from creduse_sandbox import SandboxServer
+from creduse_sandbox import SandboxServer, Shaped
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 KEY = "sk-test"
@@ -220,5 +222,44 @@ def test_the_caller_s_own_time_out(run: Any, raw: Any) -> None:
                 async with asyncio.timeout(0.1):
                     await client.run(call)
             assert call.outcome is Outcome.UNKNOWN
+
+    run(main)
+
+
+def body_later(head: bytes, body: bytes) -> tuple[bytes, ...]:
+    return (head, body)
+
+
+def test_the_next_call_keeps_its_connection(run: Any, server: SandboxServer) -> None:
+    """A call cancelled in the very turn in which its answer came does not take down the next.
+
+    aiohttp gives the connection to the next call as soon as the answer is in.
+    """
+    server.order(Shaped(body_later, pause=0.2))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        begin = loop.create_future()
+        theirs, ours = socket.socketpair()
+        with theirs, ours:
+            loop.add_reader(ours, begin.cancel)
+
+            async def add_later(client: AsyncCreduseClient) -> Any:
+                await asyncio.wait({begin})
+                return await client.add(USER, 6)
+
+            async with narrow(server.base_url, retry=RetryPolicy(initial_delay=0)) as client:
+                first = asyncio.create_task(client.add(USER, 5))
+                second = asyncio.create_task(add_later(client))
+                await asyncio.sleep(0.05)
+                # While the loop is busy the second call's sign comes, then the first one's answer,
+                # then its cancellation.
+                loop.call_later(0.2, first.cancel)
+                time.sleep(0.05)  # noqa: ASYNC251 - as it says
+                theirs.send(b"x")
+                time.sleep(0.4)  # noqa: ASYNC251 - as it says
+                await asyncio.wait({first})
+                assert (await second).amount == 6
+            loop.remove_reader(ours)
 
     run(main)
