@@ -204,6 +204,7 @@ def _wake(waiter: trio.Event | None) -> None:
 def _failure(
     progress: Progress, error: Exception, *, transient: bool, timed_out: bool = False
 ) -> Failure:
+    _forget_frames(error)
     return Failure(
         Delivery.MAYBE_SENT if progress.sent else Delivery.NOT_SENT,
         error,
@@ -211,6 +212,14 @@ def _failure(
         timed_out=timed_out,
         response=progress.response(),
     )
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Take off the tracebacks: their frames hold the request, and some tools print what they hold."""
+    error.__traceback__ = None
+    for link in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
+        if link is not None:
+            _forget_frames(link)
 
 
 def _is_certificate(error: Exception) -> bool:
@@ -281,6 +290,8 @@ class AsyncCreduseClient(AsyncCoreClient):
 def _check_settings(ssl_context: object, max_connections: object, connect: object) -> None:
     if not isinstance(ssl_context, ssl.SSLContext | None):
         raise TypeError(f"ssl_context must be an SSLContext, not {type(ssl_context).__name__}")
+    if ssl_context is not None and ssl_context.protocol is ssl.PROTOCOL_TLS_SERVER:
+        raise ValueError("ssl_context must be a client's, not one made with PROTOCOL_TLS_SERVER")
     if isinstance(max_connections, bool) or not isinstance(max_connections, int):
         raise TypeError(f"max_connections must be an int, not {type(max_connections).__name__}")
     if max_connections < 1:

@@ -187,7 +187,10 @@ async def open_connection(
 
     Raises whatever does not let that be; nothing is left open then.
     """
-    wire = _Wire(await connect(host, port))
+    given: object = await connect(host, port)
+    if not isinstance(given, trio.abc.Stream):
+        raise TypeError(f"connect must give a trio.abc.Stream, not {type(given).__name__}")
+    wire = _Wire(given)
     if ssl_context is None:
         return Connection(wire, wire)
     try:

@@ -128,6 +128,11 @@ def test_wrong_arguments(server: SandboxServer) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "context": ({"ssl_context": True}, TypeError, "ssl_context must be an SSLContext, not bool"),
+    "server's": (
+        {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
+        ValueError,
+        "ssl_context must be a client's",
+    ),
     "float": ({"max_connections": 1.0}, TypeError, "max_connections must be an int, not float"),
     "bool": ({"max_connections": True}, TypeError, "max_connections must be an int, not bool"),
     "none": ({"max_connections": 0}, ValueError, "max_connections must be at least 1, not 0"),

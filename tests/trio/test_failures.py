@@ -1,6 +1,7 @@
 """What the trio client says when an answer is not whole, not ours or not asked for."""
 
 import ssl
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -364,6 +365,40 @@ def test_refused_and_unknown_hosts() -> None:
                     await client.add(USER, 5)
                 assert caught.value.outcome is Outcome.NOT_APPLIED
                 assert [it.event for it in caught.value.attempts] == ["not_sent"] * 3
+
+    trio.run(main)
+
+
+def test_connect_that_gives_no_stream() -> None:
+    """What is no stream is named, and nothing was sent."""
+
+    async def connect(_: str, __: int) -> Any:
+        await trio.lowlevel.checkpoint()
+        return "a stream"
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url="http://localhost", connect=connect) as client:
+            with pytest.raises(TransportError, match=r"a trio\.abc\.Stream, not str") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(caught.value.attempts) == 1
+
+    trio.run(main)
+
+
+def test_no_key_in_what_frames_hold(site: Any) -> None:
+    """Tools that print the locals of every frame do not print the key for an error of a library."""
+
+    async def main() -> None:
+        async with site.client(retry=ONCE) as client:
+            for name in ("apply-then-reset", "request-then-close", "not-http"):
+                site.server.order(FAULTS[name])
+                with pytest.raises(TransportError) as caught:
+                    await client.add(USER, 5)
+                cause = caught.value.__cause__
+                assert cause is not None
+                told = traceback.TracebackException.from_exception(cause, capture_locals=True)
+                assert KEY not in "".join(told.format())
 
     trio.run(main)
 
