@@ -187,8 +187,8 @@ async def open_connection(
 
     Raises whatever does not let that be; nothing is left open then.
     """
-    given: object = await connect(host, port)
-    if not isinstance(given, trio.abc.Stream):
+    given = await connect(host, port)
+    if not isinstance(given, trio.abc.Stream):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not all typed
         raise TypeError(f"connect must give a trio.abc.Stream, not {type(given).__name__}")
     wire = _Wire(given)
     if ssl_context is None:

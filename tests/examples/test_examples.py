@@ -1,14 +1,12 @@
 """The examples: each runs as a script, and each transport keeps `creduse_core.Transport`'s word."""
 
 import importlib.util
-import socket
 import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,20 +16,15 @@ import requests
 import trustme
 
 from creduse_core import (
-    AuthenticationError,
     CoreClient,
     CreduseError,
     CreduseProtocol,
-    CreduseTimeoutError,
-    Delivery,
-    InvalidResponseError,
     Outcome,
     Request,
     RetryPolicy,
-    Send,
     TransportError,
 )
-from creduse_sandbox import FAULTS, Answer, SandboxServer, Shaped
+from creduse_sandbox import FAULTS, Answer, SandboxServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KEY = "sk-test-0123456789abcdef"
@@ -157,166 +150,13 @@ def test_the_calls(client: CoreClient, server: SandboxServer) -> None:
         assert headers == expected
 
 
-OUTCOMES: dict[str, tuple[type[CreduseError], Outcome]] = {
-    "head-then-close": (TransportError, Outcome.UNKNOWN),
-    "head-then-reset": (TransportError, Outcome.UNKNOWN),
-    "request-then-close": (TransportError, Outcome.UNKNOWN),
-    "request-then-reset": (TransportError, Outcome.UNKNOWN),
-    "apply-then-close": (TransportError, Outcome.UNKNOWN),
-    "apply-then-reset": (TransportError, Outcome.UNKNOWN),
-    "cut-head-then-close": (TransportError, Outcome.UNKNOWN),
-    "cut-body-then-close": (InvalidResponseError, Outcome.UNKNOWN),
-    "cut-body-then-reset": (CreduseError, Outcome.UNKNOWN),  # a reset may take the head with it
-    "not-http": (TransportError, Outcome.UNKNOWN),
-    "wrong-user": (InvalidResponseError, Outcome.UNKNOWN),
-    "gzip": (InvalidResponseError, Outcome.UNKNOWN),
-    "huge-body": (InvalidResponseError, Outcome.UNKNOWN),
-    "huge-chunks": (InvalidResponseError, Outcome.UNKNOWN),
-    "103-first": (InvalidResponseError, Outcome.UNKNOWN),
-    "302": (InvalidResponseError, Outcome.UNKNOWN),
-    "307": (InvalidResponseError, Outcome.UNKNOWN),
-    "503": (CreduseError, Outcome.UNKNOWN),
-}
-
-
-@pytest.mark.parametrize("fault", OUTCOMES)
-def test_spoilt_write(client: CoreClient, server: SandboxServer, fault: str) -> None:
-    """A write that may have been applied ends as UNKNOWN, is sent once, and all goes on."""
-    server.order(FAULTS[fault])
-    error_class, outcome = OUTCOMES[fault]
-    with pytest.raises(error_class) as caught:
-        client.subtract(USER, 30)
-    assert caught.value.outcome is outcome
-    assert len(server.log) == 2
-    assert client.get_balance(USER).active_balance == (70 if len(server.applied) == 2 else 100)
-    *_, spoilt, last = server.log
-    assert spoilt.connection != last.connection or fault == "503"
-
-
-GOOD = ["drip-body", "drip-chunks", "chunks", "no-length", "100-first", "close-after", "surplus"]
-
-
-@pytest.mark.parametrize("fault", [*GOOD, "cut-after", "surplus-later"])
-def test_odd_but_whole(client: CoreClient, server: SandboxServer, fault: str) -> None:
-    """An answer that is whole is taken, whatever its framing, and what follows it is not."""
-    server.order(FAULTS[fault])
-    assert client.subtract(USER, 30).amount == 30
-    if fault == "surplus-later":
-        time.sleep(0.1)  # what comes after the next request passes for its answer, as anywhere
-    assert client.get_balance(USER).active_balance == 70
-    assert len(server.log) == 3
-
-
 def test_kept_connection(client: CoreClient, server: SandboxServer, library: str) -> None:
     """A connection serves again, except urllib's, which are all for one request."""
     client.get_balance(USER)
     assert len({entry.connection for entry in server.log}) == (2 if library == "urllib" else 1)
 
 
-@pytest.mark.parametrize("fault", ["503", "request-then-close", "cut-body-then-close", "not-http"])
-def test_read_again(client: CoreClient, server: SandboxServer, fault: str) -> None:
-    """A read that failed in passing is sent again, by the core alone."""
-    server.order(FAULTS[fault])
-    assert client.get_balance(USER).active_balance == 100
-    assert len(server.log) == 3
-
-
-def test_too_many_requests(client: CoreClient, server: SandboxServer) -> None:
-    """A write that was refused in passing is sent again."""
-    server.order(FAULTS["429"])
-    client.subtract(USER, 30)
-    assert len(server.log) == 3
-
-
-def test_unauthorized(client: CoreClient, server: SandboxServer) -> None:
-    """A challenge is an answer: nobody answers it with other credentials."""
-    server.order(Answer(401, (("WWW-Authenticate", 'Basic realm="x"'),)))
-    with pytest.raises(AuthenticationError) as caught:
-        client.subtract(USER, 30)
-    assert caught.value.outcome is Outcome.NOT_APPLIED
-    assert len(server.log) == 2
-
-
-@pytest.mark.parametrize("status", [401, 204])
-def test_cut_head_of_a_refusal(client: CoreClient, server: SandboxServer, status: int) -> None:
-    """A head that was cut is no answer."""
-    server.order(Shaped(lambda head, _: (head[:40],), answer=Answer(status), then=CLOSE))
-    with pytest.raises(TransportError) as caught:
-        client.subtract(USER, 30)
-    assert caught.value.outcome is Outcome.UNKNOWN
-
-
 CLOSE: Any = FAULTS["close-after"].then  # type: ignore[union-attr]  # it is a Shaped
-
-
-@pytest.mark.parametrize(
-    "fault", ["request-then-hang", "cut-head-then-hang", "cut-body-then-hang", "endless-100"]
-)
-def test_out_of_time(server: SandboxServer, connect: Callable[..., CoreClient], fault: str) -> None:
-    """The time of a call bounds it, and a write that was sent ends as UNKNOWN."""
-    server.order(FAULTS[fault])
-    begun = time.monotonic()
-    with pytest.raises(CreduseTimeoutError) as caught:
-        connect(server.base_url, timeout=0.5).add(USER, 30)
-    assert 0.45 <= time.monotonic() - begun < 1.5
-    assert caught.value.outcome is Outcome.UNKNOWN
-    assert len(caught.value.attempts) == 1
-
-
-@pytest.mark.parametrize("shape", ["drip", "drip-body", "drip-chunks"])
-def test_dripping_answer(
-    server: SandboxServer, connect: Callable[..., CoreClient], shape: str
-) -> None:
-    """A time-out is for the answer as a whole: no drop in time makes it longer."""
-    fault: Any = FAULTS[shape]
-    server.order(Shaped(fault.shape, pause=0.1))
-    begun = time.monotonic()
-    with pytest.raises(CreduseTimeoutError):
-        connect(server.base_url, timeout=0.5).add(USER, 30)
-    assert time.monotonic() - begun < 1.5
-
-
-def test_refused_connection(scheme: str, connect: Callable[..., CoreClient]) -> None:
-    """What was never connected is NOT_APPLIED, is tried again, and shows no key."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        base_url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
-    with pytest.raises(TransportError) as caught:
-        connect(base_url).add(USER, 30)
-    assert caught.value.outcome is Outcome.NOT_APPLIED
-    assert [attempt.event for attempt in caught.value.attempts] == ["not_sent"] * 3
-    cause: Any = caught.value.__cause__
-    assert "Authorization" not in getattr(getattr(cause, "request", None), "headers", {})
-
-
-def test_silent_handshake(connect: Callable[..., CoreClient]) -> None:
-    """A server that accepts and says nothing to TLS has got nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        base_url = f"https://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(CreduseTimeoutError) as caught:
-            connect(base_url, timeout=0.3).add(USER, 30)
-    assert caught.value.outcome is Outcome.NOT_APPLIED
-
-
-def test_unknown_name(connect: Callable[..., CoreClient]) -> None:
-    """A name that does not exist is NOT_APPLIED; one that cannot is not tried again."""
-    with pytest.raises(TransportError) as caught:
-        connect("https://nowhere.invalid").add(USER, 30)
-    assert caught.value.outcome is Outcome.NOT_APPLIED
-    with pytest.raises(TransportError) as caught:
-        connect(f"https://{'x' * 64}.invalid").add(USER, 30)
-    assert [attempt.event for attempt in caught.value.attempts] == ["unsendable"]
-
-
-@pytest.mark.parametrize("scheme", ["https"])
-def test_untrusted_certificate(server: SandboxServer, library: str) -> None:
-    """A certificate that nobody vouches for is NOT_APPLIED, at one attempt."""
-    transport = getattr(load(f"{library}_transport"), f"{library.capitalize()}Transport")()
-    protocol = CreduseProtocol(KEY, server.base_url, retry=NO_WAIT)
-    with CoreClient(protocol, transport) as client, pytest.raises(TransportError) as caught:
-        client.add(USER, 30)
-    assert caught.value.outcome is Outcome.NOT_APPLIED
-    assert [attempt.event for attempt in caught.value.attempts] == ["unsendable"]
-    assert not server.log
 
 
 @pytest.mark.parametrize("scheme", ["http"])
@@ -380,31 +220,3 @@ def test_closed(client: CoreClient, server: SandboxServer) -> None:
         client.subtract(USER, 30)
     assert [attempt.event for attempt in caught.value.attempts] == ["unsendable"]
     assert len(server.log) == 1
-
-
-@pytest.mark.parametrize("scheme", ["http"])
-@pytest.mark.parametrize("fault", [*OUTCOMES, *GOOD])
-def test_by_hand(server: SandboxServer, fault: str) -> None:
-    """The call that is driven by hand tells the truth, too."""
-    module = load("by_hand")
-    protocol = CreduseProtocol(KEY, server.base_url, timeout=2, retry=NO_WAIT)
-    server.order(FAULTS[fault])
-    with suppress(CreduseError) if fault in OUTCOMES else ExitStack():
-        module.drive(protocol.add(USER, 100))
-        assert fault in GOOD
-    balance = module.drive(protocol.get_balance(USER)) if server.applied else None
-    assert balance is None or balance.active_balance == 100
-    assert len(server.log) == 1 + (balance is not None)
-
-
-@pytest.mark.parametrize("scheme", ["http"])
-def test_no_time_left(server: SandboxServer, make: Callable[[], Any]) -> None:
-    """A request whose time is over when the connection stands is not sent."""
-    transport = make()
-    call = CreduseProtocol(KEY, server.base_url).add(USER, 1)
-    send = call.start(0)
-    late = Send(send.request, connect_timeout=1.0, timeout=1e-9, belongs=send.belongs)
-    failure = transport.send(late)
-    transport.close()
-    assert failure.delivery is Delivery.NOT_SENT
-    assert not server.log
