@@ -283,9 +283,10 @@ def test_several_addresses(server: SandboxServer) -> None:
     assert len(server.applied) == 1
 
 
-def test_unix_socket(tmp_path: Path) -> None:
+def test_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``connect=`` a client talks to a Unix socket, and uses its connection again."""
-    path = tmp_path / "creduse.sock"
+    monkeypatch.chdir(tmp_path)  # a Unix socket's path may be 107 bytes long, and pytest's are longer
+    path = "socket"
     connections: list[int] = []
 
     async def serve(stream: trio.abc.Stream) -> None:
@@ -300,7 +301,7 @@ def test_unix_socket(tmp_path: Path) -> None:
 
     async def main() -> None:
         listening = trio.socket.socket(trio.socket.AF_UNIX)
-        await listening.bind(str(path))
+        await listening.bind(path)
         listening.listen()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listening)])
