@@ -313,7 +313,9 @@ def test_connector_of_another_kind(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The session may have any connector of aiohttp's: a Unix socket's, say."""
-    monkeypatch.chdir(tmp_path)  # a Unix socket's path may be 107 bytes long, and pytest's are longer
+    monkeypatch.chdir(
+        tmp_path
+    )  # a Unix socket's path may be 107 bytes long, and pytest's are longer
     path = "socket"
     answer = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
 

@@ -205,6 +205,23 @@ def test_closed_while_a_client_is_made(
     assert server.log == ()
 
 
+def test_closed_while_a_call_waits_for_its_turn(server: SandboxServer) -> None:
+    """A call that has not begun when its client is closed sends nothing any more."""
+
+    async def main() -> None:
+        client = AsyncCreduseClient(KEY, base_url=server.base_url)
+        # The call's own task begins after both of these have.
+        error, _ = await asyncio.gather(
+            client.add(USER, 1), client.aclose(), return_exceptions=True
+        )
+        assert isinstance(error, TransportError)
+        assert error.outcome is Outcome.NOT_APPLIED
+        assert "the client is closed" in str(error)
+
+    asyncio.run(main())
+    assert server.log == ()
+
+
 def test_closed_on_another_loop(server: SandboxServer) -> None:
     """Closing a client when its loop has gone is no error."""
     client = AsyncCreduseClient(KEY, base_url=server.base_url)

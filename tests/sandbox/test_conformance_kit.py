@@ -340,6 +340,13 @@ def test_slowness_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
         run("add")
 
 
+def test_time_that_is_not_the_scenario_s_is_found_out() -> None:
+    """A scenario may say what time its call must take."""
+    hurried = replace(NAMED["add"], at_most=0.0)
+    with pytest.raises(AssertionError, match=r"it took 0\.\d\d s, which should have been 0 to 0"):
+        check(hurried, lambda to: CoreClient(to, Bent(to, Bent.plainly)))
+
+
 def test_reading_on_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that is too large need not be read to its end, which may never come."""
     monkeypatch.setattr("creduse_httpx._exchange.MAX_BODY_SIZE", 10**9)

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -283,6 +283,15 @@ WHERE: dict[str, Callable[[int, Callable[[], object]], Any]] = {
 }
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Have SIGINT heard: a shell has it ignored by what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("where", WHERE.values(), ids=WHERE)
 @pytest.mark.parametrize("serve", [answer, answer_twice])
 def test_interrupted_anywhere(wire: Any, where: Any, serve: Any) -> None:
