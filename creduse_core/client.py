@@ -139,6 +139,14 @@ class _Base:
         """Makes the calls for ``run``."""
         return self._protocol
 
+    def _start(self, call: Call[Any], now: float) -> Send:
+        # The transport was made for one host: what it trusts and which proxy it takes, too.
+        if not call.request.url.startswith(f"{self._protocol.base_url}/"):
+            raise ValueError(
+                f"the call is for {call.request.url}, but the client for {self._protocol.base_url}"
+            )
+        return call.start(now)
+
     def _receive(self, call: Call[T], answer: Response | Failure, now: float) -> Done[T] | Wait:
         reported = len(call.attempts)
         try:
@@ -224,10 +232,10 @@ class CoreClient(_Base):
         """Drive a call to its end: give its result, or raise its error.
 
         For ``call = client.protocol.subtract(…)``, to read ``call.response`` and
-        ``call.attempts`` afterwards.
+        ``call.attempts`` afterwards. A call for another ``base_url`` is a ``ValueError``.
         """
         transport = self._transport
-        action: Send | Wait | Done[T] = call.start(transport.now())
+        action: Send | Wait | Done[T] = self._start(call, transport.now())
         try:
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
@@ -390,10 +398,10 @@ class AsyncCoreClient(_Base):
         """Drive a call to its end: give its result, or raise its error.
 
         For ``call = client.protocol.subtract(…)``, to read ``call.response`` and
-        ``call.attempts`` afterwards.
+        ``call.attempts`` afterwards. A call for another ``base_url`` is a ``ValueError``.
         """
         transport = self._transport
-        action: Send | Wait | Done[T] = call.start(transport.now())
+        action: Send | Wait | Done[T] = self._start(call, transport.now())
         try:
             while not isinstance(action, Done):
                 if isinstance(action, Wait):

@@ -298,3 +298,14 @@ def test_both_alike(method: str) -> None:
     assert inspect.signature(one) == inspect.signature(other)
     assert inspect.getdoc(one) == inspect.getdoc(other)
     assert inspect.iscoroutinefunction(other)
+
+
+def test_call_for_another_url(play: Play) -> None:
+    """A call that was made for another base URL is refused, and nothing is sent."""
+    for other in ("https://api.creduse.com.example", "http://localhost"):
+        player = play(GOOD)
+        call = CreduseProtocol("key", other).add(USER, 7)
+        with pytest.raises(ValueError, match=f"the call is for {other}/add, but the client for"):
+            player.do("run", call)
+        assert call.state is State.READY
+        assert not player.script.sent
