@@ -70,6 +70,8 @@ class TrioTransport:
         Sockets belong to the run that opened them. A child that is forked shares them with its
         parent, and two processes on one connection read each other's answers.
         """
+        if not trio.lowlevel.in_trio_run():
+            return False
         here = (trio.lowlevel.current_trio_token(), os.getpid())
         self._home = self._home or here
         return self._home == here
@@ -80,10 +82,9 @@ class TrioTransport:
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
         progress = Progress()
-        begun = trio.current_time()
-        # The scope is the inner one, since a stream's own nursery may give it a Cancelled grouped
-        # with an error, of which the error leaves it.
+        begun = self.now()
         try:
+            self._check()
             with trio.CancelScope(deadline=begun + send.connect_timeout) as scope:
                 head = self._head(send.request)
                 await self._enter()
@@ -91,13 +92,19 @@ class TrioTransport:
                     connection = await self._connection()
                     scope.deadline = begun + send.timeout
                     return await self._exchange(connection, head, send, progress)
+                except BaseExceptionGroup as group:
+                    # Of a stream that has a nursery of its own: what cancels goes on by itself.
+                    if (cancelled := group.split(Exception)[1]) is None:
+                        raise
+                    raise cancelled from None
                 finally:
                     _wake(self._pool.leave())
         except Exception as error:  # noqa: BLE001 - none leaves as itself
             transient = isinstance(error, _TRANSIENT) and not _is_certificate(error)
             return _failure(progress, error, transient=transient)
         # Only this scope's own deadline leads here: what else cancels goes on to its own scope.
-        what = "no whole answer came" if progress.sent else "no connection stood"
+        host = f"{self._host}:{self._port}"
+        what = "no whole answer came" if progress.sent else f"no connection to {host} stood"
         late = TimeoutError(f"{what} in time")
         return _failure(progress, late, transient=True, timed_out=True)
 
@@ -106,8 +113,6 @@ class TrioTransport:
         key = (request.method, request.url, request.headers, len(request.body))
         if (head := self._heads.get(key)) is not None:
             return head
-        if not request.url.startswith(self._origin + "/"):
-            raise ValueError(f"the client is for {self._origin}, and not for {request.url}")
         head = h11.Request(
             method=request.method,
             target=request.url.removeprefix(self._origin),
@@ -124,7 +129,6 @@ class TrioTransport:
 
     async def _enter(self) -> None:
         """Get a place in the pool."""
-        self._check()
         waiter = trio.Event()
         if self._pool.enter(waiter):
             return
@@ -138,6 +142,8 @@ class TrioTransport:
     def _check(self) -> None:
         if self._closed:
             raise RuntimeError("the client is closed")
+        if not trio.lowlevel.in_trio_run():
+            raise RuntimeError("creduse_trio is for trio; under asyncio use creduse's own client")
         if not self._at_home():
             raise RuntimeError(
                 "the client belongs to another trio.run, or to the process that was forked: "
@@ -149,19 +155,16 @@ class TrioTransport:
         while (stale := self._pool.expired(trio.current_time())) is not None:
             await stale.close()
         while (idle := self._pool.take()) is not None:
-            quiet = False
-            try:
-                quiet = await idle.quiet()
-            finally:
-                if not quiet:
-                    await idle.close()
-            if quiet:
+            if await _is_fit(idle):
                 return idle
         if self._secure and self._ssl_context is None:
             self._ssl_context = ssl.create_default_context()
             self._ssl_context.set_alpn_protocols(["http/1.1"])
         context = self._ssl_context if self._secure else None
-        return await open_connection(self._connect, self._host, self._port, context)
+        new = await open_connection(self._connect, self._host, self._port, context)
+        if not await _is_fit(new):
+            raise h11.RemoteProtocolError("the server spoke or hung up before it was asked")
+        return new
 
     async def _exchange(
         self, connection: Connection, head: h11.Request, send: Send, progress: Progress
@@ -184,7 +187,8 @@ class TrioTransport:
 
     def now(self) -> float:
         """Give the time on the clock of this run, in seconds."""
-        return trio.current_time()
+        # Outside of a run nothing is sent, and there is no time to be had.
+        return trio.current_time() if trio.lowlevel.in_trio_run() else 0.0
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
@@ -194,6 +198,17 @@ class TrioTransport:
             while (idle := self._pool.take()) is not None:
                 await idle.close()
             await trio.lowlevel.checkpoint()  # as all of trio's functions do
+
+
+async def _is_fit(connection: Connection) -> bool:
+    """Say whether a connection is fit for a request; close it if not."""
+    quiet = False
+    try:
+        quiet = await connection.quiet()
+    finally:
+        if not quiet:
+            await connection.close()
+    return quiet
 
 
 def _wake(waiter: trio.Event | None) -> None:

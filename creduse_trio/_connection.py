@@ -4,8 +4,8 @@ Which connection a request gets, and what a failure means, is not decided here.
 """
 
 import ssl
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -26,7 +26,7 @@ MAX_INTERIM: Final = 100
 _PIECE: Final = 16 * 1024
 """Bytes that are read at a time. h11 looks at MAX_HEAD between two reads alone."""
 
-_TURNS: Final = 4
+_TURNS: Final = 10
 """Turns of trio's loop in which a stream without a socket hands over what it has, if anything."""
 
 
@@ -62,8 +62,16 @@ class _Wire(trio.abc.Stream):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
-        self.probing = False
-        """Whether to raise `_QuietError` where a read would wait."""
+        self._probing = False
+
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """Raise `_QuietError` where a read would wait."""
+        self._probing = True
+        try:
+            yield
+        finally:
+            self._probing = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
@@ -72,7 +80,7 @@ class _Wire(trio.abc.Stream):
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if not self.probing:
+        if not self._probing:
             return await self._stream.receive_some(max_bytes)
         if isinstance(self._stream, trio.SocketStream):
             if self._stream.socket.is_readable():
@@ -123,7 +131,13 @@ class Connection:
             with suppress(Exception):
                 return await self._receive(progress)
             raise
-        return await self._receive(progress)
+        try:
+            return await self._receive(progress)
+        except trio.Cancelled:
+            # What has come in by now still counts.
+            with trio.CancelScope(shield=True), suppress(Exception), self._wire.probing():
+                return await self._receive(progress)
+            raise
 
     async def _receive(self, progress: Progress) -> Response:
         interim = 0
@@ -164,15 +178,13 @@ class Connection:
 
     async def quiet(self) -> bool:
         """Say whether nothing has come since the last answer, an end of the stream included."""
-        self._wire.probing = True
         try:
-            await self._stream.receive_some(1)
+            with self._wire.probing():
+                await self._stream.receive_some(1)
         except _QuietError:
             return True
         except Exception:  # noqa: BLE001 - however it is broken, it is not used again
             return False
-        finally:
-            self._wire.probing = False
         return False
 
     async def close(self) -> None:

@@ -213,25 +213,6 @@ def test_raw_answer(server: SandboxServer) -> None:
     trio.run(main)
 
 
-def test_another_host(server: SandboxServer) -> None:
-    """A call that was made for another host is not sent to this one."""
-
-    async def main() -> None:
-        with SandboxServer() as another:
-            async with (
-                AsyncCreduseClient(KEY, base_url=server.base_url) as client,
-                AsyncCreduseClient(KEY, base_url=another.base_url) as other,
-            ):
-                with pytest.raises(TransportError, match="the client is for") as caught:
-                    await client.run(other.protocol.add(USER, 5))
-                assert caught.value.outcome is Outcome.NOT_APPLIED
-                assert len(caught.value.attempts) == 1
-            assert another.log == ()
-
-    trio.run(main)
-    assert server.log == ()
-
-
 def test_redirect(server: SandboxServer) -> None:
     """A redirect is not followed."""
 
@@ -285,7 +266,9 @@ def test_several_addresses(server: SandboxServer) -> None:
 
 def test_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``connect=`` a client talks to a Unix socket, and uses its connection again."""
-    monkeypatch.chdir(tmp_path)  # a Unix socket's path may be 107 bytes long, and pytest's are longer
+    monkeypatch.chdir(
+        tmp_path
+    )  # a Unix socket's path may be 107 bytes long, and pytest's are longer
     path = "socket"
     connections: list[int] = []
 

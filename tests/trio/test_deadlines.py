@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from creduse_core import CreduseTimeoutError, Outcome, RetryPolicy, ServerError, TransportError
+from creduse_core import CreduseTimeoutError, Outcome, RetryPolicy, ServerError
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 ONCE = RetryPolicy(max_attempts=1)
@@ -86,7 +87,9 @@ def test_time_to_connect(wire: Any, settings: dict[str, Any]) -> None:
     async def main() -> None:
         async with wire(silent, retry=ONCE, **settings) as (client, _):
             begun = trio.current_time()
-            with pytest.raises(CreduseTimeoutError, match="no connection stood in time") as caught:
+            with pytest.raises(
+                CreduseTimeoutError, match=r"no connection to \S+:\d+ stood"
+            ) as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert trio.current_time() - begun == pytest.approx(10)
@@ -94,26 +97,79 @@ def test_time_to_connect(wire: Any, settings: dict[str, Any]) -> None:
     run(main)
 
 
-def test_connecting_that_fails_as_its_time_ends(wire: Any) -> None:
-    """An error that comes grouped with the cancellation, from a nursery, does not escape."""
+class Slow(trio.abc.Stream):
+    """A stream that gives a few bytes at a time, and does something after each."""
 
-    async def fail_at_the_end() -> None:
+    def __init__(self, stream: trio.abc.Stream, do: Callable[[], object]) -> None:
+        self.stream = stream
+        self.do = do
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        piece = await self.stream.receive_some(min(max_bytes or 20, 20))
+        self.do()
+        return piece
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+class Grouping(Slow):
+    """A stream with a nursery of its own, so that what ends a read comes grouped."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._fail_at_the_end)
+            piece = await super().receive_some(max_bytes)
+            nursery.cancel_scope.cancel()
+        return piece
+
+    async def _fail_at_the_end(self) -> None:
         try:
             await trio.sleep_forever()
         finally:
-            raise OSError("it was not to be")
+            self.do()
 
-    async def connect(_: str, __: int) -> trio.abc.Stream:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(fail_at_the_end)
-            await trio.sleep_forever()
-        raise AssertionError
+
+def fail_in_the_end() -> None:
+    if trio.current_time() >= 5:
+        raise OSError("it was not to be")
+
+
+@pytest.mark.parametrize("when", ["connecting", "reading"])
+@pytest.mark.parametrize("whose", ["call", "caller"])
+def test_what_ends_a_call_comes_grouped_with_an_error(wire: Any, when: str, whose: str) -> None:
+    """A cancellation that a nursery groups with an error does what a cancellation does alone."""
 
     async def main() -> None:
-        async with wire(silent, connect=connect) as (client, _):
-            with pytest.raises(TransportError) as caught:
-                await client.add(USER, 5)
-            assert caught.value.outcome is Outcome.NOT_APPLIED
+        async with wire(hang) as (_, wires):
+
+            async def connect(host: str, port: int) -> trio.abc.Stream:
+                stream = Grouping(await wires.connect(host, port), fail_in_the_end)
+                if when == "connecting":
+                    try:
+                        await stream.receive_some()
+                    finally:
+                        await trio.aclose_forcefully(stream)
+                return stream
+
+            async with wire(hang, connect=connect, retry=ONCE) as (client, _):
+                call = client.protocol.add(USER, 5)
+                with trio.move_on_after(5 if whose == "caller" else 60) as scope:
+                    with pytest.raises(CreduseTimeoutError) if whose == "call" else nullcontext():
+                        await client.run(call)
+                    await trio.lowlevel.checkpoint()
+                assert scope.cancelled_caught is (whose == "caller")
+                assert call.outcome is (
+                    Outcome.UNKNOWN
+                    if when == "reading" or whose == "caller"
+                    else Outcome.NOT_APPLIED
+                )
 
     run(main)
 
@@ -191,6 +247,45 @@ def test_time_for_the_answer(wire: Any, serve: Any) -> None:
             # What has come is handed over.
             assert (call.response is not None) == (serve is drip_body)
             assert call.response is None or call.response.body.isspace()
+
+    run(main)
+
+
+@pytest.mark.parametrize("data", [ANSWER, ANSWER[:-1]], ids=["whole", "cut"])
+@pytest.mark.parametrize("whose", ["call", "caller"])
+def test_answer_that_is_there_when_time_is_over(wire: Any, whose: str, data: bytes) -> None:
+    """What has come in when the time is over counts, though it has not been read by then."""
+    whole = data == ANSWER
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        await wires.request(stream)
+        await stream.send_all(data)
+        await trio.sleep_forever()
+
+    async def main() -> None:
+        scope, clock = trio.CancelScope(), trio.lowlevel.current_clock()
+        assert isinstance(clock, MockClock)
+        jump = clock.jump
+        end = {"call": lambda: jump(30), "caller": scope.cancel}[whose]
+
+        async with wire(serve) as (_, wires):
+
+            async def connect(host: str, port: int) -> trio.abc.Stream:
+                return Slow(await wires.connect(host, port), end)
+
+            async with wire(serve, connect=connect) as (client, _):
+                call = client.protocol.add(USER, 5)
+                timed_out = False
+                with scope:
+                    try:
+                        await client.run(call)
+                    except CreduseTimeoutError:
+                        timed_out = True
+                assert (timed_out, scope.cancelled_caught) == (
+                    not whole and whose == "call",
+                    not whole and whose == "caller",
+                )
+                assert call.outcome is (Outcome.APPLIED if whole else Outcome.UNKNOWN)
 
     run(main)
 

@@ -3,11 +3,13 @@
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import pytest
 import trio
+import trio.testing
 
 from creduse_core import (
     APIError,
@@ -24,6 +26,7 @@ from creduse_trio import AsyncCreduseClient
 USER = UUID("12345678-1234-5678-1234-567812345678")
 KEY = "sk-test-0123456789abcdef"
 ONCE = RetryPolicy(max_attempts=1)
+SWIFT = RetryPolicy(initial_delay=0)
 GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(GOOD)
 ANSWER = HEAD + GOOD
@@ -284,25 +287,79 @@ def test_early_answer() -> None:
     trio.run(main)
 
 
-def test_write_that_fails(wire: Any) -> None:
+class Broken(trio.abc.Stream):
+    """Seems to be there until it is written to."""
+
+    written = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:  # noqa: ARG002 - trio's signature
+        self.written = True
+        raise trio.BrokenResourceError
+
+    async def wait_send_all_might_not_block(self) -> None:
+        raise AssertionError
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:  # noqa: ARG002 - as above
+        if not self.written:
+            await trio.sleep_forever()
+        raise trio.BrokenResourceError
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+def test_write_that_fails() -> None:
     """A write that fails, with no answer there, may have been received in part."""
 
-    async def serve(stream: trio.abc.Stream, _: Any) -> None:
-        await trio.aclose_forcefully(stream)
+    async def connect(_: str, __: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return Broken()
 
     async def main() -> None:
-        async with wire(serve) as (_, wires):
+        client = AsyncCreduseClient(KEY, base_url="http://localhost", connect=connect)
+        with pytest.raises(TransportError, match="BrokenResourceError") as caught:
+            await client.add(USER, 5)
+        assert caught.value.outcome is Outcome.UNKNOWN
+        assert len(caught.value.attempts) == 1
 
-            async def connect_slowly(host: str, port: int) -> trio.abc.Stream:
-                stream: trio.abc.Stream = await wires.connect(host, port)
-                await trio.testing.wait_all_tasks_blocked()
-                return stream  # the server has gone already
+    trio.run(main)
 
-            slow = AsyncCreduseClient(KEY, base_url="http://localhost", connect=connect_slowly)
-            with pytest.raises(TransportError, match="BrokenResourceError") as caught:
-                await slow.add(USER, 5)
-            assert caught.value.outcome is Outcome.UNKNOWN
-            assert len(caught.value.attempts) == 1
+
+@pytest.mark.parametrize("speaks", [b"", ANSWER], ids=["hangs up", "speaks"])
+def test_new_connection_that_is_not_quiet(speaks: bytes) -> None:
+    """A server that speaks or hangs up before it is asked gets no request, and is tried again."""
+
+    async def main() -> None:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listeners[0].socket.getsockname()[1]
+        seen: list[bytes] = []
+
+        async def serve(stream: trio.SocketStream) -> None:
+            async with stream:
+                if speaks:
+                    await stream.send_all(speaks)
+                else:
+                    await stream.send_eof()
+                with suppress(trio.BrokenResourceError):
+                    seen.append(await stream.receive_some())
+
+        async def connect(_: str, __: int) -> trio.abc.Stream:
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await trio.lowlevel.wait_readable(stream.socket)
+            return stream
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, listeners)
+            async with AsyncCreduseClient(
+                KEY, base_url="http://localhost", connect=connect, retry=SWIFT
+            ) as client:
+                with pytest.raises(TransportError, match="spoke or hung up") as caught:
+                    await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(caught.value.attempts) == 3
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert not any(seen)
 
     trio.run(main)
 

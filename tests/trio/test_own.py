@@ -1,5 +1,6 @@
 """Whose connections they are, when they close, and what is imported for them."""
 
+import asyncio
 import gc
 import ssl
 import subprocess
@@ -148,6 +149,19 @@ def test_another_run(server: SandboxServer) -> None:
 
     trio.run(first)
     assert [entry.connection for entry in server.log] == [1, 1]
+
+
+def test_under_asyncio(server: SandboxServer) -> None:
+    """Under asyncio a call is NOT_APPLIED, and says which client is for there."""
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            with pytest.raises(TransportError, match="under asyncio use creduse's own") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+    asyncio.run(main())
+    assert server.log == ()
 
 
 def test_closed_in_another_run(server: SandboxServer) -> None:
