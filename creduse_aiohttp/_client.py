@@ -201,8 +201,12 @@ class _Exchange(BytesPayload):
         if self._refused is not None and not self.consumed:
             error = self._refused
         if isinstance(error, aiohttp.ClientResponseError):
-            # It is what aiohttp makes of bytes that are no answer, and it carries the key.
-            error.request_info = error.request_info._replace(headers=_NO_HEADERS)
+            # It is what aiohttp makes of bytes that are no answer, and it carries the key; or of a
+            # proxy's refusal, and then the proxy's password.
+            told = error.request_info
+            error.request_info = told._replace(
+                headers=_NO_HEADERS, real_url=told.real_url.with_user(None)
+            )
             error.args = (error.request_info, error.history)
         return Failure(
             Delivery.MAYBE_SENT if self.consumed else Delivery.NOT_SENT,

@@ -4,7 +4,7 @@ Which connection a request gets, and what a failure means, is not decided here.
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -65,7 +65,7 @@ class _Wire(trio.abc.Stream):
         self._probing = False
 
     @contextmanager
-    def probing(self) -> Iterator[None]:
+    def probing(self) -> Generator[None]:
         """Raise `_QuietError` where a read would wait."""
         self._probing = True
         try:

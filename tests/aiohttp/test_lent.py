@@ -258,14 +258,15 @@ def test_proxy_of_a_session(run: Any, raw: Any) -> None:
 def test_proxy_of_the_environment(
     run: Any, raw: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session of ours heeds the environment's proxies, and ``NO_PROXY``."""
+    """A session of ours heeds the environment's proxies, and ``NO_PROXY``; no password shows."""
 
     async def main() -> None:
         async with raw(refuse_connect) as proxy:
-            monkeypatch.setenv(name, proxy.base_url.removeprefix("http://"))
+            monkeypatch.setenv(name, proxy.base_url.replace("http://", "user:secret@"))
             async with AsyncCreduseClient(KEY, base_url="https://service.invalid") as client:
-                with pytest.raises(TransportError, match="403"):
+                with pytest.raises(TransportError, match="403") as caught:
                     await client.add(USER, 5)
+            assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
             assert len(proxy.received) == 3
             monkeypatch.setenv("NO_PROXY", ".invalid")
             async with AsyncCreduseClient(KEY, base_url="https://service.invalid") as client:
