@@ -23,8 +23,9 @@ from creduse_trio import AsyncCreduseClient
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
 USER = UUID("12345678-1234-5678-1234-567812345678")
 TASKS, CALLS = 100, 10
-KEEPALIVE = 1.0
-"""Seconds that nginx keeps an idle connection."""
+KEEPALIVE = 2.0
+"""Seconds that nginx keeps an idle connection. Ours are kept for far less or more: a machine that
+runs tests can be so busy that an answer is read a second after nginx has sent it."""
 
 CONFIGURATION = """
 daemon off; master_process off; worker_processes 1;
@@ -88,7 +89,7 @@ def proxied(upstream: SandboxServer, tmp_path: Path) -> Iterator[tuple[str, ssl.
         process.wait()
 
 
-@pytest.mark.parametrize("idle_timeout", [KEEPALIVE / 3, 3 * KEEPALIVE], ids=["less", "more"])
+@pytest.mark.parametrize("idle_timeout", [KEEPALIVE / 8, 3 * KEEPALIVE], ids=["less", "more"])
 def test_thousand_calls(
     proxied: tuple[str, ssl.SSLContext], upstream: SandboxServer, idle_timeout: float
 ) -> None:
