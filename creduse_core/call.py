@@ -8,9 +8,10 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from itertools import starmap
+from typing import Final, Generic, TypeAlias, TypeVar
 
-from .decoding import Bad, Envelope, Expected, Good, read_answer
+from .decoding import Bad, Envelope, Expected, read_answer
 from .errors import (
     ERROR_CODES,
     ERROR_STATUSES,
@@ -129,6 +130,9 @@ _PHRASES: Final = {
 
 _NO_ERROR: Final = CreduseError()
 
+# The fields of an `Attempt`, which is made when it is asked for: of most calls nobody asks.
+_Record: TypeAlias = tuple[int, str, str, int | None, str, Outcome, str | None, float, float]
+
 
 class Call(Generic[T]):
     """One call: give it the time and what happened, and do what it answers.
@@ -141,7 +145,6 @@ class Call(Generic[T]):
     """
 
     __slots__ = (
-        "_attempts",
         "_deadline",
         "_evidence",
         "_expected",
@@ -150,6 +153,7 @@ class Call(Generic[T]):
         "_path",
         "_policy",
         "_read",
+        "_records",
         "_request",
         "_response",
         "_secret",
@@ -178,10 +182,10 @@ class Call(Generic[T]):
         self._timeout = timeout
         self._secret = secret
         self._state = State.READY
-        self._attempts: tuple[Attempt, ...] = ()
+        self._records: list[_Record] = []
         self._evidence = Outcome.NOT_APPLIED
         self._response: Response | None = None
-        self._read: tuple[Response, Good[T] | Bad] | None = None
+        self._read: tuple[Response, T | Bad] | None = None
         self._last_error = _NO_ERROR
         self._deadline = self._started = 0.0
 
@@ -205,7 +209,7 @@ class Call(Generic[T]):
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         """What was tried so far, in order. It holds no secret."""
-        return self._attempts
+        return tuple(starmap(Attempt, self._records))
 
     @property
     def response(self) -> Response | None:
@@ -234,11 +238,11 @@ class Call(Generic[T]):
         self._check(Input.RECEIVE_RESPONSE, response, Response, jitter)
         reading = self._reading(response)
         self._response = response
-        event = event_of_response(response, reading)
-        if isinstance(reading, Good):
-            self._record(event, response.status, None, now)
+        if not isinstance(reading, Bad):
+            self._record(EVENTS["done"], response.status, None, now)
             self._move(Input.RECEIVE_RESPONSE, Reply.DONE)
-            return Done(reading.result)
+            return Done(reading)
+        event = event_of_response(response, reading)
         text = _fit(self._clean(_describe_answer(response, reading)))
         self._record(event, response.status, text, now)
         delay = retry_after(response)
@@ -318,7 +322,7 @@ class Call(Generic[T]):
         jitter: float,
     ) -> Wait:
         """Answer `Wait` if the call may be tried again in time, else raise ``error``."""
-        attempt = len(self._attempts)
+        attempt = len(self._records)
         delay = self._policy.delay(attempt, jitter) if asked is None else asked
         if (
             may_retry(event, self._kind, self._evidence)
@@ -331,7 +335,7 @@ class Call(Generic[T]):
         self._move(given, Reply.RAISE)
         raise error
 
-    def _reading(self, response: Response) -> Good[T] | Bad:
+    def _reading(self, response: Response) -> T | Bad:
         """Decode an answer once, however often it is asked for."""
         if self._read is None or self._read[0] is not response:
             self._read = (response, read_answer(response, self._expected))
@@ -339,23 +343,24 @@ class Call(Generic[T]):
 
     def _belongs(self, response: Response) -> bool:
         reading = self._reading(response)
-        return isinstance(reading, Good) or reading.ours or 400 <= response.status < 600
+        return not isinstance(reading, Bad) or reading.ours or 400 <= response.status < 600
 
     def _record(self, event: Event, status: int | None, error: str | None, now: float) -> None:
         proved = Outcome.NOT_APPLIED if self._kind is Kind.READ else event.evidence
         self._evidence = max(self._evidence, proved)
-        attempt = Attempt(
-            len(self._attempts) + 1,
-            self._request.method,
-            self._path,
-            status,
-            event.name,
-            proved,
-            error,
-            self._started,
-            now,
+        self._records.append(
+            (
+                len(self._records) + 1,
+                self._request.method,
+                self._path,
+                status,
+                event.name,
+                proved,
+                error,
+                self._started,
+                now,
+            )
         )
-        self._attempts = (*self._attempts, attempt)
 
     # The errors.
 
@@ -373,7 +378,7 @@ class Call(Generic[T]):
 
     def _say(self, text: str) -> str:
         """Give the whole message of an error: what was asked, what came, what that means."""
-        count = len(self._attempts)
+        count = len(self._records)
         tried = "1 attempt" if count == 1 else f"{count} attempts"
         if self._kind is not Kind.READ:
             tried = f"{_PHRASES[self._evidence]}; {tried}"
@@ -387,7 +392,7 @@ class Call(Generic[T]):
             return InvalidResponseError(
                 self._say(text),
                 outcome=self._evidence,
-                attempts=self._attempts,
+                attempts=self.attempts,
                 response=self._clean_response(response),
             )
         error_class = found or ERROR_STATUSES.get(response.status, APIError)
@@ -395,7 +400,7 @@ class Call(Generic[T]):
         return error_class(
             self._say(text),
             outcome=self._evidence,
-            attempts=self._attempts,
+            attempts=self.attempts,
             response=self._clean_response(response),
             error_code=code and self._clean(code),
             error_message=message and self._clean(message),
@@ -407,12 +412,12 @@ class Call(Generic[T]):
         error: CreduseError
         if head is None or failure.timed_out:
             error_class = CreduseTimeoutError if failure.timed_out else TransportError
-            error = error_class(self._say(text), outcome=self._evidence, attempts=self._attempts)
+            error = error_class(self._say(text), outcome=self._evidence, attempts=self.attempts)
         else:
             error = InvalidResponseError(
                 self._say(text),
                 outcome=self._evidence,
-                attempts=self._attempts,
+                attempts=self.attempts,
                 response=self._clean_response(head),
             )
         # Even as None this keeps what is being handled just now out of the traceback.

@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 from .call import Call, Done, Send, Wait
@@ -108,6 +108,9 @@ def _check_listener(value: object) -> None:
         raise TypeError("on_attempt must be a plain function that takes an Attempt, or None")
 
 
+_DEBUG: Final = 10  # logging.DEBUG, which is not there yet
+
+
 def _no_jitter() -> float:
     return 1.0
 
@@ -148,13 +151,18 @@ class _Base:
         return call.start(now)
 
     def _receive(self, call: Call[T], answer: Response | Failure, now: float) -> Done[T] | Wait:
-        reported = len(call.attempts)
+        told = self._tells()
+        reported = len(call.attempts) if told else 0
         try:
             if isinstance(answer, Response):
                 return call.receive_response(answer, now, self._jitter())
             return call.receive_failure(answer, now, self._jitter())
         finally:
-            self._report(call.attempts[reported:])
+            if told:
+                self._report(call.attempts[reported:])
+
+    def _tells(self) -> bool:
+        return self._on_attempt is not None or self._logger.isEnabledFor(_DEBUG)
 
     def _abandon(self, call: Call[Any], now: float) -> None:
         """End a call that the caller left, unless it has ended by itself."""
@@ -165,7 +173,8 @@ class _Base:
 
     def _report(self, attempts: tuple[Attempt, ...]) -> None:
         for attempt in attempts:
-            self._logger.debug(
+            self._logger.log(
+                _DEBUG,
                 "%s %s attempt %d: %s, %s",
                 attempt.method,
                 attempt.path,

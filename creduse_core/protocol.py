@@ -86,8 +86,7 @@ class CreduseProtocol:
         idempotency_key: str | None = None,
     ) -> Call[CreditsAdded]:
         """``POST /add``: give credits that can be spent for ``validity_days``."""
-        user = _uuid(end_user_id)
-        text = str(user)
+        user, text = _uuid(end_user_id)
         amount = _count("amount", amount)
         days = "null" if validity_days is None else _count("validity_days", validity_days)
         return self._write(
@@ -107,8 +106,7 @@ class CreduseProtocol:
         idempotency_key: str | None = None,
     ) -> Call[CreditsSubtracted]:
         """``POST /subtract``: take credits, all of ``amount`` or none."""
-        user = _uuid(end_user_id)
-        text = str(user)
+        user, text = _uuid(end_user_id)
         amount = _count("amount", amount)
         return self._write(
             "/subtract",
@@ -128,8 +126,7 @@ class CreduseProtocol:
         idempotency_key: str | None = None,
     ) -> Call[Cycle]:
         """``POST /start-cycle``: give ``amount`` credits anew every ``validity_days``."""
-        user = _uuid(end_user_id)
-        text = str(user)
+        user, text = _uuid(end_user_id)
         amount = _count("amount", amount)
         days = "null" if validity_days is None else _count("validity_days", validity_days)
         return self._write(
@@ -148,8 +145,7 @@ class CreduseProtocol:
         idempotency_key: str | None = None,
     ) -> Call[Cycle]:
         """``POST /stop-cycle``: do not renew the recurring cycle at its end."""
-        user = _uuid(end_user_id)
-        text = str(user)
+        user, text = _uuid(end_user_id)
         return self._write(
             "/stop-cycle",
             f'{{"end_user_id":"{text}"}}',
@@ -162,8 +158,7 @@ class CreduseProtocol:
         self, end_user_id: UUID | str, *, timeout: float | None = None
     ) -> Call[ActiveBalance]:
         """``GET /get-active-balance``: what can be spent now, and what of it expires when."""
-        user = _uuid(end_user_id)
-        text = str(user)
+        user, text = _uuid(end_user_id)
         return self._call(
             "GET",
             "/get-active-balance",
@@ -234,9 +229,8 @@ _LONGEST_COUNT: Final = 10_000
 # with it and what would be right.
 
 _VISIBLE: Final = re.compile(r"[!-~]+")
-_UUID: Final = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}", re.IGNORECASE
-)
+# Without re.IGNORECASE, which takes twice as long.
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
 _AUTHORITY: Final = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 
 
@@ -245,9 +239,10 @@ def _check_type(name: str, value: object, wanted: type) -> None:
         raise TypeError(f"{name} must be {wanted.__name__}, not {type(value).__name__}")
 
 
-def _uuid(value: object) -> UUID:
+def _uuid(value: object) -> tuple[UUID, str]:
+    """Give an id, and the text of it that travels."""
     if isinstance(value, UUID):
-        return value
+        return value, str(value)
     if not isinstance(value, str):
         raise TypeError(f"end_user_id must be a UUID or its text, not {type(value).__name__}")
     # UUID() itself takes text that is none, such as one with 0x or _ in it.
@@ -256,7 +251,9 @@ def _uuid(value: object) -> UUID:
             "end_user_id must be a UUID such as 12345678-1234-5678-1234-567812345678, "
             f"not {value[:100]!r}"
         )
-    return UUID(value)
+    user = UUID(value)
+    # To write it anew takes as long as all the rest.
+    return user, value.lower() if len(value) == 36 else str(user)
 
 
 def _count(name: str, value: object) -> int:

@@ -8,9 +8,8 @@ import enum
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from .decoding import Bad, Good
+from .decoding import Bad
 from .messages import Delivery, Failure, Response
 from .models import Outcome
 
@@ -78,10 +77,8 @@ def event_of_status(status: int, *, has_code: bool) -> Event:
     return event
 
 
-def event_of_response(response: Response, reading: Good[Any] | Bad) -> Event:
-    """Find the row for a whole answer."""
-    if isinstance(reading, Good):
-        return EVENTS["done"]
+def event_of_response(response: Response, reading: Bad) -> Event:
+    """Find the row for a whole answer that has no result."""
     if 200 <= response.status < 300:
         return EVENTS["misread" if reading.ours else "not_ours"]
     return event_of_status(response.status, has_code=reading.envelope.error_code is not None)

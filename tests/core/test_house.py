@@ -54,6 +54,7 @@ PURE = {
     "enum",
     "inspect",
     "ipaddress",
+    "itertools",
     "json",
     "re",
     "types",

@@ -28,7 +28,7 @@ from creduse_core import (
     State,
     TransportError,
 )
-from creduse_core.decoding import Bad, Expected, Good, read_answer
+from creduse_core.decoding import Expected, read_answer
 from creduse_core.retry import Event
 from creduse_httpx._async import AsyncHTTPXTransport
 from creduse_httpx._sync import HTTPXTransport
@@ -310,7 +310,7 @@ def test_lowered_outcome_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_foreign_answer_that_is_believed_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who reads an answer has to look at whom it names."""
 
-    def believe(response: Response, expected: Expected[Any]) -> Good[Any] | Bad:
+    def believe(response: Response, expected: Expected[Any]) -> Any:
         fields = json.loads(response.body) | {"end_user_id": str(USER)}
         return read_answer(replace(response, body=json.dumps(fields).encode()), expected)
 
