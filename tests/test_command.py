@@ -145,7 +145,14 @@ def test_version() -> None:
 
 
 WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
-    "no command": ([], {}, "the following arguments are required: command"),
+    "no command": (
+        [],
+        {},
+        (
+            "which command? balance, add, subtract, start-cycle, stop-cycle, sandbox, demo "
+            "(see creduse --help)"
+        ),
+    ),
     "unknown command": (["frobnicate"], {}, "invalid choice: 'frobnicate'"),
     "port": (["sandbox", "--port", "99999"], {}, "argument --port: invalid port value: '99999'"),
     "host": (["sandbox", "--host", "192.0.2.1"], {}, "cannot listen on 192.0.2.1 port 8000: "),

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from creduse import CreduseClient
+from creduse._calls import STATUSES
 from creduse_core import CoreClient
 from creduse_sandbox import SandboxServer
 from creduse_sandbox.conformance import SCENARIOS, TLS_SCENARIOS, check
@@ -48,6 +49,13 @@ def test_guide_for_transports() -> None:
             lambda protocol: CoreClient(protocol, names["MyTransport"](names["trust"])),
             certificates=names["certificates"],
         )
+
+
+def test_exit_statuses() -> None:
+    """The README's table of exit statuses is the command's."""
+    readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", readme, re.MULTILINE)
+    assert {int(status): meaning for status, meaning in rows} == STATUSES
 
 
 def test_there_are_examples() -> None:

@@ -1,0 +1,506 @@
+"""The five calls on the command line, as a person or a script meets them."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from creduse import ActiveBalance, CreditsAdded, CreditsSubtracted, Cycle, CycleBalance
+from creduse.__main__ import main
+from creduse._calls import COMMANDS, STATUSES
+from creduse_sandbox import FAULTS, Answer, Fault, SandboxServer
+
+USER = "12345678-1234-5678-1234-567812345678"
+KEY = "sk-secret-0123456789"
+NOON = datetime(2025, 8, 12, 12, tzinfo=UTC)
+BUSY_AT_ONCE = Answer(429, (("Retry-After", "0"),))
+FAILED_AT_ONCE = Answer(503, (("Retry-After", "0"),))
+BUSY_FOR_LONG = Answer(429, (("Retry-After", "20"),))
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SandboxServer]:
+    """A sandbox to which the environment points, on the twelfth of August 2025."""
+    before = signal.getsignal(signal.SIGINT)
+    with SandboxServer(api_key=KEY, clock=lambda: NOON) as running:
+        monkeypatch.setenv("CREDUSE_API_KEY", KEY)
+        monkeypatch.setenv("CREDUSE_BASE_URL", running.base_url)
+        yield running
+    signal.signal(signal.SIGINT, before)  # the command ignores it at its end
+
+
+Told = tuple[int, str, str]
+Ask = Callable[..., Told]
+
+
+@pytest.fixture
+def ask(server: SandboxServer, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Run the command in this process: give its exit status, output and standard error."""
+    assert server.base_url
+
+    def run(*arguments: str) -> Told:
+        status = main(arguments)
+        out, err = capsys.readouterr()
+        assert KEY not in out + err
+        assert "Traceback" not in err
+        return status, out, err
+
+    return run
+
+
+def test_texts(ask: Ask) -> None:
+    """Each call that succeeds tells a person so in a sentence, and a balance in a table."""
+    end = "2025-09-12 23:59:59 UTC"
+    assert ask("add", USER, "100") == (0, "Added 100 credits, valid for 31 days.\n", "")
+    assert ask("add", USER, "1", "--validity-days", "1") == (
+        0,
+        "Added 1 credit, valid for 1 day.\n",
+        "",
+    )
+    assert ask("subtract", USER, "50") == (0, "Took 50 credits.\n", "")
+    started = f"Started a cycle: 1000 credits until {end}, then anew.\n"
+    assert ask("start-cycle", USER, "1000") == (0, started, "")
+    stopped = f"Stopped the cycle: what is left of it can be spent until {end}.\n"
+    assert ask("stop-cycle", USER) == (0, stopped, "")
+    assert ask("balance", USER) == (
+        0,
+        (
+            "1051 credits:\n"
+            "AMOUNT  UNTIL                    CYCLE\n"
+            "     0  2025-08-13 23:59:59 UTC  one-time, active\n"
+            f"    51  {end}  one-time, active\n"
+            f"  1000  {end}  recurring, canceled\n"
+        ),
+        "",
+    )
+
+
+def _cycle(end: str, amount: int, **more: str) -> dict[str, Any]:
+    return {"cycle_start": "2025-08-12T14:35:55Z", "cycle_end": end, "amount": amount} | more
+
+
+def _answer(**fields: Any) -> Answer:
+    return Answer(200, (), json.dumps({"end_user_id": USER} | fields).encode())
+
+
+def test_balance_of_anything(server: SandboxServer, ask: Ask) -> None:
+    """What ends soonest comes first; zones, words and gaps of the service's are shown as they are."""
+    cycles = [
+        _cycle("9999-12-31T23:59:59-05:00", 5, status="\x1b[31m☃", cycle_type="one-time"),
+        _cycle("2025-08-14T23:59:59Z", 43),
+    ]
+    server.order(_answer(active_balance=48, active_balance_by_cycle=cycles))
+    status, out, _ = ask("balance", USER)
+    assert status == 0
+    assert out.splitlines()[1:] == [
+        "AMOUNT  UNTIL                          CYCLE",
+        "    43  2025-08-14 23:59:59 UTC",
+        r"     5  9999-12-31 23:59:59 UTC-05:00  one-time, \x1b[31m\u2603",
+    ]
+    server.order(_answer(active_balance=0, active_balance_by_cycle=[]))
+    assert ask("balance", USER) == (0, "0 credits\n", "")
+
+
+def test_days_that_the_service_does_not_tell(server: SandboxServer, ask: Ask) -> None:
+    """Days are told where the answer tells them."""
+    server.order(_answer(amount=5))
+    assert ask("add", USER, "5") == (0, "Added 5 credits.\n", "")
+
+
+def _names(model: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(model)]
+
+
+def test_json(ask: Ask) -> None:
+    """With ``--json`` a result is one JSON object under the wire's names, its times ISO 8601."""
+
+    def fields(*arguments: str) -> dict[str, Any]:
+        status, out, err = ask(*arguments, "--json")
+        assert (status, err) == (0, "")
+        read: dict[str, Any] = json.loads(out)
+        assert read["end_user_id"] == USER
+        return read
+
+    added = fields("add", USER, "100", "--validity-days", "0")
+    assert list(added) == _names(CreditsAdded)
+    assert (added["amount"], added["validity_days"]) == (100, 0)
+    assert list(fields("subtract", USER, "50")) == _names(CreditsSubtracted)
+    started = fields("start-cycle", USER, "7", "--validity-days", "1")
+    assert list(started) == _names(Cycle)
+    assert datetime.fromisoformat(started["created_at"]) == NOON
+    assert "T23:59:59.999999" in started["current_cycle_end"]
+    stopped = fields("stop-cycle", USER)
+    assert stopped == started | {"status": "canceled"}
+    balance = fields("balance", USER)
+    assert list(balance) == _names(ActiveBalance)
+    assert balance["active_balance"] == 57
+    first, second = balance["active_balance_by_cycle"]
+    assert list(first) == list(second) == _names(CycleBalance)
+    assert second["cycle_type"] == "recurring"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failing:
+    """A command that fails, once the user has a thousand credits, and how that is told."""
+
+    arguments: list[str]
+    fault: Fault | None
+    status: int
+    outcome: str
+    error: str
+    told: str
+    advice: str = ""
+
+
+LOOK = "; read the balance before doing it again"
+FAILURES = {
+    "refused": Failing(
+        ["subtract", USER, "9000"],
+        None,
+        1,
+        "NOT_APPLIED",
+        "InsufficientFundsError",
+        "402 INSUFFICIENT_FUNDS: The user has fewer credits than asked for. [not applied; ",
+    ),
+    "not sent": Failing(
+        ["add", USER, "5", "--base-url", "http://127.0.0.1:1", "--timeout", "1e-4"],
+        None,
+        1,
+        "NOT_APPLIED",
+        "TransportError|CreduseTimeoutError",
+        "[not applied; 1 attempt]",
+    ),
+    "balance": Failing(
+        ["balance", USER],
+        FAULTS["not-json"],
+        1,
+        "NOT_APPLIED",
+        "InvalidResponseError",
+        "200, but the answer is not JSON [1 attempt]",
+    ),
+    "lost": Failing(
+        ["add", USER, "5"],
+        FAULTS["apply-then-close"],
+        3,
+        "UNKNOWN",
+        "TransportError",
+        "RemoteProtocolError: ",
+        LOOK,
+    ),
+    "out of time": Failing(
+        ["subtract", USER, "5", "--timeout", "0.2"],
+        FAULTS["apply-then-hang"],
+        3,
+        "UNKNOWN",
+        "CreduseTimeoutError",
+        "out of time (",
+        LOOK,
+    ),
+    "server's error": Failing(
+        ["start-cycle", USER, "5"],
+        FAULTS["503"],
+        3,
+        "UNKNOWN",
+        "ServerError",
+        "503 STATUS_503: This was ordered. [may have been applied; ",
+        LOOK,
+    ),
+    "misread": Failing(
+        ["add", USER, "5"],
+        FAULTS["mistyped-field"],
+        4,
+        "APPLIED",
+        "InvalidResponseError",
+        "200, but the answer has validity_days of another type than integer [applied; ",
+        "; do not do it again",
+    ),
+}
+
+
+@pytest.mark.parametrize("failing", FAILURES.values(), ids=FAILURES)
+def test_failures(server: SandboxServer, ask: Ask, failing: Failing) -> None:
+    """The exit status says the outcome; so does a line on stderr, or an object on stdout."""
+    ask("add", USER, "1000")
+    if failing.fault is not None:
+        server.order(failing.fault, times=2)
+
+    status, out, err = ask(*failing.arguments)
+    assert (status, out) == (failing.status, "")
+    assert re.fullmatch(r"creduse: (GET|POST) /.*\n", err)
+    assert failing.told in err
+    assert err.endswith(f" attempt]{failing.advice}\n")
+
+    status, out, err = ask(*failing.arguments, "--json")
+    assert (status, err) == (failing.status, "")
+    assert out.count("\n") == 1
+    told = json.loads(out)
+    assert list(told) == ["outcome", "error", "message", "error_code", "attempts"]
+    assert told["outcome"] == failing.outcome
+    assert re.fullmatch(failing.error, told["error"])
+    assert failing.told in told["message"]
+    (attempt,) = told["attempts"]
+    assert attempt["number"] == 1
+    said = f"{attempt['method']} {attempt['path']}: {attempt['error']} ["
+    assert told["message"].startswith(said)
+    assert attempt["outcome"] == failing.outcome
+    assert attempt["seconds"] >= 0
+
+
+def test_error_code(server: SandboxServer, ask: Ask) -> None:
+    """The object of a failure has the service's own code, or null."""
+    assert json.loads(ask("balance", USER, "--json")[1])["error_code"] == "USER_DOES_NOT_EXIST"
+    server.order(FAULTS["apply-then-reset"])
+    assert json.loads(ask("add", USER, "1", "--json")[1])["error_code"] is None
+
+
+def test_verbose(server: SandboxServer, ask: Ask) -> None:
+    """With ``--verbose`` each attempt is a line on standard error; the output is as without."""
+    server.order(BUSY_AT_ONCE)
+    status, out, err = ask("add", USER, "5", "--verbose")
+    assert (status, out) == (0, "Added 5 credits, valid for 31 days.\n")
+    first, second = err.splitlines()
+    assert re.fullmatch(r"attempt 1: POST /add: 429 \[NOT_APPLIED, \d\.\d{3} s\]", first)
+    assert re.fullmatch(r"attempt 2: POST /add: 200 \[APPLIED, \d\.\d{3} s\]", second)
+
+
+def test_key_that_is_not_known(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, server: SandboxServer
+) -> None:
+    """A key that the server refuses, and repeats in its words, is not shown."""
+    monkeypatch.setenv("CREDUSE_API_KEY", "sk-another-0123")
+    envelope = {"error_code": "UNAUTHORIZED", "message": "No such key: sk-another-0123"}
+    server.order(Answer(401, (), json.dumps(envelope).encode()), times=2)
+    status, _, err = ask("add", USER, "5", "--verbose")
+    assert status == 1
+    assert err.count("No such key: ***") == 2
+    status, out, _ = ask("add", USER, "5", "--json")
+    assert status == 1
+    assert "sk-another" not in err + out
+
+
+def test_idempotency_key(server: SandboxServer, ask: Ask) -> None:
+    """``--idempotency-key`` has a call that may have been applied tried again, under that key."""
+    server.order(FAILED_AT_ONCE, times=2)
+    assert ask("add", USER, "5")[0] == 3
+    assert ask("add", USER, "5", "--idempotency-key", "order-17")[0] == 0
+    sent = [dict(entry.headers).get("Idempotency-Key") for entry in server.log]
+    assert sent == [None, "order-17", "order-17"]
+    assert len(server.applied) == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """``--help`` of the command and of each call tells every exit status and no flag for the key."""
+    for arguments in ["--help"], [name, "--help"]:
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+        out = capsys.readouterr().out
+        assert all(f"  {status:<4} {meaning}\n" in out for status, meaning in STATUSES.items())
+        assert "--api-key" not in out
+        assert name in out
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "negative amount": (["add", USER, "-5"], "creduse: amount must not be negative, but is -5"),
+    "fraction": (["add", USER, "5.5"], "argument AMOUNT: invalid whole number value: '5.5'"),
+    "negative fraction": (
+        ["subtract", USER, "-5.5"],
+        "argument AMOUNT: invalid whole number value: '-5.5'",
+    ),
+    "days": (
+        ["add", USER, "5", "--validity-days", "-1"],
+        "creduse: validity_days must not be negative, but is -1",
+    ),
+    "user": (["balance", "me"], "creduse: end_user_id must be a UUID such as "),
+    "time-out": (
+        ["balance", USER, "--timeout", "soon"],
+        "argument --timeout: invalid seconds value: 'soon'",
+    ),
+    "no time": (["balance", USER, "--timeout", "0"], "creduse: timeout must be above 0 "),
+    "idempotency key": (
+        ["add", USER, "5", "--idempotency-key", ""],
+        "creduse: idempotency_key must be 1 to 255 visible ASCII characters, not ''",
+    ),
+    "key as a flag": (
+        ["add", USER, "5", "--api-key", KEY],
+        "argument --api-key: process lists show flags: set CREDUSE_API_KEY instead",
+    ),
+    "base URL": (
+        ["add", USER, "5", "--base-url", "http://example.com"],
+        "must be https, since over http anyone on the way can read the API key",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG)
+def test_wrong_usage(
+    server: SandboxServer, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong is one line, with ``--json`` too; the exit status is 2 and nothing is sent."""
+    try:
+        status: object = main([*arguments, "--json"])
+    except SystemExit as end:
+        status = end.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert KEY not in err
+    assert server.log == ()
+
+
+def test_no_key(
+    server: SandboxServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a key in the environment, the line says where it goes."""
+    monkeypatch.delenv("CREDUSE_API_KEY")
+    assert main(["balance", USER]) == 2
+    expected = "creduse: no API key: set CREDUSE_API_KEY in the environment\n"
+    assert capsys.readouterr() == ("", expected)
+    assert server.log == ()
+
+
+# From here on each is a process of its own.
+
+
+def creduse(*arguments: str, **streams: Any) -> "subprocess.Popen[str]":
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    return subprocess.Popen([sys.executable, "-m", "creduse", *arguments], text=True, **streams)
+
+
+def _arrived(server: SandboxServer) -> None:
+    """Wait until a whole request has."""
+    while not any(entry.body is not None for entry in server.log):
+        time.sleep(0.01)
+
+
+INTERRUPTED: dict[str, tuple[list[str], Fault, int, str]] = {
+    "in flight": (
+        ["add", USER, "5"],
+        FAULTS["apply-then-hang"],
+        3,
+        "interrupted: it may have been applied; read the balance before doing it again",
+    ),
+    "waiting": (["add", USER, "5"], BUSY_FOR_LONG, 130, "interrupted: nothing was applied"),
+    "reading": (
+        ["balance", USER],
+        FAULTS["request-then-hang"],
+        130,
+        "interrupted: nothing was applied",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault", "status", "said"), INTERRUPTED.values(), ids=INTERRUPTED
+)
+def test_interrupted(
+    server: SandboxServer, arguments: list[str], fault: Fault, status: int, said: str
+) -> None:
+    """Ctrl-C in the middle of a call says whether it may have been applied, in words and status."""
+    server.order(fault)
+    with creduse(*arguments, "--verbose") as process:
+        assert process.stderr is not None
+        if isinstance(fault, Answer):
+            assert "attempt 1: POST /add: 429" in process.stderr.readline()
+            attempts = 0
+        else:
+            _arrived(server)
+            attempts = 1
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (status, "")
+    *shown, last = err.splitlines()
+    assert last == f"creduse: {said}"
+    assert len(shown) == attempts
+    assert all("abandoned by the caller" in line for line in shown)
+
+
+def test_interrupted_json(server: SandboxServer) -> None:
+    """With ``--json`` the end of an interrupted call is an object, too."""
+    server.order(FAULTS["request-then-hang"])
+    with creduse("add", USER, "5", "--json") as process:
+        _arrived(server)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (3, "")
+    told = json.loads(out)
+    assert (told["outcome"], told["error"]) == ("UNKNOWN", "Interrupted")
+    assert [attempt["event"] for attempt in told["attempts"]] == ["abandoned"]
+
+
+def test_interrupted_elsewhere() -> None:
+    """Ctrl-C where no call is at stake is a line and status 130."""
+    # Development mode has asyncio complain of slow machines.
+    with creduse("demo", env=os.environ | {"PYTHONDEVMODE": ""}) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "creduse: interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [["balance", USER], ["add", USER, "5"]])
+def test_reader_has_left(server: SandboxServer, ask: Ask, arguments: list[str]) -> None:
+    """Whoever reads the output may leave early, as ``head`` does: what is done stays done."""
+    ask("add", USER, "1000")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with creduse(*arguments, stdout=writer) as process:
+        os.close(writer)
+        assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
+    assert len(server.log) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "advice"),
+    [(["balance", USER], 1, ""), (["add", USER, "5"], 4, "; do not do it again")],
+)
+def test_full_disk(ask: Ask, arguments: list[str], status: int, advice: str) -> None:
+    """An answer that cannot be written down is like one that could not be read."""
+    ask("add", USER, "1000")
+    with open("/dev/full", "w") as full, creduse(*arguments, stdout=full) as process:  # noqa: PTH123 - a device
+        expected = f"creduse: the answer cannot be written: No space left on device{advice}\n"
+        assert process.communicate(timeout=60)[1] == expected
+    assert process.returncode == status
+
+
+def test_standard_error_that_fails(server: SandboxServer) -> None:
+    """That nothing can be said on standard error changes neither the call nor the exit status."""
+    server.order(FAULTS["503"])
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        for status in 3, 0:
+            with creduse("add", USER, "5", "--verbose", stderr=full) as process:
+                out, _ = process.communicate(timeout=60)
+            assert process.returncode == status
+        with creduse("add", USER, stderr=full) as process:
+            assert process.wait(timeout=60) == 2
+    assert out == "Added 5 credits, valid for 31 days.\n"
+
+
+def test_streams_that_are_closed(server: SandboxServer) -> None:
+    """Closed streams get nothing, and what was meant for one does not turn up on the other."""
+    command = f"'{sys.executable}' -m creduse add {USER} 5 --verbose"
+    for closed in ">&-", "2>&-":
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{command} {closed}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        shown = done.stdout + done.stderr
+        assert shown.count("\n") == 1
+        assert ("Added 5" in shown) == (closed == "2>&-")
+    assert len(server.applied) == 2
