@@ -66,6 +66,15 @@ def core(session: nox.Session) -> None:
     covered_tests(session, "creduse_core/*", "tests/core")
 
 
+@nox.session(python=NEWEST)
+def docs(session: nox.Session) -> None:
+    """Build the documentation into build/docs, and run what its pages show."""
+    session.install("-e", ".[all]", *group("docs"))
+    strictly = ("--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env", "--quiet")
+    session.run("sphinx-build", *strictly, "docs", "build/docs")
+    session.run("pytest", "tests/test_pages.py", *session.posargs, env=STRICT)
+
+
 @nox.session(python=OLDEST)
 def oldest(session: nox.Session) -> None:
     """Run all tests on the oldest versions of the dependencies that are claimed."""

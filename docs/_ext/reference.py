@@ -1,0 +1,261 @@
+"""The API reference, from the docstrings of the names in ``__all__``, so that none is left out.
+
+Also how names are looked up: in our packages, in those of others, and in the pages' own text.
+"""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from enum import Enum
+from types import FunctionType
+from typing import Final, TypeAlias
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.nodes import make_refnode
+
+MODULES: Final = (
+    "creduse",
+    "creduse_core",
+    "creduse_httpx",
+    "creduse_aiohttp",
+    "creduse_trio",
+    "creduse_sandbox",
+    "creduse_sandbox.conformance",
+)
+"""Those with public names. What stands in several is told of in the first."""
+
+# Where the names of others are told of, as docstrings and annotations have them. Inventories would
+# have to be fetched for each build, and httpx has none.
+_PYTHON: Final = "https://docs.python.org/3/library"
+_AIOHTTP: Final = "https://docs.aiohttp.org/en/stable"
+_TRIO: Final = "https://trio.readthedocs.io/en/stable/reference-io.html"
+_HTTPX: Final = "https://www.python-httpx.org/api"
+_PAGES: Final = {
+    f"{_PYTHON}/collections.abc.html#collections.abc.": (
+        "collections.abc",
+        "Awaitable Callable Iterable Mapping Sequence Generator",
+    ),
+    f"{_PYTHON}/contextlib.html#contextlib.": (
+        "contextlib",
+        "AbstractContextManager AbstractAsyncContextManager",
+    ),
+    f"{_PYTHON}/datetime.html#datetime.": ("datetime", "datetime"),
+    f"{_PYTHON}/ssl.html#ssl.": ("ssl", "SSLContext"),
+    f"{_PYTHON}/types.html#types.": ("types", "TracebackType"),
+    f"{_PYTHON}/uuid.html#uuid.": ("uuid", "UUID"),
+    f"{_PYTHON}/exceptions.html#": ("", "ExceptionGroup OSError RuntimeError ValueError"),
+    f"{_AIOHTTP}/client_reference.html#aiohttp.": ("aiohttp", "ClientSession"),
+    f"{_AIOHTTP}/web_reference.html#aiohttp.web.": ("aiohttp.web", "AppKey Application"),
+    f"{_TRIO}#trio.": ("trio", "open_tcp_stream"),
+    f"{_TRIO}#trio.abc.": ("trio.abc", "Stream"),
+}
+_LINKS: Final = {
+    f"{module}.{name}".strip("."): f"{page}{name}"
+    for page, (module, names) in _PAGES.items()
+    for name in names.split()
+} | {
+    "httpx.Client": f"{_HTTPX}/#client",
+    "httpx.AsyncClient": f"{_HTTPX}/#asyncclient",
+}
+_ALSO: Final = {  # as they are called elsewhere
+    "aiohttp.client.ClientSession": "aiohttp.ClientSession",
+    "aiohttp.helpers.AppKey": "aiohttp.web.AppKey",
+    "aiohttp.web_app.Application": "aiohttp.web.Application",
+    "creduse_httpx._async.AsyncHTTPXClient": "httpx.AsyncClient",
+    "creduse_httpx._sync.HTTPXClient": "httpx.Client",
+    "datetime": "datetime.datetime",
+    "web.AppKey": "aiohttp.web.AppKey",
+}
+
+
+def _is_client(value: object) -> bool:
+    return isinstance(value, type) and value.__name__.endswith("Client")
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+def _is_enum(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Enum)
+
+
+def _is_data(value: object) -> bool:
+    return isinstance(value, type) and is_dataclass(value)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, type) and not any(
+        told(value) for told in (_is_client, _is_error, _is_enum, _is_data)
+    )
+
+
+def _is_function(value: object) -> bool:
+    return isinstance(value, FunctionType)
+
+
+def _is_other(value: object) -> bool:
+    return not isinstance(value, type | FunctionType)
+
+
+_Part: TypeAlias = tuple[str, Callable[[object], bool], str, tuple[str, ...]]
+
+# The parts of a page: a title, what belongs there, and how it is told of.
+_PARTS: Final[tuple[_Part, ...]] = (
+    ("Clients", _is_client, "autoclass", ("members", "inherited-members")),
+    ("Classes", _is_plain, "autoclass", ("members",)),
+    ("Functions", _is_function, "autofunction", ()),
+    ("Data", _is_data, "autoclass", ("members", "undoc-members")),
+    ("Choices", _is_enum, "autoclass", ("members", "undoc-members")),
+    ("Errors", _is_error, "autoexception", ("members", "show-inheritance")),
+    ("Constants and types", _is_other, "py:data", ()),
+)
+
+
+def _told_of(module: str) -> dict[str, str]:
+    """Give the public names of a module, each with the module whose page tells of it."""
+    places: dict[str, str] = {}
+    for name in importlib.import_module(module).__all__:
+        if name == "__version__":
+            continue
+        value = getattr(importlib.import_module(module), name)
+        places[name] = next(
+            first
+            for first in MODULES
+            if getattr(importlib.import_module(first), name, None) is value
+        )
+    return places
+
+
+class Api(SphinxDirective):
+    """``.. api:: module``: all that is public there."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Write what autodoc reads."""
+        (module,) = self.arguments
+        return self.parse_text_to_nodes("\n".join(self._lines(module)), allow_section_headings=True)
+
+    def _lines(self, module: str) -> Iterator[str]:
+        places = _told_of(module)
+        yield from (f".. automodule:: {module}", "   :no-members:", "")
+        for other in MODULES:
+            there = [name for name, place in places.items() if place == other != module]
+            if there:
+                names = ", ".join(f"`{other}.{name}`" for name in there)
+                yield from (f"As in `{other}`, and the same objects: {names}.", "")
+        ours = {
+            name: getattr(importlib.import_module(module), name)
+            for name, place in places.items()
+            if place == module
+        }
+        for title, belongs, directive, options in _PARTS:
+            part = [name for name, value in ours.items() if belongs(value)]
+            if part:
+                yield from (title, "-" * len(title), "")
+            for name in part:
+                yield f".. {directive}:: {name}"
+                yield from (f"   :{option}:" for option in options)
+                yield ""
+                if directive == "py:data":  # autodoc would show all that is in a table
+                    yield from (f"   {line}" for line in _doc(module, name))
+
+
+def _doc(module: str, name: str) -> list[str]:
+    """Give what stands below a constant, in whichever room of the package that is."""
+    rooms = [room for room in sorted(sys.modules) if f"{room}.".startswith(f"{module}.")]
+    for room in rooms:
+        docs = ModuleAnalyzer.for_module(room).find_attr_docs()
+        if ("", name) in docs:
+            return docs["", name]
+    return []
+
+
+def _mark(
+    _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]
+) -> None:
+    """Have the examples in docstrings, indented and no more, read as code, and errors as a list."""
+    marked: list[str] = []
+    block = ""
+    for before, line in zip(["", *lines], lines, strict=False):
+        if not line.startswith(" ") and line:
+            block = "raises" if line == "Raises:" else ""
+            marked.append("" if block else line)
+        elif block == "raises":
+            error = re.fullmatch(r"    (\w+): (.*)", line)
+            marked.append(line if error is None else f":raises {error[1]}: {error[2]}")
+        elif line and not block and not before:
+            block = "code"
+            marked += ["::", "", line]
+        else:
+            marked.append(line)
+    lines[:] = marked
+
+
+def _no_signature(
+    _app: Sphinx, _what: str, _name: str, value: object, _options: object, *_: str | None
+) -> tuple[str, str] | None:
+    """Have an enum shown without what it is made with: nobody makes one."""
+    return ("", "") if _is_enum(value) else None
+
+
+def _look_up(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
+) -> nodes.reference | None:
+    """Find a name that is ours but stands in another package, or one of somebody else's."""
+    target = node.get("reftarget", "")
+    if url := _LINKS.get(_ALSO.get(target, target)):
+        return nodes.reference("", "", content, internal=False, refuri=url)
+    if node.get("refdomain") != "py":
+        return None
+    # Where a thing is made is private: creduse_core.models.Attempt is creduse.Attempt.
+    room = max((it for it in sys.modules if target.startswith(f"{it}.")), key=len, default="")
+    wanted = target.removeprefix(f"{room}.")
+    objects = env.domains.python_domain.objects
+    for module in MODULES:
+        name = f"{module}.{wanted}"
+        if name in objects:
+            found = objects[name]
+            return make_refnode(
+                app.builder, node["refdoc"], found.docname, found.node_id, content, name
+            )
+    return None
+
+
+def _link_names(app: Sphinx, doctree: nodes.document) -> None:
+    """Link a piece of code in a page that is a public name of ours to the reference."""
+    docname = app.env.docname
+    if docname.startswith("api/"):
+        return
+    for literal in list(doctree.findall(nodes.literal)):
+        name = literal.astext().removesuffix("()")
+        if name in _names() and not isinstance(literal.parent, nodes.reference | nodes.title):
+            link = pending_xref(
+                "", refdomain="py", reftype="obj", reftarget=name, refdoc=docname, refexplicit=False
+            )
+            literal.replace_self(link)
+            link += literal
+
+
+def _names() -> frozenset[str]:
+    return frozenset(
+        name for module in MODULES for name in importlib.import_module(module).__all__
+    ) - {"setup", "check", "serve"}  # plain words as well
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Tell Sphinx of all this."""
+    app.add_directive("api", Api)
+    app.connect("autodoc-process-docstring", _mark)
+    app.connect("autodoc-process-signature", _no_signature)
+    app.connect("missing-reference", _look_up)
+    app.connect("doctree-read", _link_names)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

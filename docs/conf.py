@@ -1,0 +1,43 @@
+"""How the documentation is built: ``nox -s docs``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).with_name("_ext")))
+
+from creduse import __version__
+
+project = "creduse"
+author = "The creduse authors"
+copyright = author  # noqa: A001 - Sphinx's name for it
+version = release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "reference", "tables"]
+exclude_patterns = ["_build"]
+# In docstrings, `CoreClient` is a name to look up and ``subtract`` a piece of code.
+default_role = "py:obj"
+nitpick_ignore = [
+    # Type variables, which are nothing to look up.
+    ("py:class", "creduse_core.call.T"),
+    ("py:class", "creduse_core.client.T"),
+    ("py:class", "creduse_core.decoding.T"),
+    ("py:class", "T"),
+    # How an answer is read is private; who makes a `Call` otherwise than with `CreduseProtocol`?
+    ("py:class", "creduse_core.decoding.Expected"),
+]
+
+autodoc_class_signature = "mixed"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"creduse {__version__}"
+html_static_path = ["_static"]
+html_css_files = ["creduse.css"]
+html_show_copyright = False
+html_copy_source = False
