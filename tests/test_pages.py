@@ -5,8 +5,10 @@ Some need a framework: ``nox -s docs`` has all of them.
 
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from uuid import uuid4
@@ -14,6 +16,7 @@ from uuid import uuid4
 import pytest
 
 from creduse import CreduseClient
+from creduse_core import BASE_URL
 from creduse_sandbox import FAULTS, SandboxServer
 
 DOCS = Path(__file__).parent.parent.joinpath("docs")
@@ -55,7 +58,11 @@ def test_page(
     program = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", program)
     handler = signal.getsignal(signal.SIGTERM)
-    with SandboxServer() as server, CreduseClient(base_url=server.base_url) as client:
+    with (
+        SandboxServer() as server,
+        CreduseClient(base_url=server.base_url) as client,
+        ExitStack() as stack,
+    ):
         monkeypatch.setenv("CREDUSE_BASE_URL", server.base_url)
         user = uuid4()
         client.add(user, 1000)
@@ -66,11 +73,20 @@ def test_page(
                 tmp_path.joinpath(file).write_text(text, encoding="utf-8")
             elif language == "python":
                 exec(compile(text, f"{page}.md", "exec"), vars(program))  # noqa: S102 - it is ours
-                printed = capsys.readouterr().out
+                printed = capsys.readouterr().out.replace(server.base_url, BASE_URL)
+                for value in vars(program).values():  # made at a program's top, and never closed
+                    if isinstance(value, CreduseClient | sqlite3.Connection):
+                        stack.callback(value.close)
             elif language == "sh":
                 here = text.replace("http://127.0.0.1:8000", server.base_url)
-                done = subprocess.run(["/bin/bash", "-c", here], capture_output=True, check=False)
-                printed = (done.stdout + done.stderr).decode()
+                done = subprocess.run(
+                    ["/bin/bash", "-c", here],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    check=False,
+                )
+                printed = done.stdout.decode()
+                assert done.returncode == 0, printed
             elif language == "text":
                 assert printed == text
             elif found := SANDBOX.search(text):
