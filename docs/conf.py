@@ -36,6 +36,7 @@ python_use_unqualified_type_names = True
 myst_heading_anchors = 3
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"creduse {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["creduse.css"]

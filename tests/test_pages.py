@@ -16,6 +16,7 @@ from uuid import uuid4
 import pytest
 
 from creduse import CreduseClient
+from creduse._calls import STATUSES
 from creduse_core import BASE_URL
 from creduse_sandbox import FAULTS, SandboxServer
 
@@ -95,6 +96,13 @@ def test_page(
                 if fault:
                     server.order(FAULTS[fault], int(times))
     signal.signal(signal.SIGTERM, handler)
+
+
+def test_exit_statuses() -> None:
+    """The page's table of exit statuses is the command's."""
+    page = DOCS.joinpath("command.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)
+    assert {int(status): meaning for status, meaning in rows} == STATUSES
 
 
 def test_every_language_is_known() -> None:

@@ -9,7 +9,6 @@ from uuid import uuid4
 import pytest
 
 from creduse import CreduseClient
-from creduse._calls import STATUSES
 from creduse_core import CoreClient
 from creduse_sandbox import SandboxServer
 from creduse_sandbox.conformance import SCENARIOS, TLS_SCENARIOS, check
@@ -51,11 +50,12 @@ def test_guide_for_transports() -> None:
         )
 
 
-def test_exit_statuses() -> None:
-    """The README's table of exit statuses is the command's."""
+def test_links() -> None:
+    """The README's links lead to files that are there."""
     readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \| (.*) \|$", readme, re.MULTILINE)
-    assert {int(status): meaning for status, meaning in rows} == STATUSES
+    links = re.findall(r"\]\((?!https:)([^)#]+)", readme)
+    assert links
+    assert [link for link in links if not ROOT.joinpath(link).is_file()] == []
 
 
 def test_there_are_examples() -> None:

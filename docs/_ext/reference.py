@@ -246,9 +246,14 @@ def _link_names(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def _names() -> frozenset[str]:
+    plain = {"setup", "check", "serve"}  # words as well
     return frozenset(
-        name for module in MODULES for name in importlib.import_module(module).__all__
-    ) - {"setup", "check", "serve"}  # plain words as well
+        word
+        for module in MODULES
+        for name in importlib.import_module(module).__all__
+        for word in ({f"{module}.{name}", name} - plain)
+        if name != "__version__"
+    )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
