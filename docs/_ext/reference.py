@@ -187,11 +187,13 @@ def _mark(
     block = ""
     for before, line in zip(["", *lines], lines, strict=False):
         if not line.startswith(" ") and line:
-            block = "raises" if line == "Raises:" else ""
+            block = line if line in {"Raises:", "Returns:"} else ""
             marked.append("" if block else line)
-        elif block == "raises":
+        elif block == "Raises:":
             error = re.fullmatch(r"    (\w+): (.*)", line)
             marked.append(line if error is None else f":raises {error[1]}: {error[2]}")
+        elif block == "Returns:":
+            marked.append(line if marked[-1] else f":returns: {line.strip()}")
         elif line and not block and not before:
             block = "code"
             marked += ["::", "", line]
@@ -203,8 +205,8 @@ def _mark(
 def _no_signature(
     _app: Sphinx, _what: str, _name: str, value: object, _options: object, *_: str | None
 ) -> tuple[str, str] | None:
-    """Have an enum shown without what it is made with: nobody makes one."""
-    return ("", "") if _is_enum(value) else None
+    """Have what nobody makes, an enum or a protocol, shown without what it is made with."""
+    return ("", "") if _is_enum(value) or getattr(value, "_is_protocol", False) else None
 
 
 def _look_up(
