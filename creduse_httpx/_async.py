@@ -20,7 +20,7 @@ from creduse_core import (
     protocol_from_environment,
 )
 
-from ._exchange import Exchange, borrow, discard, no_client, not_sent, settings
+from ._exchange import Exchange, Heads, borrow, discard, no_client, not_sent, settings
 from ._tasks import Tasks, new_tasks, now, sleep
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class AsyncHTTPXTransport:
         self._given = http_client
         self._library: ModuleType = httpx
         self._closed = False
-        self._urls: dict[str, Any] = {}
+        self._heads: Heads = {}
         self._tasks: Tasks | None = None
         self._client: Any = None
         if http_client is not None:
@@ -72,7 +72,7 @@ class AsyncHTTPXTransport:
         tasks = self._open()
         if isinstance(tasks, Failure):
             return tasks
-        exchange = Exchange(send, self._library, now)
+        exchange = Exchange(send, self._library, tasks.now)
         return await tasks.run(exchange, lambda: self._exchange(exchange))
 
     async def _exchange(self, exchange: Exchange) -> Response | Failure:
@@ -83,7 +83,7 @@ class AsyncHTTPXTransport:
             exchange.trace(name, info)
 
         try:
-            request = exchange.request(self._urls, trace)
+            request = exchange.request(self._heads, trace)
             response = await self._client.send(
                 request, stream=True, auth=None, follow_redirects=False
             )

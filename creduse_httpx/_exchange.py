@@ -12,11 +12,14 @@ from contextlib import suppress
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import httpx
 
 from creduse_core import MAX_BODY_SIZE, CreduseProtocol, Delivery, Failure, Response, Send
+
+if TYPE_CHECKING:
+    from creduse_core.messages import HeaderPairs
 
 LIMITS: Final = httpx.Limits(
     max_connections=100,
@@ -92,7 +95,19 @@ class _Once(AsyncIterator[bytes]):
         return self._pieces.pop()
 
 
+Heads: TypeAlias = "dict[tuple[str, int], tuple[HeaderPairs, Any, Any]]"
+"""By URL and length of the body: our headers, and the library's URL and headers for them."""
+
+_NOTHING: Final = (None, None, None)
+
 _NO_HEAD: Final[tuple[int, list[tuple[bytes, bytes]]]] = (0, [])
+
+
+@cache
+def _step(name: str) -> tuple[str, str]:
+    """Give the step and the stage of it that a trace's name, one of a few, tells of."""
+    step, stage = name.split(".")[-2:]
+    return step, stage
 
 
 class Exchange:
@@ -126,20 +141,26 @@ class Exchange:
         self._size = 0
         self._request: Any = None
 
-    def request(self, urls: dict[str, Any], trace: object) -> Any:
+    def request(self, heads: Heads, trace: object) -> Any:
         """Make the library's request. What a client would add to one is not added to it.
 
-        ``urls`` keeps the few URLs of a client as the library has parsed them.
+        ``heads`` keeps what the library makes of a URL and of headers, one for each path and
+        length: the calls of a protocol have the same, but for those with an idempotency key.
         """
         if self._stopped:
             raise TimeoutError("no time was left to send the request")
         ours = self.send.request
-        url = urls.get(ours.url) or urls.setdefault(ours.url, self._library.URL(ours.url))
-        headers = [
-            (b"Host", url.netloc),
-            *((name.encode(), value.encode()) for name, value in ours.headers),
-            (b"Content-Length", b"%d" % len(ours.body)),
-        ]
+        pairs, url, headers = heads.get((ours.url, len(ours.body)), _NOTHING)
+        if pairs is not ours.headers:
+            url = self._library.URL(ours.url)
+            headers = self._library.Headers(
+                [
+                    (b"Host", url.netloc),
+                    *((name.encode(), value.encode()) for name, value in ours.headers),
+                    (b"Content-Length", b"%d" % len(ours.body)),
+                ]
+            )
+            heads[ours.url, len(ours.body)] = ours.headers, url, headers
         self._request = self._library.Request(
             ours.method,
             url,
@@ -168,7 +189,7 @@ class Exchange:
     def trace(self, name: str, info: dict[str, Any]) -> None:
         """Take note of a step; raise where the next one must not be taken."""
         self._traced = True
-        step, stage = name.split(".")[-2:]
+        step, stage = _step(name)
         if step not in _STEPS:
             self._step = None
         elif stage == "started":

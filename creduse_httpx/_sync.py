@@ -22,7 +22,7 @@ from creduse_core import (
     protocol_from_environment,
 )
 
-from ._exchange import Exchange, borrow, discard, no_client, not_sent, settings
+from ._exchange import Exchange, Heads, borrow, discard, no_client, not_sent, settings
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -45,7 +45,7 @@ class HTTPXTransport:
         self._given = http_client
         self._library: ModuleType = httpx
         self._closed = False
-        self._urls: dict[str, Any] = {}
+        self._heads: Heads = {}
         # By process: a fork shares the sockets, and two processes on one connection read each
         # other's answers. The parent's client is kept, since closing it would say goodbye for it.
         self._clients: dict[int, HTTPXClient] = {}
@@ -77,9 +77,9 @@ class HTTPXTransport:
         if self._closed:  # meanwhile, by another thread, which may not have seen this client
             self.close()
             return not_sent("the client is closed")
-        exchange = Exchange(send, self._library, self.now)
+        exchange = Exchange(send, self._library, time.monotonic)
         try:
-            request = exchange.request(self._urls, exchange.trace)
+            request = exchange.request(self._heads, exchange.trace)
             response = client.send(request, stream=True, auth=None, follow_redirects=False)
             try:
                 return self._read(response, exchange)

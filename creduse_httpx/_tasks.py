@@ -29,6 +29,11 @@ Run = Callable[[], Coroutine[Any, Any, Response | Failure]]
 class Tasks(Protocol):
     """The tasks of one client, on the loop that was running when this was made."""
 
+    @property
+    def now(self) -> Callable[[], float]:
+        """The clock of that loop."""
+        ...
+
     def is_here(self) -> bool:
         """Say whether that loop is the one that is running."""
         ...
@@ -46,6 +51,7 @@ class AsyncioTasks:
     """On asyncio; see `Tasks`."""
 
     def __init__(self) -> None:
+        self.now = time.monotonic
         self._loop = asyncio.get_running_loop()
         self._places = asyncio.Semaphore(PLACES)
         self._tasks: set[asyncio.Task[Response | Failure]] = set()
@@ -96,6 +102,7 @@ class TrioTasks:
     def __init__(self) -> None:
         import trio  # noqa: PLC0415 - only where it is running
 
+        self.now = trio.current_time
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
         self._places = trio.Semaphore(PLACES)
