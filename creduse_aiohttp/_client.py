@@ -31,6 +31,7 @@ from creduse_core import (
     Response,
     RetryPolicy,
     Send,
+    forget_frames,
     protocol_from_environment,
 )
 
@@ -206,6 +207,7 @@ class _Exchange(BytesPayload):
     def _failed(self, error: Exception) -> Failure:
         if self._refused is not None and not self.consumed:
             error = self._refused
+        forget_frames(error)
         if isinstance(error, aiohttp.ClientResponseError):
             # It is what aiohttp makes of bytes that are no answer, and it carries the key; or of a
             # proxy's refusal, and then the proxy's password.

@@ -20,7 +20,7 @@ from creduse_core import (
     protocol_from_environment,
 )
 
-from ._exchange import Exchange, Heads, borrow, discard, no_client, not_sent, settings
+from ._exchange import Exchange, Heads, discard, library_of, no_client, not_sent, settings, way
 from ._tasks import Tasks, new_tasks, now, sleep
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ class AsyncHTTPXClient(Protocol):
     @property
     def is_closed(self) -> bool: ...
 
-    async def send(
-        self, request: Any, *, stream: bool, auth: None, follow_redirects: bool
-    ) -> Any: ...
+    async def send(self, request: Any) -> Any: ...
+
+    async def aclose(self) -> None: ...
 
 
 class AsyncHTTPXTransport:
@@ -48,9 +48,9 @@ class AsyncHTTPXTransport:
         self._closed = False
         self._heads: Heads = {}
         self._tasks: Tasks | None = None
-        self._client: Any = None
+        self._client: AsyncHTTPXClient | None = http_client
         if http_client is not None:
-            self._library, self._client = borrow(http_client, "AsyncClient")
+            self._library = library_of(http_client, "AsyncClient")
 
     def _open(self) -> Tasks | Failure:
         """Make the client ready, and give what runs its exchanges; or say why it cannot be."""
@@ -84,15 +84,13 @@ class AsyncHTTPXTransport:
 
         try:
             request = exchange.request(self._heads, trace)
-            response = await self._client.send(
-                request, stream=True, auth=None, follow_redirects=False
-            )
+            response = await way(self._client, request).handle_async_request(request)
             try:
                 return await self._read(response, exchange)
             finally:
                 # What there is of the answer is there by now; closing cannot change it.
                 with suppress(Exception):
-                    await response.aclose()
+                    await response.stream.aclose()
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
             return exchange.failed(error)
         finally:

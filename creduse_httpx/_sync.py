@@ -22,7 +22,7 @@ from creduse_core import (
     protocol_from_environment,
 )
 
-from ._exchange import Exchange, Heads, borrow, discard, no_client, not_sent, settings
+from ._exchange import Exchange, Heads, discard, library_of, no_client, not_sent, settings, way
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -34,7 +34,7 @@ class HTTPXClient(Protocol):
     @property
     def is_closed(self) -> bool: ...
 
-    def send(self, request: Any, *, stream: bool, auth: None, follow_redirects: bool) -> Any: ...
+    def send(self, request: Any) -> Any: ...
 
 
 class HTTPXTransport:
@@ -49,16 +49,15 @@ class HTTPXTransport:
         # By process: a fork shares the sockets, and two processes on one connection read each
         # other's answers. The parent's client is kept, since closing it would say goodbye for it.
         self._clients: dict[int, HTTPXClient] = {}
-        self._borrowed: HTTPXClient
         if http_client is not None:
-            self._library, self._borrowed = borrow(http_client, "Client")
+            self._library = library_of(http_client, "Client")
 
     def _is_closed(self) -> bool:
         return self._closed or (self._given is not None and self._given.is_closed)
 
     def _client(self) -> HTTPXClient:
         if self._given is not None:
-            return self._borrowed
+            return self._given
         process = os.getpid()
         # Threads may meet here at the first call: setdefault lets one win, without a lock that a
         # fork could leave locked.
@@ -80,13 +79,13 @@ class HTTPXTransport:
         exchange = Exchange(send, self._library, time.monotonic)
         try:
             request = exchange.request(self._heads, exchange.trace)
-            response = client.send(request, stream=True, auth=None, follow_redirects=False)
+            response = way(client, request).handle_request(request)
             try:
                 return self._read(response, exchange)
             finally:
                 # What there is of the answer is there by now; closing cannot change it.
                 with suppress(Exception):
-                    response.close()
+                    response.stream.close()
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
             return exchange.failed(error)
 

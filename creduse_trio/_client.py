@@ -22,6 +22,7 @@ from creduse_core import (
     Response,
     RetryPolicy,
     Send,
+    forget_frames,
     protocol_from_environment,
 )
 from creduse_core.retry import check_timeout
@@ -231,7 +232,7 @@ def _wake(waiter: trio.Event | None) -> None:
 def _failure(
     progress: Progress, error: Exception, *, transient: bool, timed_out: bool = False
 ) -> Failure:
-    _forget_frames(error)
+    forget_frames(error)
     return Failure(
         Delivery.MAYBE_SENT if progress.sent else Delivery.NOT_SENT,
         error,
@@ -239,14 +240,6 @@ def _failure(
         timed_out=timed_out,
         response=progress.response(),
     )
-
-
-def _forget_frames(error: BaseException) -> None:
-    """Take off the tracebacks: their frames hold the request, and some tools print what they hold."""
-    error.__traceback__ = None
-    for link in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
-        if link is not None:
-            _forget_frames(link)
 
 
 def _is_certificate(error: Exception) -> bool:
