@@ -67,13 +67,13 @@ def core(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST)
-@nox.parametrize("plugin", ["aiohttp", "asyncio", "trio"])
+@nox.parametrize("plugin", ["aiohttp", "asyncio", "mocks", "trio"])
 def plugins(session: nox.Session, plugin: str) -> None:
-    """Run the fixture under plugins that get in each other's way, one at a time."""
+    """Run the fixture and the mocks under what gets in the way of other plugins, one at a time."""
     session.install("-e", ".[all]", *group(f"plugins-{plugin}"))
     # What pytest-asyncio says of its own defaults is not for us to mend.
     settings = ("-W", "default::pytest.PytestDeprecationWarning", "-k", plugin)
-    files = ("tests/test_docs.py", "tests/test_plugin.py")
+    files = ("tests/test_docs.py", "tests/test_mocks.py", "tests/test_plugin.py")
     session.run("pytest", *settings, *files)
 
 

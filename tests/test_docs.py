@@ -1,6 +1,6 @@
 """What docs/testing.md shows runs as it stands: tests as tests, programs as programs.
 
-Some need a plugin that gets in the way of others. ``nox -s plugins`` has them.
+Most need a plugin or a mock that gets in the way of others. ``nox -s plugins`` has them.
 """
 
 import re
@@ -34,6 +34,9 @@ NEEDS = {
         ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"),
     ),
     "mark.trio": Need("trio", "pytest_trio"),
+    "respx.mock": Need("mocks", "respx"),
+    "httpx_mock": Need("mocks", "pytest_httpx"),
+    "aioresponses": Need("mocks", "aioresponses"),
 }
 
 
