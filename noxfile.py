@@ -66,6 +66,17 @@ def core(session: nox.Session) -> None:
     covered_tests(session, "creduse_core/*", "tests/core")
 
 
+@nox.session(python=NEWEST)
+@nox.parametrize("plugin", ["aiohttp", "asyncio", "mocks", "trio"])
+def plugins(session: nox.Session, plugin: str) -> None:
+    """Run the fixture and the mocks under what gets in the way of other plugins, one at a time."""
+    session.install("-e", ".[all]", *group(f"plugins-{plugin}"))
+    # What pytest-asyncio says of its own defaults is not for us to mend.
+    settings = ("-W", "default::pytest.PytestDeprecationWarning", "-k", plugin)
+    files = ("tests/test_docs.py", "tests/test_mocks.py", "tests/test_plugin.py")
+    session.run("pytest", *settings, *files)
+
+
 @nox.session(python=OLDEST)
 def oldest(session: nox.Session) -> None:
     """Run all tests on the oldest versions of the dependencies that are claimed."""

@@ -20,6 +20,7 @@ PACKAGES = (
     "creduse_aiohttp",
     "creduse_core",
     "creduse_httpx",
+    "creduse_pytest",
     "creduse_sandbox",
     "creduse_trio",
 )
@@ -29,6 +30,7 @@ FLOORS = {
     "creduse_aiohttp": {"creduse_aiohttp", "creduse_core"},
     "creduse_core": {"creduse_core"},
     "creduse_httpx": {"creduse_core", "creduse_httpx"},
+    "creduse_pytest": {"creduse_sandbox"},
     "creduse_sandbox": {"creduse_core", "creduse_sandbox"},
     "creduse_trio": {"creduse_core", "creduse_trio"},
     "creduse": {"creduse", "creduse_core", "creduse_httpx", "creduse_sandbox"},
