@@ -106,6 +106,10 @@ def wheel(session: nox.Session) -> None:
         session.run("creduse", "demo")
         session.install("pytest", "pytest-timeout", f"{built}[all]")
         session.run("pytest", *map(str, sorted(tests.glob("test_*.py"))), env=STRICT)
+        shutil.copy(tests / "typing" / "usage.py", ".")
+        session.install(*(it for it in group("types") if it.startswith(("mypy", "pyright"))))
+        session.run("mypy", "--strict", "usage.py")
+        session.run("pyright", "--pythonpath", str(Path(session.bin, "python")), "usage.py")
 
 
 @nox.session(python=OLDEST)

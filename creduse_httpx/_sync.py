@@ -36,6 +36,8 @@ class HTTPXClient(Protocol):
 
     def send(self, request: Any) -> Any: ...
 
+    def close(self) -> None: ...
+
 
 class HTTPXTransport:
     """Sends over an `httpx.Client` of its own, made at the first call, or over one it is given."""
@@ -110,7 +112,7 @@ class HTTPXTransport:
     def close(self) -> None:
         """Close the client that was made here."""
         self._closed = True
-        client: Any = self._clients.pop(os.getpid(), None)
+        client = self._clients.pop(os.getpid(), None)
         if client is not None:
             client.close()
 
