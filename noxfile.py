@@ -24,6 +24,8 @@ STRICT = {"PYTHONDEVMODE": "1"}
 # The tests mostly wait, for servers that misbehave.
 AT_ONCE = ("-n", "6")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
+# What is heavy, and alike everywhere, is left to the newest Python.
+LIGHT = (*AT_ONCE, "-m", "not exhaustive and not once")
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -47,7 +49,7 @@ def tests(session: nox.Session) -> None:
     if session.python == NEWEST and not session.posargs:
         covered_tests(session, "creduse*/*", *USUAL)
     else:
-        session.run("pytest", *(session.posargs or USUAL))
+        session.run("pytest", *(session.posargs or LIGHT))
 
 
 @nox.session(python=NEWEST)
@@ -85,7 +87,7 @@ def oldest(session: nox.Session) -> None:
     claimed = [*project["dependencies"], *extras["aiohttp"], *extras["trio"]]
     floors = [requirement.split(",")[0].replace(">=", "==") for requirement in claimed]
     session.install("-e", ".", *group("test"), *floors)
-    session.run("pytest", *(session.posargs or USUAL))
+    session.run("pytest", *(session.posargs or LIGHT))
 
 
 @nox.session(python=OLDEST)
