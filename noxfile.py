@@ -24,6 +24,8 @@ STRICT = {"PYTHONDEVMODE": "1"}
 # The tests mostly wait, for servers that misbehave.
 AT_ONCE = ("-n", "6")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
+# What is heavy, and alike everywhere, is left to the newest Python.
+LIGHT = (*AT_ONCE, "-m", "not exhaustive and not once")
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -47,7 +49,7 @@ def tests(session: nox.Session) -> None:
     if session.python == NEWEST and not session.posargs:
         covered_tests(session, "creduse*/*", *USUAL)
     else:
-        session.run("pytest", *(session.posargs or USUAL))
+        session.run("pytest", *(session.posargs or LIGHT))
 
 
 @nox.session(python=NEWEST)
@@ -75,6 +77,17 @@ def docs(session: nox.Session) -> None:
     session.run("pytest", *AT_ONCE, "tests/test_pages.py", *session.posargs)
 
 
+@nox.session(python=NEWEST)
+@nox.parametrize("plugin", ["aiohttp", "asyncio", "mocks", "trio"])
+def plugins(session: nox.Session, plugin: str) -> None:
+    """Run the fixture and the mocks under what gets in the way of other plugins, one at a time."""
+    session.install("-e", ".[all]", *group(f"plugins-{plugin}"))
+    # What pytest-asyncio says of its own defaults is not for us to mend.
+    settings = ("-W", "default::pytest.PytestDeprecationWarning", "-k", plugin)
+    files = ("tests/test_docs.py", "tests/test_mocks.py", "tests/test_plugin.py")
+    session.run("pytest", *settings, *files)
+
+
 @nox.session(python=OLDEST)
 def oldest(session: nox.Session) -> None:
     """Run all tests on the oldest versions of the dependencies that are claimed."""
@@ -83,7 +96,7 @@ def oldest(session: nox.Session) -> None:
     claimed = [*project["dependencies"], *extras["aiohttp"], *extras["trio"]]
     floors = [requirement.split(",")[0].replace(">=", "==") for requirement in claimed]
     session.install("-e", ".", *group("test"), *floors)
-    session.run("pytest", *(session.posargs or USUAL))
+    session.run("pytest", *(session.posargs or LIGHT))
 
 
 @nox.session(python=OLDEST)
@@ -104,6 +117,10 @@ def wheel(session: nox.Session) -> None:
         session.run("creduse", "demo")
         session.install("pytest", "pytest-timeout", f"{built}[all]")
         session.run("pytest", *map(str, sorted(tests.glob("test_*.py"))), env=STRICT)
+        shutil.copy(tests / "typing" / "usage.py", ".")
+        session.install(*(it for it in group("types") if it.startswith(("mypy", "pyright"))))
+        session.run("mypy", "--strict", "usage.py")
+        session.run("pyright", "--pythonpath", str(Path(session.bin, "python")), "usage.py")
 
 
 @nox.session(python=OLDEST)

@@ -31,6 +31,7 @@ from creduse_core import (
     Response,
     RetryPolicy,
     Send,
+    forget_frames,
     protocol_from_environment,
 )
 
@@ -76,20 +77,31 @@ class _Exchange(BytesPayload):
         self._send = send
         self._chunks: list[bytes] = []
         now = time.monotonic()  # the clock of uvloop's loops is too coarse to tell
+        self._by = now + send.connect_timeout  # and from when it is written:
         self._answer_by = now + send.timeout
         self._deadline = asyncio.timeout(None)
-        self._set_timer(now, now + send.connect_timeout)
+        self._set_timer(now)
 
-    def _set_timer(self, now: float, by: float) -> None:
-        self._by = by
+    def _set_timer(self, now: float) -> None:
         # Not by the deadline's own timer: what has come in by then still counts, and whoever waits
         # for it is called before a deadline that is set only when it is over.
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(by - now, self._deadline.reschedule, 0.0)
+        self._timer = loop.call_later(self._by - now, self._look_at_the_time)
+
+    def _look_at_the_time(self) -> None:
+        now = time.monotonic()
+        if now < self._by:
+            self._set_timer(now)
+        else:
+            self._deadline.reschedule(0.0)
 
     # What aiohttp calls.
 
-    async def write(self, writer: AbstractStreamWriter) -> None:
+    async def write_with_length(
+        self,
+        writer: AbstractStreamWriter,
+        content_length: int | None,  # noqa: ARG002 - it is the body's, since we never set another
+    ) -> None:
         """Write the body, and before it the head; or refuse to, so that nothing is sent."""
         transport = writer.transport
         if (
@@ -107,20 +119,15 @@ class _Exchange(BytesPayload):
         if now >= self._by:
             raise TimeoutError("no time was left to send the request")
         self._deadline.reschedule(None)  # raises if the exchange is over
-        self._timer.cancel()
-        self._set_timer(now, self._answer_by)
+        self._by = self._answer_by
         self._consumed, self._transport = True, transport
         self._connection = transport.get_protocol()
         _USERS[self._connection] = self
-        await super().write(writer)
+        await writer.write(self._send.request.body)
 
-    async def write_with_length(
-        self,
-        writer: AbstractStreamWriter,
-        content_length: int | None,  # noqa: ARG002 - aiohttp's signature
-    ) -> None:
-        """Do the same: the length is that of the body, since we never set another."""
-        await self.write(writer)
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Do the same."""
+        await self.write_with_length(writer, None)
 
     # What we do.
 
@@ -150,9 +157,9 @@ class _Exchange(BytesPayload):
 
     async def _request(self, session: aiohttp.ClientSession, url: URL) -> aiohttp.ClientResponse:
         request = self._send.request
-        if _cancellations():
-            await asyncio.sleep(0)  # where one that is still to be delivered is
         cancellations = _cancellations()
+        if cancellations:
+            await asyncio.sleep(0)  # where one that is still to be delivered is
         try:
             response = await session.request(
                 request.method,
@@ -175,7 +182,8 @@ class _Exchange(BytesPayload):
                 raise
             # Nobody has cancelled us: aiohttp ends the wait for a connection in this way.
             raise RuntimeError("the session was closed") from None
-        if not self.consumed:
+        # An answer without a version has come over no connection: a mock in aiohttp's place made it.
+        if not self.consumed and response.version is not None:
             # Before Python 3.12 aiohttp writes in a task, which it may find no reason to wait for.
             response.close()
             raise ConnectionResetError("the connection held an answer that nobody had asked for")
@@ -200,6 +208,7 @@ class _Exchange(BytesPayload):
     def _failed(self, error: Exception) -> Failure:
         if self._refused is not None and not self.consumed:
             error = self._refused
+        forget_frames(error)
         if isinstance(error, aiohttp.ClientResponseError):
             # It is what aiohttp makes of bytes that are no answer, and it carries the key; or of a
             # proxy's refusal, and then the proxy's password.

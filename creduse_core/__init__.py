@@ -37,7 +37,7 @@ from .errors import (
     TransportError,
     UserDoesNotExistError,
 )
-from .messages import MAX_BODY_SIZE, Delivery, Failure, Request, Response
+from .messages import MAX_BODY_SIZE, Delivery, Failure, Request, Response, forget_frames
 from .models import (
     ActiveBalance,
     Attempt,
@@ -103,5 +103,6 @@ __all__ = [
     "UserDoesNotExistError",
     "Wait",
     "__version__",
+    "forget_frames",
     "protocol_from_environment",
 ]

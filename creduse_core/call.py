@@ -22,7 +22,7 @@ from .errors import (
     LocalProtocolError,
     TransportError,
 )
-from .messages import Delivery, Failure, Request, Response, no_pickle
+from .messages import Delivery, Failure, Request, Response, chain, no_pickle
 from .models import Attempt, Outcome
 from .retry import (
     EVENTS,
@@ -428,7 +428,7 @@ class Call(Generic[T]):
         """Say whether an exception, or one that it came of, would print the API key."""
         texts = [
             text
-            for link in _chain(error)
+            for link in chain(error)
             for text in (_words(link), *map(str, (link.args, *getattr(link, "__notes__", ()))))
         ]
         return any(self._clean(text) != text for text in texts)
@@ -446,7 +446,7 @@ def _describe_answer(response: Response, reading: Bad) -> str:
 
 def _describe_failure(failure: Failure, head: Response | None) -> str:
     # The library's exception may say nothing, and leave it to the one that it came of.
-    said = next((words for words in map(_words, _chain(failure.cause)) if words), "")
+    said = next((words for words in map(_words, chain(failure.cause)) if words), "")
     why = f"{type(failure.cause).__name__}: {said}".removesuffix(": ")
     if head is not None:
         why = f"{head.status}, but the answer was cut ({why})"
@@ -471,17 +471,6 @@ def _words(error: BaseException) -> str:
         return str(error)
     except Exception:  # noqa: BLE001 - it must not hide what became of the credits
         return ""
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """Give an exception and all that it came of, members of groups included."""
-    chain: list[BaseException] = []
-    found: list[BaseException | None] = [error]
-    for link in found:
-        if link is not None and not any(link is other for other in chain):
-            chain.append(link)
-            found += [link.__cause__, link.__context__, *getattr(link, "exceptions", ())]
-    return chain
 
 
 def _without(secret: str, text: str) -> str:

@@ -130,6 +130,7 @@ class _Base:
         import logging  # noqa: PLC0415
 
         self._protocol = protocol
+        self._prefix = f"{protocol.base_url}/"
         self._on_attempt = on_attempt
         self._jitter = jitter
         self._logger = logging.getLogger("creduse")
@@ -144,7 +145,7 @@ class _Base:
 
     def _start(self, call: Call[Any], now: float) -> Send:
         # The transport was made for one host: what it trusts and which proxy it takes, too.
-        if not call.request.url.startswith(f"{self._protocol.base_url}/"):
+        if not call.request.url.startswith(self._prefix):
             raise ValueError(
                 f"the call is for {call.request.url}, but the client for {self._protocol.base_url}"
             )

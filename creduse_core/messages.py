@@ -93,3 +93,23 @@ class Failure:
     transient: bool
     timed_out: bool = False
     response: Response | None = None
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """Give an exception and all that it came of, members of groups included."""
+    links: list[BaseException] = []
+    found: list[BaseException | None] = [error]
+    for link in found:
+        if link is not None and not any(link is other for other in links):
+            links.append(link)
+            found += [link.__cause__, link.__context__, *getattr(link, "exceptions", ())]
+    return links
+
+
+def forget_frames(error: BaseException) -> None:
+    """Take the tracebacks off what is to be the cause of a `Failure`.
+
+    Frames of a library hold the request, and some tools print what frames hold.
+    """
+    for link in chain(error):
+        link.__traceback__ = None

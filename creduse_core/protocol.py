@@ -89,7 +89,8 @@ class CreduseProtocol:
         user, text = _uuid(end_user_id)
         amount = _count("amount", amount)
         days = "null" if validity_days is None else _count("validity_days", validity_days)
-        return self._write(
+        return self._call(
+            "POST",
             "/add",
             f'{{"end_user_id":"{text}","amount":{amount},"validity_days":{days}}}',
             Expected(user, text, amount, decoding.credits_added),
@@ -108,7 +109,8 @@ class CreduseProtocol:
         """``POST /subtract``: take credits, all of ``amount`` or none."""
         user, text = _uuid(end_user_id)
         amount = _count("amount", amount)
-        return self._write(
+        return self._call(
+            "POST",
             "/subtract",
             f'{{"end_user_id":"{text}","amount":{amount}}}',
             Expected(user, text, amount, decoding.credits_subtracted),
@@ -129,7 +131,8 @@ class CreduseProtocol:
         user, text = _uuid(end_user_id)
         amount = _count("amount", amount)
         days = "null" if validity_days is None else _count("validity_days", validity_days)
-        return self._write(
+        return self._call(
+            "POST",
             "/start-cycle",
             f'{{"end_user_id":"{text}","amount":{amount},"validity_days":{days}}}',
             Expected(user, text, None, decoding.cycle),
@@ -146,7 +149,8 @@ class CreduseProtocol:
     ) -> Call[Cycle]:
         """``POST /stop-cycle``: do not renew the recurring cycle at its end."""
         user, text = _uuid(end_user_id)
-        return self._write(
+        return self._call(
+            "POST",
             "/stop-cycle",
             f'{{"end_user_id":"{text}"}}',
             Expected(user, text, None, decoding.cycle),
@@ -165,23 +169,7 @@ class CreduseProtocol:
             f'{{"end_user_id":"{text}"}}',
             Expected(user, text, None, decoding.active_balance),
             timeout,
-            Kind.READ,
-            self._headers,
         )
-
-    def _write(
-        self,
-        path: str,
-        body: str,
-        expected: Expected[T],
-        timeout: float | None,
-        idempotency_key: str | None,
-    ) -> Call[T]:
-        headers, kind = self._headers, Kind.WRITE
-        if idempotency_key is not None:
-            self._check_idempotency_key(idempotency_key)
-            headers, kind = (*headers, ("Idempotency-Key", idempotency_key)), Kind.REPLAYABLE
-        return self._call("POST", path, body, expected, timeout, kind, headers)
 
     def _call(
         self,
@@ -190,9 +178,12 @@ class CreduseProtocol:
         body: str,
         expected: Expected[T],
         timeout: float | None,
-        kind: Kind,
-        headers: HeaderPairs,
+        idempotency_key: str | None = None,
     ) -> Call[T]:
+        headers, kind = self._headers, Kind.READ if method == "GET" else Kind.WRITE
+        if idempotency_key is not None:
+            self._check_idempotency_key(idempotency_key)
+            headers, kind = (*headers, ("Idempotency-Key", idempotency_key)), Kind.REPLAYABLE
         if timeout is None:
             timeout = self.timeout
         else:

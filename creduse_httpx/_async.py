@@ -20,7 +20,7 @@ from creduse_core import (
     protocol_from_environment,
 )
 
-from ._exchange import Exchange, borrow, discard, no_client, not_sent, settings
+from ._exchange import Exchange, Heads, discard, library_of, no_client, not_sent, settings, way
 from ._tasks import Tasks, new_tasks, now, sleep
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ class AsyncHTTPXClient(Protocol):
     @property
     def is_closed(self) -> bool: ...
 
-    async def send(
-        self, request: Any, *, stream: bool, auth: None, follow_redirects: bool
-    ) -> Any: ...
+    async def send(self, request: Any) -> Any: ...
+
+    async def aclose(self) -> None: ...
 
 
 class AsyncHTTPXTransport:
@@ -46,11 +46,11 @@ class AsyncHTTPXTransport:
         self._given = http_client
         self._library: ModuleType = httpx
         self._closed = False
-        self._urls: dict[str, Any] = {}
+        self._heads: Heads = {}
         self._tasks: Tasks | None = None
-        self._client: Any = None
+        self._client: AsyncHTTPXClient | None = http_client
         if http_client is not None:
-            self._library, self._client = borrow(http_client, "AsyncClient")
+            self._library = library_of(http_client, "AsyncClient")
 
     def _open(self) -> Tasks | Failure:
         """Make the client ready, and give what runs its exchanges; or say why it cannot be."""
@@ -72,7 +72,7 @@ class AsyncHTTPXTransport:
         tasks = self._open()
         if isinstance(tasks, Failure):
             return tasks
-        exchange = Exchange(send, self._library, now)
+        exchange = Exchange(send, self._library, tasks.now)
         return await tasks.run(exchange, lambda: self._exchange(exchange))
 
     async def _exchange(self, exchange: Exchange) -> Response | Failure:
@@ -83,16 +83,14 @@ class AsyncHTTPXTransport:
             exchange.trace(name, info)
 
         try:
-            request = exchange.request(self._urls, trace)
-            response = await self._client.send(
-                request, stream=True, auth=None, follow_redirects=False
-            )
+            request = exchange.request(self._heads, trace)
+            response = await way(self._client, request).handle_async_request(request)
             try:
                 return await self._read(response, exchange)
             finally:
                 # What there is of the answer is there by now; closing cannot change it.
                 with suppress(Exception):
-                    await response.aclose()
+                    await response.stream.aclose()
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
             return exchange.failed(error)
         finally:

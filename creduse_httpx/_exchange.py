@@ -10,13 +10,23 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from functools import cache
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import httpx
 
-from creduse_core import MAX_BODY_SIZE, CreduseProtocol, Delivery, Failure, Response, Send
+from creduse_core import (
+    MAX_BODY_SIZE,
+    CreduseProtocol,
+    Delivery,
+    Failure,
+    Response,
+    Send,
+    forget_frames,
+)
+
+if TYPE_CHECKING:
+    from creduse_core.messages import HeaderPairs
 
 LIMITS: Final = httpx.Limits(
     max_connections=100,
@@ -92,7 +102,19 @@ class _Once(AsyncIterator[bytes]):
         return self._pieces.pop()
 
 
+Heads: TypeAlias = "dict[tuple[str, int], tuple[HeaderPairs, Any, Any]]"
+"""By URL and length of the body: our headers, and the library's URL and headers for them."""
+
+_NOTHING: Final = (None, None, None)
+
 _NO_HEAD: Final[tuple[int, list[tuple[bytes, bytes]]]] = (0, [])
+
+
+@cache
+def _step(name: str) -> tuple[str, str]:
+    """Give the step and the stage of it that a trace's name, one of a few, tells of."""
+    step, stage = name.split(".")[-2:]
+    return step, stage
 
 
 class Exchange:
@@ -126,20 +148,26 @@ class Exchange:
         self._size = 0
         self._request: Any = None
 
-    def request(self, urls: dict[str, Any], trace: object) -> Any:
+    def request(self, heads: Heads, trace: object) -> Any:
         """Make the library's request. What a client would add to one is not added to it.
 
-        ``urls`` keeps the few URLs of a client as the library has parsed them.
+        ``heads`` keeps what the library makes of a URL and of headers, one for each path and
+        length: the calls of a protocol have the same, but for those with an idempotency key.
         """
         if self._stopped:
             raise TimeoutError("no time was left to send the request")
         ours = self.send.request
-        url = urls.get(ours.url) or urls.setdefault(ours.url, self._library.URL(ours.url))
-        headers = [
-            (b"Host", url.netloc),
-            *((name.encode(), value.encode()) for name, value in ours.headers),
-            (b"Content-Length", b"%d" % len(ours.body)),
-        ]
+        pairs, url, headers = heads.get((ours.url, len(ours.body)), _NOTHING)
+        if pairs is not ours.headers:
+            url = self._library.URL(ours.url)
+            headers = self._library.Headers(
+                [
+                    (b"Host", url.netloc),
+                    *((name.encode(), value.encode()) for name, value in ours.headers),
+                    (b"Content-Length", b"%d" % len(ours.body)),
+                ]
+            )
+            heads[ours.url, len(ours.body)] = ours.headers, url, headers
         self._request = self._library.Request(
             ours.method,
             url,
@@ -168,7 +196,7 @@ class Exchange:
     def trace(self, name: str, info: dict[str, Any]) -> None:
         """Take note of a step; raise where the next one must not be taken."""
         self._traced = True
-        step, stage = name.split(".")[-2:]
+        step, stage = _step(name)
         if step not in _STEPS:
             self._step = None
         elif stage == "started":
@@ -236,8 +264,8 @@ class Exchange:
         """Report that no whole answer came, unless that is for its size."""
         if self.too_large:
             return self.whole()
-        if self._request is not None:
-            # An exception of httpx carries the request, and with it the key.
+        forget_frames(error)
+        if self._request is not None:  # an exception may carry it, and with it the key
             self._request.headers.pop("Authorization", None)
         rows = (_EXCEPTIONS.get(base.__name__) for base in type(error).__mro__)
         transient, timed_out = next((row for row in rows if row), (False, False))
@@ -275,25 +303,24 @@ def not_sent(why: str) -> Failure:
     return Failure(Delivery.NOT_SENT, RuntimeError(why), transient=False)
 
 
-def borrow(http_client: object, name: str) -> tuple[ModuleType, Any]:
-    """Give the library of a client, httpx or httpx2, and what we send with in the client's place.
-
-    That shares the client's connections, and not what it adds to a request: event hooks, of which
-    ``raise_for_status`` is a common one, would take the answer away from us, and cookies would be
-    kept. Auth and redirects are turned off for each request. It is of the library's own class
-    ``name``, since a class of the caller's may close what it shares when it is deleted.
-    """
-    bases: tuple[Any, ...] = type(http_client).__mro__
-    for base in bases:
+def library_of(http_client: object, name: str) -> ModuleType:
+    """Give the library of a client, httpx or httpx2; refuse what is no client of either."""
+    for base in type(http_client).__mro__:
         if base.__module__ in {"httpx", "httpx2"} and base.__name__ == name:
-            borrowed: Any = base.__new__(base)
-            borrowed.__dict__ |= vars(http_client)
-            borrowed.event_hooks = {}
-            borrowed.cookies = no_cookies()
-            return sys.modules[base.__module__], borrowed
+            return sys.modules[base.__module__]
     raise TypeError(
         f"http_client must be an httpx.{name} (or httpx2.{name}), not {type(http_client).__name__}"
     )
+
+
+def way(client: Any, request: Any) -> Any:
+    """Give the transport that a client has for a request: its connections, or those to a proxy.
+
+    Not the client itself: its auth, cookies and redirects would change what is sent, and its event
+    hooks, of which ``raise_for_status`` is a common one, would take the answer away from us. It
+    has no public name for this, and httpx and httpx2 the same.
+    """
+    return client._transport_for_url(request.url)  # noqa: SLF001 - see above
 
 
 def settings(protocol: CreduseProtocol) -> dict[str, Any]:
@@ -306,7 +333,6 @@ def settings(protocol: CreduseProtocol) -> dict[str, Any]:
     return {
         "verify": httpx.create_ssl_context() if secure else None,
         "limits": LIMITS,
-        "cookies": no_cookies(),
         "trust_env": not protocol.loopback,
     }
 
@@ -315,11 +341,6 @@ def no_client(error: Exception) -> Failure:
     """Report that no client could be made, for which the environment is the only reason."""
     why = f"no HTTP client could be made; see SSL_CERT_FILE, SSL_CERT_DIR, *_PROXY: {error}"
     return not_sent(why)
-
-
-def no_cookies() -> CookieJar:
-    """Give a jar that stays empty."""
-    return CookieJar(DefaultCookiePolicy(allowed_domains=()))
 
 
 def discard(response: Any) -> bool:

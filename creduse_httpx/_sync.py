@@ -22,7 +22,7 @@ from creduse_core import (
     protocol_from_environment,
 )
 
-from ._exchange import Exchange, borrow, discard, no_client, not_sent, settings
+from ._exchange import Exchange, Heads, discard, library_of, no_client, not_sent, settings, way
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -34,7 +34,9 @@ class HTTPXClient(Protocol):
     @property
     def is_closed(self) -> bool: ...
 
-    def send(self, request: Any, *, stream: bool, auth: None, follow_redirects: bool) -> Any: ...
+    def send(self, request: Any) -> Any: ...
+
+    def close(self) -> None: ...
 
 
 class HTTPXTransport:
@@ -45,20 +47,19 @@ class HTTPXTransport:
         self._given = http_client
         self._library: ModuleType = httpx
         self._closed = False
-        self._urls: dict[str, Any] = {}
+        self._heads: Heads = {}
         # By process: a fork shares the sockets, and two processes on one connection read each
         # other's answers. The parent's client is kept, since closing it would say goodbye for it.
         self._clients: dict[int, HTTPXClient] = {}
-        self._borrowed: HTTPXClient
         if http_client is not None:
-            self._library, self._borrowed = borrow(http_client, "Client")
+            self._library = library_of(http_client, "Client")
 
     def _is_closed(self) -> bool:
         return self._closed or (self._given is not None and self._given.is_closed)
 
     def _client(self) -> HTTPXClient:
         if self._given is not None:
-            return self._borrowed
+            return self._given
         process = os.getpid()
         # Threads may meet here at the first call: setdefault lets one win, without a lock that a
         # fork could leave locked.
@@ -77,16 +78,16 @@ class HTTPXTransport:
         if self._closed:  # meanwhile, by another thread, which may not have seen this client
             self.close()
             return not_sent("the client is closed")
-        exchange = Exchange(send, self._library, self.now)
+        exchange = Exchange(send, self._library, time.monotonic)
         try:
-            request = exchange.request(self._urls, exchange.trace)
-            response = client.send(request, stream=True, auth=None, follow_redirects=False)
+            request = exchange.request(self._heads, exchange.trace)
+            response = way(client, request).handle_request(request)
             try:
                 return self._read(response, exchange)
             finally:
                 # What there is of the answer is there by now; closing cannot change it.
                 with suppress(Exception):
-                    response.close()
+                    response.stream.close()
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
             return exchange.failed(error)
 
@@ -111,7 +112,7 @@ class HTTPXTransport:
     def close(self) -> None:
         """Close the client that was made here."""
         self._closed = True
-        client: Any = self._clients.pop(os.getpid(), None)
+        client = self._clients.pop(os.getpid(), None)
         if client is not None:
             client.close()
 

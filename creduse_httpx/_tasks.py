@@ -7,7 +7,6 @@ At most `PLACES` run at a time, and others wait here for their turn: the time th
 on each grows with the number of those that wait in its pool.
 """
 
-import asyncio
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -18,7 +17,11 @@ from creduse_core import Failure, Response
 
 from ._exchange import LIMITS, Exchange
 
+# asyncio and trio are loaded where they run: asyncio takes a third of what it takes to load this
+# package, and the synchronous client has no use for it.
 if TYPE_CHECKING:
+    import asyncio
+
     import trio
 
 PLACES: Final = LIMITS.max_connections or 0
@@ -28,6 +31,11 @@ Run = Callable[[], Coroutine[Any, Any, Response | Failure]]
 
 class Tasks(Protocol):
     """The tasks of one client, on the loop that was running when this was made."""
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """The clock of that loop."""
+        ...
 
     def is_here(self) -> bool:
         """Say whether that loop is the one that is running."""
@@ -46,14 +54,19 @@ class AsyncioTasks:
     """On asyncio; see `Tasks`."""
 
     def __init__(self) -> None:
+        import asyncio  # noqa: PLC0415 - see above
+
+        self.now = time.monotonic
+        self._asyncio = asyncio
         self._loop = asyncio.get_running_loop()
         self._places = asyncio.Semaphore(PLACES)
         self._tasks: set[asyncio.Task[Response | Failure]] = set()
 
     def is_here(self) -> bool:
-        return not under_trio() and self._loop is asyncio.get_running_loop()
+        return not under_trio() and self._loop is self._asyncio.get_running_loop()
 
     async def run(self, exchange: Exchange, run: Run) -> Response | Failure:
+        asyncio = self._asyncio
         if self._places.locked():
             try:
                 async with asyncio.timeout(exchange.send.connect_timeout):
@@ -75,11 +88,11 @@ class AsyncioTasks:
             raise
         return exchange.failed(_too_slow()) if task.cancelled() else task.result()
 
-    def _done(self, task: asyncio.Task[Response | Failure]) -> None:
+    def _done(self, task: "asyncio.Task[Response | Failure]") -> None:
         self._tasks.discard(task)
         self._places.release()
 
-    def _cancel(self, task: asyncio.Task[Any], seconds: float) -> None:
+    def _cancel(self, task: "asyncio.Task[Any]", seconds: float) -> None:
         if seconds:
             self._loop.call_later(seconds, task.cancel)
         else:
@@ -87,15 +100,16 @@ class AsyncioTasks:
 
     async def drain(self) -> None:
         while self._tasks:
-            await asyncio.wait(self._tasks)
+            await self._asyncio.wait(self._tasks)
 
 
 class TrioTasks:
     """On trio; see `Tasks`."""
 
     def __init__(self) -> None:
-        import trio  # noqa: PLC0415 - only where it is running
+        import trio  # noqa: PLC0415 - see above
 
+        self.now = trio.current_time
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
         self._places = trio.Semaphore(PLACES)
@@ -167,7 +181,7 @@ def new_tasks() -> Tasks:
 def now() -> float:
     """Give the time in seconds: trio's, so that its test clocks work, or the monotonic."""
     if under_trio():
-        import trio  # noqa: PLC0415 - only where it is running
+        import trio  # noqa: PLC0415 - see above
 
         return trio.current_time()
     return time.monotonic()
@@ -176,8 +190,10 @@ def now() -> float:
 async def sleep(seconds: float) -> None:
     """Wait."""
     if under_trio():
-        import trio  # noqa: PLC0415 - only where it is running
+        import trio  # noqa: PLC0415 - see above
 
         await trio.sleep(seconds)
     else:
+        import asyncio  # noqa: PLC0415 - as above
+
         await asyncio.sleep(seconds)

@@ -6,9 +6,10 @@
             client.add(user, 100)
         assert [entry.path for entry in server.applied] == ["/add"]
 
-`FAULTS` are those that are ready-made, by name. `Sandbox` is the same without a socket, `Ledger`
-its bookkeeping alone. Where the behaviour of the service is not known, that of the sandbox is our
-reading, and the documentation of each part says so. Only the public names stand in this module.
+In pytest, the fixture ``creduse_sandbox`` is such a server. `FAULTS` are those that are ready-made,
+by name. `Sandbox` is the same without a socket, `Ledger` its bookkeeping alone. Where the behaviour
+of the service is not known, that of the sandbox is our reading, and the documentation of each part
+says so. Only the public names stand in this module.
 """
 
 from creduse_sandbox.faults import (

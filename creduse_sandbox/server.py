@@ -15,13 +15,14 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from types import TracebackType
 from typing import Any, Self, cast
 
 import h11
 
+from creduse_core import CoreClient, CreduseProtocol, Send
 from creduse_core.messages import HeaderPairs, Request, Response
 from creduse_sandbox.faults import Action, Answer, Drop, Fault, Shaped, Stage
 from creduse_sandbox.sandbox import Clock, Sandbox, error_response, path_of, utc_now
@@ -350,6 +351,25 @@ def _response(answer: Answer) -> Response:
     return Response(answer.status, answer.headers, answer.body)
 
 
+@dataclass(frozen=True, slots=True)
+class _Direct:
+    """A transport without a socket."""
+
+    handle: Callable[[Request], Response]
+
+    def send(self, send: Send) -> Response:
+        return self.handle(send.request)
+
+    def sleep(self, seconds: float) -> None:
+        """Not wait: the sandbox gives no answer after which one would."""
+
+    def now(self) -> float:
+        return 0.0  # no time passes in a call
+
+    def close(self) -> None:
+        """Leave all as it is: there is nothing to close."""
+
+
 class SandboxServer:
     """A sandbox behind HTTP, on an event loop in a daemon thread of its own.
 
@@ -357,6 +377,10 @@ class SandboxServer:
     ``port`` 0 lets the system choose; ``api_key`` and ``clock`` are the `Sandbox`'s. With
     ``ssl_context``, a server's one with its certificate, it speaks TLS.
     All its methods may be called from any thread.
+
+    ``direct`` is a client that needs no socket, for what a test gives to its users beforehand and
+    asks afterwards. It has the five methods and their errors; it never waits, so it can be called
+    from a coroutine; it meets with no fault, and what it does is not in the `log`.
     """
 
     def __init__(
@@ -372,7 +396,10 @@ class SandboxServer:
         self._port = port
         self._api_key = api_key
         self._clock = clock
-        self._desk = _Desk(self._fresh(), clock, ssl_context)
+        self._ahead = timedelta()
+        self._desk = _Desk(self._fresh(), self._now, ssl_context)
+        protocol = CreduseProtocol("any" if api_key is None else api_key, "http://127.0.0.1")
+        self.direct = CoreClient(protocol, _Direct(self.handle))
         self._base_url: str | None = None
         self._listener: socket.socket
         self._listening: asyncio.Server
@@ -382,7 +409,10 @@ class SandboxServer:
         self._thread: threading.Thread | None = None
 
     def _fresh(self) -> Sandbox:
-        return Sandbox(api_key=self._api_key, clock=self._clock)
+        return Sandbox(api_key=self._api_key, clock=self._now)
+
+    def _now(self) -> datetime:
+        return self._clock() + self._ahead
 
     @property
     def base_url(self) -> str:
@@ -443,16 +473,42 @@ class SandboxServer:
         with self._desk.lock:
             self._desk.orders.append(_Order(fault, times, when))
 
+    def advance(self, *, days: float) -> None:
+        """Move the sandbox's clock ahead, and no other: credits expire, cycles are renewed.
+
+        It goes on from there, until a `reset` puts it back.
+
+        Raises:
+            OverflowError: That would be past the year 9999.
+            ValueError: ``days`` is negative. The ledger does not go back.
+        """
+        if days < 0:
+            raise ValueError("the clock cannot go back: days must not be negative")
+        with self._desk.lock:
+            ahead = self._ahead + timedelta(days=days)
+            _ = self._clock() + ahead  # what is wrong with it is raised here, not in the server
+            self._ahead = ahead
+
     def reset(self) -> None:
-        """Begin again with an empty ledger, no orders and an empty log.
+        """Begin again with an empty ledger, no orders, an empty log and the clock as it was.
 
         Connections stay open; a request that is still coming in enters the log again when more
         of it comes.
+
+        Raises:
+            ExceptionGroup: As in `close`, which does not raise it again.
         """
         with self._desk.lock:
+            self._ahead = timedelta()
             self._desk.sandbox = self._fresh()
             self._desk.orders.clear()
             self._desk.log.clear()
+        self._raise_errors()
+
+    def _raise_errors(self) -> None:
+        errors, self._desk.errors = self._desk.errors, []
+        if errors:
+            raise ExceptionGroup("the sandbox server failed", errors)
 
     def start(self) -> None:
         """Listen. On return, connections are accepted.
@@ -469,11 +525,7 @@ class SandboxServer:
         scheme = "http" if self._desk.ssl_context is None else "https"
         host = f"[{self._host}]" if ":" in self._host else self._host
         self._base_url = f"{scheme}://{host}:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve()),
-            name="creduse-sandbox",
-            daemon=True,
-        )
+        self._thread = threading.Thread(target=self._run, name="creduse-sandbox", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -490,8 +542,7 @@ class SandboxServer:
             return
         self._stop.set_result(None)
         thread.join()
-        if self._desk.errors:
-            raise ExceptionGroup("the sandbox server failed", self._desk.errors)
+        self._raise_errors()
 
     @contextmanager
     def refusing(self) -> Generator[None, None, None]:
@@ -528,6 +579,11 @@ class SandboxServer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _run(self) -> None:
+        # On a loop of asyncio's own, whatever policy a test may have set for its loops.
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()

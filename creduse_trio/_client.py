@@ -22,6 +22,7 @@ from creduse_core import (
     Response,
     RetryPolicy,
     Send,
+    forget_frames,
     protocol_from_environment,
 )
 from creduse_core.retry import check_timeout
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
 # What may pass: whether to try again may help. All else is a fault that stays.
 _TRANSIENT: Final = (OSError, trio.BrokenResourceError, h11.RemoteProtocolError)
-
-_MAX_HEADS: Final = 256
-"""Heads that are kept: five paths, and bodies of a few lengths each, unless there are keys."""
 
 
 class TrioTransport:
@@ -60,7 +58,7 @@ class TrioTransport:
         self._ssl_context = ssl_context
         self._connect: Connect = connect or trio.open_tcp_stream
         self._pool: Pool[Connection, trio.Event] = Pool(max_connections, idle_timeout)
-        self._heads: dict[tuple[str, str, HeaderPairs, int], h11.Request] = {}
+        self._heads: dict[tuple[str, int], tuple[HeaderPairs, h11.Request]] = {}
         self._home: object = None
         self._closed = False
 
@@ -85,12 +83,19 @@ class TrioTransport:
         begun = self.now()
         try:
             self._check()
-            with trio.CancelScope(deadline=begun + send.connect_timeout) as scope:
+            answer_by, connect_by = begun + send.timeout, begun + send.connect_timeout
+            with trio.CancelScope(deadline=answer_by) as scope:
                 head = self._head(send.request)
-                await self._enter()
+                if not self._pool.enter():
+                    scope.deadline = connect_by
+                    await self._wait()
                 try:
-                    connection = await self._connection()
-                    scope.deadline = begun + send.timeout
+                    connection = await self._idle()
+                    if connection is None:
+                        scope.deadline = connect_by
+                        connection = await self._new()
+                    if scope.deadline != answer_by:  # to set it takes its time
+                        scope.deadline = answer_by
                     return await self._exchange(connection, head, send, progress)
                 except BaseExceptionGroup as group:
                     # Of a stream that has a nursery of its own: what cancels goes on by itself.
@@ -109,9 +114,14 @@ class TrioTransport:
         return _failure(progress, late, transient=True, timed_out=True)
 
     def _head(self, request: Request) -> h11.Request:
-        """Give the head for h11, whose checks of one cost as much as a write to the network."""
-        key = (request.method, request.url, request.headers, len(request.body))
-        if (head := self._heads.get(key)) is not None:
+        """Give the head for h11, whose checks of one cost as much as a write to the network.
+
+        One is kept for each path and length: the calls of a protocol have the same headers, but
+        for those with an idempotency key.
+        """
+        key = (request.url, len(request.body))
+        headers, head = self._heads.get(key, (None, None))
+        if head is not None and headers is request.headers:
             return head
         head = h11.Request(
             method=request.method,
@@ -122,16 +132,13 @@ class TrioTransport:
                 ("Content-Length", str(len(request.body))),
             ],
         )
-        if len(self._heads) == _MAX_HEADS:
-            self._heads.clear()
-        self._heads[key] = head
+        self._heads[key] = request.headers, head
         return head
 
-    async def _enter(self) -> None:
-        """Get a place in the pool."""
+    async def _wait(self) -> None:
+        """Wait for a place in the pool."""
         waiter = trio.Event()
-        if self._pool.enter(waiter):
-            return
+        self._pool.wait(waiter)
         try:
             await waiter.wait()
             self._check()
@@ -150,13 +157,17 @@ class TrioTransport:
                 "make one client for each"
             )
 
-    async def _connection(self) -> Connection:
-        """Give an idle connection that is fit for use, or a new one."""
+    async def _idle(self) -> Connection | None:
+        """Give an idle connection that is fit for use, if there is one."""
         while (stale := self._pool.expired(trio.current_time())) is not None:
             await stale.close()
         while (idle := self._pool.take()) is not None:
             if await _is_fit(idle):
                 return idle
+        return None
+
+    async def _new(self) -> Connection:
+        """Open a connection."""
         if self._secure and self._ssl_context is None:
             self._ssl_context = ssl.create_default_context()
             self._ssl_context.set_alpn_protocols(["http/1.1"])
@@ -187,8 +198,10 @@ class TrioTransport:
 
     def now(self) -> float:
         """Give the time on the clock of this run, in seconds."""
-        # Outside of a run nothing is sent, and there is no time to be had.
-        return trio.current_time() if trio.lowlevel.in_trio_run() else 0.0
+        try:
+            return trio.current_time()
+        except RuntimeError:  # outside of a run, where nothing is sent
+            return 0.0
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
@@ -219,7 +232,7 @@ def _wake(waiter: trio.Event | None) -> None:
 def _failure(
     progress: Progress, error: Exception, *, transient: bool, timed_out: bool = False
 ) -> Failure:
-    _forget_frames(error)
+    forget_frames(error)
     return Failure(
         Delivery.MAYBE_SENT if progress.sent else Delivery.NOT_SENT,
         error,
@@ -227,14 +240,6 @@ def _failure(
         timed_out=timed_out,
         response=progress.response(),
     )
-
-
-def _forget_frames(error: BaseException) -> None:
-    """Take off the tracebacks: their frames hold the request, and some tools print what they hold."""
-    error.__traceback__ = None
-    for link in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
-        if link is not None:
-            _forget_frames(link)
 
 
 def _is_certificate(error: Exception) -> bool:

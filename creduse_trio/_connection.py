@@ -62,7 +62,12 @@ class _Wire(trio.abc.Stream):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
+        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._probing = False
+
+    def is_readable(self) -> bool:
+        """Say whether something has come, or may have."""
+        return self._socket is None or self._socket.is_readable()
 
     @contextmanager
     def probing(self) -> Generator[None]:
@@ -82,8 +87,8 @@ class _Wire(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if not self._probing:
             return await self._stream.receive_some(max_bytes)
-        if isinstance(self._stream, trio.SocketStream):
-            if self._stream.socket.is_readable():
+        if self._socket is not None:
+            if self._socket.is_readable():
                 return await self._stream.receive_some(max_bytes)
             raise _QuietError
         # Not with a deadline: a stream may let the loop turn before it looks for what it has, and
@@ -178,6 +183,8 @@ class Connection:
 
     async def quiet(self) -> bool:
         """Say whether nothing has come since the last answer, an end of the stream included."""
+        if self._stream is self._wire and not self._wire.is_readable():
+            return True  # without TLS, this says it all
         try:
             with self._wire.probing():
                 await self._stream.receive_some(1)

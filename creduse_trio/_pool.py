@@ -25,13 +25,16 @@ class Pool(Generic[C, W]):
         self._queue: dict[W, None] = {}
         self._idle: deque[tuple[C, float]] = deque()
 
-    def enter(self, waiter: W) -> bool:
-        """Take a place if one is free, and say so; else queue for one."""
-        if self._free:
-            self._free -= 1
-            return True
+    def enter(self) -> bool:
+        """Take a place if one is free, and say so."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
+
+    def wait(self, waiter: W) -> None:
+        """Queue for a place, where none is free."""
         self._queue[waiter] = None
-        return False
 
     def leave(self) -> W | None:
         """Give a place back. It belongs to the first in the queue then, who is to be woken."""

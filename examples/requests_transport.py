@@ -30,6 +30,7 @@ from creduse_core import (
     Failure,
     Response,
     Send,
+    forget_frames,
 )
 from creduse_sandbox import SandboxServer
 
@@ -75,6 +76,7 @@ class RequestsTransport:
         except Exception as error:
             if request.headers:  # which the exception carries, the key among them
                 request.headers.pop("Authorization", None)
+            forget_frames(error)  # they hold the API key
             return Failure(
                 Delivery.MAYBE_SENT if body.sent else Delivery.NOT_SENT,
                 error,

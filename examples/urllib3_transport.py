@@ -24,6 +24,7 @@ from creduse_core import (
     Failure,
     Response,
     Send,
+    forget_frames,
 )
 from creduse_sandbox import SandboxServer
 
@@ -66,6 +67,7 @@ class Urllib3Transport:
                 head.close()
                 head.release_conn()
         except Exception as error:
+            forget_frames(error)  # they hold the API key
             return Failure(
                 Delivery.MAYBE_SENT if body.sent else Delivery.NOT_SENT,
                 error,

@@ -22,6 +22,7 @@ from creduse_core import (
     Failure,
     Response,
     Send,
+    forget_frames,
 )
 from creduse_sandbox import SandboxServer
 
@@ -54,6 +55,7 @@ class UrllibTransport:
                 if answer.length and len(read) <= MAX_BODY_SIZE:  # of a cut body read1 says nothing
                     raise http.client.IncompleteRead(b"", answer.length)
         except Exception as error:
+            forget_frames(error)  # they hold the API key
             return Failure(
                 Delivery.MAYBE_SENT if body.sent else Delivery.NOT_SENT,
                 error,

@@ -20,6 +20,7 @@ PACKAGES = (
     "creduse_aiohttp",
     "creduse_core",
     "creduse_httpx",
+    "creduse_pytest",
     "creduse_sandbox",
     "creduse_trio",
 )
@@ -29,6 +30,7 @@ FLOORS = {
     "creduse_aiohttp": {"creduse_aiohttp", "creduse_core"},
     "creduse_core": {"creduse_core"},
     "creduse_httpx": {"creduse_core", "creduse_httpx"},
+    "creduse_pytest": {"creduse_sandbox"},
     "creduse_sandbox": {"creduse_core", "creduse_sandbox"},
     "creduse_trio": {"creduse_core", "creduse_trio"},
     "creduse": {"creduse", "creduse_core", "creduse_httpx", "creduse_sandbox"},
@@ -79,7 +81,7 @@ def test_import_brings_in_no_sandbox() -> None:
     """Who imports ``creduse`` does not pay for the sandbox, or for an event loop not in use."""
     program = "import sys, creduse; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert not {"creduse_sandbox", "trio", "aiohttp"} & set(done.stdout.decode().split())
+    assert not {"creduse_sandbox", "asyncio", "trio", "aiohttp"} & set(done.stdout.decode().split())
 
 
 def test_version_is_the_distribution_s() -> None:

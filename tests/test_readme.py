@@ -13,14 +13,21 @@ from creduse_core import CoreClient
 from creduse_sandbox import SandboxServer
 from creduse_sandbox.conformance import SCENARIOS, TLS_SCENARIOS, check
 
+pytest_plugins = ["pytester"]
+
 ROOT = Path(__file__).parent.parent
 EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 EXAMPLES = EXAMPLE.findall(ROOT.joinpath("README.md").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_example(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example(example: str, monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
     """Each example runs, where a client and a user are at hand for those that speak of one."""
+    if "def test_" in example:
+        pytester.makeini("[pytest]")
+        pytester.makepyfile(example)
+        pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=1)
+        return
     with SandboxServer() as server, CreduseClient("any", base_url=server.base_url) as client:
         monkeypatch.setenv("CREDUSE_BASE_URL", server.base_url)
         monkeypatch.setenv("CREDUSE_API_KEY", "any")

@@ -10,7 +10,6 @@ from uuid import uuid4
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from creduse import CreduseClient
 from creduse_sandbox import FAULTS, SandboxServer
 
 make_app = runpy.run_path(str(Path(__file__).with_name("app.py")))["make_app"]
@@ -19,14 +18,8 @@ USER = str(uuid4())
 Client = TestClient[Any, Any]
 
 
-def with_app(
-    server: SandboxServer,
-    monkeypatch: pytest.MonkeyPatch,
-    test: Callable[[Client], Awaitable[None]],
-) -> None:
-    """Run a test against the app, its credits on ``server``."""
-    monkeypatch.setenv("CREDUSE_API_KEY", "any")
-    monkeypatch.setenv("CREDUSE_BASE_URL", server.base_url)
+def with_app(test: Callable[[Client], Awaitable[None]]) -> None:
+    """Run a test against the app."""
 
     async def main() -> None:
         async with TestClient(TestServer(make_app())) as client:
@@ -40,39 +33,36 @@ async def ask(client: Client, user: str = USER) -> tuple[int, Any]:
         return answer.status, await answer.text()
 
 
-def test_credits_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credits_run_out(creduse_sandbox: SandboxServer) -> None:
     """Each summary is paid for, and 402 is the answer when no more can be."""
 
     async def test(client: Client) -> None:
         assert [(await ask(client))[0] for _ in range(3)] == [200, 200, 402]
 
-    with SandboxServer() as server, CreduseClient("any", base_url=server.base_url) as credit:
-        credit.add(USER, 12)
-        with_app(server, monkeypatch, test)
-        assert credit.get_balance(USER).active_balance == 2
+    creduse_sandbox.direct.add(USER, 12)
+    with_app(test)
+    assert creduse_sandbox.direct.get_balance(USER).active_balance == 2
 
 
-def test_somebody_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_somebody_unknown(creduse_sandbox: SandboxServer) -> None:
     """Who has no credits at all has to pay, and who is nobody is refused."""
 
     async def test(client: Client) -> None:
         assert (await ask(client))[0] == 402
         assert (await ask(client, "nobody"))[0] == 400
 
-    with SandboxServer() as server:
-        with_app(server, monkeypatch, test)
-        assert server.applied == ()
+    with_app(test)
+    assert creduse_sandbox.applied == ()
 
 
 @pytest.mark.parametrize("fault", ["apply-then-reset", "421"])
-def test_no_work_without_certainty(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_work_without_certainty(fault: str, creduse_sandbox: SandboxServer) -> None:
     """When it is not certain that the credits were taken, there is no work and no second try."""
 
     async def test(client: Client) -> None:
         assert (await ask(client))[0] == 503
 
-    with SandboxServer() as server, CreduseClient("any", base_url=server.base_url) as credit:
-        credit.add(USER, 12)
-        server.order(FAULTS[fault])
-        with_app(server, monkeypatch, test)
-        assert [entry.path for entry in server.log] == ["/add", "/subtract"]
+    creduse_sandbox.direct.add(USER, 12)
+    creduse_sandbox.order(FAULTS[fault])
+    with_app(test)
+    assert [entry.path for entry in creduse_sandbox.log] == ["/subtract"]

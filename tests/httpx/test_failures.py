@@ -45,7 +45,7 @@ def test_refused_connection(harness: Any, nowhere: str) -> None:
             assert [attempt.event for attempt in error.attempts] == ["not_sent"] * 3
             cause: Any = error.__cause__
             assert type(cause) is harness.library.ConnectError
-            assert "authorization" not in cause.request.headers
+            assert "_request" not in vars(cause) or cause._request is None  # noqa: SLF001 - as it would say
 
     harness.run(main)
 

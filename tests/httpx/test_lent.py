@@ -119,7 +119,7 @@ def test_something_else_is_refused() -> None:
     """What is no client, or one of the other kind, is a TypeError that says what would be right."""
     key = "sk-test"
     with pytest.raises(TypeError, match=r"httpx\.Client \(or httpx2\.Client\), not AsyncClient"):
-        CreduseClient(key, httpx.AsyncClient())  # pyright: ignore[reportArgumentType]  # what is tested
+        CreduseClient(key, httpx.AsyncClient())  # type: ignore[arg-type]  # what is tested
     with pytest.raises(TypeError, match=r"httpx\.AsyncClient .*, not Client"):
         AsyncCreduseClient(key, httpx2.Client())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # what is tested
     with pytest.raises(TypeError, match="not str"):

@@ -1,5 +1,6 @@
 """The server over real sockets."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -16,7 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvloop
 
+from creduse_core import InsufficientFundsError, UserDoesNotExistError
 from creduse_core.messages import Request
 from creduse_sandbox import Answer, SandboxServer, serve
 
@@ -478,6 +481,47 @@ def test_handle_meets_no_order(server: SandboxServer) -> None:
         assert ask(connection, "/add")[0] == 503
 
 
+def test_direct() -> None:
+    """A test's own calls go to the same ledger, with its key, past the log and what was ordered."""
+    with SandboxServer(api_key=KEY) as server, closing(connect(server)) as connection:
+        server.order(Answer(503))
+        with server.direct as direct:
+            direct.add(USER, 5)
+        with pytest.raises(InsufficientFundsError):
+            direct.subtract(USER, 6)
+        assert server.log == ()
+        assert ask(connection, "/subtract")[0] == 503
+        assert ask(connection, "/subtract")[0] == 200
+        assert direct.get_balance(USER).active_balance == 0
+        server.reset()
+        with pytest.raises(UserDoesNotExistError):
+            direct.get_balance(USER)
+
+
+def test_advance() -> None:
+    """The clock goes on from where it was moved to, for the answers' Date too, until a reset."""
+    with SandboxServer(clock=lambda: NOW) as server, closing(connect(server)) as connection:
+        server.direct.start_cycle(USER, 50, validity_days=2)
+        server.direct.add(USER, 7, validity_days=2)
+        server.direct.subtract(USER, 1)
+        server.advance(days=1.5)
+        assert server.direct.get_balance(USER).active_balance == 56
+        server.advance(days=1)
+        status, headers, balance = ask(connection, "/get-active-balance", method="GET")
+        assert (status, headers["Date"]) == (200, "Fri, 15 Aug 2025 02:35:55 GMT")
+        assert balance["active_balance"] == 50
+        server.reset()
+        assert server.direct.start_cycle(USER, 50).created_at == NOW
+
+
+@pytest.mark.parametrize("days", [-1, float("nan"), 3_000_000, float("inf")])
+def test_advance_to_nowhere(server: SandboxServer, days: float) -> None:
+    """The clock does not go back, nor beyond the calendar; then it stays where it was."""
+    with pytest.raises((OverflowError, ValueError)):
+        server.advance(days=days)
+    assert server.direct.start_cycle(USER, 50).created_at.year < 3000
+
+
 def test_port_in_use(server: SandboxServer) -> None:
     """The error comes out of start and of serve, in the caller's thread."""
     host, port = where(server)
@@ -564,6 +608,38 @@ def test_failure_inside_is_raised_by_close() -> None:
     (error,) = caught.value.exceptions
     assert isinstance(error, LookupError)
     assert server.log[0].status is None
+
+
+def test_failure_inside_is_raised_by_reset(server: SandboxServer) -> None:
+    """What comes next begins anew, and what went wrong is not raised again."""
+    server.order(Answer(503), when=lambda _: bool(1 / 0))
+    with dial(server) as stream:
+        stream.sendall(message())
+        assert stream.recv(1) == b""
+    with pytest.raises(ExceptionGroup, match="sandbox server failed") as caught:
+        server.reset()
+    assert caught.group_contains(ZeroDivisionError)
+    assert server.log == ()
+    server.reset()
+
+
+def test_loop_of_its_own() -> None:
+    """It runs on asyncio's own loop, also where a test has set another for its own."""
+    loops: list[object] = []
+
+    def look(_: Request) -> bool:
+        loops.append(type(asyncio.get_running_loop()))
+        return False
+
+    set_policy = asyncio.set_event_loop_policy  # pyright: ignore[reportDeprecated]  # tests do that
+    set_policy(uvloop.EventLoopPolicy())
+    try:
+        with SandboxServer() as server, closing(connect(server)) as connection:
+            server.order(Answer(503), when=look)
+            assert ask(connection, "/add")[0] == 200
+    finally:
+        set_policy(None)
+    assert loops == [asyncio.SelectorEventLoop]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

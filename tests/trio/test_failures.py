@@ -1,7 +1,6 @@
 """What the trio client says when an answer is not whole, not ours or not asked for."""
 
 import ssl
-import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -443,23 +442,6 @@ def test_connect_that_gives_no_stream() -> None:
     trio.run(main)
 
 
-def test_no_key_in_what_frames_hold(site: Any) -> None:
-    """Tools that print the locals of every frame do not print the key for an error of a library."""
-
-    async def main() -> None:
-        async with site.client(retry=ONCE) as client:
-            for name in ("apply-then-reset", "request-then-close", "not-http"):
-                site.server.order(FAULTS[name])
-                with pytest.raises(TransportError) as caught:
-                    await client.add(USER, 5)
-                cause = caught.value.__cause__
-                assert cause is not None
-                told = traceback.TracebackException.from_exception(cause, capture_locals=True)
-                assert KEY not in "".join(told.format())
-
-    trio.run(main)
-
-
 def test_no_key_in_errors(site: Any) -> None:
     """A server that repeats the key does not bring it into an error, or what that came of."""
     echo = Answer(
@@ -484,14 +466,14 @@ def test_server_that_hangs(site: Any) -> None:
     """A write waits for its answer as long as the call may last, once; a read tries again."""
 
     async def main() -> None:
-        policy = RetryPolicy(initial_delay=0, attempt_timeout=0.1)
+        policy = RetryPolicy(initial_delay=0, attempt_timeout=0.5)
         async with site.client(retry=policy, max_connections=1) as client:
             site.server.order(FAULTS["request-then-hang"], times=4)
             with pytest.raises(CreduseTimeoutError) as caught:
-                await client.add(USER, 5, timeout=0.4)
+                await client.add(USER, 5, timeout=1)
             assert caught.value.outcome is Outcome.UNKNOWN
             (attempt,) = caught.value.attempts
-            assert attempt.ended - attempt.started >= 0.4
+            assert attempt.ended - attempt.started >= 1
             with pytest.raises(CreduseTimeoutError) as caught:
                 await client.get_balance(USER)
             assert len(caught.value.attempts) == 3

@@ -89,6 +89,8 @@ def proxied(upstream: SandboxServer, tmp_path: Path) -> Iterator[tuple[str, ssl.
         process.wait()
 
 
+@pytest.mark.once
+@pytest.mark.timeout(300)  # a thousand handshakes, on a machine that has other things to do
 @pytest.mark.parametrize("idle_timeout", [KEEPALIVE / 8, 3 * KEEPALIVE], ids=["less", "more"])
 def test_thousand_calls(
     proxied: tuple[str, ssl.SSLContext], upstream: SandboxServer, idle_timeout: float

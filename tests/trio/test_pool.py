@@ -27,10 +27,11 @@ class Model:
         """Have another caller come."""
         caller = next(self.numbers)
         if len(self.inside) < self.places:
-            assert self.pool.enter(caller)
+            assert self.pool.enter()
             self.admit(caller)
         else:
-            assert not self.pool.enter(caller)
+            assert not self.pool.enter()
+            self.pool.wait(caller)
             self.queue.append(caller)
 
     def admit(self, caller: int) -> None:
@@ -118,4 +119,4 @@ def test_every_sequence(places: int) -> None:
         while model.inside:
             model.throw_away()
         assert model.queue == []
-        assert [model.pool.enter(-1) for _ in range(places + 1)] == [True] * places + [False]
+        assert [model.pool.enter() for _ in range(places + 1)] == [True] * places + [False]

@@ -1,0 +1,283 @@
+"""Mocks that people have for httpx and aiohttp work with our clients, and say what they can.
+
+They are in ``nox -s 'plugins(plugin=mocks)'``. `httpx.MockTransport` is in tests/httpx/test_lent.py.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest.mock import Mock
+
+import aiohttp
+import httpx
+import pytest
+import trio
+
+import creduse_aiohttp
+from creduse import (
+    AsyncCreduseClient,
+    CreditsAdded,
+    CreduseClient,
+    CreduseError,
+    InsufficientFundsError,
+    Outcome,
+    RetryPolicy,
+    TransportError,
+)
+from creduse_sandbox import SandboxServer
+
+respx = pytest.importorskip("respx")
+pytest.importorskip("pytest_httpx")
+aioresponses = pytest.importorskip("aioresponses").aioresponses
+aiointercept = pytest.importorskip("aiointercept").aiointercept
+
+USER = "12345678-1234-5678-1234-567812345678"
+URL = "https://api.creduse.com"
+NO_WAIT = RetryPolicy(initial_delay=0)
+
+BALANCE: dict[str, Any] = {"end_user_id": USER, "active_balance": 7, "active_balance_by_cycle": []}
+ADD = ("add", USER, 5)
+CALLS = (ADD, ("subtract", USER, 8), ("get_balance", USER))
+# What the mocks answer to these: method, path, status, fields.
+ANSWERS = (
+    ("POST", "/add", 200, {"end_user_id": USER, "amount": 5}),
+    ("POST", "/subtract", 402, {"error_code": "INSUFFICIENT_FUNDS"}),
+    ("GET", "/get-active-balance", 200, BALANCE),
+)
+
+Calls = Sequence[tuple[Any, ...]]
+Ask = Callable[[Calls], list[Any]]
+"""Makes calls with a client of one kind, and gives the result of each or its error."""
+
+
+def ask_sync(calls: Calls, *, lent: bool) -> list[Any]:
+    answers: list[Any] = []
+    with (
+        httpx.Client() as http_client,
+        CreduseClient("any", http_client if lent else None, retry=NO_WAIT) as client,
+    ):
+        for name, *arguments in calls:
+            try:
+                answers.append(getattr(client, name)(*arguments))
+            except CreduseError as error:
+                answers.append(error)
+    return answers
+
+
+async def ask_async(client: Any, calls: Calls) -> list[Any]:
+    answers: list[Any] = []
+    async with client:
+        for name, *arguments in calls:
+            try:
+                answers.append(await getattr(client, name)(*arguments))
+            except CreduseError as error:
+                answers.append(error)
+    return answers
+
+
+async def ask_httpx(calls: Calls, lent: bool) -> list[Any]:  # noqa: FBT001 - trio.run takes no keywords
+    async with httpx.AsyncClient() as http_client:
+        client = AsyncCreduseClient("any", http_client if lent else None, retry=NO_WAIT)
+        return await ask_async(client, calls)
+
+
+async def ask_aiohttp(calls: Calls, *, lent: bool) -> list[Any]:
+    async with aiohttp.ClientSession() as session:
+        client = creduse_aiohttp.AsyncCreduseClient("any", session if lent else None, retry=NO_WAIT)
+        return await ask_async(client, calls)
+
+
+@pytest.fixture(params=[False, True], ids=["own", "lent"])
+def lent(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(params=["sync", "asyncio", "trio"])
+def over_httpx(request: pytest.FixtureRequest, lent: bool) -> Ask:  # noqa: FBT001 - a fixture
+    ways: dict[str, Ask] = {
+        "sync": lambda calls: ask_sync(calls, lent=lent),
+        "asyncio": lambda calls: asyncio.run(ask_httpx(calls, lent)),
+        "trio": lambda calls: trio.run(ask_httpx, calls, lent),
+    }
+    return ways[request.param]
+
+
+@pytest.fixture
+def over_aiohttp(lent: bool) -> Ask:  # noqa: FBT001 - a fixture
+    return lambda calls: asyncio.run(ask_aiohttp(calls, lent=lent))
+
+
+def check(answers: list[Any]) -> None:
+    """Hold the answers to `CALLS` against `ANSWERS`."""
+    added, refusal, balance = answers
+    assert isinstance(added, CreditsAdded)
+    assert added.amount == 5
+    assert isinstance(refusal, InsufficientFundsError)
+    assert refusal.outcome is Outcome.NOT_APPLIED
+    assert balance.active_balance == 7
+
+
+# What an exception of httpx's that is set up in a mock becomes: its outcome, and how many attempts.
+SIMULATED = [
+    (httpx.ConnectError("simulated"), Outcome.UNKNOWN, 1),
+    (httpx.ReadTimeout("simulated"), Outcome.UNKNOWN, 1),
+    (httpx.PoolTimeout("simulated"), Outcome.NOT_APPLIED, 3),
+    (RuntimeError("simulated"), Outcome.UNKNOWN, 1),
+]
+
+
+def check_simulated(answers: list[Any], outcome: Outcome, attempts: int) -> None:
+    (error,) = answers
+    assert isinstance(error, TransportError)
+    assert "simulated" in str(error)
+    assert (error.outcome, len(error.attempts)) == (outcome, attempts)
+
+
+def test_respx(over_httpx: Ask) -> None:
+    """What respx answers is the answer, and it has seen what we sent."""
+    with respx.mock(base_url=URL) as mock:
+        for method, path, status, fields in ANSWERS:
+            mock.request(method, path).respond(status, json=fields)
+        check(over_httpx(CALLS))
+        assert [json.loads(call.request.content).get("amount") for call in mock.calls] == [
+            5,
+            8,
+            None,
+        ]
+
+
+@pytest.mark.parametrize(("error", "outcome", "attempts"), SIMULATED)
+def test_respx_raises(over_httpx: Ask, error: Exception, outcome: Outcome, attempts: int) -> None:
+    """How far a request came is not known where nothing is sent: UNKNOWN, save a PoolTimeout."""
+    with respx.mock(base_url=URL) as mock:
+        mock.post("/add").mock(side_effect=error)
+        check_simulated(over_httpx([ADD]), outcome, attempts)
+
+
+def test_respx_lets_through(over_httpx: Ask, creduse_sandbox: SandboxServer) -> None:
+    """What respx lets through reaches the sandbox, and faults say what they always say."""
+    creduse_sandbox.direct.add(USER, 7)
+    with respx.mock as mock:
+        mock.route(host="127.0.0.1").pass_through()
+        with creduse_sandbox.refusing():
+            (error,) = over_httpx([ADD])
+        assert error.outcome is Outcome.NOT_APPLIED
+        (added,) = over_httpx([ADD])
+    assert added.amount == 5
+    assert len(creduse_sandbox.applied) == 1
+
+
+def test_pytest_httpx(over_httpx: Ask, httpx_mock: Any) -> None:
+    """What pytest-httpx answers is the answer, and it has seen what we sent."""
+    for method, path, status, fields in ANSWERS:
+        httpx_mock.add_response(method=method, url=URL + path, status_code=status, json=fields)
+    check(over_httpx(CALLS))
+    sent = [json.loads(request.content).get("amount") for request in httpx_mock.get_requests()]
+    assert sent == [5, 8, None]
+
+
+@pytest.mark.parametrize(("error", "outcome", "attempts"), SIMULATED)
+def test_pytest_httpx_raises(
+    over_httpx: Ask, httpx_mock: Any, error: Exception, outcome: Outcome, attempts: int
+) -> None:
+    """As with respx: UNKNOWN, save a PoolTimeout."""
+    httpx_mock.add_exception(error, is_reusable=True)
+    check_simulated(over_httpx([ADD]), outcome, attempts)
+
+
+def elsewhere(request: httpx.Request) -> bool:
+    return request.url.host != "127.0.0.1"
+
+
+@pytest.mark.httpx_mock(should_mock=elsewhere)
+@pytest.mark.usefixtures("httpx_mock")
+def test_pytest_httpx_lets_through(over_httpx: Ask, creduse_sandbox: SandboxServer) -> None:
+    """What pytest-httpx lets through reaches the sandbox."""
+    with creduse_sandbox.refusing():
+        (error,) = over_httpx([ADD])
+    assert error.outcome is Outcome.NOT_APPLIED
+    (added,) = over_httpx([ADD])
+    assert added.amount == 5
+    assert len(creduse_sandbox.applied) == 1
+
+
+class MockedResponse(aiohttp.ClientResponse):
+    """What aioresponses needs to know of aiohttp 3.14."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, stream_writer=Mock(output_size=0), **kwargs)
+
+
+def test_aioresponses(over_aiohttp: Ask) -> None:
+    """What aioresponses answers is the answer, though nobody wrote our request."""
+    with aioresponses() as mock:
+        for method, path, status, fields in ANSWERS:
+            mock.add(
+                URL + path, method, status=status, payload=fields, response_class=MockedResponse
+            )
+        check(over_aiohttp(CALLS))
+        bodies = [json.loads(call.kwargs["data"].decode()) for (call,) in mock.requests.values()]
+        assert [body.get("amount") for body in bodies] == [5, 8, None]
+
+
+@pytest.mark.xfail(raises=TransportError, reason="pnuckowski/aioresponses, issue 289")
+def test_aioresponses_alone(over_aiohttp: Ask) -> None:
+    """It makes answers by itself."""
+    with aioresponses() as mock:
+        mock.post(f"{URL}/add", payload={"end_user_id": USER, "amount": 5})
+        (added,) = over_aiohttp([ADD])
+        if isinstance(added, TransportError):
+            assert "stream_writer" in str(added)
+            raise added
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (aiohttp.ClientConnectionError("simulated"), 3),
+        (aiohttp.ServerDisconnectedError("simulated"), 3),
+        (TimeoutError("simulated"), 3),
+        (RuntimeError("simulated"), 1),
+    ],
+)
+def test_aioresponses_raises(over_aiohttp: Ask, error: Exception, attempts: int) -> None:
+    """Nothing was sent, and that is what is said, whatever the exception."""
+    with aioresponses() as mock:
+        mock.post(f"{URL}/add", exception=error, repeat=True)
+        check_simulated(over_aiohttp([ADD]), Outcome.NOT_APPLIED, attempts)
+
+
+def test_aioresponses_lets_through(over_aiohttp: Ask, creduse_sandbox: SandboxServer) -> None:
+    """What aioresponses lets through reaches the sandbox."""
+    with aioresponses(passthrough=["http://127.0.0.1"]):
+        (added,) = over_aiohttp([ADD])
+    assert added.amount == 5
+    assert len(creduse_sandbox.applied) == 1
+
+
+def test_aiointercept(lent: bool) -> None:  # noqa: FBT001 - a fixture
+    """As aiointercept is a server, what it answers is the answer, and a lost one is UNKNOWN."""
+
+    async def main() -> None:
+        async with aiointercept(mock_external_urls=True) as mock:
+            for method, path, status, fields in ANSWERS:
+                mock.add(URL + path, method, status=status, payload=fields)
+            check(await ask_aiohttp(CALLS, lent=lent))
+            mock.post(f"{URL}/stop-cycle", exception=True)
+            (error,) = await ask_aiohttp([("stop_cycle", USER)], lent=lent)
+            assert error.outcome is Outcome.UNKNOWN
+
+    asyncio.run(main())
+
+
+def test_aiointercept_lets_through(lent: bool, creduse_sandbox: SandboxServer) -> None:  # noqa: FBT001 - a fixture
+    """It leaves addresses alone, and so the sandbox's."""
+
+    async def main() -> None:
+        async with aiointercept(mock_external_urls=True):
+            (added,) = await ask_aiohttp([ADD], lent=lent)
+            assert added.amount == 5
+
+    asyncio.run(main())
+    assert len(creduse_sandbox.applied) == 1
