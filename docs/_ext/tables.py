@@ -29,7 +29,13 @@ def _code(text: str) -> nodes.literal:
     return nodes.literal(text, text)
 
 
-class Events(SphinxDirective):
+class _Drawn(SphinxDirective):
+    """What is in it is for who reads a page where nothing is drawn."""
+
+    has_content = True
+
+
+class Events(_Drawn):
     """``{events}``: the rows of ``EVENTS``, and what ``may_retry`` says of each."""
 
     def run(self) -> list[nodes.Node]:
@@ -50,7 +56,7 @@ class Events(SphinxDirective):
         return [_table(heads, rows)]
 
 
-class Transitions(SphinxDirective):
+class Transitions(_Drawn):
     """``{transitions}``: the rows of ``TRANSITIONS``."""
 
     def run(self) -> list[nodes.Node]:
@@ -149,7 +155,7 @@ def draw() -> str:
     )
 
 
-class States(SphinxDirective):
+class States(_Drawn):
     """``{states}``: the state diagram."""
 
     def run(self) -> list[nodes.Node]:
