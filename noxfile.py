@@ -137,3 +137,16 @@ def types(session: nox.Session) -> None:
     session.install("-e", ".", *group("types"))
     session.run("mypy")
     session.run("pyright", "--pythonpath", str(Path(session.bin, "python")))
+
+
+@nox.session(python=NEWEST)
+def bench(session: nox.Session) -> None:
+    """Measure all clients beside hand-written code and the published client; docs/benchmarks.md."""
+    session.install("-e", ".[all]")
+    # It bears our import name, so it has an environment of its own.
+    published = Path(session.create_tmp(), "published")
+    python = str(published / "bin" / "python")
+    if not published.exists():
+        session.run("python", "-m", "venv", str(published))
+        session.run(python, "-m", "pip", "install", "--quiet", "creduse==0.1.10", external=True)
+    session.run("python", "-m", "benchmarks", "--published", python, *session.posargs)

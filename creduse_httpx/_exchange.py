@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LIMITS: Final = httpx.Limits(
     max_connections=100,
-    max_keepalive_connections=100,
+    max_keepalive_connections=20,  # for each that is idle its pool looks at all, at each request
     # Seconds. Servers close an idle connection after 5 and more; a request that meets a closing
     # connection ends as UNKNOWN, so ours go first.
     keepalive_expiry=3.0,

@@ -1,0 +1,115 @@
+"""What is measured, and what we hold ourselves to."""
+
+from typing import Final, NamedTuple
+
+# What is compared with each other, one after the other in each round: each with the first.
+SYNC: Final = ("hand-httpx", "httpx", "published", "socket")
+ASYNCIO: Final = ("hand-httpx-asyncio", "httpx-asyncio", "published-asyncio")
+HTTPX_TRIO: Final = ("hand-httpx-trio", "httpx-trio")
+AIOHTTP: Final = ("hand-aiohttp", "aiohttp")
+TRIO: Final = ("hand-trio", "trio", "trio-socket")
+TRIO_POOL: Final = ("hand-trio-pool", "trio")
+
+ALL: Final = (SYNC, ASYNCIO, HTTPX_TRIO, AIOHTTP, TRIO)
+SIDE_BY_SIDE: Final = (SYNC[:3], ASYNCIO, HTTPX_TRIO, AIOHTTP, TRIO_POOL)
+# The published client takes 20 ms for each call, however many there are, on asyncio.
+MORE: Final = (SYNC[:3], ASYNCIO[:2], HTTPX_TRIO, AIOHTTP, TRIO_POOL)
+# A thousand threads would measure threads.
+MANY: Final = MORE[1:]
+CORE: Final = (("published-models", "core", "core-client"),)
+IMPORTS: Final = (
+    ("published", "httpx", "core", "aiohttp", "trio", "hand-httpx", "hand-aiohttp", "hand-trio"),
+)
+OURS: Final = (("httpx",), ("httpx-asyncio",), ("httpx-trio",), ("aiohttp",), ("trio",))
+
+
+class Unit(NamedTuple):
+    """How a figure is shown."""
+
+    name: str
+    scale: float
+    digits: int
+
+
+US: Final = Unit("µs", 1e6, 0)
+FINE_US: Final = Unit("µs", 1e6, 1)
+MS: Final = Unit("ms", 1e3, 1)
+FINE_MS: Final = Unit("ms", 1e3, 2)
+KIB: Final = Unit("KiB", 1 / 1024, 1)
+BLOCKS: Final = Unit("blocks", 1, 4)
+
+
+class Measure(NamedTuple):
+    """A command that each subject of each family is given, once in each round."""
+
+    name: str
+    table: str
+    column: str
+    command: tuple[str | int, ...]
+    families: tuple[tuple[str, ...], ...]
+    unit: Unit
+    times: int = 0
+    """How many calls or clients, all subjects at the same time and once only: of what is not
+    timed. What is timed gets as many as fill a turn."""
+
+
+ONE: Final = "One call after another"
+TOGETHER: Final = "Side by side, time per call"
+CLIENT: Final = "A client"
+ALONE: Final = "Without the network"
+IMPORT: Final = "Import"
+GROWTH: Final = "Growth"
+
+MEASURES: Final = (
+    Measure("one-subtract", ONE, "subtract", ("one", "subtract", 1), ALL, US),
+    Measure("one-balance-1", ONE, "balance of 1 cycle", ("one", "get_balance", 1), ALL, US),
+    Measure("one-balance-100", ONE, "of 100", ("one", "get_balance", 100), ALL, US),
+    Measure("one-balance-10000", ONE, "of 10,000", ("one", "get_balance", 10_000), ALL, MS),
+    Measure("together-10", TOGETHER, "10", ("together", 10), SIDE_BY_SIDE, US),
+    Measure("together-100", TOGETHER, "100", ("together", 100), MORE, US),
+    Measure("together-1000", TOGETHER, "1,000", ("together", 1000), MANY, US),
+    Measure("core-subtract", ALONE, "subtract", ("one", "subtract", 1), CORE, FINE_US),
+    Measure(
+        "core-balance-3", ALONE, "balance of 3 cycles", ("one", "get_balance", 3), CORE, FINE_US
+    ),
+    Measure("client-make", CLIENT, "make", ("make",), ALL, FINE_MS),
+    Measure("client-first", CLIENT, "first call", ("first",), ALL, FINE_MS),
+    Measure("client-memory", CLIENT, "memory", ("client_memory",), ALL, KIB, 50),
+    Measure("call-memory", CLIENT, "of a call in flight", ("call_memory",), SIDE_BY_SIDE, KIB, 20),
+    Measure("import", IMPORT, "", ("imports",), IMPORTS, MS),
+    Measure("growth", GROWTH, "over 100,000 calls, for each", ("growth",), OURS, BLOCKS, 100_000),
+)
+SLOW: Final = {"together-1000", "growth"}
+"""What a quick run leaves out."""
+
+
+class Target(NamedTuple):
+    """How much a subject may cost, as a multiple of what another does; or by itself."""
+
+    measure: str
+    subject: str
+    reference: str | None
+    at_most: float
+
+
+TARGETS: Final = (
+    Target("one-subtract", "httpx", "hand-httpx", 0.85),
+    Target("one-subtract", "httpx-asyncio", "hand-httpx-asyncio", 0.92),
+    Target("one-subtract", "httpx-trio", "hand-httpx-trio", 0.92),
+    Target("one-subtract", "aiohttp", "hand-aiohttp", 1.0),
+    Target("one-subtract", "trio", "hand-trio", 1.15),
+    Target("one-subtract", "trio", "trio-socket", 2.5),
+    Target("one-subtract", "httpx", "published", 0.95),
+    Target("one-subtract", "httpx-asyncio", "published-asyncio", 0.01),
+    Target("one-subtract", "aiohttp", "published-asyncio", 0.01),
+    Target("core-subtract", "core", "published-models", 1.0),
+    Target("core-balance-3", "core", "published-models", 1.0),
+    Target("import", "core", "published", 0.2),
+    Target("import", "httpx", "published", 0.7),
+    Target("together-1000", "httpx-asyncio", "hand-httpx-asyncio", 1.0),
+    Target("together-1000", "httpx-trio", "hand-httpx-trio", 1.0),
+    Target("together-1000", "aiohttp", "hand-aiohttp", 1.0),
+    Target("together-1000", "trio", "hand-trio-pool", 1.0),
+    # To leak the smallest object in every call would make 1.
+    *(Target("growth", family[0], None, 0.1) for family in OURS),
+)

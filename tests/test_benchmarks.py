@@ -1,0 +1,30 @@
+"""The benchmarks run. What they measure is not looked at: no test depends on a clock."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.timeout(300)  # it starts a process for each client
+def test_a_short_run(tmp_path: Path) -> None:
+    """A run measures every client of ours beside its reference, and tells of it in three forms."""
+    samples, picture = tmp_path / "samples.json", tmp_path / "picture.svg"
+    only = ("--only", "one-subtract", "--only", "core-subtract")
+    written = ("--json", str(samples), "--svg", str(picture))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "2", *only, *written],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found = json.loads(samples.read_text())["samples"]
+    assert set(found) == {"one-subtract", "core-subtract"}
+    assert all(len(rounds) == 2 for subject in found.values() for rounds in subject.values())
+    assert "| creduse_trio / bare trio stream | 2.5 |" in done.stdout
+    assert picture.read_text().count('class="ours"') == 5
