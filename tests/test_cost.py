@@ -32,11 +32,11 @@ OURS = {
 # Lines that a `subtract` runs. Lower a number when you have found a way; to raise one is to say
 # that every call is worth it.
 LINES = {
-    "httpx": 0,
-    "httpx-asyncio": 0,
-    "httpx-trio": 0,
-    "aiohttp": 0,
-    "trio": 0,
+    "httpx": 324,
+    "httpx-asyncio": 366,
+    "httpx-trio": 378,
+    "aiohttp": 223,
+    "trio": 252,
 }
 MARGIN = 0.05
 """A few lines more or less are chance: an answer that comes in two pieces, a busy loop."""

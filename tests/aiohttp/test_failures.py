@@ -123,13 +123,13 @@ def test_silent_server(run: Any, connect: Any, server: SandboxServer) -> None:
     server.order(FAULTS["apply-then-hang"], 4)
 
     async def main() -> None:
-        policy = RetryPolicy(initial_delay=0, attempt_timeout=0.1)
-        async with connect(server.base_url, retry=policy, timeout=0.4) as client:
+        policy = RetryPolicy(initial_delay=0, attempt_timeout=0.5)
+        async with connect(server.base_url, retry=policy, timeout=1) as client:
             with pytest.raises(CreduseTimeoutError) as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.UNKNOWN
             (attempt,) = caught.value.attempts
-            assert 0.38 <= attempt.ended - attempt.started < 2
+            assert 0.98 <= attempt.ended - attempt.started < 5
             with pytest.raises(CreduseTimeoutError) as caught:
                 await client.get_balance(USER, timeout=5)
             assert len(caught.value.attempts) == 3
