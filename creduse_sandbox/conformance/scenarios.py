@@ -46,7 +46,7 @@ SOON: Final = 0.5
 """Seconds: a time-out that is meant to run out."""
 PLENTY: Final = 20.0
 """Seconds: a time-out that is not."""
-WITHIN: Final = 6.0
+WITHIN: Final = 15.0
 """Seconds that any one call may take. Far more than any needs: it is to find what never ends."""
 SLACK: Final = 2.5
 """Seconds that a call may go on after its time: a library may give a last read all of it anew,
