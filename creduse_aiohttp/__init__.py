@@ -9,7 +9,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "aiohttp":
         raise
-    raise ImportError("creduse_aiohttp needs aiohttp: pip install creduse[aiohttp]") from None
+    raise ImportError("creduse_aiohttp needs aiohttp: pip install 'creduse[aiohttp]'") from None
 
 from ._app import CLIENT, setup
 from ._client import AsyncCreduseClient

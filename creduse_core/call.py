@@ -74,8 +74,7 @@ class Reply(enum.StrEnum):
     NOTHING = "nothing"
 
 
-# The whole machine. Nothing moves outside this table: an input that has no row in the present
-# state is refused, and the state is set in one place, `Call._move`, by looking it up here.
+# The whole machine: nothing moves outside this table.
 TRANSITIONS: Final[dict[tuple[State, Input, Reply], State]] = {
     (State.READY, Input.START, Reply.SEND): State.IN_FLIGHT,
     (State.READY, Input.ABANDON, Reply.NOTHING): State.ABANDONED,
@@ -89,6 +88,10 @@ TRANSITIONS: Final[dict[tuple[State, Input, Reply], State]] = {
     (State.WAITING, Input.WAKE, Reply.RAISE): State.FAILED,
     (State.WAITING, Input.ABANDON, Reply.NOTHING): State.ABANDONED,
 }
+"""From a state, by an input and what the call answers to it, to the next state.
+
+An input that has no row in the present state is refused. The state is set in one place, by looking
+it up here."""
 
 _LEGAL: Final[set[tuple[State, Input]]] = {(state, given) for state, given, _ in TRANSITIONS}
 

@@ -27,6 +27,7 @@ TIMEOUT: Final = 30.0
 """Seconds that a call may last, its retries and waits included, unless told otherwise."""
 
 DEFAULT_RETRY: Final = RetryPolicy()
+"""The policy of a protocol or client that is given none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -13,6 +13,6 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "trio":
         raise
-    raise ImportError("creduse_trio needs trio: pip install creduse[trio]") from None
+    raise ImportError("creduse_trio needs trio: pip install 'creduse[trio]'") from None
 
 __all__ = ["AsyncCreduseClient"]

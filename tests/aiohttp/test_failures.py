@@ -470,7 +470,7 @@ except ImportError as error:
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("aiohttp", "creduse_aiohttp needs aiohttp: pip install creduse[aiohttp]\n"),
+        ("aiohttp", "creduse_aiohttp needs aiohttp: pip install 'creduse[aiohttp]'\n"),
         ("multidict", "import of multidict halted; None in sys.modules\n"),
     ],
 )

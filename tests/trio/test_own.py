@@ -236,7 +236,7 @@ def test_nothing_of_another_kind_is_imported(server: SandboxServer) -> None:
     assert not {"asyncio", "anyio", "httpx", "httpcore", "creduse_httpx", "creduse"} & loaded
 
 
-@pytest.mark.parametrize(("missing", "said"), [("trio", "install creduse[trio]"), ("h11", "h11")])
+@pytest.mark.parametrize(("missing", "said"), [("trio", "install 'creduse[trio]'"), ("h11", "h11")])
 def test_without_the_extra(missing: str, said: str) -> None:
     """Without trio, importing the package says in one line what to install."""
     program = f"import sys; sys.modules[{missing!r}] = None; import creduse_trio"
@@ -246,7 +246,7 @@ def test_without_the_extra(missing: str, said: str) -> None:
     assert said in done.stderr.splitlines()[-1]
     if missing == "trio":
         *_, last = done.stderr.splitlines()
-        assert last == "ImportError: creduse_trio needs trio: pip install creduse[trio]"
+        assert last == "ImportError: creduse_trio needs trio: pip install 'creduse[trio]'"
         assert done.stderr.count("Traceback") == 1
 
 
@@ -263,7 +263,7 @@ def test_heads_are_not_kept_for_ever(server: SandboxServer) -> None:
             before = heads()
             for number in range(300):
                 await client.add(USER, 1, idempotency_key=f"order-{number}")
-            assert heads() - before <= 256
+            assert heads() - before <= 1
 
     trio.run(main)
 
