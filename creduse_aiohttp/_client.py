@@ -97,10 +97,10 @@ class _Exchange(BytesPayload):
 
     # What aiohttp calls.
 
-    async def write_with_length(
+    async def write(
         self,
         writer: AbstractStreamWriter,
-        content_length: int | None,  # noqa: ARG002 - it is the body's, since we never set another
+        content_length: int | None = None,  # noqa: ARG002 - the body's, as we never set another
     ) -> None:
         """Write the body, and before it the head; or refuse to, so that nothing is sent."""
         transport = writer.transport
@@ -125,9 +125,7 @@ class _Exchange(BytesPayload):
         _USERS[self._connection] = self
         await writer.write(self._send.request.body)
 
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Do the same."""
-        await self.write_with_length(writer, None)
+    write_with_length = write
 
     # What we do.
 

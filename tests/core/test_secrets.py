@@ -21,6 +21,7 @@ from creduse_core import (
     Response,
     RetryPolicy,
     TransportError,
+    forget_frames,
 )
 
 USER = "12345678-1234-5678-1234-567812345678"
@@ -226,6 +227,22 @@ def test_cause_that_goes_round() -> None:
     first.__context__, second.__context__ = second, first
     error = fail(Failure(Delivery.MAYBE_SENT, first, transient=False))
     assert error.__cause__ is first
+
+
+def test_frames_are_forgotten() -> None:
+    """What is to be the cause of a failure keeps no frame, nor does what it came of."""
+
+    def deep(secret: str) -> None:
+        raise ExceptionGroup("odd", [ValueError(len(secret))]) from OSError("even")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        deep(KEY)
+    told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert KEY in "".join(told.format())
+    forget_frames(caught.value)
+    told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert KEY not in "".join(told.format())
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 @pytest.mark.parametrize("key", ["k", "key", "S", "4"])
