@@ -210,9 +210,10 @@ class _Exchange(BytesPayload):
         if isinstance(error, aiohttp.ClientResponseError):
             # It is what aiohttp makes of bytes that are no answer, and it carries the key; or of a
             # proxy's refusal, and then the proxy's password.
-            told = error.request_info
+            told, url = error.request_info, error.request_info.real_url
             error.request_info = told._replace(
-                headers=_NO_HEADERS, real_url=told.real_url.with_user(None)
+                headers=_NO_HEADERS,
+                real_url=url.with_user(None) if url.absolute else url,  # as a mock's may not be
             )
             error.args = (error.request_info, error.history)
         return Failure(

@@ -112,4 +112,4 @@ def forget_frames(error: BaseException) -> None:
     Frames of a library hold the request, and some tools print what frames hold.
     """
     for link in chain(error):
-        link.__traceback__ = None
+        link.with_traceback(None)  # an exception's own __setattr__ may refuse

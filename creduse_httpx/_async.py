@@ -52,9 +52,12 @@ class AsyncHTTPXTransport:
         if http_client is not None:
             self._library = library_of(http_client, "AsyncClient")
 
+    def _is_closed(self) -> bool:
+        return self._closed or (self._given is not None and self._given.is_closed)
+
     def _open(self) -> Tasks | Failure:
         """Make the client ready, and give what runs its exchanges; or say why it cannot be."""
-        if self._closed or (self._given is not None and self._given.is_closed):
+        if self._is_closed():
             return not_sent("the client is closed")
         if self._tasks is None:
             if self._client is None:
@@ -76,7 +79,7 @@ class AsyncHTTPXTransport:
         return await tasks.run(exchange, lambda: self._exchange(exchange))
 
     async def _exchange(self, exchange: Exchange) -> Response | Failure:
-        if self._closed:  # while it waited for its turn
+        if self._is_closed():  # while it waited for its turn
             return not_sent("the client is closed")
 
         async def trace(name: str, info: dict[str, Any]) -> None:

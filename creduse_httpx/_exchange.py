@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 LIMITS: Final = httpx.Limits(
     max_connections=100,
-    max_keepalive_connections=20,  # for each that is idle its pool looks at all, at each request
+    # httpx's own number. Beyond so many in all httpcore closes what becomes idle; with more its pool
+    # takes far longer than to connect anew: for each that is idle it looks at all, at each request.
+    max_keepalive_connections=20,
     # Seconds. Servers close an idle connection after 5 and more; a request that meets a closing
     # connection ends as UNKNOWN, so ours go first.
     keepalive_expiry=3.0,

@@ -26,6 +26,9 @@ MAX_INTERIM: Final = 100
 _PIECE: Final = 16 * 1024
 """Bytes that are read at a time. h11 looks at MAX_HEAD between two reads alone."""
 
+_ROOM: Final = 256 * 1024
+"""Bytes that are read without waiting, in one go: a server that sends without end is left behind."""
+
 _TURNS: Final = 10
 """Turns of trio's loop in which a stream without a socket hands over what it has, if anything."""
 
@@ -63,7 +66,7 @@ class _Wire(trio.abc.Stream):
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
-        self._probing = False
+        self._room: int | None = None
 
     def is_readable(self) -> bool:
         """Say whether something has come, or may have."""
@@ -72,11 +75,11 @@ class _Wire(trio.abc.Stream):
     @contextmanager
     def probing(self) -> Generator[None]:
         """Raise `_QuietError` where a read would wait."""
-        self._probing = True
+        self._room = _ROOM
         try:
             yield
         finally:
-            self._probing = False
+            self._room = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
@@ -85,8 +88,15 @@ class _Wire(trio.abc.Stream):
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if not self._probing:
+        if self._room is None:
             return await self._stream.receive_some(max_bytes)
+        if self._room <= 0:
+            raise trio.BrokenResourceError("the server sends without end")
+        data = await self._receive_now(max_bytes)
+        self._room -= len(data)
+        return data
+
+    async def _receive_now(self, max_bytes: int | None) -> bytes | bytearray:
         if self._socket is not None:
             if self._socket.is_readable():
                 return await self._stream.receive_some(max_bytes)
@@ -183,9 +193,9 @@ class Connection:
 
     async def quiet(self) -> bool:
         """Say whether nothing has come since the last answer, an end of the stream included."""
-        if self._stream is self._wire and not self._wire.is_readable():
-            return True  # without TLS, this says it all
         try:
+            if self._stream is self._wire and not self._wire.is_readable():
+                return True  # without TLS, this says it all
             with self._wire.probing():
                 await self._stream.receive_some(1)
         except _QuietError:

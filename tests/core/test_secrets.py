@@ -4,6 +4,7 @@ import copy
 import pickle
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
@@ -243,6 +244,22 @@ def test_frames_are_forgotten() -> None:
     told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     assert KEY not in "".join(told.format())
     assert isinstance(caught.value.__cause__, OSError)
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):  # noqa: N818 - an exception of somebody else's making
+    """It lets nobody set an attribute of it."""
+
+    why: str
+
+
+def test_frames_of_a_frozen_exception_are_forgotten() -> None:
+    """An exception that refuses to be changed does not become another."""
+    with pytest.raises(Frozen) as caught:
+        raise Frozen("odd")
+    assert caught.value.__traceback__ is not None
+    forget_frames(caught.value)
+    assert caught.value.__traceback__ is None
 
 
 @pytest.mark.parametrize("key", ["k", "key", "S", "4"])

@@ -1,5 +1,6 @@
 """A client that is handed in lends its connections, and nothing that it would add to a request."""
 
+import asyncio
 import gc
 import socket
 from typing import Any
@@ -113,6 +114,24 @@ def test_lent_client_closed_by_its_owner(lent: Any, server: SandboxServer) -> No
 
     lent.run(main)
     assert server.log == ()
+
+
+def test_closed_while_a_call_waits_for_its_turn(server: SandboxServer) -> None:
+    """A call that has not begun when the client it is to use is closed sends nothing any more."""
+
+    async def main() -> None:
+        http_client = httpx.AsyncClient()
+        client = AsyncCreduseClient("sk-test", http_client, base_url=server.base_url)
+        # The call's own task begins after both of these have.
+        error, _ = await asyncio.gather(
+            client.add(USER, 1), http_client.aclose(), return_exceptions=True
+        )
+        assert isinstance(error, TransportError)
+        assert error.outcome is Outcome.NOT_APPLIED
+
+    asyncio.run(main())
+    assert server.log == ()
+    assert server.connections == 0
 
 
 def test_something_else_is_refused() -> None:

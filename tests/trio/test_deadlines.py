@@ -290,6 +290,43 @@ def test_answer_that_is_there_when_time_is_over(wire: Any, whose: str, data: byt
     run(main)
 
 
+def test_server_that_sends_without_end(wire: Any) -> None:
+    """When the time is over, a server that sends faster than is read is not read to its end."""
+    pieces = 0
+
+    class Endless(Slow):
+        """Has always more, and takes half a minute for the first piece."""
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+            nonlocal pieces
+            if max_bytes == 1:  # it is quiet until it is asked
+                return await self.stream.receive_some(max_bytes)
+            await trio.lowlevel.checkpoint()
+            pieces += 1
+            if pieces == 1:
+                return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            self.do()
+            return b"1\r\nx\r\n" * 2000
+
+    async def main() -> None:
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, MockClock)
+        jump = clock.jump
+
+        async with wire(hang) as (_, wires):
+
+            async def connect(host: str, port: int) -> trio.abc.Stream:
+                return Endless(await wires.connect(host, port), lambda: jump(30))
+
+            async with wire(hang, connect=connect, retry=ONCE) as (client, _):
+                with pytest.raises(CreduseTimeoutError) as caught:
+                    await client.add(USER, 5)
+                assert caught.value.outcome is Outcome.UNKNOWN
+        assert pieces < 100
+
+    run(main)
+
+
 @pytest.mark.parametrize("seconds", [5, 30])
 def test_the_caller_s_own_limit(wire: Any, seconds: float) -> None:
     """A limit of the caller's, even one that ends with the call's, ends in the caller's scope."""

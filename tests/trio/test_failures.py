@@ -363,6 +363,24 @@ def test_new_connection_that_is_not_quiet(speaks: bytes) -> None:
     trio.run(main)
 
 
+def test_socket_that_its_owner_has_closed(server: SandboxServer) -> None:
+    """A connection whose socket somebody else has closed is left alone, and another opened."""
+    streams: list[trio.SocketStream] = []
+
+    async def connect(host: str, port: int) -> trio.abc.Stream:
+        streams.append(await trio.open_tcp_stream(host, port))
+        return streams[-1]
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url, connect=connect) as client:
+            await client.add(USER, 5)
+            streams[0].socket.close()
+            await client.add(USER, 5)
+
+    trio.run(main)
+    assert len(streams) == len(server.applied) == 2
+
+
 def raising(error: Exception) -> Callable[[str, int], Awaitable[trio.abc.Stream]]:
     async def connect(_: str, __: int) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
