@@ -90,8 +90,7 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     tmp_path.joinpath("pytest.ini").touch()  # what lies above is none of a page's concern
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     monkeypatch.setenv("CREDUSE_API_KEY", "any")
-    program = ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", program)
+    program = ModuleType("__main__")
     with (
         SandboxServer() as server,
         CreduseClient(base_url=server.base_url) as client,
