@@ -109,7 +109,7 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             else:
                 printed = RUN[language](text, server, program)
             for value in vars(program).values():  # made at a program's top, and never closed
-                if isinstance(value, CreduseClient | sqlite3.Connection):
+                if isinstance(value, CreduseClient | SandboxServer | sqlite3.Connection):
                     stack.callback(value.close)
 
 
