@@ -19,7 +19,8 @@ import pytest
 
 from creduse import CreduseClient
 from creduse._calls import STATUSES
-from creduse_core import BASE_URL
+from creduse_core import BASE_URL, EVENTS, Kind
+from creduse_core.retry import may_retry
 from creduse_sandbox import FAULTS, SandboxServer
 
 DOCS = Path(__file__).parent.parent.joinpath("docs")
@@ -118,6 +119,22 @@ def test_exit_statuses() -> None:
     page = DOCS.joinpath("command.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)
     assert {int(status): meaning for status, meaning in rows} == STATUSES
+
+
+def test_events() -> None:
+    """The page's table of events is the code's, and so is what may be tried again."""
+    page = DOCS.joinpath("outcomes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| `(\w+)` \| (\w+) \| (\w+) \|$", page, re.MULTILINE)
+    again = {True: "yes", False: "no"}
+    assert rows == [
+        (
+            event.name,
+            event.description,
+            str(event.evidence),
+            *(again[may_retry(event, kind, event.evidence)] for kind in (Kind.READ, Kind.WRITE)),
+        )
+        for event in EVENTS.values()
+    ]
 
 
 def test_there_are_examples() -> None:
