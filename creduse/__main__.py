@@ -5,6 +5,7 @@ the exit statuses.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +29,9 @@ _EPILOG: Final = "\n".join(
         "  Any other, such as a kill's, says no more than 3.",
     ]
 )
+
+# What a message tells a program to do; here there is the environment alone.
+_IN_PYTHON: Final = re.compile(r"\bpass \w+=\S+ or (?=set CREDUSE_)")
 
 _OTHERS: Final = {
     "sandbox": "serve a Creduse of your own",
@@ -74,7 +78,7 @@ def _order(text: str) -> tuple[Fault, int]:
         raise argparse.ArgumentTypeError(f"no fault is called {name!r}, see --list-faults")
     if not colon:
         return FAULTS[name], sys.maxsize
-    if not times.isdecimal():
+    if not times.isdecimal() or int(times) == 0:
         raise argparse.ArgumentTypeError(f"{times!r} is not how many times")
     return FAULTS[name], int(times)
 
@@ -234,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _make_parser().parse_args(argv)
         status: int = arguments.run(arguments)
     except ValueError as error:
-        write(sys.stderr, f"creduse: {error}")
+        write(sys.stderr, f"creduse: {_IN_PYTHON.sub('', str(error))}")
         return 2
     except KeyboardInterrupt:
         write(sys.stderr, "creduse: interrupted")

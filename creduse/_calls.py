@@ -224,8 +224,6 @@ def run(command: Command, arguments: argparse.Namespace) -> int:
 
     Wrong arguments and settings are a ``ValueError``.
     """
-    if "CREDUSE_API_KEY" not in os.environ:
-        raise ValueError("no API key: set CREDUSE_API_KEY in the environment")
     given = {name: getattr(arguments, name) for name in command.takes}
     client = CreduseClient(
         base_url=arguments.base_url,

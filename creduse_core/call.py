@@ -4,9 +4,10 @@ Nothing here does I/O, reads a clock or throws dice: times and jitter come in as
 """
 
 import enum
+import errno
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import starmap
 from typing import Final, Generic, TypeAlias, TypeVar
@@ -451,9 +452,23 @@ def _describe_failure(failure: Failure, head: Response | None) -> str:
     # The library's exception may say nothing, and leave it to the one that it came of.
     said = next((words for words in map(_words, chain(failure.cause)) if words), "")
     why = f"{type(failure.cause).__name__}: {said}".removesuffix(": ")
+    number = _system_error(failure.cause)
+    if number in errno.errorcode and f"[Errno {number}]" not in said:
+        why += f": {errno.errorcode[number]}"
     if head is not None:
         why = f"{head.status}, but the answer was cut ({why})"
     return f"out of time ({why})" if failure.timed_out else why
+
+
+def _system_error(error: BaseException) -> int:
+    """Give the system's own number for what went wrong, or 0."""
+    numbers: Iterator[object] = (
+        link.errno  # whatever it was made with
+        for link in chain(error, contexts=False)
+        # Those of ssl and socket have numbers that mean something else.
+        if isinstance(link, OSError) and type(link).__module__ == "builtins"
+    )
+    return next((number for number in numbers if isinstance(number, int)), 0)
 
 
 def _fit(text: str) -> str:

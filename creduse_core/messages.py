@@ -95,14 +95,20 @@ class Failure:
     response: Response | None = None
 
 
-def chain(error: BaseException) -> list[BaseException]:
-    """Give an exception and all that it came of, members of groups included."""
+def chain(error: BaseException, *, contexts: bool = True) -> list[BaseException]:
+    """Give an exception and all that it came of, members of groups included.
+
+    Without ``contexts``, only what was named as a cause: a context may be what the caller was just
+    handling, and has nothing to do with it.
+    """
     links: list[BaseException] = []
     found: list[BaseException | None] = [error]
     for link in found:
         if link is not None and not any(link is other for other in links):
             links.append(link)
-            found += [link.__cause__, link.__context__, *getattr(link, "exceptions", ())]
+            found += [link.__cause__, *getattr(link, "exceptions", ())]
+            if contexts:
+                found.append(link.__context__)
     return links
 
 

@@ -24,7 +24,7 @@ import h11
 
 from creduse_core import CoreClient, CreduseProtocol, Send
 from creduse_core.messages import HeaderPairs, Request, Response
-from creduse_sandbox.faults import Action, Answer, Drop, Fault, Shaped, Stage
+from creduse_sandbox.faults import FAULTS, Action, Answer, Drop, Fault, Shaped, Stage
 from creduse_sandbox.sandbox import Clock, Sandbox, error_response, path_of, utc_now
 from creduse_sandbox.tls import Tls
 
@@ -60,6 +60,15 @@ class LogEntry:
     status: int | None = None
     applied: bool = False
     fault: Fault | None = None
+
+
+def _check_fault(fault: object) -> None:
+    if not isinstance(fault, Fault):
+        hint = f': try FAULTS["{fault}"]' if isinstance(fault, str) and fault in FAULTS else ""
+        raise TypeError(
+            "fault must be one of FAULTS, or an Answer, Drop or Shaped of your own, "
+            f"not {type(fault).__name__}{hint}"
+        )
 
 
 @dataclass(slots=True)
@@ -465,9 +474,11 @@ class SandboxServer:
         sees a request without a body; at CONNECTED the next connection meets with it.
 
         Raises:
+            TypeError: ``fault`` is none, such as the name of one.
             ValueError: There is a ``when`` for a `Drop` at CONNECTED, which comes before any
                 request.
         """
+        _check_fault(fault)
         if fault.stage is Stage.CONNECTED and when is not None:
             raise ValueError("there is no request yet when a connection is dropped at CONNECTED")
         with self._desk.lock:

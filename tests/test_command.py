@@ -117,7 +117,7 @@ def test_sandbox_serves_others(start: Start) -> None:
 
 def test_sandbox_with_faults(start: Start) -> None:
     """A fault is met with as often as was said, one without a number for ever after."""
-    process, url = start("--fault", "429:2", "--fault", "204:0", "--fault", "503")
+    process, url = start("--fault", "429:2", "--fault", "503")
 
     def ask() -> int:
         connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
@@ -163,6 +163,7 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
         "argument --fault: no fault is called 'flood', see --list-faults",
     ),
     "fault's times": (["sandbox", "--fault", "503:-1"], {}, "'-1' is not how many times"),
+    "no times": (["sandbox", "--fault", "503:0"], {}, "'0' is not how many times"),
     "blank key": (["demo"], {"CREDUSE_API_KEY": ""}, "api_key (or CREDUSE_API_KEY) is blank"),
     "base URL": (
         ["demo"],

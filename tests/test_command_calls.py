@@ -370,6 +370,15 @@ def test_no_key(
     assert server.log == ()
 
 
+def test_plain_http(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line on plain http says what can be done about it here."""
+    monkeypatch.setenv("CREDUSE_API_KEY", "any")
+    assert main(["balance", USER, "--base-url", "http://api.creduse.com"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("; to send it all the same, set CREDUSE_ALLOW_HTTP=1\n")
+
+
 # From here on each is a process of its own.
 
 

@@ -14,8 +14,10 @@ import pytest
 pytest_plugins = ["pytester"]
 
 PAGE = Path(__file__).parent.parent.joinpath("docs", "testing.md")
-EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-EXAMPLES = EXAMPLE.findall(PAGE.read_text(encoding="utf-8"))
+FENCE = re.compile(r"(?:`(\w+)\.py`:\n\n)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FENCES = FENCE.findall(PAGE.read_text(encoding="utf-8"))
+EXAMPLES = [text for file, text in FENCES if not file]
+FILES = {file: text for file, text in FENCES if file}
 
 
 class Need(NamedTuple):
@@ -58,7 +60,16 @@ def test_example(example: str, pytester: pytest.Pytester) -> None:
         subprocess.run([sys.executable, "-W", "error", path], check=True)
 
 
+def test_files(pytester: pytest.Pytester) -> None:
+    """The files go together, and their tests pass."""
+    pytester.makeini("[pytest]")
+    pytester.makepyfile(**FILES)
+    result = pytester.runpytest_subprocess("-W", "error")
+    result.assert_outcomes(passed=sum(text.count("def test_") for text in FILES.values()))
+
+
 def test_there_are_examples() -> None:
     """Each session has some."""
     sessions = {need(example).session for example in EXAMPLES}
     assert sessions == {"tests", *(need.session for need in NEEDS.values())}
+    assert set(FILES) == {"views", "conftest", "test_views"}

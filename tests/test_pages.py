@@ -19,7 +19,8 @@ import pytest
 
 from creduse import CreduseClient
 from creduse._calls import STATUSES
-from creduse_core import BASE_URL
+from creduse_core import BASE_URL, EVENTS, Kind
+from creduse_core.retry import may_retry
 from creduse_sandbox import FAULTS, SandboxServer
 
 DOCS = Path(__file__).parent.parent.joinpath("docs")
@@ -90,8 +91,7 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     tmp_path.joinpath("pytest.ini").touch()  # what lies above is none of a page's concern
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
     monkeypatch.setenv("CREDUSE_API_KEY", "any")
-    program = ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", program)
+    program = ModuleType("__main__")
     with (
         SandboxServer() as server,
         CreduseClient(base_url=server.base_url) as client,
@@ -110,7 +110,7 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             else:
                 printed = RUN[language](text, server, program)
             for value in vars(program).values():  # made at a program's top, and never closed
-                if isinstance(value, CreduseClient | sqlite3.Connection):
+                if isinstance(value, CreduseClient | SandboxServer | sqlite3.Connection):
                     stack.callback(value.close)
 
 
@@ -119,6 +119,22 @@ def test_exit_statuses() -> None:
     page = DOCS.joinpath("command.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)
     assert {int(status): meaning for status, meaning in rows} == STATUSES
+
+
+def test_events() -> None:
+    """The page's table of events is the code's, and so is what may be tried again."""
+    page = DOCS.joinpath("outcomes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| `(\w+)` \| (\w+) \| (\w+) \|$", page, re.MULTILINE)
+    again = {True: "yes", False: "no"}
+    assert rows == [
+        (
+            event.name,
+            event.description,
+            str(event.evidence),
+            *(again[may_retry(event, kind, event.evidence)] for kind in (Kind.READ, Kind.WRITE)),
+        )
+        for event in EVENTS.values()
+    ]
 
 
 def test_there_are_examples() -> None:

@@ -1,4 +1,4 @@
-"""What happened and what that proves, and the states of a call: drawn from the code's own tables."""
+"""The states of a call, drawn from the code's own table."""
 
 from collections.abc import Iterable
 from html import escape
@@ -8,8 +8,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from creduse_core import EVENTS, TRANSITIONS, Kind, Reply, State
-from creduse_core.retry import may_retry
+from creduse_core import TRANSITIONS, Reply, State
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[nodes.Node]]) -> nodes.table:
@@ -33,27 +32,6 @@ class _Drawn(SphinxDirective):
     """What is in it is for who reads a page where nothing is drawn."""
 
     has_content = True
-
-
-class Events(_Drawn):
-    """``{events}``: the rows of ``EVENTS``, and what ``may_retry`` says of each."""
-
-    def run(self) -> list[nodes.Node]:
-        """Make the table."""
-        heads = ("event", "what happened", "proves", "a read again?", "a write again?")
-        rows = (
-            (
-                _code(event.name),
-                nodes.Text(event.description),
-                _code(str(event.evidence)),
-                *(
-                    nodes.Text("yes" if may_retry(event, kind, event.evidence) else "no")
-                    for kind in (Kind.READ, Kind.WRITE)
-                ),
-            )
-            for event in EVENTS.values()
-        )
-        return [_table(heads, rows)]
 
 
 class Transitions(_Drawn):
@@ -165,7 +143,6 @@ class States(_Drawn):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Tell Sphinx of all this."""
-    app.add_directive("events", Events)
     app.add_directive("states", States)
     app.add_directive("transitions", Transitions)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

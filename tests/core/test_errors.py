@@ -196,6 +196,42 @@ def test_cause_that_says_nothing() -> None:
     assert fail(lost(cause)).attempts[0].error == "ConnectionError: no route"
 
 
+class NumberedError(OSError):
+    """A library's own: its numbers need not be the system's."""
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+UNREACHED = ExceptionGroup("all", [OSError("odd"), ConnectionRefusedError(111, "no")])
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (caused(OSError("all failed"), UNREACHED), "all failed: ECONNREFUSED"),
+        (OSError(104, "Connection reset by peer"), "[Errno 104] Connection reset by peer"),
+        (caused(OSError("odd"), NumberedError(1, "certificate")), "odd"),
+        (OSError(12345, "odd"), "[Errno 12345] odd"),
+        (OSError([], "odd"), "[Errno []] odd"),
+    ],
+    ids=["group", "said", "another's number", "unknown number", "no number"],
+)
+def test_system_error(cause: Exception, said: str) -> None:
+    """Where a cause has the system's number and the words do not, a message names it."""
+    error = fail(lost(cause)).attempts[0].error
+    assert error == f"{type(cause).__name__}: {said}"
+
+
+def test_what_the_caller_was_handling() -> None:
+    """What a caller was just handling is no reason."""
+    cause = OSError("lost")
+    cause.__context__ = FileNotFoundError(2, "No such file or directory")
+    assert fail(lost(cause)).attempts[0].error == "OSError: lost"
+
+
 def test_message_of_a_read() -> None:
     """The message of a call that changes nothing does not speak of what was applied."""
     call = CreduseProtocol("key").get_balance(USER)

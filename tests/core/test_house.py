@@ -52,6 +52,7 @@ PURE = {
     "dataclasses",
     "datetime",
     "enum",
+    "errno",
     "inspect",
     "ipaddress",
     "itertools",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -418,6 +419,19 @@ def test_head_drop_withholds_100_continue(server: SandboxServer) -> None:
         assert read_all(stream) == (b"", Action.CLOSE)
     (entry,) = server.log
     assert (entry.path, entry.body) == ("/add", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"), [("503", r': try FAULTS\["503"\]'), ("flood", ""), (FAULTS, "")]
+)
+def test_order_takes_a_fault(server: SandboxServer, given: Any, hint: str) -> None:
+    """What is none is refused before it is ordered; a name is told where its fault is."""
+    what = "one of FAULTS, or an Answer, Drop or Shaped of your own"
+    with pytest.raises(TypeError, match=rf"^fault must be {what}, not \w+{hint}$"):
+        server.order(given)
+    with dial(server) as stream:
+        stream.sendall(message())
+        assert read(stream, len(answer())) == answer()
 
 
 def test_connected_takes_no_predicate(server: SandboxServer) -> None:
