@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class AsyncHTTPXClient(Protocol):
-    """An `httpx.AsyncClient` or an `httpx2.AsyncClient`: what is asked of one."""
+    """An `httpx.AsyncClient` or an `httpx2.AsyncClient`, by what tells them from other things."""
 
     @property
     def is_closed(self) -> bool: ...

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class HTTPXClient(Protocol):
-    """An `httpx.Client` or an `httpx2.Client`: what is asked of one."""
+    """An `httpx.Client` or an `httpx2.Client`, by what tells them from other things."""
 
     @property
     def is_closed(self) -> bool: ...

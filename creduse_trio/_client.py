@@ -149,9 +149,11 @@ class TrioTransport:
     def _check(self) -> None:
         if self._closed:
             raise RuntimeError("the client is closed")
-        if not trio.lowlevel.in_trio_run():
-            raise RuntimeError("creduse_trio is for trio; under asyncio use creduse's own client")
         if not self._at_home():
+            if not trio.lowlevel.in_trio_run():
+                raise RuntimeError(
+                    "creduse_trio is for trio; under asyncio use creduse's own client"
+                )
             raise RuntimeError(
                 "the client belongs to another trio.run, or to the process that was forked: "
                 "make one client for each"
