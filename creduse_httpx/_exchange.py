@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import httpx
 
@@ -24,9 +24,6 @@ from creduse_core import (
     Send,
     forget_frames,
 )
-
-if TYPE_CHECKING:
-    from creduse_core.messages import HeaderPairs
 
 LIMITS: Final = httpx.Limits(
     max_connections=100,
@@ -104,7 +101,7 @@ class _Once(AsyncIterator[bytes]):
         return self._pieces.pop()
 
 
-Heads: TypeAlias = "dict[tuple[str, int], tuple[HeaderPairs, Any, Any]]"
+Heads: TypeAlias = "dict[tuple[str, int], tuple[object, Any, Any]]"
 """By URL and length of the body: our headers, and the library's URL and headers for them."""
 
 _NOTHING: Final = (None, None, None)
@@ -160,7 +157,7 @@ class Exchange:
             raise TimeoutError("no time was left to send the request")
         ours = self.send.request
         pairs, url, headers = heads.get((ours.url, len(ours.body)), _NOTHING)
-        if pairs is not ours.headers:
+        if pairs is not ours.hidden_headers:
             url = self._library.URL(ours.url)
             headers = self._library.Headers(
                 [
@@ -169,7 +166,7 @@ class Exchange:
                     (b"Content-Length", b"%d" % len(ours.body)),
                 ]
             )
-            heads[ours.url, len(ours.body)] = ours.headers, url, headers
+            heads[ours.url, len(ours.body)] = ours.hidden_headers, url, headers
         self._request = self._library.Request(
             ours.method,
             url,

@@ -288,7 +288,7 @@ def test_key_in_no_error(harness: Any, server: SandboxServer) -> None:
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
-            key = client.protocol.api_key
+            key = client.protocol.api_key.reveal()
             body = json.dumps({"error_code": "BAD_KEY", "message": f"no such key: {key}"}).encode()
             server.order(Answer(401, (), body))
             with pytest.raises(APIError) as caught:
