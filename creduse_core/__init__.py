@@ -14,7 +14,7 @@ protocol, environment, pool, client.
 from ._version import __version__
 from .call import TRANSITIONS, Call, Done, Input, Reply, Send, State, Wait
 from .client import AsyncCoreClient, AsyncTransport, CoreClient, Transport
-from .environment import protocol_from_environment, proxy_from_environment
+from .environment import Proxy, protocol_from_environment, proxy_from_environment
 from .errors import (
     ActiveCycleExistsError,
     AmountNegativeError,
@@ -96,6 +96,7 @@ __all__ = [
     "LocalProtocolError",
     "NoActiveCycleError",
     "Outcome",
+    "Proxy",
     "RateLimitError",
     "Reply",
     "Request",
