@@ -53,7 +53,7 @@ from .models import (
     CycleType,
     Outcome,
 )
-from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol
+from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol, is_loopback
 from .retry import EVENTS, Event, Kind, RetryPolicy
 from .secret import Secret
 
@@ -113,6 +113,7 @@ __all__ = [
     "__version__",
     "forget_frames",
     "is_foreign",
+    "is_loopback",
     "protocol_from_environment",
     "proxy_from_environment",
 ]
