@@ -49,14 +49,14 @@ def set_backend(transport: Any, backend: object) -> None:
 
 
 def is_drained(transport: Any) -> bool:
-    """Return whether nothing is left of what was read on the one connection of a transport.
+    """Return whether the one connection of a transport is idle, and nothing is left in it.
 
     h11 keeps the bytes behind a response, and httpcore takes them for the next one:
     https://h11.readthedocs.io/en/latest/api.html#h11.Connection.trailing_data. Where that cannot be
     seen, nor where there is no connection, the connection is not reused.
     """
     connections: list[Any] = getattr(getattr(transport, "_pool", None), "connections", [])
-    return len(connections) == 1 and _is_drained(connections[0])
+    return len(connections) == 1 and connections[0].is_idle() and _is_drained(connections[0])
 
 
 def is_response_drained(response: Any) -> bool:
