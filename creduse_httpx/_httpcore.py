@@ -36,16 +36,18 @@ def speaks_http2(transport: Any) -> bool:
     return bool(getattr(getattr(transport, "_pool", None), "_http2", False))
 
 
-def set_backend(transport: Any, backend: object) -> None:
-    """Have a transport of ours use this network backend.
+def set_backend(transport: Any, backend: object) -> bool:
+    """Have a transport of ours use this network backend, and return whether it does.
 
     httpcore's pools take one, but httpx's transports do not hand it on:
     https://github.com/encode/httpx/discussions/1929. Without it the client works, but knows and
     bounds less, as with a mock: failures are UNKNOWN, and no connection is reused.
     """
     pool: Any = getattr(transport, "_pool", None)
-    if hasattr(pool, "_network_backend"):
-        pool._network_backend = backend  # noqa: SLF001 - see above
+    if not hasattr(pool, "_network_backend"):
+        return False
+    pool._network_backend = backend  # noqa: SLF001 - see above
+    return True
 
 
 def is_drained(transport: Any) -> bool:

@@ -33,14 +33,13 @@ class Line:
 
     def __init__(self, is_closed: Callable[[], bool], *, loopback_only: bool) -> None:
         """Send nothing once ``is_closed``; with ``loopback_only`` to nobody but this machine."""
-        self.is_reusable = True
-        """False where bytes may lie in a buffer that nobody can look into."""
         self.stream: Any = None
         """The stream as it is now, TLS included."""
         self._is_closed = is_closed
         self._loopback_only = loopback_only
         self._exchange: Exchange
         self._used = False
+        self._may_hide = False
         self._late_until: float | None = None
 
     def begin(self, exchange: Exchange) -> None:
@@ -114,8 +113,12 @@ class Line:
 
     def has_read(self, size: int, most: int) -> None:
         """Take note of a read of ``size`` bytes, of which there could have been ``most``."""
-        # An asyncio stream may keep what goes beyond that.
-        self.is_reusable = self.is_reusable and size < most
+        # An asyncio stream may keep what goes beyond that, where nobody can see it.
+        self._may_hide = self._may_hide or size >= most
+
+    def is_reusable(self) -> bool:
+        """Return whether all that has come on the connection is known."""
+        return self.stream is not None and not self._may_hide
 
     def give_up(self) -> None:
         """Read no more of this response."""

@@ -103,7 +103,7 @@ class Connection:
         self._settings = settings
         self._line = Line(is_closed, loopback_only=settings.loopback_only)
         self._transport = settings.transport(httpx.HTTPTransport)
-        set_backend(self._transport, Backend(self._line, lock))
+        self._is_known = set_backend(self._transport, Backend(self._line, lock))
 
     def exchange(self, exchange: Exchange) -> Response:
         """Send the request and return its response, whatever raises in between."""
@@ -123,7 +123,7 @@ class Connection:
 
     def is_fit(self) -> bool:
         """Return whether the connection can serve another request."""
-        return self._line.is_reusable and is_drained(self._transport)
+        return self._line.is_reusable() and is_drained(self._transport)
 
     def shut_down(self) -> None:
         """End the exchange of another thread."""
@@ -135,9 +135,11 @@ class Connection:
 
         Not by the transport: a signal's exception may have left a lock of its pool locked.
         """
-        if self._line.stream is not None:
-            with CLOSING:
+        with CLOSING:
+            if self._line.stream is not None:
                 self._line.stream.close()
+            elif not self._is_known:
+                self._transport.close()
 
 
 class AsyncConnection:
@@ -169,7 +171,7 @@ class AsyncConnection:
 
     def is_fit(self) -> bool:
         """Return whether the connection can serve another request."""
-        return self._line.is_reusable and is_drained(self._transport)
+        return self._line.is_reusable() and is_drained(self._transport)
 
     async def aclose(self) -> None:
         """Close the connection, however its exchange has ended, and though it was cancelled."""

@@ -222,6 +222,16 @@ class TracedExchange(Exchange):
         if step == "connect_tcp":
             self._supplied.check_peer(value)
 
+    def begin_response(self, response: Any) -> bool:
+        """Take the head of the response, and return whether its body is still to be read.
+
+        A transport that caches or retries may have read it, and then its stream is at its end.
+        """
+        self.set_head(response.status_code, response.headers.raw)
+        if response.is_stream_consumed:
+            self.add(response.content)
+        return not response.is_stream_consumed
+
     def may_go_on(self, chunk: bytes) -> bool:
         """Take a piece of the body, and return whether to wait for more.
 
@@ -297,10 +307,10 @@ class SuppliedTransport(Clock):
                 raise
 
     def _read(self, response: Any, exchange: TracedExchange) -> Response:
-        exchange.set_head(response.status_code, response.headers.raw)
-        for chunk in response.stream:
-            if not exchange.may_go_on(chunk) and not discard(response):
-                raise TimeoutError("no time was left for the response, or no room")
+        if exchange.begin_response(response):
+            for chunk in response.stream:
+                if not exchange.may_go_on(chunk) and not discard(response):
+                    raise TimeoutError("no time was left for the response, or no room")
         return exchange.finish(response)
 
     def close(self) -> None:
@@ -349,10 +359,10 @@ class AsyncSuppliedTransport(AsyncClock):
             request = exchange.traced_request(trace)
             response = await self._supplied.transport(request.url).handle_async_request(request)
             try:
-                exchange.set_head(response.status_code, response.headers.raw)
-                async for chunk in response.stream:
-                    if not exchange.may_go_on(chunk):
-                        discard(response)
+                if exchange.begin_response(response):
+                    async for chunk in response.stream:
+                        if not exchange.may_go_on(chunk):
+                            discard(response)
                 return exchange.finish(response)
             finally:
                 # What there is of the response is there by now; closing cannot change it.
