@@ -20,10 +20,9 @@ from creduse_httpx import _httpcore, _own
 from creduse_sandbox import FAULTS, SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
-LIBRARIES = {"httpx": httpx, "httpx2": httpx2}
 
 
-@pytest.fixture(params=LIBRARIES.values(), ids=LIBRARIES)
+@pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
 def library(request: pytest.FixtureRequest) -> Any:
     return request.param
 

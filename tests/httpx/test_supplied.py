@@ -416,7 +416,7 @@ def test_body_is_read_once(lent: Any) -> None:
     if not lent.sync:
         pytest.skip("the body is the same")
 
-    class Twice(lent.library.BaseTransport):  # type: ignore[misc,name-defined]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
+    class Twice(lent.library.BaseTransport):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
         def handle_request(self, request: Any) -> Any:
             return b"".join([*request.stream, *request.stream])
 
