@@ -35,7 +35,6 @@ ONCE = RetryPolicy(max_attempts=1)
 NO_WAIT = RetryPolicy(initial_delay=0)
 GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
-REFUSAL = b"HTTP/1.1 402 No\r\nContent-Length: 2\r\n\r\n{}"
 
 
 @pytest.fixture
@@ -249,50 +248,6 @@ def test_answer_that_comes_with_the_end_of_its_time(run: Any, connect: Any) -> N
                 time.sleep(0.6)  # noqa: ASYNC251 - the loop is to be held up
                 assert (await call).amount == 5
             thread.join()
-
-    run(main)
-
-
-def test_surplus_on_an_idle_connection(run: Any, connect: Any, raw: Any) -> None:
-    """An answer that nobody asked for is not taken for that of the next call."""
-
-    async def behave(server: Any, reader: Any, writer: Any) -> None:
-        while await server.request(reader):
-            writer.write(ANSWER)
-            if server.connections == 1:
-                await asyncio.sleep(0.05)
-                writer.write(REFUSAL)
-
-    async def main() -> None:
-        async with raw(behave) as server, connect(server.base_url, retry=NO_WAIT) as client:
-            call = client.protocol.add(USER, 5)
-            await client.run(call)
-            await asyncio.sleep(0.1)
-            call = client.protocol.add(USER, 5)
-            await client.run(call)
-            assert [attempt.event for attempt in call.attempts] == ["not_sent", "done"]
-            assert len(server.received) == 2
-
-    run(main)
-
-
-def test_head_of_a_surplus(run: Any, connect: Any, raw: Any) -> None:
-    """Nor is the beginning of one, whose rest may still come."""
-
-    async def behave(server: Any, reader: Any, writer: Any) -> None:
-        while await server.request(reader):
-            writer.write(ANSWER)
-            if server.connections == 1:
-                await asyncio.sleep(0.05)
-                writer.write(REFUSAL[:-1])
-
-    async def main() -> None:
-        async with raw(behave) as server, connect(server.base_url, retry=NO_WAIT) as client:
-            await client.add(USER, 5)
-            await asyncio.sleep(0.1)
-            assert (await client.add(USER, 5)).amount == 5
-            assert len(server.received) == 2
-            assert server.connections == 2
 
     run(main)
 
