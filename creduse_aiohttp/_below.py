@@ -11,7 +11,6 @@ import select
 from typing import Any, Final
 
 import aiohttp
-from yarl import URL
 
 
 class HeldResponse(aiohttp.ClientResponse):
@@ -68,8 +67,8 @@ def is_readable(transport: asyncio.BaseTransport) -> bool:
     return bool(poll.poll(0))
 
 
-def proxy_of(session: aiohttp.ClientSession) -> tuple[str | URL | None, Any]:
-    """Return the proxy that a session was made with, and the `aiohttp.BasicAuth` for it.
+def proxy_of(session: aiohttp.ClientSession) -> tuple[Any, Any]:
+    """Return the URL of the proxy that a session was made with, or ``None``, and the login for it.
 
     To connect without it would be wrong.
     """

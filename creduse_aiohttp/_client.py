@@ -4,7 +4,6 @@ No exception type of aiohttp says whether a request was sent: the body that it i
 """
 
 import asyncio
-import ipaddress
 import os
 import random
 import ssl
@@ -36,6 +35,7 @@ from creduse_core import (
     Send,
     forget_frames,
     is_foreign,
+    is_loopback,
     protocol_from_environment,
     proxy_from_environment,
 )
@@ -269,9 +269,12 @@ def _tls_context() -> ssl.SSLContext:
     return context
 
 
-def _without_login(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]]:
-    """Return a proxy's URL and the header for its login, which no error may hold."""
-    bare: URL | None = None
+def _taken_apart(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | None:
+    """Return a proxy's URL without login, and the header for that; ``None`` if it is unusable.
+
+    No error of aiohttp's can hold the password then. It must not be in a frame of ours either, so
+    this does not raise.
+    """
     headers: dict[str, str] = {}
     try:
         url = URL(proxy)
@@ -282,25 +285,10 @@ def _without_login(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]]:
                 url.user or "", url.password or ""
             )
         bare = url.with_user(None)
+        usable = bare.scheme in {"http", "https"} and str(bare.relative()) in {"", "/"}
     except ValueError:
-        pass  # its words and its context may hold the password
-    if bare is None or str(bare.relative()) not in {"", "/"}:
-        raise RuntimeError(
-            "the proxy's URL cannot be read: write http://host:port or http://user:password@host:port, "
-            "with other characters than letters and digits percent-encoded in user and password; "
-            "see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY"
-        )
-    if bare.scheme not in {"http", "https"}:
-        raise RuntimeError(
-            f"the proxy must be of the kind http or https, not {bare.scheme}; "
-            "see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY"
-        )
-    return bare, headers
-
-
-def _is_loopback(address: str) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+        return None
+    return (bare, headers) if usable else None
 
 
 class AiohttpTransport:
@@ -315,17 +303,45 @@ class AiohttpTransport:
             raise TypeError(
                 f"session must be an aiohttp.ClientSession, not {type(session).__name__}"
             )
+        if session is not None and session.auth is not None:
+            raise ValueError(
+                "the session has auth=, but a request has one Authorization, which is our API key: "
+                "supply a session without; it can share the connector"
+            )
         self._protocol = protocol
         self._given = session
         self._secure = protocol.base_url.startswith("https:")
         self._tls = _tls_context() if self._secure and session is None else True
+        self._proxy, self._login = self._find_proxy()
+        self.via = None if self._proxy is None else str(self._proxy).rstrip("/")
         self._closed = False
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._urls: dict[str, URL] = {}
         self._headers: tuple[object, CIMultiDict[str]] = None, CIMultiDict()
-        self._login: dict[str, str] = {}
-        self.via: str | None = None
+
+    def _find_proxy(self) -> tuple[URL | None, dict[str, str]]:
+        """Return the session's proxy, or the environment's if it is for us; and its header."""
+        given = self._given
+        if given is not None and proxy_of(given)[0] is not None:
+            found = _taken_apart(*proxy_of(given))
+        elif self._protocol.loopback or (given is not None and not given.trust_env):
+            # What goes to this machine does not leave it for a proxy of the environment, the less
+            # so as the key may be in the clear.
+            return None, {}
+        else:
+            # Not by aiohttp's trust_env, which reads netrc, too, and both anew at each call.
+            proxy = proxy_from_environment(self._protocol.base_url)
+            if proxy is None:
+                return None, {}
+            found = _taken_apart(proxy.url.reveal(), None)
+        if found is None:
+            raise ValueError(
+                "a proxy's URL must be such as http://proxy.example:3128, for http or https; SOCKS "
+                "needs a session with a connector for it. The URL is not shown here, since it may "
+                "hold a password, in which %23 stands for #, %2F for /, %3F for ? and %40 for @"
+            )
+        return found
 
     # What an exchange asks for.
 
@@ -375,7 +391,7 @@ class AiohttpTransport:
             self._protocol.plain_loopback
             and self.via is None
             and isinstance(peer, tuple)
-            and not _is_loopback(peer[0])
+            and not is_loopback(peer[0])
         ):
             raise RuntimeError(
                 f"{self._protocol.base_url} is at {peer[0]}, which is not this machine: plain http "
@@ -385,59 +401,30 @@ class AiohttpTransport:
     # What opens and closes.
 
     def _make(self) -> aiohttp.ClientSession:
-        given = self._given
-        proxy = self._proxy()
-        if given is None:
-            return aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=100, keepalive_timeout=_KEEPALIVE, ssl=self._tls
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                proxy=proxy,
-                response_class=HeldResponse,
-            )
-        if given.auth is not None:
-            raise RuntimeError(
-                "the session has auth=, but a request has one Authorization, which is our API key: "
-                "supply a session without; it can share the connector"
-            )
+        loop, given = asyncio.get_running_loop(), self._given
         try:
             session = aiohttp.ClientSession(
-                connector=given.connector,
-                connector_owner=False,
-                loop=asyncio.get_running_loop(),
+                connector=aiohttp.TCPConnector(
+                    limit=100, keepalive_timeout=_KEEPALIVE, ssl=self._tls
+                )
+                if given is None
+                else given.connector,
+                connector_owner=given is None,
+                loop=loop,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                proxy=proxy,
+                proxy=self._proxy,
                 response_class=HeldResponse,
             )
         except RuntimeError:
             raise RuntimeError(
                 "the session belongs to another event loop: make it on the one that uses it"
             ) from None
-        # A session that is not closed complains when it is deleted; this one has nothing to close.
-        weakref.finalize(self, session.detach)
+        if given is not None:
+            # A session that is not closed complains when it is deleted; this one has nothing to
+            # close.
+            weakref.finalize(self, session.detach)
         return session
-
-    def _proxy(self) -> URL | None:
-        """Return the URL of the proxy, without the login that is kept apart from it."""
-        proxy, login = (None, None) if self._given is None else proxy_of(self._given)
-        # What goes to this machine does not leave it for a proxy of the environment, the less so as
-        # the key may be in the clear. Not by trust_env, which also reads netrc, and looks for both
-        # anew at each call.
-        if (
-            proxy is None
-            and not self._protocol.loopback
-            and (self._given is None or self._given.trust_env)
-        ):
-            proxy = proxy_from_environment(self._protocol.base_url)
-        if proxy is None:
-            return None
-        bare, authorization = _without_login(proxy, login)
-        self._login = authorization
-        self.via = str(bare).rstrip("/")
-        return bare
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
@@ -478,8 +465,8 @@ class AsyncCreduseClient(AsyncCoreClient):
     - ``session``: an `aiohttp.ClientSession` of your own, for its connector, which has the
       connections and TLS settings, and its proxy: its own, or with ``trust_env=True`` the
       environment's. Its headers, cookies, middlewares, trace configs, timeouts, netrc, and what
-      else it would do to a request or a response, are not used. One that has ``auth=`` is rejected
-      at the first call. It is never closed here.
+      else it would do to a request or a response, are not used. One that has ``auth=`` is rejected.
+      It is never closed here.
     - ``base_url``: else ``CREDUSE_BASE_URL``, else the service. Plain http is for loopback hosts,
       unless ``allow_http=True``, or ``CREDUSE_ALLOW_HTTP=1`` and it is not given.
     - ``timeout``: seconds for a whole call, its retries and waits included.
