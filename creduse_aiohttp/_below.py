@@ -25,26 +25,32 @@ class HeldResponse(aiohttp.ClientResponse):
         """Do nothing at the end of the body."""
 
 
-def holds_surplus(transport: asyncio.BaseTransport) -> bool:
-    """Return whether a connection holds bytes that no request has asked for.
+def is_usable(transport: asyncio.BaseTransport) -> bool:
+    """Return whether a connection is there, and holds no bytes that no request has asked for.
 
-    aiohttp takes them for the next response. Its parser says whether a response has begun; the one
-    in Python, for which there is no compiled one, only by its lines.
+    aiohttp takes those for the next response. Its parser says whether a response has begun; the one
+    in Python, which stands in for the compiled one, only by its lines.
     """
+    if transport.is_closing():
+        return False
     protocol: Any = transport.get_protocol()
-    if protocol.should_close:
-        return True
     parser = getattr(protocol, "_parser", None)
-    return parser is not None and bool(parser.feed_eof() or getattr(parser, "_lines", None))
+    return not protocol.should_close and (
+        parser is None or not (parser.feed_eof() or getattr(parser, "_lines", None))
+    )
 
 
-def expect_nothing(transport: asyncio.BaseTransport) -> None:
-    """Have a connection close as soon as anything comes in, until it gets its next request.
+def leave_idle(transport: asyncio.BaseTransport) -> bool:
+    """Return whether a connection is fit for another request; until it gets that, expect nothing.
 
-    Left as it is, half of a head would be lost with the parser, which each request has anew.
+    It closes as soon as anything comes in. Else half of a head would be lost with the parser, which
+    each request has anew.
     """
+    if not is_usable(transport):
+        return False
     protocol: Any = transport.get_protocol()
     protocol._parser = _NO_PARSER  # noqa: SLF001  # see above
+    return True
 
 
 class _NoParser:

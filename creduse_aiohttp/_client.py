@@ -41,7 +41,7 @@ from creduse_core import (
 )
 from creduse_core.messages import chain
 
-from ._below import HeldResponse, expect_nothing, holds_surplus, is_readable, proxy_of
+from ._below import HeldResponse, is_readable, is_usable, leave_idle, proxy_of
 
 # Whether to try again may help, by what went wrong; the most derived class wins.
 _TRANSIENT: Final[Mapping[type, bool]] = {
@@ -136,12 +136,7 @@ class _Exchange(BytesPayload):
     async def _checked(self, connection: asyncio.WriteTransport | None) -> asyncio.WriteTransport:
         """Return the connection if the request may be written on it now, else raise why not."""
         while True:
-            if (
-                self.consumed
-                or connection is None
-                or connection.is_closing()
-                or holds_surplus(connection)
-            ):
+            if self.consumed or connection is None or not is_usable(connection):
                 raise ConnectionResetError(
                     "the connection was lost, or held what no request had asked for"
                 )
@@ -157,7 +152,13 @@ class _Exchange(BytesPayload):
     # What we do.
 
     async def run(self) -> Response | Failure:
-        """Send, and read the response."""
+        """Send, and read the response. Raise no exception of the library's."""
+        try:
+            return await self._exchange()
+        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
+            return self._failed(error)
+
+    async def _exchange(self) -> Response:
         keep = False
         try:
             self._set_timer(time.monotonic())
@@ -165,9 +166,6 @@ class _Exchange(BytesPayload):
                 self._response = await self._request()
                 response = await self._read(self._response)
             keep = self._send.belongs(response)
-        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-            return self._failed(error)
-        else:
             return response
         finally:
             if self._timer is not None:
@@ -175,15 +173,15 @@ class _Exchange(BytesPayload):
             self._end(keep=keep)
 
     def _end(self, *, keep: bool) -> None:
-        held = self._response is not None and self._response.connection is not None
-        if self._connection is not None and held and keep:
-            keep = not holds_surplus(self._connection)
-            expect_nothing(self._connection)
-        if self._connection is not None and not keep:
+        response, connection = self._response, self._connection
+        # vcrpy, which reads a response before us, has given its connection back.
+        if connection is not None and response is not None and response.connection is not None:
+            keep = keep and leave_idle(connection)
+        if connection is not None and not keep:
             # First, since to close a connection waits for TLS to be closed on the other side.
-            self._connection.abort()
-        if self._response is not None:
-            (self._response.release if keep else self._response.close)()
+            connection.abort()
+        if response is not None:
+            (response.release if keep else response.close)()
 
     async def _request(self) -> aiohttp.ClientResponse:
         request, transport = self._send.request, self._transport
@@ -231,8 +229,7 @@ class _Exchange(BytesPayload):
     def _failed(self, error: Exception) -> Failure:
         for link in chain(error, contexts=False):
             if isinstance(link, Exception) and is_foreign(link, _LIBRARIES):
-                forget_frames(link)
-                raise ForeignError(link) from None
+                raise link from None
         if self._refused is not None and not self.consumed:
             error = self._refused
         forget_frames(error)
@@ -430,8 +427,11 @@ class AiohttpTransport:
         """Send once. See `creduse_core.AsyncTransport`."""
         try:
             return await _Exchange(self, send).run()
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - it is nobody's that is known here
             forget_frames(error)  # those of aiohttp hold the headers
+            raise ForeignError(error) from None
+        except BaseException as error:
+            forget_frames(error)
             raise
 
     async def sleep(self, seconds: float) -> None:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import aiohttp
 import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from creduse import Outcome, RetryPolicy, TransportError
 from creduse_aiohttp import AsyncCreduseClient
@@ -180,7 +181,7 @@ def test_no_proxy_to_this_machine(
     assert len(server.applied) == 2
 
 
-class Resolver(aiohttp.abc.AbstractResolver):
+class Resolver(AbstractResolver):
     """Finds every name at one address."""
 
     def __init__(self, address: str, port: int) -> None:
@@ -189,7 +190,7 @@ class Resolver(aiohttp.abc.AbstractResolver):
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[aiohttp.abc.ResolveResult]:
+    ) -> list[ResolveResult]:
         return [
             {
                 "hostname": host,
