@@ -271,7 +271,7 @@ SYNC = [
     Sync("httpx-sync-own", own_httpx, _HTTPX),
     Sync("httpx-sync-lent", lent_httpx(httpx), _HTTPX, EXHAUSTIVE),
     Sync("httpx-sync-httpx2", lent_httpx(httpx2), _HTTPX, EXHAUSTIVE),
-    Sync("urllib", over_urllib, _HTTP_CLIENT, EXHAUSTIVE),
+    Sync("urllib", over_urllib, (*_HTTP_CLIENT, Limit.REUSE), EXHAUSTIVE),
     Sync("urllib3", over_urllib3, _URLLIB3),
     Sync("requests", over_requests, _URLLIB3, EXHAUSTIVE),
 ]
