@@ -14,7 +14,7 @@ protocol, environment, pool, client.
 from ._version import __version__
 from .call import TRANSITIONS, Call, Done, Input, Reply, Send, State, Wait
 from .client import AsyncCoreClient, AsyncTransport, CoreClient, Transport
-from .environment import protocol_from_environment, proxy_from_environment
+from .environment import Proxy, protocol_from_environment, proxy_from_environment
 from .errors import (
     ActiveCycleExistsError,
     AmountNegativeError,
@@ -53,7 +53,7 @@ from .models import (
     CycleType,
     Outcome,
 )
-from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol
+from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol, is_loopback
 from .retry import EVENTS, Event, Kind, RetryPolicy
 from .secret import Secret
 
@@ -96,6 +96,7 @@ __all__ = [
     "LocalProtocolError",
     "NoActiveCycleError",
     "Outcome",
+    "Proxy",
     "RateLimitError",
     "Reply",
     "Request",
@@ -112,6 +113,7 @@ __all__ = [
     "__version__",
     "forget_frames",
     "is_foreign",
+    "is_loopback",
     "protocol_from_environment",
     "proxy_from_environment",
 ]

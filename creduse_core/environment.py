@@ -4,6 +4,7 @@ The only module of the core that looks at the machine it runs on. Nothing here s
 """
 
 import os
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from .protocol import BASE_URL, CreduseProtocol
@@ -35,17 +36,46 @@ def protocol_from_environment(
     return CreduseProtocol(api_key, base_url, retry=retry, timeout=timeout, allow_http=allow_http)
 
 
-def proxy_from_environment(base_url: str) -> str | None:
-    """Return the URL of the proxy that the environment names for ``base_url``, if any.
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy that the environment names."""
+
+    shown: str
+    """Its URL without user name and password, for errors."""
+    url: Secret
+    """Its URL, which may hold a password."""
+
+
+def proxy_from_environment(base_url: str) -> Proxy | None:
+    """Return the proxy that the environment names for ``base_url``, if any.
 
     From ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` or the system's settings,
-    as `urllib.request` reads them. It may hold a password.
+    as `urllib.request` reads them.
+
+    Raises:
+        ValueError: What the environment names is not the URL of a proxy.
     """
     # Not at the top: it loads sockets, TLS and much else, which only a client wants.
     from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415, TID251
 
     proxies, parts = getproxies(), urlsplit(base_url)
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(parts.netloc):
+    url = proxies.get(parts.scheme) or proxies.get("all")
+    if not url or proxy_bypass(parts.netloc):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    return _proxy(Secret(url if "://" in url else f"http://{url}"))
+
+
+def _proxy(url: Secret) -> Proxy:
+    try:
+        parts = urlsplit(url.reveal())
+        host, port = parts.hostname, parts.port
+        if host and not parts.query and not parts.fragment and parts.path in {"", "/"}:
+            shown = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
+            return Proxy(shown if port is None else f"{shown}:{port}", url)
+    except ValueError:  # its words repeat what it could not read
+        pass
+    raise ValueError(
+        "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY must be a URL such as http://proxy.example:3128; "
+        "it is not shown here, since it may hold a password, in which %23 stands for #, "
+        "%2F for /, %3F for ? and %40 for @"
+    )

@@ -320,7 +320,7 @@ def _checked_base_url(url: str, allow_http: bool) -> tuple[str, bool]:  # noqa: 
         raise wrong(
             "must name a host, as in https://api.creduse.com, and a port other than 0 if any"
         )
-    loopback = _is_loopback(parts.hostname or "")
+    loopback = is_loopback(parts.hostname or "")
     if parts.scheme == "http" and not allow_http and not loopback:
         raise wrong(
             "must be https, since over http anyone on the way can read the API key; "
@@ -329,10 +329,17 @@ def _checked_base_url(url: str, allow_http: bool) -> tuple[str, bool]:  # noqa: 
     return parts.scheme + url[len(parts.scheme) :].rstrip("/"), loopback
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host, by its name or IP address, is this machine.
+
+    ``localhost`` and names below it are (RFC 6761, 6.3), though a resolver may think otherwise:
+    see ``CreduseProtocol.plain_loopback``.
+    """
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
