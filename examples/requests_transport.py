@@ -44,7 +44,7 @@ class RequestsTransport:
     def __init__(self, session: requests.Session | None = None) -> None:
         self._verify: Any = True if session is None else session.verify
         self._cert = None if session is None else session.cert
-        self._adapter = _Adapter()
+        self._adapter = _Adapter(pool_maxsize=100)  # what is more is closed after its call
         self._closed = False
 
     def send(self, send: Send) -> Response | Failure:

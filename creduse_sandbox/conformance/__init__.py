@@ -27,20 +27,30 @@ from creduse_sandbox.conformance.checks import (
     check,
     check_async,
 )
+from creduse_sandbox.conformance.concurrency import (
+    CROWDS,
+    Crowd,
+    check_async_crowd,
+    check_crowd,
+)
 from creduse_sandbox.conformance.scenarios import SCENARIOS, TLS_SCENARIOS, Ending, Limit, Scenario
 
 __all__ = [
     "CANCELLATIONS",
+    "CROWDS",
     "SCENARIOS",
     "TLS_SCENARIOS",
     "AsyncConnect",
     "Cancellation",
     "Certificates",
     "Connect",
+    "Crowd",
     "Ending",
     "Limit",
     "Scenario",
     "check",
     "check_async",
+    "check_async_crowd",
     "check_cancellation",
+    "check_crowd",
 ]

@@ -9,13 +9,17 @@ import pytest
 
 from creduse_sandbox.conformance import (
     CANCELLATIONS,
+    CROWDS,
     SCENARIOS,
     TLS_SCENARIOS,
     Cancellation,
+    Crowd,
     Scenario,
     check,
     check_async,
+    check_async_crowd,
     check_cancellation,
+    check_crowd,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +68,36 @@ def test_async_conformance(
             scenario,
             async_kind.connect(authority.trust),
             certificates=authority.certificates,
+            limits=async_kind.limits,
+        )
+
+    async_kind.run(main)
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("crowd", CROWDS, ids=str)
+def test_crowd(sync_kind: Any, crowd: Crowd, certificate: str | None, authority: Any) -> None:
+    """Threads share a client."""
+    check_crowd(
+        crowd,
+        lambda protocol: sync_kind.open(protocol, authority.trust),
+        certificate=authority.certificates.get(certificate),
+        limits=sync_kind.limits,
+    )
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("crowd", CROWDS, ids=str)
+def test_async_crowd(
+    async_kind: Any, crowd: Crowd, certificate: str | None, authority: Any
+) -> None:
+    """Tasks share a client."""
+
+    async def main() -> None:
+        await check_async_crowd(
+            crowd,
+            async_kind.connect(authority.trust),
+            certificate=authority.certificates.get(certificate),
             limits=async_kind.limits,
         )
 
