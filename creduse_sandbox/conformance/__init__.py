@@ -27,6 +27,12 @@ from creduse_sandbox.conformance.checks import (
     check,
     check_async,
 )
+from creduse_sandbox.conformance.closing import (
+    CLOSINGS,
+    Closing,
+    check_async_closing,
+    check_closing,
+)
 from creduse_sandbox.conformance.concurrency import (
     CROWDS,
     Crowd,
@@ -37,12 +43,14 @@ from creduse_sandbox.conformance.scenarios import SCENARIOS, TLS_SCENARIOS, Endi
 
 __all__ = [
     "CANCELLATIONS",
+    "CLOSINGS",
     "CROWDS",
     "SCENARIOS",
     "TLS_SCENARIOS",
     "AsyncConnect",
     "Cancellation",
     "Certificates",
+    "Closing",
     "Connect",
     "Crowd",
     "Ending",
@@ -50,7 +58,9 @@ __all__ = [
     "Scenario",
     "check",
     "check_async",
+    "check_async_closing",
     "check_async_crowd",
     "check_cancellation",
+    "check_closing",
     "check_crowd",
 ]

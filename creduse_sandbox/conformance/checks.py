@@ -5,6 +5,7 @@ import ssl
 import sys
 import time
 from collections.abc import (
+    Awaitable,
     Callable,
     Generator,
     Iterable,
@@ -19,7 +20,7 @@ from contextlib import (
     nullcontext,
 )
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from creduse_core import (
     AsyncCoreClient,
@@ -44,6 +45,8 @@ from creduse_sandbox.conformance.scenarios import (
 )
 from creduse_sandbox.faults import Answer
 from creduse_sandbox.server import LogEntry, SandboxServer
+
+T = TypeVar("T")
 
 Certificates: TypeAlias = Mapping[str, ssl.SSLContext]
 Connect: TypeAlias = Callable[[CreduseProtocol], AbstractContextManager[CoreClient]]
@@ -118,6 +121,18 @@ async def pause(seconds: float) -> None:
         await trio.sleep(seconds)
     else:
         await asyncio.sleep(seconds)
+
+
+async def at_once(run: Callable[[T], Awaitable[None]], each: Iterable[T]) -> None:
+    """Run a coroutine function on each, in a task of its own, under either event loop."""
+    if under_trio():
+        import trio  # noqa: PLC0415 - only where it is running
+
+        async with trio.open_nursery() as nursery:
+            for one in each:
+                nursery.start_soon(run, one)
+    else:
+        await asyncio.gather(*map(run, each))
 
 
 @dataclass(slots=True)

@@ -1,10 +1,9 @@
 """Calls from many threads, or many tasks, on one client, while the server is healthy."""
 
-import asyncio
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,11 +12,11 @@ from creduse_core import Call, CreduseProtocol
 from creduse_sandbox.conformance.checks import (
     AsyncConnect,
     Connect,
+    at_once,
     make_protocol,
     pause,
     report,
     still_open,
-    under_trio,
     untrue,
 )
 from creduse_sandbox.conformance.scenarios import API_KEY, PLENTY, USER, WITHIN, Limit
@@ -99,20 +98,6 @@ async def check_async_crowd(
         for seconds in still_open(gathering.server):
             await pause(seconds)
         gathering.judge()
-
-
-async def at_once(
-    run: Callable[[Iterable[Call[Any]]], Awaitable[None]], each: Iterable[Iterable[Call[Any]]]
-) -> None:
-    """Run a coroutine function for each, in a task of its own, under either event loop."""
-    if under_trio():
-        import trio  # noqa: PLC0415 - only where it is running
-
-        async with trio.open_nursery() as nursery:
-            for calls in each:
-                nursery.start_soon(run, calls)
-    else:
-        await asyncio.gather(*map(run, each))
 
 
 def _a_moment_later(head: bytes, body: bytes) -> Iterable[bytes]:

@@ -77,6 +77,8 @@ class Limit(enum.Enum):
     """They are still nobody's response."""
     REUSE = "each request opens a connection of its own"
     """That takes time, and ports."""
+    CLOSE = "close() leaves calls that are under way to their own end"
+    """Nothing of them is first sent afterwards, all the same."""
 
 
 @dataclass(frozen=True, slots=True)

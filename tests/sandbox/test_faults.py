@@ -498,6 +498,24 @@ def test_refusing_wrongly(server: SandboxServer) -> None:
         pass
 
 
+def test_stalling(server: SandboxServer) -> None:
+    """Connections wait, however often it is done, and are made afterwards."""
+    for _ in range(2):
+        with dial(server) as kept, socket.socket() as waiting:
+            kept.sendall(message())
+            assert read(kept, len(WHOLE)) == WHOLE
+            with server.stalling():
+                assert read_all(kept)[0] == b""
+                waiting.settimeout(0.1)
+                with pytest.raises(TimeoutError):
+                    waiting.connect(where(server))
+            waiting.settimeout(20)
+            with suppress(BlockingIOError):  # it goes on with what it had begun
+                waiting.connect(where(server))
+            send(waiting, message("/add", "Connection: close"))
+            assert read_all(waiting) == (LAST, Action.CLOSE)
+
+
 def test_close_while_refusing(server: SandboxServer) -> None:
     """It stays closed."""
     with server.refusing():

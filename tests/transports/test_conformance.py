@@ -9,16 +9,20 @@ import pytest
 
 from creduse_sandbox.conformance import (
     CANCELLATIONS,
+    CLOSINGS,
     CROWDS,
     SCENARIOS,
     TLS_SCENARIOS,
     Cancellation,
+    Closing,
     Crowd,
     Scenario,
     check,
     check_async,
+    check_async_closing,
     check_async_crowd,
     check_cancellation,
+    check_closing,
     check_crowd,
 )
 
@@ -102,6 +106,52 @@ def test_async_crowd(
         )
 
     async_kind.run(main)
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("closing", CLOSINGS, ids=str)
+def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, authority: Any) -> None:
+    """A client is closed while threads call."""
+    check_closing(
+        closing,
+        lambda protocol: sync_kind.open(protocol, authority.trust),
+        certificate=authority.certificates.get(certificate),
+        limits=sync_kind.limits,
+    )
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("closing", CLOSINGS, ids=str)
+def test_async_closing(
+    async_kind: Any, closing: Closing, certificate: str | None, authority: Any
+) -> None:
+    """A client is closed while tasks call."""
+
+    async def main() -> None:
+        await check_async_closing(
+            closing,
+            async_kind.connect(authority.trust),
+            certificate=authority.certificates.get(certificate),
+        )
+
+    async_kind.run(main)
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("closing", CLOSINGS, ids=str)
+def test_closing_with_one_connection(
+    narrow_kind: Any, closing: Closing, certificate: str | None, authority: Any
+) -> None:
+    """One of two calls waits for the other's connection."""
+
+    async def main() -> None:
+        await check_async_closing(
+            closing,
+            narrow_kind.connect(authority.trust, connections=1),
+            certificate=authority.certificates.get(certificate),
+        )
+
+    narrow_kind.run(main)
 
 
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
