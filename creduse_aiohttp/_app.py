@@ -23,7 +23,7 @@ def setup(  # noqa: PLR0913 - the client's arguments, and two
     timeout: float = TIMEOUT,
     retry: RetryPolicy = DEFAULT_RETRY,
     on_attempt: Callable[[Attempt], object] | None = None,
-    allow_http: bool = False,
+    allow_http: bool | None = None,
 ) -> None:
     """Make a client when ``app`` starts, and close it when it ends.
 

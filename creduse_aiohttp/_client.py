@@ -368,7 +368,7 @@ class AsyncCreduseClient(AsyncCoreClient):
       has ``auth=``, or that finds a login for the host in netrc, is refused at the first call. It
       is never closed here.
     - ``base_url``: else ``CREDUSE_BASE_URL``, else the service. Plain http is for loopback hosts,
-      unless ``allow_http=True`` or ``CREDUSE_ALLOW_HTTP=1``.
+      unless ``allow_http=True``, or ``CREDUSE_ALLOW_HTTP=1`` and it is not given.
     - ``timeout``: seconds for a whole call, its retries and waits included.
     - ``retry``: when a call is tried again; never where that could apply it twice.
     - ``on_attempt``: called with an `Attempt` after each.
@@ -388,7 +388,7 @@ class AsyncCreduseClient(AsyncCoreClient):
         timeout: float = TIMEOUT,
         retry: RetryPolicy = DEFAULT_RETRY,
         on_attempt: Callable[[Attempt], object] | None = None,
-        allow_http: bool = False,
+        allow_http: bool | None = None,
     ) -> None:
         protocol = protocol_from_environment(
             api_key, base_url=base_url, retry=retry, timeout=timeout, allow_http=allow_http

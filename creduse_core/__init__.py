@@ -7,19 +7,14 @@ to `CoreClient`; or drive a `Call` by hand:
     send = call.start(now)                      # send.request is what to send
     call.receive_response(Response(…), now)     # Done(result), Wait(seconds), or raises
 
-Rooms, each importing only those before it: messages, models, errors, decoding, retry, call,
-protocol, client.
+Rooms, each importing only those before it: secret, messages, models, errors, decoding, retry, call,
+protocol, environment, pool, client.
 """
 
 from ._version import __version__
 from .call import TRANSITIONS, Call, Done, Input, Reply, Send, State, Wait
-from .client import (
-    AsyncCoreClient,
-    AsyncTransport,
-    CoreClient,
-    Transport,
-    protocol_from_environment,
-)
+from .client import AsyncCoreClient, AsyncTransport, CoreClient, Transport
+from .environment import Proxy, protocol_from_environment, proxy_from_environment
 from .errors import (
     ActiveCycleExistsError,
     AmountNegativeError,
@@ -37,7 +32,16 @@ from .errors import (
     TransportError,
     UserDoesNotExistError,
 )
-from .messages import MAX_BODY_SIZE, Delivery, Failure, Request, Response, forget_frames
+from .messages import (
+    MAX_BODY_SIZE,
+    Delivery,
+    Failure,
+    ForeignError,
+    Request,
+    Response,
+    forget_frames,
+    is_foreign,
+)
 from .models import (
     ActiveBalance,
     Attempt,
@@ -49,8 +53,9 @@ from .models import (
     CycleType,
     Outcome,
 )
-from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol
+from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol, is_loopback
 from .retry import EVENTS, Event, Kind, RetryPolicy
+from .secret import Secret
 
 __all__ = [
     "BASE_URL",
@@ -83,6 +88,7 @@ __all__ = [
     "Done",
     "Event",
     "Failure",
+    "ForeignError",
     "Input",
     "InsufficientFundsError",
     "InvalidResponseError",
@@ -90,11 +96,13 @@ __all__ = [
     "LocalProtocolError",
     "NoActiveCycleError",
     "Outcome",
+    "Proxy",
     "RateLimitError",
     "Reply",
     "Request",
     "Response",
     "RetryPolicy",
+    "Secret",
     "Send",
     "ServerError",
     "State",
@@ -104,5 +112,8 @@ __all__ = [
     "Wait",
     "__version__",
     "forget_frames",
+    "is_foreign",
+    "is_loopback",
     "protocol_from_environment",
+    "proxy_from_environment",
 ]

@@ -5,8 +5,6 @@ Nothing here does I/O, reads a clock or throws dice: times and jitter come in as
 
 import enum
 import errno
-import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import starmap
@@ -23,7 +21,7 @@ from .errors import (
     LocalProtocolError,
     TransportError,
 )
-from .messages import Delivery, Failure, Request, Response, chain, no_pickle
+from .messages import Delivery, Failure, Request, Response, chain
 from .models import Attempt, Outcome
 from .retry import (
     EVENTS,
@@ -35,6 +33,7 @@ from .retry import (
     may_retry,
     retry_after,
 )
+from .secret import Secret, no_pickle
 
 T = TypeVar("T")
 
@@ -107,8 +106,11 @@ class Send:
     timeout: float
     """Seconds from now until the answer must be there, connecting included."""
     belongs: Callable[[Response], bool] = field(repr=False, compare=False)
-    """Say whether an answer is this request's own; pure. Do not use the connection again if not.
-    An error names no user, so any error status counts as its own."""
+    """Return whether the connection may be used again after this response; pure.
+
+    Not where the response is another request's, where its framing is in doubt, or after 408 and
+    5xx, which should be rare: a stray one would shift all further responses. Other error statuses
+    name no user, so they count as this request's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class Call(Generic[T]):
         kind: Kind,
         policy: RetryPolicy,
         timeout: float,
-        secret: str,
+        secret: Secret,
     ) -> None:
         """Take what `CreduseProtocol` has put together; ``secret`` never shows in an error."""
         self._request = request
@@ -346,8 +348,11 @@ class Call(Generic[T]):
         return self._read[1]
 
     def _belongs(self, response: Response) -> bool:
+        status = response.status
+        if 400 <= status < 500:
+            return status != 408 and _is_framed_once(response)
         reading = self._reading(response)
-        return not isinstance(reading, Bad) or reading.ours or 400 <= response.status < 600
+        return (not isinstance(reading, Bad) or reading.ours) and _is_framed_once(response)
 
     def _record(self, event: Event, status: int | None, error: str | None, now: float) -> None:
         proved = Outcome.NOT_APPLIED if self._kind is Kind.READ else event.evidence
@@ -369,7 +374,7 @@ class Call(Generic[T]):
     # The errors.
 
     def _clean(self, text: str) -> str:
-        return _without(self._secret, text)
+        return self._secret.redact(text)
 
     def _clean_response(self, response: Response) -> Response:
         """Give the answer without the API key, which a server may well repeat in a refusal."""
@@ -438,6 +443,11 @@ class Call(Generic[T]):
         return any(self._clean(text) != text for text in texts)
 
 
+def _is_framed_once(response: Response) -> bool:
+    # Where two headers frame a body, a peer may have read the other one (RFC 9112, 6.3).
+    return response.header("Transfer-Encoding") is None or response.header("Content-Length") is None
+
+
 def _describe_answer(response: Response, reading: Bad) -> str:
     text = str(response.status)
     if 200 <= response.status < 300:
@@ -489,15 +499,3 @@ def _words(error: BaseException) -> str:
         return str(error)
     except Exception:  # noqa: BLE001 - it must not hide what became of the credits
         return ""
-
-
-def _without(secret: str, text: str) -> str:
-    """Take the API key out of a text, as it stands or as JSON writes it."""
-    escaped = json.dumps(secret)[1:-1]
-    forms = "|".join(map(re.escape, (secret, escaped, escaped.replace("/", "\\/"))))
-    # A key made up for a test, such as "k": only where it stands as a word of its own.
-    pattern = rf"(?<!\w)(?:{forms})(?!\w)" if len(secret) < _SHORT else forms
-    return re.sub(pattern, "***", text)
-
-
-_SHORT: Final = 8

@@ -5,17 +5,15 @@ side by side, and one script of events in the tests drives both.
 """
 
 import inspect
-import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 from .call import Call, Done, Send, Wait
-from .messages import Delivery, Failure, Response
+from .messages import Delivery, Failure, ForeignError, Response
 from .models import ActiveBalance, Attempt, CreditsAdded, CreditsSubtracted, Cycle
-from .protocol import BASE_URL, CreduseProtocol
-from .retry import RetryPolicy
+from .protocol import CreduseProtocol
 
 if TYPE_CHECKING:
     from typing import Self
@@ -33,7 +31,8 @@ class Transport(Protocol):
         redirect, add no credentials or cookies, never send by yourself a second time. Stop
         reading a body that grows larger than ``MAX_BODY_SIZE`` and give what there is. Do not use
         a connection again if ``send.belongs(response)`` is false. Raise nothing but what
-        cancels the caller: any other exception counts as maybe sent and not transient.
+        cancels the caller, and `ForeignError`: any other exception counts as maybe sent and not
+        transient.
         """
         ...
 
@@ -71,36 +70,6 @@ class AsyncTransport(Protocol):
     async def aclose(self) -> None:
         """Close what the transport has opened, and nothing that it was given."""
         ...
-
-
-def protocol_from_environment(
-    api_key: str | None,
-    *,
-    base_url: str | None,
-    retry: RetryPolicy,
-    timeout: float,
-    allow_http: bool,
-) -> CreduseProtocol:
-    """Make a protocol, taking from the environment what is not given.
-
-    ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL`` and ``CREDUSE_ALLOW_HTTP`` (``1``) are read. A key
-    or URL that is set but empty is an error, not a default: it was meant to say something.
-    """
-    if api_key is None:
-        api_key = os.environ.get("CREDUSE_API_KEY")
-    if api_key is None:
-        raise ValueError("no API key: pass api_key=… or set CREDUSE_API_KEY in the environment")
-    if base_url is None:
-        base_url = os.environ.get("CREDUSE_BASE_URL", BASE_URL)
-    return CreduseProtocol(
-        api_key,
-        base_url,
-        retry=retry,
-        timeout=timeout,
-        allow_http=os.environ.get("CREDUSE_ALLOW_HTTP") == "1"
-        if allow_http is False
-        else allow_http,
-    )
 
 
 def _check_listener(value: object) -> None:
@@ -257,6 +226,9 @@ class CoreClient(_Base):
                     except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
                         answer = _escaped(error)
                     action = self._receive(call, answer, transport.now())
+        except ForeignError as foreign:
+            self._abandon(call, transport.now())
+            raise foreign.error from None
         except BaseException:
             self._abandon(call, transport.now())
             raise
@@ -423,6 +395,9 @@ class AsyncCoreClient(_Base):
                     except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
                         answer = _escaped(error)
                     action = self._receive(call, answer, transport.now())
+        except ForeignError as foreign:
+            self._abandon(call, transport.now())
+            raise foreign.error from None
         except BaseException:
             self._abandon(call, transport.now())
             raise

@@ -5,23 +5,21 @@ and nothing that knows what Creduse means by an answer.
 """
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from typing import NoReturn
 
-MAX_BODY_SIZE = 16 * 1024 * 1024
-"""Bytes. A transport stops reading an answer's body once it has more than this, and hands over
-what it has; the core then says that the answer was too large."""
+from .secret import Secret, no_pickle
+
+MAX_BODY_SIZE = 1024 * 1024
+"""Bytes. A transport stops reading a response's body once it has more than this, and returns what
+it has; the core then says that the response was too large."""
 
 HeaderPairs = tuple[tuple[str, str], ...]
 
-
-def no_pickle(self: object) -> NoReturn:
-    """Stand in as ``__reduce__`` for whatever holds the API key, since a pickle would store it."""
-    raise TypeError(f"a {type(self).__name__} holds the API key, so it cannot be pickled or copied")
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization"})
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, init=False, slots=True, repr=False)
 class Request:
     """A whole HTTP request, ready to be sent.
 
@@ -32,8 +30,31 @@ class Request:
 
     method: str
     url: str
-    headers: HeaderPairs
+    hidden_headers: tuple[tuple[str, str | Secret], ...]
+    """As ``headers``, in which credentials are a `Secret`. All requests of one `CreduseProtocol`
+    without an idempotency key share this very object."""
     body: bytes
+
+    def __init__(
+        self, method: str, url: str, headers: Iterable[tuple[str, str | Secret]], body: bytes
+    ) -> None:
+        """Hide those of ``headers`` that are credentials."""
+        object.__setattr__(self, "method", method)
+        object.__setattr__(self, "url", url)
+        object.__setattr__(self, "hidden_headers", _hide(headers))
+        object.__setattr__(self, "body", body)
+
+    @property
+    def headers(self) -> HeaderPairs:
+        """The header fields in their order, the API key among them.
+
+        They are made each time. Read them where the bytes for the wire are made, and do not keep
+        them in a variable: tools that show the variables of a failure would show the key.
+        """
+        return tuple(
+            (name, value.reveal() if isinstance(value, Secret) else value)
+            for name, value in self.hidden_headers
+        )
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.url}, {len(self.body)} bytes>"
@@ -41,27 +62,43 @@ class Request:
     __reduce__ = no_pickle
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Response:
-    """A whole HTTP answer: final status, header fields in their order, undecoded body.
+def _hide(headers: Iterable[tuple[str, str | Secret]]) -> tuple[tuple[str, str | Secret], ...]:
+    given = headers if isinstance(headers, tuple) else tuple(headers)
+    if any(name.lower() in _SECRET_HEADERS and isinstance(value, str) for name, value in given):
+        return tuple(
+            (
+                name,
+                Secret(value)
+                if name.lower() in _SECRET_HEADERS and isinstance(value, str)
+                else value,
+            )
+            for name, value in given
+        )
+    return given
 
-    ``headers`` may be given as any iterable of pairs; it is kept as a tuple.
+
+@dataclass(frozen=True, init=False, slots=True, repr=False)
+class Response:
+    """A whole HTTP response: final status code, header fields in their order, undecoded body.
+
     Its ``repr`` shows sizes alone, since bodies hold end users' data.
     """
 
     status: int
-    headers: Iterable[tuple[str, str]]
+    headers: HeaderPairs
     body: bytes
 
-    def __post_init__(self) -> None:
-        """Freeze the headers, so that a generator is read once and a list cannot change."""
-        object.__setattr__(self, "headers", tuple(self.headers))
+    def __init__(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+        """Keep ``headers``, any iterable of pairs, as a tuple."""
+        object.__setattr__(self, "status", status)
+        object.__setattr__(self, "headers", tuple(headers))
+        object.__setattr__(self, "body", body)
 
     def __repr__(self) -> str:
         return f"<Response {self.status}, {len(self.body)} bytes>"
 
     def header(self, name: str) -> str | None:
-        """Give the first value of the field called ``name`` (in any case), or ``None``."""
+        """Return the first value of the header called ``name`` (in any case), or ``None``."""
         wanted = name.lower()
         for key, value in self.headers:
             if key.lower() == wanted:
@@ -86,6 +123,8 @@ class Failure:
     ``transient`` says whether sending again could help.
     ``timed_out`` says that the time given in `Send` ran out.
     ``response`` is the head and what there is of the body, if a head came.
+    ``via`` is the proxy that the request went to or was to go to, such as
+    ``http://proxy.example:3128``: without a user name or password, as it stands in errors.
     """
 
     delivery: Delivery
@@ -93,6 +132,37 @@ class Failure:
     transient: bool
     timed_out: bool = False
     response: Response | None = None
+    via: str | None = None
+
+
+class ForeignError(BaseException):
+    """Raised out of a transport's ``send``: carries an exception that is not the transport's.
+
+    A signal handler, such as a task runner's time limit, raises in whatever runs just then. The
+    client abandons the call and raises ``error`` itself. No library catches this class, which is
+    no `Exception`.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def is_foreign(error: BaseException, libraries: Container[str]) -> bool:
+    """Return whether ``error`` comes from neither of ``libraries``, nor from Python itself for them.
+
+    ``libraries`` are top-level names of modules, such as ``"httpx"``. An exception is a library's
+    if its class is, or if the innermost frame of its traceback is.
+    """
+    if type(error).__module__.partition(".")[0] in libraries:
+        return False
+    traceback = error.__traceback__
+    if traceback is None:
+        return False  # it was never raised, so somebody made it to report something
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module: str = traceback.tb_frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] not in libraries
 
 
 def chain(error: BaseException, *, contexts: bool = True) -> list[BaseException]:

@@ -5,7 +5,7 @@ Nothing here sends, and nothing is sent when an argument is wrong. No environmen
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -14,9 +14,10 @@ from . import decoding
 from ._version import __version__
 from .call import Call
 from .decoding import Expected
-from .messages import HeaderPairs, Request, no_pickle
+from .messages import Request
 from .models import ActiveBalance, CreditsAdded, CreditsSubtracted, Cycle
 from .retry import Kind, RetryPolicy, check_timeout
+from .secret import Secret, no_pickle
 
 T = TypeVar("T")
 
@@ -30,47 +31,67 @@ DEFAULT_RETRY: Final = RetryPolicy()
 """The policy of a protocol or client that is given none."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, init=False, slots=True, eq=False, repr=False)
 class CreduseProtocol:
     """Makes the calls of the Creduse API. Immutable, so it can be shared between threads.
 
-    Each method checks its arguments (``TypeError``, ``ValueError``) and gives a `Call` to drive,
-    or to hand to a client's ``run``. Times are seconds.
+    Each method checks its arguments (``TypeError``, ``ValueError``) and returns a `Call` to drive,
+    or to pass to a client's ``run``. Times are seconds.
 
-    - ``api_key``: visible ASCII characters.
+    - ``api_key``: visible ASCII characters; or a `Secret`, such as another protocol's ``api_key``.
     - ``base_url``: ``https``; ``http`` to a loopback host, or to any with ``allow_http=True``,
       since the key travels in the clear there. A path in it is kept as a prefix.
-    - ``retry``: when a call is tried again.
+    - ``retry``: when a call is retried.
     - ``timeout``: for a whole call, its retries and waits included.
     """
 
-    api_key: str
-    base_url: str = BASE_URL
-    retry: RetryPolicy = field(default=DEFAULT_RETRY, kw_only=True)
-    timeout: float = field(default=TIMEOUT, kw_only=True)
-    allow_http: bool = field(default=False, kw_only=True)
-    loopback: bool = field(init=False)
-    """Whether ``base_url`` is on this machine."""
-    _headers: HeaderPairs = field(init=False)
+    api_key: Secret
+    """Reads as ``***``; ``api_key.reveal()`` returns the text."""
+    base_url: str
+    retry: RetryPolicy
+    timeout: float
+    allow_http: bool
+    loopback: bool
+    """Whether the host of ``base_url`` is this machine, by its address or as ``localhost``."""
+    plain_loopback: bool
+    """Whether the key may travel in the clear only since it does not leave this machine. A
+    transport must then connect to loopback addresses alone."""
+    _headers: tuple[tuple[str, str | Secret], ...]
 
-    def __post_init__(self) -> None:
-        """Refuse what could only fail later."""
-        _check_api_key(self.api_key)
-        _check_type("allow_http", self.allow_http, bool)
-        base_url, loopback = _checked_base_url(self.base_url, self.allow_http)
-        object.__setattr__(self, "base_url", base_url)
-        object.__setattr__(self, "loopback", loopback)
-        _check_type("retry", self.retry, RetryPolicy)
-        check_timeout("timeout", self.timeout)
-        headers = (
-            ("Authorization", f"Bearer {self.api_key}"),
-            ("Content-Type", "application/json"),
-            ("Accept", "application/json"),
-            # An answer of a few bytes can be unpacked to any size; plain ones are small enough.
-            ("Accept-Encoding", "identity"),
-            ("User-Agent", f"creduse/{__version__}"),
-        )
-        object.__setattr__(self, "_headers", headers)
+    def __init__(
+        self,
+        api_key: str | Secret,
+        base_url: str = BASE_URL,
+        *,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        timeout: float = TIMEOUT,
+        allow_http: bool = False,
+    ) -> None:
+        """Reject what could only fail later."""
+        api_key = api_key if isinstance(api_key, Secret) else _hidden(api_key)
+        _check_type("allow_http", allow_http, bool)
+        base_url, loopback = _checked_base_url(base_url, allow_http)
+        _check_type("retry", retry, RetryPolicy)
+        check_timeout("timeout", timeout)
+        given: dict[str, object] = {
+            "api_key": api_key,
+            "base_url": base_url,
+            "retry": retry,
+            "timeout": timeout,
+            "allow_http": allow_http,
+            "loopback": loopback,
+            "plain_loopback": loopback and not allow_http and base_url.startswith("http:"),
+            "_headers": (
+                ("Authorization", Secret(f"Bearer {api_key.reveal()}")),
+                ("Content-Type", "application/json"),
+                ("Accept", "application/json"),
+                # A response of a few bytes can be unpacked to any size; plain ones are small enough.
+                ("Accept-Encoding", "identity"),
+                ("User-Agent", f"creduse/{__version__}"),
+            ),
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.base_url}>"
@@ -258,16 +279,19 @@ def _count(name: str, value: object) -> int:
     return int(value)
 
 
-def _check_api_key(key: str) -> None:
-    # The message never repeats the key, not even a part of it.
+def _hidden(api_key: object) -> Secret:
+    # The message never repeats the key, not even a part of it; nor does a variable of another name
+    # hold it, since tools that show the variables of a failure leave this one out.
     name = "api_key (or CREDUSE_API_KEY)"
-    _check_type(name, key, str)
-    if not key.strip():
+    if not isinstance(api_key, str):
+        raise TypeError(f"{name} must be str, not {type(api_key).__name__}")
+    if not api_key.strip():
         raise ValueError(f"{name} is blank")
-    if not _VISIBLE.fullmatch(key):
+    if not _VISIBLE.fullmatch(api_key):
         raise ValueError(
             f"{name} must be visible ASCII characters without white space or control characters"
         )
+    return Secret(api_key)
 
 
 def _checked_base_url(url: str, allow_http: bool) -> tuple[str, bool]:  # noqa: FBT001 - private, one caller
@@ -296,7 +320,7 @@ def _checked_base_url(url: str, allow_http: bool) -> tuple[str, bool]:  # noqa: 
         raise wrong(
             "must name a host, as in https://api.creduse.com, and a port other than 0 if any"
         )
-    loopback = _is_loopback(parts.hostname or "")
+    loopback = is_loopback(parts.hostname or "")
     if parts.scheme == "http" and not allow_http and not loopback:
         raise wrong(
             "must be https, since over http anyone on the way can read the API key; "
@@ -305,10 +329,17 @@ def _checked_base_url(url: str, allow_http: bool) -> tuple[str, bool]:  # noqa: 
     return parts.scheme + url[len(parts.scheme) :].rstrip("/"), loopback
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host, by its name or IP address, is this machine.
+
+    ``localhost`` and names below it are (RFC 6761, 6.3), though a resolver may think otherwise:
+    see ``CreduseProtocol.plain_loopback``.
+    """
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

@@ -348,7 +348,7 @@ _EDITS: list[_Row] = [
     ("gzip", "a compressed body", Shaped(edit=_gzipped)),
     ("gzip-unsaid", "a compressed body, which no header says", Shaped(edit=_gzipped_unsaid)),
     ("huge-head", "more than 100 KB of head", Shaped(edit=_padded_head)),
-    ("huge-body", "more than 16 MiB of body", Shaped(edit=_padded_body)),
+    ("huge-body", f"more than {MAX_BODY_SIZE} bytes of body", Shaped(edit=_padded_body)),
     ("huge-chunks", "the same, chunked", Shaped(_large_chunks, edit=_padded_body)),
 ]
 _ANSWERS: list[_Row] = [

@@ -273,7 +273,8 @@ class _Connection(asyncio.Protocol):
 
     def _receive_end(self) -> None:
         surplus = len(self._http.trailing_data[0])
-        request = replace(self._request, body=bytes(self._body))
+        head = self._request
+        request = Request(head.method, head.url, head.hidden_headers, bytes(self._body))
         fault = self._desk.take_order(request, {Stage.REQUEST, Stage.APPLIED})
         received = self._entry.received - surplus
         self._note(replace(self._entry, body=request.body, received=received, fault=fault))

@@ -4,7 +4,7 @@ import os
 import random
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import h11
@@ -25,13 +25,10 @@ from creduse_core import (
     forget_frames,
     protocol_from_environment,
 )
+from creduse_core.pool import Pool
 from creduse_core.retry import check_timeout
 
 from ._connection import Connect, Connection, Progress, open_connection
-from ._pool import Pool
-
-if TYPE_CHECKING:
-    from creduse_core.messages import HeaderPairs
 
 # What may pass: whether to try again may help. All else is a fault that stays.
 _TRANSIENT: Final = (OSError, trio.BrokenResourceError, h11.RemoteProtocolError)
@@ -58,7 +55,7 @@ class TrioTransport:
         self._ssl_context = ssl_context
         self._connect: Connect = connect or trio.open_tcp_stream
         self._pool: Pool[Connection, trio.Event] = Pool(max_connections, idle_timeout)
-        self._heads: dict[tuple[str, int], tuple[HeaderPairs, h11.Request]] = {}
+        self._heads: dict[tuple[str, int], tuple[object, h11.Request]] = {}
         self._home: object = None
         self._closed = False
 
@@ -121,7 +118,7 @@ class TrioTransport:
         """
         key = (request.url, len(request.body))
         headers, head = self._heads.get(key, (None, None))
-        if head is not None and headers is request.headers:
+        if head is not None and headers is request.hidden_headers:
             return head
         head = h11.Request(
             method=request.method,
@@ -132,7 +129,7 @@ class TrioTransport:
                 ("Content-Length", str(len(request.body))),
             ],
         )
-        self._heads[key] = request.headers, head
+        self._heads[key] = request.hidden_headers, head
         return head
 
     async def _wait(self) -> None:
@@ -258,7 +255,7 @@ class AsyncCreduseClient(AsyncCoreClient):
     - ``api_key``: else ``CREDUSE_API_KEY`` from the environment.
     - ``ssl_context``: for https, of your own. Else one that trusts what the system trusts.
     - ``base_url``: else ``CREDUSE_BASE_URL``, else the service. Plain http is for loopback hosts,
-      unless ``allow_http=True`` or ``CREDUSE_ALLOW_HTTP=1``.
+      unless ``allow_http=True``, or ``CREDUSE_ALLOW_HTTP=1`` and it is not given.
     - ``timeout``: seconds for a whole call, its retries and waits included.
     - ``retry``: when a call is tried again; never where that could apply it twice.
     - ``on_attempt``: called with an `Attempt` after each.

@@ -44,7 +44,20 @@ ANSWERS = {
     "an error under 200": (answer(200, end_user_id=USER, amount=7, error_code="X"), False),
     "a refusal": (answer(402, error_code="INSUFFICIENT_FUNDS"), True),
     "a refusal without a body": (Response(400, (), b""), True),
-    "a server error": (Response(599, (), b"oops"), True),
+    "a server error": (Response(599, (), b"oops"), False),
+    "a request timeout": (Response(408, (), b""), False),
+    "framed twice": (
+        Response(
+            200,
+            [("content-length", "9"), ("Transfer-encoding", "chunked")],
+            answer(200, end_user_id=USER, amount=7).body,
+        ),
+        False,
+    ),
+    "a refusal that is framed twice": (
+        Response(402, [("Content-Length", "9"), ("Transfer-Encoding", "chunked")], b""),
+        False,
+    ),
     "an interim answer": (Response(103, (), b""), False),
     "a redirect": (Response(307, [("Location", "/")], b""), False),
     "ours under a redirect": (answer(302, end_user_id=USER, amount=7), False),
@@ -54,7 +67,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize(("response", "belongs"), ANSWERS.values(), ids=ANSWERS)
 def test_belongs(response: Response, belongs: bool) -> None:  # noqa: FBT001 - a column
-    """A result belongs if it names our user and amount, an error always, and nothing else."""
+    """A result belongs if it names our user and amount, a refusal always, and nothing else."""
     _, send = subtract()
     assert send.belongs(response) is belongs
 

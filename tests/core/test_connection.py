@@ -32,7 +32,7 @@ def url_of(protocol: CreduseProtocol) -> str:
 
 
 def find(api_key: str | None = None, base_url: str | None = None, **more: Any) -> CreduseProtocol:
-    options: dict[str, Any] = {"retry": DEFAULT_RETRY, "timeout": TIMEOUT, "allow_http": False}
+    options: dict[str, Any] = {"retry": DEFAULT_RETRY, "timeout": TIMEOUT, "allow_http": None}
     return from_environment(api_key, base_url=base_url, **options | more)
 
 
@@ -227,7 +227,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDUSE_API_KEY", "sk-environment")
     monkeypatch.setenv("CREDUSE_BASE_URL", "https://environment.example/v1")
     protocol = find()
-    assert protocol.api_key == "sk-environment"
+    assert protocol.api_key.reveal() == "sk-environment"
     assert protocol.base_url == "https://environment.example/v1"
 
 
@@ -236,7 +236,7 @@ def test_arguments_before_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDUSE_API_KEY", "")
     monkeypatch.setenv("CREDUSE_BASE_URL", "nonsense")
     protocol = find(KEY, "https://example.com")
-    assert (protocol.api_key, protocol.base_url) == (KEY, "https://example.com")
+    assert (protocol.api_key.reveal(), protocol.base_url) == (KEY, "https://example.com")
 
 
 @pytest.mark.parametrize("blank", ["", " "], ids=repr)
@@ -261,6 +261,8 @@ def test_allow_http_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDUSE_ALLOW_HTTP", "1")
     monkeypatch.setenv("CREDUSE_BASE_URL", "http://example.com")
     assert find(KEY).base_url == "http://example.com"
+    with pytest.raises(ValueError, match="must be https"):
+        find(KEY, allow_http=False)
 
 
 @pytest.mark.parametrize("value", [None, "", "0", "false", "true", "yes", " 1", "11"], ids=repr)

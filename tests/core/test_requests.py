@@ -118,7 +118,7 @@ def test_idempotency_key(name: str) -> None:
     plain = make(name, REPLAYING).request
     keyed = make(name, REPLAYING, idempotency_key="order-1!~").request
     assert dict(keyed.headers) == HEADERS | {"Idempotency-Key": "order-1!~"}
-    assert dataclasses.replace(keyed, headers=plain.headers) == plain
+    assert (keyed.method, keyed.url, keyed.body) == (plain.method, plain.url, plain.body)
     longest = make(name, REPLAYING, idempotency_key="k" * 255).request
     assert longest.headers[-1] == ("Idempotency-Key", "k" * 255)
 
@@ -149,7 +149,7 @@ def test_protocols_are_told_apart() -> None:
 def test_options_are_kept() -> None:
     """What a protocol was made with can be read from it."""
     protocol = CreduseProtocol("key", "https://example.com/", retry=REPLAYING, timeout=5)
-    assert (protocol.api_key, protocol.base_url) == ("key", "https://example.com")
+    assert (protocol.api_key.reveal(), protocol.base_url) == ("key", "https://example.com")
     assert (protocol.retry, protocol.timeout, protocol.allow_http) == (REPLAYING, 5, False)
 
 

@@ -138,7 +138,7 @@ def test_no_key_anywhere(
 
     async def main() -> None:
         async with harness.connect(server.base_url, retry=ONCE) as client:
-            key = client.protocol.api_key
+            key = client.protocol.api_key.reveal()
             with pytest.raises(CreduseError) as caught:
                 await client.add(USER, 5)
             error = caught.value

@@ -99,7 +99,7 @@ class Async:
 def settings(protocol: CreduseProtocol) -> dict[str, Any]:
     """Give the arguments of a client of ours that are the protocol's."""
     return {
-        "api_key": protocol.api_key,
+        "api_key": protocol.api_key.reveal(),
         "base_url": protocol.base_url,
         "retry": protocol.retry,
         "timeout": protocol.timeout,

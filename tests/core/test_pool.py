@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from creduse_trio._pool import Pool
+from creduse_core.pool import Pool
 
 IDLE_TIMEOUT = 2.0
 

@@ -1,0 +1,81 @@
+"""What clients take from the environment: settings that are not given, and a proxy.
+
+The only module of the core that looks at the machine it runs on. Nothing here sends.
+"""
+
+import os
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from .protocol import BASE_URL, CreduseProtocol
+from .retry import RetryPolicy
+from .secret import Secret
+
+
+def protocol_from_environment(
+    api_key: str | Secret | None,
+    *,
+    base_url: str | None,
+    retry: RetryPolicy,
+    timeout: float,
+    allow_http: bool | None,
+) -> CreduseProtocol:
+    """Return a protocol, with what is ``None`` taken from the environment.
+
+    Reads ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL`` and ``CREDUSE_ALLOW_HTTP`` (``1``). A key or
+    URL that is set but empty is an error, not a default: it was meant to say something.
+    """
+    if api_key is None:
+        api_key = os.environ.get("CREDUSE_API_KEY")
+    if api_key is None:
+        raise ValueError("no API key: pass api_key=… or set CREDUSE_API_KEY in the environment")
+    if base_url is None:
+        base_url = os.environ.get("CREDUSE_BASE_URL", BASE_URL)
+    if allow_http is None:
+        allow_http = os.environ.get("CREDUSE_ALLOW_HTTP") == "1"
+    return CreduseProtocol(api_key, base_url, retry=retry, timeout=timeout, allow_http=allow_http)
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy that the environment names."""
+
+    shown: str
+    """Its URL without user name and password, for errors."""
+    url: Secret
+    """Its URL, which may hold a password."""
+
+
+def proxy_from_environment(base_url: str) -> Proxy | None:
+    """Return the proxy that the environment names for ``base_url``, if any.
+
+    From ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` or the system's settings,
+    as `urllib.request` reads them.
+
+    Raises:
+        ValueError: What the environment names is not the URL of a proxy.
+    """
+    # Not at the top: it loads sockets, TLS and much else, which only a client wants.
+    from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415, TID251
+
+    proxies, parts = getproxies(), urlsplit(base_url)
+    url = proxies.get(parts.scheme) or proxies.get("all")
+    if not url or proxy_bypass(parts.netloc):
+        return None
+    return _proxy(Secret(url if "://" in url else f"http://{url}"))
+
+
+def _proxy(url: Secret) -> Proxy:
+    try:
+        parts = urlsplit(url.reveal())
+        host, port = parts.hostname, parts.port
+        if host and not parts.query and not parts.fragment and parts.path in {"", "/"}:
+            shown = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
+            return Proxy(shown if port is None else f"{shown}:{port}", url)
+    except ValueError:  # its words repeat what it could not read
+        pass
+    raise ValueError(
+        "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY must be a URL such as http://proxy.example:3128; "
+        "it is not shown here, since it may hold a password, in which %23 stands for #, "
+        "%2F for /, %3F for ? and %40 for @"
+    )
