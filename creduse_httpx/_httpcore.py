@@ -4,7 +4,10 @@ Each function falls back, where a name is gone, to what its docstring says. A te
 then (tests/httpx/test_httpcore.py).
 """
 
+import socket
 from typing import Any
+
+import httpcore
 
 
 def transport_for(http_client: Any, url: Any) -> Any:
@@ -48,6 +51,18 @@ def set_backend(transport: Any, backend: object) -> bool:
         return False
     pool._network_backend = backend  # noqa: SLF001 - see above
     return True
+
+
+def stream_on(sock: socket.socket) -> httpcore.NetworkStream:
+    """Return httpcore's stream on a connected socket.
+
+    httpcore's own backend connects without a way to end that from another thread, and makes its
+    stream by itself: https://github.com/encode/httpcore/blob/1.0.9/httpcore/_backends/sync.py#L95.
+    Without it no call can be made, and the `ImportError` says so.
+    """
+    from httpcore._backends.sync import SyncStream  # noqa: PLC0415 - see above
+
+    return SyncStream(sock)
 
 
 def is_drained(transport: Any) -> bool:

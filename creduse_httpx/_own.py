@@ -9,6 +9,7 @@ grows with the square of the requests that wait.
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from threading import RLock, get_ident
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ from ._clocks import AsyncClock, Clock, current_loop, under_trio
 from ._exchange import IDLE_TIMEOUT, Exchange, Heads, not_sent
 from ._foreign import CLOSING, SENDING
 from ._httpcore import is_drained, set_backend
-from ._network import AsyncBackend, Backend, Line, Pieces
+from ._network import AsyncBackend, Backend, Line, Pieces, shut_down
 
 _ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
 
@@ -101,6 +102,7 @@ class Connection:
     def __init__(self, settings: Settings, is_closed: Callable[[], bool], lock: RLock) -> None:
         """Connect when there is a request."""
         self._settings = settings
+        self._lock = lock
         self._line = Line(is_closed, loopback_only=settings.loopback_only)
         self._transport = settings.transport(httpx.HTTPTransport)
         self._is_known = set_backend(self._transport, Backend(self._line, lock))
@@ -126,7 +128,10 @@ class Connection:
         return self._line.is_reusable() and is_drained(self._transport)
 
     def shut_down(self) -> None:
-        """End the exchange of another thread."""
+        """End the exchange of another thread, or its connecting."""
+        with self._lock, suppress(OSError):  # it has hung up already
+            if self._line.connecting is not None:
+                shut_down(self._line.connecting)
         if self._line.stream is not None:
             self._line.stream.shut_down()
 
