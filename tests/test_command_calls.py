@@ -495,7 +495,7 @@ def test_password_of_a_proxy(
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     monkeypatch.delenv("https_proxy", raising=False)
     for flags in [["--verbose"], ["--json"]]:
-        assert main(["add", USER, "5", "--timeout", "0.5", *flags]) == 1
+        assert main(["add", USER, "5", "--timeout", "0.5", *flags]) in {1, 2}
         out, err = capsys.readouterr()
         assert "secret" not in out + err
 
