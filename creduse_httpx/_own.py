@@ -30,7 +30,7 @@ from creduse_core.pool import Idle, Pool
 from ._clocks import AsyncClock, Clock, current_loop, under_trio
 from ._exchange import IDLE_TIMEOUT, Exchange, Heads, not_sent
 from ._foreign import CLOSING, SENDING
-from ._httpcore import is_drained, set_backend
+from ._httpcore import is_drained, set_backend, unlock
 from ._network import AsyncBackend, Backend, Line, Pieces, shut_down
 
 _ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
@@ -105,6 +105,7 @@ class Connection:
         self._lock = lock
         self._line = Line(is_closed, loopback_only=settings.loopback_only)
         self._transport = settings.transport(httpx.HTTPTransport)
+        unlock(self._transport)
         self._is_known = set_backend(self._transport, Backend(self._line, lock))
 
     def exchange(self, exchange: Exchange) -> Response:

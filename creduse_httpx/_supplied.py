@@ -12,7 +12,14 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Final
 
-from creduse_core import CreduseProtocol, Failure, Response, Send, proxy_from_environment
+from creduse_core import (
+    CreduseProtocol,
+    Failure,
+    ForeignError,
+    Response,
+    Send,
+    proxy_from_environment,
+)
 
 from ._clients import AsyncHTTPXClient, HTTPXClient
 from ._clocks import AsyncClock, Clock
@@ -343,15 +350,23 @@ class AsyncSuppliedTransport(AsyncClock):
                 )
             exchange = TracedExchange(send, self._supplied, self.now)
             try:
-                return await self._tasks.run(exchange, lambda: self._exchange(exchange))
+                end = await self._tasks.run(exchange, lambda: self._exchange(exchange))
             except BaseException as error:
                 exchange.forget(error)
                 raise
+            if isinstance(end, ForeignError):
+                raise end
+            return end
 
-    async def _exchange(self, exchange: TracedExchange) -> Response | Failure:
+    async def _exchange(self, exchange: TracedExchange) -> Response | Failure | ForeignError:
         if self._is_closed():  # while it waited for its turn
             return not_sent("the client is closed")
+        try:
+            return await self._send(exchange)
+        except ForeignError as foreign:  # for the caller to raise, and not in a task of ours
+            return foreign
 
+    async def _send(self, exchange: TracedExchange) -> Response | Failure:
         async def trace(name: str, info: dict[str, Any]) -> None:
             exchange.trace(name, info)
 
