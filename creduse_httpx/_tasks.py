@@ -1,4 +1,4 @@
-"""Exchanges in tasks of their own, on asyncio and on trio.
+"""Exchanges over a supplied client in tasks of their own, on asyncio and on trio.
 
 A cancellation of the caller's does not reach such a task but where that is safe: at other points
 httpcore would lose the connection's place in its pool for good (encode/httpcore, issue 1093).
@@ -7,7 +7,6 @@ At most `PLACES` run at a time, and others wait here for their turn: the time th
 on each grows with the number of those that wait in its pool.
 """
 
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from creduse_core import Failure, Response
 
-from ._exchange import LIMITS, Exchange
+from ._clocks import under_trio
 
 # asyncio and trio are loaded where they run: asyncio takes a seventh of what it takes to load this
 # package with httpx, and the synchronous client has no use for it.
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
 
     import trio
 
-PLACES: Final = LIMITS.max_connections or 0
+    from ._supplied import TracedExchange
+
+PLACES: Final = 100
 
 Run = Callable[[], Coroutine[Any, Any, Response | Failure]]
 
@@ -41,7 +42,7 @@ class Tasks(Protocol):
         """Say whether that loop is the one that is running."""
         ...
 
-    async def run(self, exchange: Exchange, run: Run) -> Response | Failure:
+    async def run(self, exchange: "TracedExchange", run: Run) -> Response | Failure:
         """Run an exchange in a task, and give what comes of it."""
         ...
 
@@ -65,7 +66,7 @@ class AsyncioTasks:
     def is_here(self) -> bool:
         return not under_trio() and self._loop is self._asyncio.get_running_loop()
 
-    async def run(self, exchange: Exchange, run: Run) -> Response | Failure:
+    async def run(self, exchange: "TracedExchange", run: Run) -> Response | Failure:
         asyncio = self._asyncio
         if self._places.locked():
             try:
@@ -83,7 +84,7 @@ class AsyncioTasks:
             if not task.done():
                 self._cancel(task, exchange.stop())
                 await asyncio.wait({task})
-        except asyncio.CancelledError:
+        except BaseException:
             self._cancel(task, exchange.stop())
             raise
         return exchange.failed(_too_slow()) if task.cancelled() else task.result()
@@ -118,7 +119,7 @@ class TrioTasks:
     def is_here(self) -> bool:
         return under_trio() and self._token is self._trio.lowlevel.current_trio_token()
 
-    async def run(self, exchange: Exchange, run: Run) -> Response | Failure:
+    async def run(self, exchange: "TracedExchange", run: Run) -> Response | Failure:
         trio = self._trio
         with trio.move_on_after(exchange.send.connect_timeout) as waiting:
             await self._places.acquire()
@@ -143,7 +144,7 @@ class TrioTasks:
             if not done.is_set():
                 self._cancel(scope, exchange.stop())
                 await done.wait()
-        except trio.Cancelled:
+        except BaseException:  # a KeyboardInterrupt, too, must leave no task that sends
             self._cancel(scope, exchange.stop())
             raise
         return exchange.failed(_too_slow()) if answer is None else answer
@@ -167,33 +168,6 @@ def _too_slow() -> TimeoutError:
     return TimeoutError("no whole answer came in time")
 
 
-def under_trio() -> bool:
-    """Say whether it is trio that runs, and not asyncio."""
-    trio = sys.modules.get("trio")
-    return trio is not None and trio.lowlevel.in_trio_task()
-
-
 def new_tasks() -> Tasks:
-    """Make what runs the exchanges on the loop that is running."""
+    """Return what runs the exchanges on the loop that is running."""
     return TrioTasks() if under_trio() else AsyncioTasks()
-
-
-def now() -> float:
-    """Give the time in seconds: trio's, so that its test clocks work, or the monotonic."""
-    if under_trio():
-        import trio  # noqa: PLC0415 - see above
-
-        return trio.current_time()
-    return time.monotonic()
-
-
-async def sleep(seconds: float) -> None:
-    """Wait."""
-    if under_trio():
-        import trio  # noqa: PLC0415 - see above
-
-        await trio.sleep(seconds)
-    else:
-        import asyncio  # noqa: PLC0415 - as above
-
-        await asyncio.sleep(seconds)

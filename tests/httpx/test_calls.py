@@ -19,6 +19,7 @@ from creduse import (
     RetryPolicy,
     ServerError,
 )
+from creduse_core import MAX_BODY_SIZE
 from creduse_sandbox import Answer, SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
@@ -241,11 +242,11 @@ def test_too_large(harness: Any, server: SandboxServer) -> None:
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
-            server.order(Answer(200, (), b" " * (17 * 1024 * 1024)))
-            with pytest.raises(InvalidResponseError, match="larger than 16777216 bytes") as caught:
+            server.order(Answer(200, (), b" " * (2 * MAX_BODY_SIZE)))
+            with pytest.raises(InvalidResponseError, match="larger than 1048576 bytes") as caught:
                 await client.subtract(USER, 5)
             assert caught.value.response is not None
-            assert len(caught.value.response.body) < 16.5 * 1024 * 1024
+            assert len(caught.value.response.body) < 1.5 * MAX_BODY_SIZE
             await client.add(USER, 5)
 
     harness.run(main)

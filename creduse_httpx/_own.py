@@ -1,0 +1,377 @@
+"""Connections of our own: an httpx transport for each, and what makes them.
+
+Which connection a request gets is the pool's, what a failure means is the exchange's; neither is
+decided here. httpcore's own pool is not used for more than one connection: it closes connections
+that it has just assigned, loses places when it is cancelled (encode/httpcore, issue 1093), and its cost
+grows with the square of the requests that wait.
+"""
+
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from threading import RLock, get_ident
+from typing import Any, Final
+
+import anyio
+import httpx
+
+from creduse_core import (
+    CreduseProtocol,
+    Failure,
+    ForeignError,
+    Proxy,
+    Response,
+    Send,
+    proxy_from_environment,
+)
+from creduse_core.pool import Idle, Pool
+
+from ._clocks import AsyncClock, Clock, current_loop, under_trio
+from ._exchange import IDLE_TIMEOUT, Exchange, Heads, not_sent
+from ._foreign import CLOSING, SENDING
+from ._httpcore import is_drained, set_backend
+from ._network import AsyncBackend, Backend, Line, Pieces, shut_down
+
+_ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
+
+
+class Settings:
+    """What all connections of a client share: one TLS context, one proxy, one cache of heads."""
+
+    def __init__(self, protocol: CreduseProtocol) -> None:
+        """Make the TLS context, and find the proxy that the environment names.
+
+        Calls to this machine do not leave it for a proxy, the less so as the key may be in the
+        clear.
+
+        Raises:
+            ValueError: The environment names certificates that cannot be read, or no proxy's URL.
+        """
+        self.loopback_only = protocol.plain_loopback
+        self.proxy: Proxy | None = None
+        if not protocol.loopback:
+            self.proxy = proxy_from_environment(protocol.base_url)
+        self.heads = Heads(httpx)
+        try:
+            self._context = (
+                httpx.create_ssl_context()
+                if protocol.base_url.startswith("https:")
+                else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used, but httpx wants one
+            )
+            self.transport(httpx.HTTPTransport)  # now rather than within a call
+        except Exception as error:  # noqa: BLE001 - whatever a setting brings about
+            # Not its cause: that may show the proxy's password.
+            raise ValueError(
+                "no HTTP transport can be made; see SSL_CERT_FILE, SSL_CERT_DIR, HTTPS_PROXY, "
+                f"HTTP_PROXY, ALL_PROXY: {type(error).__name__}: {error}"
+            ) from None
+
+    def transport(self, kind: Callable[..., Any]) -> Any:
+        """Return a new transport, for one connection."""
+        return kind(
+            verify=self._context,
+            trust_env=False,
+            limits=_ONE,
+            proxy=None if self.proxy is None else self.proxy.url.reveal(),
+        )
+
+    def request(self, exchange: Exchange, stream: object) -> Any:
+        """Return httpx's request."""
+        exchange.via = None if self.proxy is None else self.proxy.shown
+        timeouts = dict.fromkeys(("connect", "pool", "read", "write"), exchange.left())
+        return exchange.request(httpx, self.heads, stream, {"timeout": timeouts})
+
+
+class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The body of a request."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter((self._body,))
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return Pieces([self._body])
+
+
+class Connection:
+    """One connection to the server, for the synchronous client."""
+
+    def __init__(self, settings: Settings, is_closed: Callable[[], bool], lock: RLock) -> None:
+        """Connect when there is a request."""
+        self._settings = settings
+        self._lock = lock
+        self._line = Line(is_closed, loopback_only=settings.loopback_only)
+        self._transport = settings.transport(httpx.HTTPTransport)
+        self._is_known = set_backend(self._transport, Backend(self._line, lock))
+
+    def exchange(self, exchange: Exchange) -> Response:
+        """Send the request and return its response, whatever raises in between."""
+        self._line.begin(exchange)
+        request = self._settings.request(exchange, _Body(exchange.send.request.body))
+        response = self._transport.handle_request(request)
+        try:
+            exchange.set_head(response.status_code, response.headers.raw)
+            for chunk in response.stream:
+                if not exchange.add(chunk):
+                    self._line.give_up()
+        finally:
+            # What there is of the response is there by now; closing cannot change it.
+            with CLOSING:
+                response.stream.close()
+        return exchange.response()
+
+    def is_fit(self) -> bool:
+        """Return whether the connection can serve another request."""
+        return self._line.is_reusable() and is_drained(self._transport)
+
+    def shut_down(self) -> None:
+        """End the exchange of another thread, or its connecting."""
+        with self._lock, suppress(OSError):  # it has hung up already
+            if self._line.connecting is not None:
+                shut_down(self._line.connecting)
+        if self._line.stream is not None:
+            self._line.stream.shut_down()
+
+    def close(self) -> None:
+        """Close the connection, however its exchange has ended.
+
+        Not by the transport: a signal's exception may have left a lock of its pool locked.
+        """
+        with CLOSING:
+            if self._line.stream is not None:
+                self._line.stream.close()
+            elif not self._is_known:
+                self._transport.close()
+
+
+class AsyncConnection:
+    """One connection to the server, for the asynchronous client."""
+
+    def __init__(
+        self, settings: Settings, is_closed: Callable[[], bool], *, under_trio: bool
+    ) -> None:
+        """Connect when there is a request."""
+        self._settings = settings
+        self._line = Line(is_closed, loopback_only=settings.loopback_only)
+        self._transport = settings.transport(httpx.AsyncHTTPTransport)
+        set_backend(self._transport, AsyncBackend(self._line, under_trio=under_trio))
+
+    async def exchange(self, exchange: Exchange) -> Response:
+        """Send the request and return its response, whatever raises in between."""
+        self._line.begin(exchange)
+        request = self._settings.request(exchange, _Body(exchange.send.request.body))
+        response = await self._transport.handle_async_request(request)
+        try:
+            exchange.set_head(response.status_code, response.headers.raw)
+            async for chunk in response.stream:
+                if not exchange.add(chunk):
+                    self._line.give_up()
+        finally:
+            with CLOSING:
+                await response.stream.aclose()
+        return exchange.response()
+
+    def is_fit(self) -> bool:
+        """Return whether the connection can serve another request."""
+        return self._line.is_reusable() and is_drained(self._transport)
+
+    async def aclose(self) -> None:
+        """Close the connection, however its exchange has ended, and though it was cancelled."""
+        with anyio.CancelScope(shield=True):
+            with CLOSING:
+                await self._transport.aclose()
+            # httpcore leaves the socket open when it is cancelled while TLS is being agreed.
+            if self._line.stream is not None:
+                with CLOSING:
+                    await self._line.stream.aclose()
+
+
+class OwnTransport(Clock):
+    """Sends over connections of its own: as many as there are threads that send.
+
+    There is no lock that a thread waits for, and none that a signal's exception could leave locked.
+    """
+
+    def __init__(self, protocol: CreduseProtocol) -> None:
+        """Make ready what connections share; they are opened when they are needed.
+
+        Raises:
+            ValueError: The environment names certificates or a proxy that cannot be used.
+        """
+        self._settings = Settings(protocol)
+        self._closed = False
+        # For closing what another thread uses. Reentrant, since a signal handler may close, too.
+        self._lock = RLock()
+        # By process: a fork shares the sockets, and two processes on one connection read each
+        # other's responses. The parent's are kept, since closing one would end it for the parent.
+        self._idle: dict[int, Idle[Connection]] = {}
+        # By thread, so that it stays small whatever a signal interrupts.
+        self._active: dict[int, Connection] = {}
+
+    def _is_closed(self) -> bool:
+        return self._closed
+
+    def send(self, send: Send) -> Response | Failure:
+        """Send once. See `creduse_core.Transport`."""
+        with SENDING:
+            if self._closed:
+                return not_sent("the client is closed")
+            exchange = Exchange(send, self.now)
+            try:
+                return self._send(exchange)
+            except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
+                return exchange.failed(error)
+            except BaseException as error:
+                exchange.forget(error)
+                raise
+
+    def _send(self, exchange: Exchange) -> Response:
+        idle = self._idle_connections()
+        while (stale := idle.expired(self.now())) is not None:
+            stale.close()
+        connection = idle.take() or Connection(self._settings, self._is_closed, self._lock)
+        keep = False
+        try:
+            self._active[get_ident()] = connection
+            response = connection.exchange(exchange)
+            keep = exchange.send.belongs(response) and connection.is_fit() and not self._closed
+            return response
+        finally:
+            self._active.pop(get_ident(), None)
+            if keep:
+                idle.keep(connection, self.now())
+            else:
+                connection.close()
+
+    def _idle_connections(self) -> Idle[Connection]:
+        process = os.getpid()
+        return self._idle.get(process) or self._idle.setdefault(process, Idle(IDLE_TIMEOUT))
+
+    def close(self) -> None:
+        """Close all connections. A call in flight ends at once, and nothing of it is sent later."""
+        self._closed = True
+        for connection in tuple(self._active.values()):
+            connection.shut_down()
+        idle = self._idle_connections()
+        try:
+            while (unused := idle.take()) is not None:
+                unused.close()
+        except ForeignError as foreign:
+            raise foreign.error from None
+
+
+MAX_CONNECTIONS: Final = 100
+"""Connections of an asynchronous client at most. Further calls wait for one, within their time."""
+
+
+class AsyncOwnTransport(AsyncClock):
+    """Sends over connections of its own, on the event loop of its first call."""
+
+    def __init__(self, protocol: CreduseProtocol, max_connections: int = MAX_CONNECTIONS) -> None:
+        """Make ready what connections share; they are opened when they are needed.
+
+        Raises:
+            ValueError: The environment names certificates or a proxy that cannot be used.
+        """
+        self._settings = Settings(protocol)
+        self._closed = False
+        self._cut = False
+        self._loop: object = None
+        self._pool: Pool[AsyncConnection, anyio.Event] = Pool(max_connections, IDLE_TIMEOUT)
+        self._active = 0
+        self._drained: anyio.Event | None = None
+
+    def _is_closed(self) -> bool:
+        return self._cut
+
+    def _refusal(self) -> Failure | None:
+        if self._closed:
+            return not_sent("the client is closed")
+        loop = current_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            return not_sent("the client belongs to another event loop: make one client for each")
+        return None
+
+    async def send(self, send: Send) -> Response | Failure:
+        """Send once. See `creduse_core.AsyncTransport`."""
+        with SENDING:
+            if (refusal := self._refusal()) is not None:
+                return refusal
+            exchange = Exchange(send, self.now)
+            self._active += 1
+            try:
+                return await self._send(exchange)
+            except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
+                return exchange.failed(error)
+            except BaseException as error:
+                exchange.forget(error)
+                raise
+            finally:
+                self._active -= 1
+                if self._drained is not None and not self._active:
+                    self._drained.set()
+
+    async def _send(self, exchange: Exchange) -> Response:
+        if not self._pool.enter():
+            await self._wait(exchange)
+        try:
+            connection = await self._connection()
+            keep = False
+            try:
+                response = await connection.exchange(exchange)
+                keep = exchange.send.belongs(response) and connection.is_fit() and not self._closed
+                return response
+            finally:
+                if keep:
+                    self._pool.keep(connection, self.now())
+                else:
+                    await connection.aclose()
+        finally:
+            _wake(self._pool.leave())
+
+    async def _wait(self, exchange: Exchange) -> None:
+        """Wait for a place in the pool."""
+        waiter = anyio.Event()
+        self._pool.wait(waiter)
+        try:
+            with anyio.move_on_after(exchange.connect_by - self.now()):
+                await waiter.wait()
+        except BaseException:
+            _wake(self._pool.give_up(waiter))
+            raise
+        if waiter.is_set() and not self._closed:
+            return
+        _wake(self._pool.give_up(waiter))
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        raise TimeoutError("no connection was free in time")
+
+    async def _connection(self) -> AsyncConnection:
+        while (stale := self._pool.expired(self.now())) is not None:
+            await stale.aclose()
+        return self._pool.take() or AsyncConnection(
+            self._settings, self._is_closed, under_trio=under_trio()
+        )
+
+    async def aclose(self) -> None:
+        """Send nothing any more but what is in flight, wait for that, and close all connections."""
+        self._closed = True
+        if self._loop is None or self._loop is not current_loop():
+            return  # what it had has gone with its loop
+        try:
+            if self._active:
+                self._drained = self._drained or anyio.Event()
+                await self._drained.wait()
+        finally:
+            self._cut = True
+            while (connection := self._pool.take()) is not None:
+                await connection.aclose()
+
+
+def _wake(waiter: anyio.Event | None) -> None:
+    if waiter is not None:
+        waiter.set()
