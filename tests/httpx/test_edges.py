@@ -200,8 +200,8 @@ def here() -> str:
 @pytest.mark.parametrize("allow_http", [None, True])
 def test_name_that_leads_elsewhere(
     runner: str,
-    allow_http: bool | None,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: FBT001 - a column
+    allow_http: bool | None,  # noqa: FBT001 - a column
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Plain http to ``localhost`` sends the key to this machine alone, unless told otherwise."""
     address, look_up = here(), socket.getaddrinfo

@@ -150,7 +150,11 @@ def lent_httpx(library: "ModuleType") -> Any:
     @contextmanager
     def connect(protocol: CreduseProtocol, trust: ssl.SSLContext) -> Generator[CoreClient]:
         with (
-            library.Client(**meddling(trust, raise_for_status)) as http_client,
+            library.Client(
+                **meddling(trust, raise_for_status),
+                # By default it keeps 20 idle ones, and closes some that it has just assigned.
+                limits=library.Limits(max_connections=100, max_keepalive_connections=100),
+            ) as http_client,
             CreduseClient(**settings(protocol), http_client=http_client) as client,
         ):
             yield client
@@ -249,7 +253,7 @@ def over_urllib(protocol: CreduseProtocol, trust: ssl.SSLContext) -> CoreClient:
 
 
 def over_urllib3(protocol: CreduseProtocol, trust: ssl.SSLContext) -> CoreClient:
-    return CoreClient(protocol, example("urllib3")(ssl_context=trust))
+    return CoreClient(protocol, example("urllib3")(ssl_context=trust, maxsize=100))
 
 
 @contextmanager
@@ -272,7 +276,7 @@ SYNC = [
     Sync("httpx-sync-own", own_httpx),
     Sync("httpx-sync-lent", lent_httpx(httpx), _HTTPX, EXHAUSTIVE),
     Sync("httpx-sync-httpx2", lent_httpx(httpx2), _HTTPX, EXHAUSTIVE),
-    Sync("urllib", over_urllib, _HTTP_CLIENT, EXHAUSTIVE),
+    Sync("urllib", over_urllib, (*_HTTP_CLIENT, Limit.REUSE), EXHAUSTIVE),
     Sync("urllib3", over_urllib3, _URLLIB3),
     Sync("requests", over_requests, _URLLIB3, EXHAUSTIVE),
 ]
