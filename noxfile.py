@@ -140,6 +140,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST)
+def soak(session: nox.Session) -> None:
+    """Run all clients under random faults, and hold what they say against a server's record."""
+    session.install("-e", ".", *group("test"))
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session(python=NEWEST)
 def bench(session: nox.Session) -> None:
     """Measure all clients beside hand-written code and the published client; docs/benchmarks.md."""
     session.install("-e", ".[all]")

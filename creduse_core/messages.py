@@ -115,7 +115,7 @@ class Delivery(enum.Enum):
     """All else. When in doubt, this."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Failure:
     """What a transport reports when there is no whole answer.
 
@@ -133,6 +133,10 @@ class Failure:
     timed_out: bool = False
     response: Response | None = None
     via: str | None = None
+
+    def __repr__(self) -> str:
+        # Without the words of the cause, which may quote the request.
+        return f"<Failure {self.delivery.value}, {type(self.cause).__name__}>"
 
 
 class ForeignError(BaseException):

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import httpcore
 
-from creduse_core import ForeignError, is_foreign, is_loopback
+from creduse_core import is_loopback
 
-from ._exchange import LIBRARIES, Exchange
+from ._exchange import Exchange
+from ._foreign import NETWORK
 
 _SHORTEST: Final = 0.001
 """Seconds. A socket takes a timeout of 0 to mean that it should not wait, and says so oddly."""
@@ -32,14 +33,13 @@ class Line:
 
     def __init__(self, is_closed: Callable[[], bool], *, loopback_only: bool) -> None:
         """Send nothing once ``is_closed``; with ``loopback_only`` to nobody but this machine."""
-        self.is_reusable = True
-        """False where bytes may lie in a buffer that nobody can look into."""
         self.stream: Any = None
         """The stream as it is now, TLS included."""
         self._is_closed = is_closed
         self._loopback_only = loopback_only
         self._exchange: Exchange
         self._used = False
+        self._may_hide = False
         self._late_until: float | None = None
 
     def begin(self, exchange: Exchange) -> None:
@@ -113,8 +113,12 @@ class Line:
 
     def has_read(self, size: int, most: int) -> None:
         """Take note of a read of ``size`` bytes, of which there could have been ``most``."""
-        # An asyncio stream may keep what goes beyond that.
-        self.is_reusable = self.is_reusable and size < most
+        # An asyncio stream may keep what goes beyond that, where nobody can see it.
+        self._may_hide = self._may_hide or size >= most
+
+    def is_reusable(self) -> bool:
+        """Return whether all that has come on the connection is known."""
+        return self.stream is not None and not self._may_hide
 
     def give_up(self) -> None:
         """Read no more of this response."""
@@ -165,25 +169,6 @@ class Pieces(AsyncIterator[bytes]):
         return self._pieces.pop()
 
 
-class _Foreign:
-    """Lets an exception that is not the network's go on as a `ForeignError`.
-
-    httpcore takes an alarm's `TimeoutError`, which is an `OSError`, for the socket's.
-    """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is not None:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if isinstance(cause, Exception) and is_foreign(cause, LIBRARIES):
-                raise ForeignError(cause)
-
-
-_FOREIGN: Final = _Foreign()
-
-
 class Stream(httpcore.NetworkStream):
     """A stream of httpcore's, with the rules of its line."""
 
@@ -196,14 +181,14 @@ class Stream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the line knows better
         """Read, as far as the deadline allows."""
-        with _FOREIGN:
+        with NETWORK:
             data = self._stream.read(max_bytes, self._line.time_to_read())
         self._line.has_read(len(data), max_bytes)
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - see read
         """Write, if that is allowed."""
-        with _FOREIGN:
+        with NETWORK:
             self._stream.write(buffer, self._line.time_to_write(buffer))
 
     def start_tls(
@@ -213,7 +198,7 @@ class Stream(httpcore.NetworkStream):
         timeout: float | None = None,  # noqa: ARG002 - see read
     ) -> "Stream":
         """Agree on TLS."""
-        with _FOREIGN:
+        with NETWORK:
             secure = self._stream.start_tls(
                 ssl_context, server_hostname, self._line.time_to_connect()
             )
@@ -272,14 +257,14 @@ class Backend(httpcore.NetworkBackend):
         line = self._line
         line.time_to_connect()
         try:
-            with _FOREIGN:
+            with NETWORK:
                 found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise httpcore.ConnectError(error) from error
         failure = httpcore.ConnectError(f"{host} has no address")
         for *_, address in found:
             try:
-                with _FOREIGN:
+                with NETWORK:
                     connected = self._httpcore.connect_tcp(
                         str(address[0]), port, line.time_to_connect(), local_address, socket_options
                     )
@@ -302,14 +287,14 @@ class AsyncStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - httpcore's
         """Read, as far as the deadline allows."""
-        with _FOREIGN:
+        with NETWORK:
             data = await self._stream.read(max_bytes, self._line.time_to_read())
         self._line.has_read(len(data), max_bytes)
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - httpcore's
         """Write, if that is allowed."""
-        with _FOREIGN:
+        with NETWORK:
             await self._stream.write(buffer, self._line.time_to_write(buffer))
 
     async def start_tls(
@@ -319,7 +304,7 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ARG002 - httpcore's
     ) -> "AsyncStream":
         """Agree on TLS."""
-        with _FOREIGN:
+        with NETWORK:
             secure = await self._stream.start_tls(
                 ssl_context, server_hostname, self._line.time_to_connect()
             )
@@ -354,7 +339,7 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
     ) -> AsyncStream:
         """Connect."""
         line = self._line
-        with _FOREIGN:
+        with NETWORK:
             connected = await self._httpcore.connect_tcp(
                 host, port, line.time_to_connect(), local_address, socket_options
             )

@@ -17,6 +17,7 @@ from creduse_core import CreduseProtocol, Failure, Response, Send, proxy_from_en
 from ._clients import AsyncHTTPXClient, HTTPXClient
 from ._clocks import AsyncClock, Clock
 from ._exchange import Exchange, Heads, not_sent
+from ._foreign import CLOSING, SENDING
 from ._httpcore import direct_transport, is_response_drained, speaks_http2, transport_for
 from ._network import Pieces, check_loopback, has_record, shut_down
 from ._tasks import Tasks, new_tasks
@@ -221,6 +222,16 @@ class TracedExchange(Exchange):
         if step == "connect_tcp":
             self._supplied.check_peer(value)
 
+    def begin_response(self, response: Any) -> bool:
+        """Take the head of the response, and return whether its body is still to be read.
+
+        A transport that caches or retries may have read it, and then its stream is at its end.
+        """
+        self.set_head(response.status_code, response.headers.raw)
+        if response.is_stream_consumed:
+            self.add(response.content)
+        return not response.is_stream_consumed
+
     def may_go_on(self, chunk: bytes) -> bool:
         """Take a piece of the body, and return whether to wait for more.
 
@@ -276,29 +287,30 @@ class SuppliedTransport(Clock):
 
     def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.Transport`."""
-        if self._closed or self._http_client.is_closed:
-            return not_sent("the client is closed")
-        exchange = TracedExchange(send, self._supplied, self.now)
-        try:
-            request = exchange.traced_request(exchange.trace)
-            response = self._supplied.transport(request.url).handle_request(request)
+        with SENDING:
+            if self._closed or self._http_client.is_closed:
+                return not_sent("the client is closed")
+            exchange = TracedExchange(send, self._supplied, self.now)
             try:
-                return self._read(response, exchange)
-            finally:
-                # What there is of the response is there by now; closing cannot change it.
-                with suppress(Exception):
-                    response.stream.close()
-        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-            return exchange.failed(error)
-        except BaseException as error:
-            exchange.forget(error)
-            raise
+                request = exchange.traced_request(exchange.trace)
+                response = self._supplied.transport(request.url).handle_request(request)
+                try:
+                    return self._read(response, exchange)
+                finally:
+                    # What there is of the response is there by now; closing cannot change it.
+                    with CLOSING:
+                        response.stream.close()
+            except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
+                return exchange.failed(error)
+            except BaseException as error:
+                exchange.forget(error)
+                raise
 
     def _read(self, response: Any, exchange: TracedExchange) -> Response:
-        exchange.set_head(response.status_code, response.headers.raw)
-        for chunk in response.stream:
-            if not exchange.may_go_on(chunk) and not discard(response):
-                raise TimeoutError("no time was left for the response, or no room")
+        if exchange.begin_response(response):
+            for chunk in response.stream:
+                if not exchange.may_go_on(chunk) and not discard(response):
+                    raise TimeoutError("no time was left for the response, or no room")
         return exchange.finish(response)
 
     def close(self) -> None:
@@ -321,17 +333,20 @@ class AsyncSuppliedTransport(AsyncClock):
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        if self._is_closed():
-            return not_sent("the client is closed")
-        self._tasks = self._tasks or new_tasks()
-        if not self._tasks.is_here():
-            return not_sent("the client belongs to another event loop: make one client for each")
-        exchange = TracedExchange(send, self._supplied, self.now)
-        try:
-            return await self._tasks.run(exchange, lambda: self._exchange(exchange))
-        except BaseException as error:
-            exchange.forget(error)
-            raise
+        with SENDING:
+            if self._is_closed():
+                return not_sent("the client is closed")
+            self._tasks = self._tasks or new_tasks()
+            if not self._tasks.is_here():
+                return not_sent(
+                    "the client belongs to another event loop: make one client for each"
+                )
+            exchange = TracedExchange(send, self._supplied, self.now)
+            try:
+                return await self._tasks.run(exchange, lambda: self._exchange(exchange))
+            except BaseException as error:
+                exchange.forget(error)
+                raise
 
     async def _exchange(self, exchange: TracedExchange) -> Response | Failure:
         if self._is_closed():  # while it waited for its turn
@@ -344,21 +359,21 @@ class AsyncSuppliedTransport(AsyncClock):
             request = exchange.traced_request(trace)
             response = await self._supplied.transport(request.url).handle_async_request(request)
             try:
-                exchange.set_head(response.status_code, response.headers.raw)
-                async for chunk in response.stream:
-                    if not exchange.may_go_on(chunk):
-                        discard(response)
+                if exchange.begin_response(response):
+                    async for chunk in response.stream:
+                        if not exchange.may_go_on(chunk):
+                            discard(response)
                 return exchange.finish(response)
             finally:
                 # What there is of the response is there by now; closing cannot change it.
-                with suppress(Exception):
+                with CLOSING:
                     await response.stream.aclose()
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
             return exchange.failed(error)
         finally:
             # httpcore leaves the socket open when it is cancelled while TLS is being agreed.
             if exchange.connected is not None:
-                with suppress(Exception):
+                with CLOSING:
                     await exchange.connected.aclose()
 
     async def aclose(self) -> None:

@@ -202,7 +202,7 @@ FAILURES = {
         3,
         "UNKNOWN",
         "CreduseTimeoutError",
-        "out of time (",
+        "timed out: ",
         LOOK,
     ),
     "server's error": Failing(
@@ -249,7 +249,7 @@ def test_failures(server: SandboxServer, ask: Ask, failing: Failing) -> None:
     assert failing.told in told["message"]
     (attempt,) = told["attempts"]
     assert attempt["number"] == 1
-    said = f"{attempt['method']} {attempt['path']}: {attempt['error']} ["
+    said = f"{attempt['method']} {attempt['path']}: {attempt['error']} "
     assert told["message"].startswith(said)
     assert attempt["outcome"] == failing.outcome
     assert attempt["seconds"] >= 0

@@ -282,3 +282,5 @@ def test_outcomes() -> None:
     """Outcomes are ordered by what they prove, and print as their names."""
     assert Outcome.NOT_APPLIED < Outcome.UNKNOWN < Outcome.APPLIED
     assert [str(outcome) for outcome in Outcome] == ["NOT_APPLIED", "UNKNOWN", "APPLIED"]
+    assert [f"{outcome}" for outcome in Outcome] == ["NOT_APPLIED", "UNKNOWN", "APPLIED"]
+    assert f"{Outcome.UNKNOWN:>9}|{Outcome.APPLIED:<9}|" == "  UNKNOWN|APPLIED  |"

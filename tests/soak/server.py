@@ -1,0 +1,797 @@
+"""The server of a soak run: raw sockets, faults at every stage, and a record of its own.
+
+It runs in a process of its own and knows nothing of creduse. It prints its port, and stops when its
+input ends. Each line of input is a command, which it answers with a line of JSON: "stats", "record",
+"calm" (connections meet no misfortune from now on) and "storm" (they do again).
+
+    python -m tests.soak.server SEED SHARE [CERTIFICATE]
+
+The kernel stamps what comes in. So the record says when a request was sent, however late this
+process gets to read it.
+"""
+
+import heapq
+import itertools
+import json
+import math
+import random
+import re
+import resource
+import select
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from tests.soak.plans import FAULTS, MUSTER, PLACES, Script
+
+_SO_TIMESTAMPNS: Final = 35  # Linux's asm-generic/socket.h; the socket module does not have it
+_TIMESPEC: Final = struct.Struct("qq")
+_ESTABLISHED: Final = 1  # linux/tcp.h, like the offsets in its struct tcp_info
+_JIFFY: Final = 0.01
+"""The kernel's coarse clock, in seconds, at its coarsest."""
+_LINGER_0: Final = struct.pack("ii", 1, 0)
+_HANG: Final = 3.0
+"""Seconds after which the server ends what it has let hang: clients should not wait for that."""
+
+_RACE: Final = 0.02
+"""Seconds that a client may take from looking at an idle connection to writing on it."""
+
+_REQUEST: Final = re.compile(rb"(\w+) /([a-z-]+) HTTP/1\.1\r\n")
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_KEY: Final = re.compile(rb"\r\nidempotency-key: *([!-~]+)", re.IGNORECASE)
+_PHRASE: Final = b"HTTP/1.1 %d Whatever\r\nDate: Tue, 12 Aug 2025 14:35:55 GMT\r\n"
+_JSON: Final = b"Content-Type: application/json\r\n"
+
+
+def response(status: int, body: object, *fields: bytes) -> bytes:
+    """Return the bytes of a response."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = _PHRASE % status + _JSON + b"".join(field + b"\r\n" for field in fields)
+    return head + b"Content-Length: %d\r\n\r\n" % len(data) + data
+
+
+def refusal(status: int, code: str | None, *fields: bytes) -> bytes:
+    """Return the bytes of an error response."""
+    error = {"message": "no", "timestamp": "2025-08-12T14:35:55Z"}
+    return response(status, error if code is None else {"error_code": code, **error}, *fields)
+
+
+NO_FUNDS: Final = refusal(402, "INSUFFICIENT_FUNDS")
+
+
+class Entry:
+    """A request that came in whole, as the record has it."""
+
+    def __init__(self, number: int, sent: float, connection: int, fault: str) -> None:
+        self.number = number
+        self.sent = sent
+        """When it was sent, in monotonic seconds: its first byte, or what the kernel joined to that."""
+        self.connection = connection
+        self.fault = fault
+        self.raced = False
+        """Whether a stray response may have arrived after the request had been written, so that no
+        client could have told it from the request's own."""
+        self.applied = False
+
+    def row(self) -> tuple[int, float, int, str, bool, bool]:
+        """Return what goes out as JSON."""
+        return self.number, self.sent, self.connection, self.fault, self.applied, self.raced
+
+
+class Exchange:
+    """One request and what is done to it."""
+
+    def __init__(
+        self,
+        server: "Server",
+        connection: "Connection",
+        entry: Entry,
+        script: Script,
+        path: str,
+        asked: dict[str, object],
+        key: bytes | None,
+    ) -> None:
+        self.server = server
+        self.connection = connection
+        self.entry = entry
+        self.pause = script.fraction
+        self.path = path
+        self.asked = asked
+        self.key = key
+        self.send = connection.send
+
+    def apply(self) -> bytes:
+        """Apply the request, unless its key has been seen; return the response to it."""
+        replies = self.server.replies
+        self.server.running.discard(self.key)
+        if self.key is not None and self.key in replies:
+            return replies[self.key]
+        self.entry.applied = self.path != "get-active-balance"
+        made = response(200, self.result())
+        if self.key is not None:
+            replies[self.key] = made
+        return made
+
+    def result(self) -> dict[str, object]:
+        """Return the body of the response to the request when it is applied."""
+        if self.path != "get-active-balance":
+            return self.asked
+        return {**self.asked, "active_balance": self.entry.number, "active_balance_by_cycle": []}
+
+    def hold_key(self) -> None:
+        """Have other requests with the same key refused until this one is applied."""
+        if self.key is not None and self.key not in self.server.replies:
+            self.server.running.add(self.key)
+
+    def close(self) -> None:
+        """Close the connection; over TLS with a word or without."""
+        self.connection.close(polite=self.entry.number % 2 == 0)
+
+    def reset(self) -> None:
+        """Reset the connection."""
+        self.connection.reset()
+
+
+Steps = Iterator[float]
+"""What is done to a request; it yields the seconds until it goes on."""
+
+
+def none(x: Exchange) -> Steps:
+    x.send(x.apply())
+    yield from ()
+
+
+def close(x: Exchange) -> Steps:
+    x.close()
+    yield from ()
+
+
+def reset(x: Exchange) -> Steps:
+    x.reset()
+    yield from ()
+
+
+def hang(x: Exchange) -> Steps:
+    yield _HANG
+    x.reset()
+
+
+def apply_later(x: Exchange) -> Steps:
+    x.hold_key()
+    yield x.pause
+    x.apply()
+    yield _HANG
+    x.close()
+
+
+def reset_then_apply(x: Exchange) -> Steps:
+    x.hold_key()
+    x.reset()
+    yield x.pause
+    x.apply()
+
+
+def apply_then_close(x: Exchange) -> Steps:
+    x.apply()
+    x.close()
+    yield from ()
+
+
+def apply_then_reset(x: Exchange) -> Steps:
+    x.apply()
+    x.reset()
+    yield from ()
+
+
+def apply_then_hang(x: Exchange) -> Steps:
+    x.apply()
+    yield _HANG
+    x.reset()
+
+
+def cut_in_head(x: Exchange) -> bytes:
+    head = x.apply().partition(b"\r\n\r\n")[0]
+    return head[: 1 + int(x.pause * (len(head) - 1))]
+
+
+def cut_in_body(x: Exchange) -> bytes:
+    head, end, body = x.apply().partition(b"\r\n\r\n")
+    return head + end + body[: int(x.pause * (len(body) - 1))]
+
+
+def cut(where: Callable[[Exchange], bytes], then: Callable[[Exchange], None]) -> "Fault":
+    def steps(x: Exchange) -> Steps:
+        x.send(where(x))
+        # A reset that comes at once would take along what has been sent.
+        yield 0.001
+        then(x)
+
+    return steps
+
+
+def drip(x: Exchange, data: bytes, seconds: float) -> Steps:
+    for number in range(len(data)):
+        x.send(data[number : number + 1])
+        yield seconds
+
+
+def drip_head(x: Exchange) -> Steps:
+    yield from drip(x, x.apply(), 0.03)
+
+
+def drip_body(x: Exchange) -> Steps:
+    head, end, body = x.apply().partition(b"\r\n\r\n")
+    x.send(head + end)
+    yield from drip(x, body, 0.06)
+
+
+def drip_quickly(x: Exchange) -> Steps:
+    made = x.apply()
+    size = len(made) // 8 + 1
+    for start in range(0, len(made), size):
+        x.send(made[start : start + size])
+        yield 0.002
+
+
+def endless_interim(x: Exchange) -> Steps:
+    x.apply()
+    for _ in range(300):
+        x.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+        yield 0.01
+    x.close()
+
+
+def endless_head(x: Exchange) -> Steps:
+    x.apply()
+    x.send(_PHRASE % 200)
+    for number in range(300):
+        x.send(b"X-%d: %s\r\n" % (number, 1000 * b"x"))
+        yield 0.01
+    x.close()
+
+
+def endless_body(x: Exchange) -> Steps:
+    x.apply()
+    x.send(_PHRASE % 200 + _JSON + b"Transfer-Encoding: chunked\r\n\r\n")
+    for _ in range(50):
+        x.send(b"10000\r\n" + 0x10000 * b" " + b"\r\n")
+        yield 0.01
+    x.close()
+
+
+def slow(x: Exchange) -> Steps:
+    x.hold_key()
+    yield 0.3 * x.pause
+    x.send(x.apply())
+
+
+def split(x: Exchange) -> Steps:
+    made = x.apply()
+    middle = 1 + int(x.pause * (len(made) - 2))
+    x.send(made[:middle])
+    yield 0.05 * x.pause
+    x.send(made[middle:])
+
+
+def interim(x: Exchange) -> Steps:
+    x.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+    yield 0.01 * x.pause
+    x.send(b"HTTP/1.1 102 Processing\r\n\r\n" + x.apply())
+
+
+def chunked(x: Exchange, *fields: bytes) -> Steps:
+    x.apply()
+    body = json.dumps(x.result()).encode()
+    head = _PHRASE % 200 + _JSON + b"".join(fields) + b"Transfer-Encoding: chunked\r\n\r\n"
+    x.send(head + b"5\r\n" + body[:5] + b"\r\n")
+    yield 0.02 * x.pause
+    x.send(b"%x\r\n" % (len(body) - 5) + body[5:] + b"\r\n0\r\n\r\n")
+
+
+def chunked_with_length(x: Exchange) -> Steps:
+    yield from chunked(x, b"Content-Length: 10\r\n")
+
+
+def until_close(x: Exchange) -> Steps:
+    x.apply()
+    x.send(_PHRASE % 200 + _JSON + b"Connection: close\r\n\r\n" + json.dumps(x.result()).encode())
+    yield 0.01 * x.pause
+    x.close()
+
+
+def refuse(status: int, code: str | None, *fields: bytes) -> "Fault":
+    """Respond with an error, and do not apply the request."""
+    made = refusal(status, code, *fields)
+
+    def steps(x: Exchange) -> Steps:
+        x.send(made)
+        yield from ()
+
+    return steps
+
+
+def key_in_use(x: Exchange) -> Steps:
+    """Respond that the key is in use."""
+    x.send(refusal(409 + 13 * (x.entry.number % 2), "IDEMPOTENCY_KEY_IN_USE"))
+    yield from ()
+
+
+def time_out_and_close(x: Exchange) -> Steps:
+    x.send(refusal(408, None, b"Connection: close"))
+    x.close()
+    yield from ()
+
+
+def apply_then(made: bytes) -> "Fault":
+    """Apply the request, and respond with something else than its result."""
+
+    def steps(x: Exchange) -> Steps:
+        x.apply()
+        x.send(made)
+        yield from ()
+
+    return steps
+
+
+def surplus(more: bytes | None, seconds: float = 0, part: float = 1) -> "Fault":
+    """Respond, and send more: a response, or (`None`) the same once more, or a part of that."""
+
+    def steps(x: Exchange) -> Steps:
+        made = x.apply()
+        extra = made if more is None else more
+        extra = extra[: int(part * len(extra))]
+        if seconds:
+            x.send(made)
+            requests = x.connection.requests
+            yield seconds * x.pause
+            if x.connection.requests == requests:
+                x.connection.out_of_step = True
+                x.send(extra)
+        else:
+            x.send(made + extra)
+
+    return steps
+
+
+def surplus_drip(x: Exchange) -> Steps:
+    x.send(x.apply() + b"H")
+    for _ in range(100):
+        yield 0.03
+        x.send(b"x")
+    x.close()
+
+
+def then_close(x: Exchange) -> Steps:
+    x.send(x.apply())
+    x.close()
+    yield from ()
+
+
+def then_reset(x: Exchange) -> Steps:
+    x.send(x.apply())
+    yield 0.005 * x.pause
+    x.reset()
+
+
+def connection_close(x: Exchange) -> Steps:
+    made = x.apply()
+    x.send(made.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+    x.close()
+    yield from ()
+
+
+def close_when_idle(x: Exchange) -> Steps:
+    x.send(x.apply())
+    requests = x.connection.requests
+    yield 0.03 * x.pause
+    if x.connection.requests == requests:
+        x.close()
+
+
+def muster(x: Exchange) -> Steps:
+    mustered = x.server.mustered
+    mustered.append(x)
+    if len(mustered) == PLACES:
+        for each in mustered:
+            each.send(each.apply())
+        mustered.clear()
+    yield from ()
+
+
+Fault = Callable[[Exchange], Steps]
+KEY_IN_USE: Final = "key-in-use"
+_OTHER_USER: Final = {"end_user_id": "12345678-1234-5678-1234-567812345678", "amount": 1}
+DO: Final[dict[str, Fault]] = {
+    "none": none,
+    "close": close,
+    "reset": reset,
+    "hang": hang,
+    "apply-later": apply_later,
+    "reset-then-apply": reset_then_apply,
+    "apply-then-close": apply_then_close,
+    "apply-then-reset": apply_then_reset,
+    "apply-then-hang": apply_then_hang,
+    "cut-head-then-close": cut(cut_in_head, Exchange.close),
+    "cut-head-then-reset": cut(cut_in_head, Exchange.reset),
+    "cut-body-then-close": cut(cut_in_body, Exchange.close),
+    "cut-body-then-reset": cut(cut_in_body, Exchange.reset),
+    "drip-head": drip_head,
+    "drip-body": drip_body,
+    "endless-interim": endless_interim,
+    "endless-head": endless_head,
+    "endless-body": endless_body,
+    "slow": slow,
+    "split": split,
+    "drip-quickly": drip_quickly,
+    "interim": interim,
+    "chunked": chunked,
+    "chunked-with-length": chunked_with_length,
+    "until-close": until_close,
+    "402": refuse(402, "INSUFFICIENT_FUNDS"),
+    "404": refuse(404, "USER_DOES_NOT_EXIST"),
+    "408": refuse(408, None),
+    "408-then-close": time_out_and_close,
+    "409": refuse(409, None),
+    "429": refuse(429, None),
+    "429-retry-after-0": refuse(429, None, b"Retry-After: 0"),
+    "429-retry-after-1": refuse(429, None, b"Retry-After: 1"),
+    "500": refuse(500, None),
+    "503": refuse(503, None),
+    "302": refuse(302, None, b"Location: /elsewhere"),
+    "apply-then-408": apply_then(refusal(408, None)),
+    "apply-then-500": apply_then(refusal(500, "INTERNAL")),
+    "apply-then-502-html": apply_then(response(502, b"<html>Bad Gateway</html>")),
+    "apply-then-503": apply_then(refusal(503, None, b"Retry-After: 0")),
+    "apply-then-not-json": apply_then(response(200, b"{")),
+    "apply-then-other-user": apply_then(response(200, _OTHER_USER)),
+    "twice": surplus(None),
+    "twice-a-moment-later": surplus(None, seconds=0.02),
+    "half-a-surplus": surplus(None, part=0.5),
+    "surplus-402": surplus(NO_FUNDS),
+    "surplus-402-a-moment-later": surplus(NO_FUNDS, seconds=0.02),
+    "surplus-429-a-moment-later": surplus(refusal(429, None), seconds=0.02),
+    "surplus-503-a-moment-later": surplus(refusal(503, None), seconds=0.02),
+    "surplus-drip": surplus_drip,
+    "then-close": then_close,
+    "then-reset": then_reset,
+    "connection-close": connection_close,
+    "close-when-idle": close_when_idle,
+    MUSTER: muster,
+    KEY_IN_USE: key_in_use,
+}
+assert [*DO] == [*FAULTS, MUSTER, KEY_IN_USE]
+
+
+class Misfortune(NamedTuple):
+    """What happens to a connection before any request on it is read."""
+
+    name: str
+    deaf: bool = False
+    """Read nothing."""
+    wait: float = 0
+    """Seconds until the end."""
+    read: int = 0
+    """Bytes to read first."""
+    say: bytes = b""
+    reset: bool = True
+    after_handshake: bool = False
+
+
+MISFORTUNES: Final = (
+    Misfortune("accept-then-close", deaf=True, reset=False),
+    Misfortune("accept-then-reset", deaf=True),
+    Misfortune("accept-then-hang", deaf=True, wait=1.0),
+    Misfortune("a-moment-then-reset", deaf=True, wait=0.002),
+    Misfortune("read-a-little-then-close", read=20, reset=False),
+    Misfortune("read-a-little-then-reset", read=20),
+    Misfortune("read-then-close", read=65536, reset=False),
+    Misfortune("read-then-hang", read=65536, wait=1.0),
+    Misfortune("not-http", read=65536, say=b"220 mail.invalid ESMTP\r\n", wait=0.001),
+    Misfortune("early-400", read=20, say=refusal(400, None, b"Connection: close"), wait=0.001),
+    Misfortune("handshake-then-close", after_handshake=True, reset=False),
+    Misfortune("handshake-then-reset", after_handshake=True),
+)
+"""What can happen to a connection. A request that it meets is never applied."""
+
+
+class Connection:
+    """One accepted connection."""
+
+    def __init__(
+        self, server: "Server", accepted: socket.socket, number: int, tls: ssl.SSLContext | None
+    ) -> None:
+        self._server = server
+        self._socket = accepted
+        self.number = number
+        self.requests = 0
+        self.sent_at = -math.inf
+        """When something was last sent on it."""
+        self.out_of_step = False
+        """Whether a stray response has been sent when the client may already have written its next
+        request. From then on each response may be taken for another's."""
+        self.misfortune: Misfortune | None = None
+        self._buffer = b""
+        self._began = 0.0
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = (
+            None if tls is None else tls.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        )
+        self._shaken = False
+
+    @property
+    def open(self) -> bool:
+        """Whether it is open on this side."""
+        return self._socket.fileno() >= 0
+
+    def send(self, data: bytes) -> None:
+        """Send what is short enough for the kernel to take at once."""
+        if not self.open:
+            return
+        if self._tls is not None:
+            self._tls.write(data)
+            data = self._outgoing.read()
+        self._push(data)
+        self.sent_at = time.monotonic()
+
+    def _push(self, data: bytes) -> None:
+        try:
+            sent = self._socket.send(data) if data else 0
+        except OSError:
+            sent = -1
+        if sent < len(data):  # the client has closed it, or has read nothing for a long time
+            self.close(polite=False)
+
+    def close(self, *, polite: bool) -> None:
+        """Close it; ``polite``: say so over TLS."""
+        if not self.open:
+            return
+        if polite and self._tls is not None and self._shaken:
+            with suppress(ssl.SSLError):
+                self._tls.unwrap()
+            with suppress(OSError):
+                self._socket.send(self._outgoing.read())
+        self._server.forget(self._socket.fileno())
+        self._socket.close()
+
+    def reset(self) -> None:
+        """Reset it."""
+        if self.open:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
+            self.close(polite=False)
+
+    def readable(self) -> None:
+        """Read what has come in."""
+        fate = self.misfortune
+        try:
+            data, stamps, _, _ = self._socket.recvmsg(
+                fate.read if fate is not None and fate.read else 65536, 64
+            )
+        except BlockingIOError:  # the descriptor was another connection's a moment ago
+            return
+        except OSError:
+            data, stamps = b"", []
+        if not data:
+            self.close(polite=False)
+        elif fate is not None and fate.read:
+            self._server.later(self.meet(fate))
+        else:
+            try:
+                self._take(self._decrypted(data), self._sent(data, stamps[0][2]))
+            except ssl.SSLError:
+                self.close(polite=False)
+
+    def _sent(self, data: bytes, stamp: bytes) -> float:
+        """Return when the first byte that has just been read was sent, or a time before that.
+
+        The kernel joins what waits to be read and keeps the last stamp, that of the end of the
+        connection included.
+        """
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56)
+        state, last_data = info[0], int.from_bytes(info[52:56], sys.byteorder) / 1000
+        whole = self._tls is None or len(data) == 5 + int.from_bytes(data[3:5])
+        if whole and state == _ESTABLISHED:
+            seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+            return float(seconds + nanoseconds / 1e9 - self._server.clock_offset)
+        # It was not there when the server last looked.
+        polled = self._server.polled_before
+        return max(polled, time.monotonic() - last_data - _JIFFY) if whole else polled
+
+    def meet(self, fate: Misfortune) -> Steps:
+        """Let misfortune have its way."""
+        self._server.hits[fate.name] += 1
+        self._server.ignore(self._socket.fileno())
+        if fate.wait:
+            if fate.say:
+                self._push(fate.say)
+            yield fate.wait
+        if fate.reset:
+            self.reset()
+        else:
+            self.close(polite=True)
+
+    def _decrypted(self, data: bytes) -> bytes:
+        if self._tls is None:
+            return data
+        self._incoming.write(data)
+        plain = b""
+        try:
+            if not self._shaken:
+                self._tls.do_handshake()
+                self._shaken = True
+            while piece := self._tls.read(65536):
+                plain += piece
+        except ssl.SSLWantReadError:
+            pass
+        self._push(self._outgoing.read())
+        return plain
+
+    def _take(self, data: bytes, sent: float) -> None:
+        if not self.open:
+            return
+        fate = self.misfortune
+        if fate is not None and fate.after_handshake and (self._shaken or self._tls is None):
+            self._server.later(self.meet(fate))
+            return
+        if not self._buffer:
+            self._began = sent
+        self._buffer += data
+        head = self._buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        length = _LENGTH.search(self._buffer, 0, head)
+        end = head + 4 + (0 if length is None else int(length[1]))
+        if len(self._buffer) >= end:
+            request, self._buffer = self._buffer[:end], self._buffer[end:]
+            self.requests += 1
+            self._server.receive(self, request, head, self._began)
+
+
+class Server:
+    """All connections, in one thread."""
+
+    def __init__(self, seed: int, share: float, tls: ssl.SSLContext | None) -> None:
+        self._dice = random.Random(seed)  # noqa: S311 - nothing is secret here
+        self._share = share
+        self._calm = False
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        # Accepted sockets inherit it. Stamping begins before the first byte can be there.
+        self._listener.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._listener.settimeout(0)
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener, select.EPOLLIN)
+        self._connections: dict[int, Connection] = {}
+        self._accepted = 0
+        self._timers: list[tuple[float, int, Steps]] = []
+        self._order = itertools.count()
+        self._record: list[Entry] = []
+        self._seen: Counter[int] = Counter()
+        self.clock_offset = min(time.time() - time.monotonic() for _ in range(100))
+        self.polled_before = 0.0
+        """When the server looked for input, the time before the last."""
+        self.hits: Counter[str] = Counter()
+        self.replies: dict[bytes, bytes] = {}
+        """By idempotency key."""
+        self.running: set[bytes | None] = set()
+        self.mustered: list[Exchange] = []
+
+    def serve(self) -> None:
+        """Print the port, and serve until the input ends."""
+        print(self._listener.getsockname()[1], flush=True)
+        self._epoll.register(sys.stdin, select.EPOLLIN)
+        polled = time.monotonic()
+        while True:
+            events = self._epoll.poll(self._patience())
+            self.polled_before, polled = polled, time.monotonic()
+            for descriptor, _ in events:
+                connection = self._connections.get(descriptor)
+                if connection is not None:
+                    connection.readable()
+                elif descriptor == self._listener.fileno():
+                    self._accept()
+                elif descriptor == sys.stdin.fileno() and not self._obey(sys.stdin.readline()):
+                    return
+            now = time.monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                self._step(heapq.heappop(self._timers)[2])
+
+    def _patience(self) -> float | None:
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def _obey(self, command: str) -> bool:
+        answer: object
+        if command == "stats\n":
+            answer = {
+                "accepted": self._accepted,
+                "open": len(self._connections),
+                "requests": len(self._record),
+                "hits": self.hits,
+            }
+        elif command == "record\n":
+            answer = [entry.row() for entry in self._record]
+        elif command == "calm\n":
+            self._calm, answer = True, None
+            self.mustered.clear()
+        elif command == "storm\n":
+            self._calm, answer = False, None
+        else:
+            return False
+        print(json.dumps(answer), flush=True)
+        return True
+
+    def later(self, steps: Steps) -> None:
+        """Begin with the steps."""
+        self._step(steps)
+
+    def _step(self, steps: Steps) -> None:
+        seconds = next(steps, None)
+        if seconds is not None:
+            heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), steps))
+
+    def _accept(self) -> None:
+        with suppress(BlockingIOError):
+            while True:
+                accepted, _ = self._listener.accept()
+                accepted.settimeout(0)
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection = Connection(self, accepted, self._accepted, self._tls)
+                self._accepted += 1
+                self._connections[accepted.fileno()] = connection
+                self._epoll.register(accepted, select.EPOLLIN)
+                if self._dice.random() < self._share / 3 and not self._calm:
+                    fate = connection.misfortune = self._dice.choice(MISFORTUNES)
+                    if fate.deaf:
+                        self.later(connection.meet(fate))
+
+    def ignore(self, descriptor: int) -> None:
+        """Do not read from a connection any more."""
+        self._epoll.unregister(descriptor)
+
+    def forget(self, descriptor: int) -> None:
+        """Drop a connection that is being closed."""
+        del self._connections[descriptor]
+        with suppress(FileNotFoundError):  # where it is ignored already
+            self._epoll.unregister(descriptor)
+
+    def receive(self, connection: Connection, request: bytes, head: int, sent: float) -> None:
+        """Record a whole request, and do to it what its script says."""
+        line = _REQUEST.match(request)
+        assert line is not None, request
+        asked: dict[str, object] = json.loads(request[head + 4 :])
+        found = _KEY.search(request, 0, head)
+        key = None if found is None else found[1]
+        script = Script.decode(str(asked["end_user_id"]) if key is None else key.decode())
+        attempt = self._seen[script.number]
+        self._seen[script.number] += 1
+        fault = script.faults[min(attempt, 2)]
+        if key is not None and key in self.running:
+            fault = KEY_IN_USE
+        self.hits[fault] += 1
+        entry = Entry(script.number, sent, connection.number, fault)
+        entry.raced = connection.out_of_step and sent < connection.sent_at + _RACE
+        self._record.append(entry)
+        exchange = Exchange(self, connection, entry, script, line[2].decode(), asked, key)
+        self._step(DO[fault](exchange))
+
+
+def main() -> None:
+    """Serve, with as many connections as the machine allows."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    seed, share, *certificate = sys.argv[1:]
+    tls = None
+    if certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate[0])
+    Server(int(seed), float(share), tls).serve()
+
+
+if __name__ == "__main__":
+    main()

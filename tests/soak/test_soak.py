@@ -1,0 +1,124 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.soak import plans
+from tests.soak.judge import Entry, Resources, Said, growth, leftovers, overrun, wrongs
+from tests.soak.plans import FAULTS, MUSTER, Script, draw
+
+ROOT = Path(__file__).parents[2]
+WRITE = Said(7, read=False, outcome="APPLIED", sent=1)
+READ = Said(7, read=True, outcome="NOT_APPLIED", sent=1)
+HELD = Resources(1000, 9, 2, 3, 0, 100_000, 50 * 2**20)
+
+
+def entry(*, applied: bool = True, sent: float = 5.0, raced: bool = False) -> Entry:
+    return Entry(7, sent, 3, "none", applied, raced)
+
+
+@pytest.mark.parametrize(
+    ("said", "entries"),
+    [
+        (WRITE, [entry()]),
+        (WRITE._replace(sent=2), [entry(applied=False), entry()]),
+        (WRITE._replace(outcome="NOT_APPLIED"), [entry(applied=False)]),
+        (WRITE._replace(outcome="NOT_APPLIED", sent=0), []),
+        (WRITE._replace(outcome="UNKNOWN"), [entry()]),
+        (WRITE._replace(outcome="UNKNOWN"), []),
+        (WRITE._replace(outcome="UNKNOWN", silent_from=5.0), [entry()]),
+        (READ, [entry(applied=False)]),
+        # Nobody could have told the stray response from the request's own.
+        (WRITE._replace(outcome="NOT_APPLIED"), [entry(raced=True)]),
+    ],
+)
+def test_the_truth(said: Said, entries: list[Entry]) -> None:
+    """What a client may say of what the server has recorded is not wrong."""
+    assert not [*wrongs(said, entries)]
+
+
+@pytest.mark.parametrize(
+    ("said", "entries", "wrong"),
+    [
+        (WRITE._replace(sent=2), [entry(), entry()], "applied 2 times"),
+        (WRITE, [entry(applied=False)], "said to be APPLIED, but never was"),
+        (WRITE, [], "said to be APPLIED, but never was"),
+        (WRITE._replace(outcome="NOT_APPLIED"), [entry()], "said to be NOT_APPLIED, but was"),
+        (WRITE, [entry(), entry(applied=False)], "2 requests came in, where 1 can have been sent"),
+        (READ, [entry(applied=False)] * 2, "2 requests came in, where 1 can have been sent"),
+        (READ._replace(sent=0), [entry(applied=False)], "1 requests came in, where 0 can"),
+        (READ._replace(outcome="UNKNOWN"), [], "a read is said to be UNKNOWN"),
+        (WRITE._replace(silent_from=4.99), [entry()], "sent 0.0100 s after the cancellation"),
+        (WRITE._replace(silent_from=4.99), [entry(raced=True)], "sent 0.0100 s after the canc"),
+    ],
+)
+def test_each_wrong(said: Said, entries: list[Entry], wrong: str) -> None:
+    """Each broken invariant is found, and nothing else."""
+    (found,) = wrongs(said, entries)
+    assert found.startswith(wrong)
+
+
+def test_overrun() -> None:
+    """A call may last a second beyond its time, and longer where the machine was late."""
+    assert overrun("its timeout", 1.9, 1.0, 0.0) is None
+    assert overrun("its timeout", 2.9, 1.0, 0.4) is None
+    found = overrun("its timeout", 2.9, 1.0, 0.1)
+    assert found == "lasted 1.90 s beyond its timeout (1.000 s; worst lag 0.100 s)"
+
+
+@pytest.mark.parametrize("what", ["descriptors", "tasks", "threads", "connections"])
+def test_leftovers(what: str) -> None:
+    """What a closed client leaves behind is found; memory is looked at over many clients."""
+    after = HELD._replace(**{what: 10}, blocks=10**9, calls=5000)
+    (found,) = leftovers(HELD, after)
+    assert found == f"{what} left behind by a closed client: 10, before {getattr(HELD, what)}"
+
+
+def test_growth() -> None:
+    """An object lost in every tenth call is found, and so are bytes that Python does not count."""
+    steady = [HELD, HELD._replace(calls=50_000), HELD._replace(calls=101_000, blocks=102_000)]
+    assert not [*growth(steady)]
+    (found,) = growth([*steady, HELD._replace(calls=101_000, blocks=110_000)])
+    assert found == "memory grows: 0.100 blocks for each call, 10000 in all"
+    (found,) = growth([*steady, HELD._replace(calls=101_000, size=150 * 2**20)])
+    assert found == "memory grows: 1049 bytes for each call, 100 MiB in all"
+
+
+def test_a_plan_is_drawn_from_the_seed_alone() -> None:
+    """The same seed draws the same plans, with every fault among them, and the id says them."""
+    drawn = [draw(5, number, 0.5) for number in range(5000)]
+    assert drawn == [draw(5, number, 0.5) for number in range(5000)]
+    assert drawn != [draw(6, number, 0.5) for number in range(5000)]
+    assert {plan.script.faults[0] for plan in drawn} == {*FAULTS}
+    for plan in [*drawn, plans.muster(3)]:
+        assert Script.decode(str(plan.script.encode())) == plan.script
+    assert plans.muster(3).script.faults[0] == MUSTER
+
+
+def test_the_server_knows_nothing_of_creduse() -> None:
+    """What judges the clients shares no code with them, nor with the sandbox."""
+    code = "import sys, tests.soak.server; print(*(it for it in sys.modules if 'creduse' in it))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stdout == "\n"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("wire", ["--plain", "--tls"])
+@pytest.mark.parametrize(
+    "client", ["httpx", "httpx-asyncio", "httpx-trio", "aiohttp", "aiohttp-uvloop", "trio"]
+)
+def test_a_short_run(client: str, wire: str) -> None:
+    """Each client comes through a short run, whatever the server does."""
+    settings = ("--client", client, wire, "--calls", "300", "--seed", "11")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak", *settings],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert f"{client} {wire[2:]}: " in done.stdout
+    assert done.returncode == 0, done.stdout
