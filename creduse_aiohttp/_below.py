@@ -1,7 +1,7 @@
 """What reaches below the public API of aiohttp: nothing else does.
 
-Each use has its reason. Where aiohttp no longer has a name that begins with an underscore, that use
-does nothing, and what it prevents becomes a limit; tests/aiohttp/test_surplus.py fails then.
+Each use has its reason. Where aiohttp no longer has ``_response_eof`` or ``_parser``, that use does
+nothing, and what it prevents becomes a limit; tests/aiohttp/test_surplus.py fails then.
 Checked with aiohttp 3.14.4 and 3.14.5: https://github.com/aio-libs/aiohttp/tree/v3.14.4/aiohttp,
 client_proto.py, client_reqrep.py and client.py.
 """
@@ -76,7 +76,7 @@ def is_readable(transport: asyncio.BaseTransport) -> bool:
 def proxy_of(session: aiohttp.ClientSession) -> tuple[Any, Any]:
     """Return the URL of the proxy that a session was made with, or ``None``, and the login for it.
 
-    To connect without it would be wrong.
+    To connect without it would be wrong, so without these names this raises.
     """
     return (
         session._default_proxy,  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # see above

@@ -54,14 +54,14 @@ _TRANSIENT: Final[Mapping[type, bool]] = {
 }
 
 _LIBRARIES: Final = frozenset(
-    (
+    {
         *("aiohttp", "creduse_aiohttp", "creduse_core"),
         # What these run on: event loops, threads, name look-up, URLs.
-        *("asyncio", "uvloop", "concurrent", "selectors", "socket", "ssl", "aiohappyeyeballs"),
-        *("urllib", "yarl", "idna", "encodings", "multidict"),
+        *("asyncio", "uvloop", "concurrent", "contextlib", "selectors", "threading"),
+        *("socket", "ssl", "aiohappyeyeballs", "encodings", "idna", "multidict", "urllib", "yarl"),
         # What stands in for parts of aiohttp: resolvers, connectors to SOCKS proxies, mocks.
         *("aiodns", "pycares", "aiohttp_socks", "python_socks", "aioresponses"),
-    )
+    }
 )
 """Top-level modules whose exceptions are this transport's."""
 
@@ -291,8 +291,8 @@ def _taken_apart(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | N
 class AiohttpTransport:
     """Sends over a session of its own, made at the first call.
 
-    One that it is given lends its connector to that: all that a session adds to requests, and does
-    with responses, is its own, and there is no public way to turn all of it off for one request.
+    Of a supplied session it uses the connector for that: all that a session adds to requests, and
+    does with responses, is its own, and there is no public way to turn all of it off for a request.
     """
 
     def __init__(self, protocol: CreduseProtocol, session: aiohttp.ClientSession | None) -> None:

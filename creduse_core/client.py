@@ -7,15 +7,21 @@ side by side, and one script of events in the tests drives both.
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 from uuid import UUID
 
 from .call import Call, Done, Send, State, Wait
-from .errors import CreduseError, LocalProtocolError
-from .messages import Delivery, Failure, ForeignError, Response, forget_frames
+from .messages import (
+    Delivery,
+    Failure,
+    ForeignError,
+    Response,
+    forget_frames,
+    is_foreign,
+)
 from .models import ActiveBalance, Attempt, CreditsAdded, CreditsSubtracted, Cycle
 from .protocol import CreduseProtocol
 
@@ -36,7 +42,8 @@ class Transport(Protocol):
         reading a body that grows larger than ``MAX_BODY_SIZE`` and give what there is. Do not use
         a connection again if ``send.belongs(response)`` is false. Raise nothing but what
         cancels the caller, and `ForeignError`: any other exception, and any other value, counts as
-        maybe sent and not transient.
+        maybe sent and not transient. But where a transport has an attribute ``libraries``, the
+        top-level names of modules, what `is_foreign` to those goes on as it is.
         """
         ...
 
@@ -146,15 +153,9 @@ class _Base:
         try:
             if isinstance(received, Failure):
                 return call.receive_failure(received, now, self._draw())
-            try:
-                # A whole 2xx response is never followed by a wait.
-                jitter = 1.0 if 200 <= received.status < 300 else self._draw()
-                return call.receive_response(received, now, jitter)
-            except (CreduseError, LocalProtocolError):
-                raise
-            except Exception as error:  # noqa: BLE001 - its parts are not of their types
-                failure = _escaped(error)
-            return call.receive_failure(failure, now, self._draw())
+            # A whole 2xx response is never followed by a wait.
+            jitter = 1.0 if 200 <= received.status < 300 else self._draw()
+            return call.receive_response(received, now, jitter)
         finally:
             if call.state is not State.IN_FLIGHT:
                 self._report(call)
@@ -220,14 +221,28 @@ class _Base:
 
 def _checked(returned: object) -> Response | Failure:
     """Return what a transport has returned, or a failure if that is neither of the two."""
-    if isinstance(returned, Response | Failure):
+    if isinstance(returned, Failure):
         return returned
-    kind = "None" if returned is None else f"a {type(returned).__name__}"
-    return _escaped(TypeError(f"the transport returned {kind}, not a Response or a Failure"))
+    if isinstance(returned, Response):
+        status, body = cast("tuple[object, object]", (returned.status, returned.body))
+        if isinstance(status, int) and isinstance(body, bytes):
+            return returned
+        words = "a Response whose status is no int or whose body is no bytes"
+    else:
+        kind = "None" if returned is None else f"a {type(returned).__name__}"
+        words = f"{kind}, not a Response or a Failure"
+    return _escaped(TypeError(f"the transport returned {words}"))
 
 
-def _escaped(error: Exception) -> Failure:
-    """Report what a transport should not have raised: all that is sure is that nothing is."""
+def _escaped(error: Exception, transport: object = None) -> Failure:
+    """Report what a transport should not have raised: all that is sure is that nothing is.
+
+    A transport of ours has ``libraries``, and makes a `Failure` of what those raise itself. So any
+    other exception is a signal handler's, say, and goes on.
+    """
+    libraries: Container[str] | None = getattr(transport, "libraries", None)
+    if libraries is not None and is_foreign(error, libraries):
+        raise ForeignError(error)
     # Not at the top: it reads source, which only who mends a transport wants.
     from traceback import format_tb  # noqa: PLC0415
 
@@ -296,10 +311,11 @@ class CoreClient(_Base):
                     try:
                         received = _checked(transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
-                        received = _escaped(error)
+                        received = _escaped(error, transport)
                     action = self._receive(call, received, transport.now())
         except ForeignError as foreign:
             self._abandon(call, transport.now)
+            forget_frames(foreign.error)
             raise foreign.error from foreign.error.__cause__
         except BaseException:
             self._abandon(call, transport.now)
@@ -465,10 +481,11 @@ class AsyncCoreClient(_Base):
                     try:
                         received = _checked(await transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
-                        received = _escaped(error)
+                        received = _escaped(error, transport)
                     action = self._receive(call, received, transport.now())
         except ForeignError as foreign:
             self._abandon(call, transport.now)
+            forget_frames(foreign.error)
             raise foreign.error from foreign.error.__cause__
         except BaseException:
             self._abandon(call, transport.now)

@@ -5,6 +5,7 @@ then (tests/httpx/test_httpcore.py).
 """
 
 import socket
+from contextlib import nullcontext
 from typing import Any
 
 import httpcore
@@ -51,6 +52,19 @@ def set_backend(transport: Any, backend: object) -> bool:
         return False
     pool._network_backend = backend  # noqa: SLF001 - see above
     return True
+
+
+def unlock(transport: Any) -> None:
+    """Take the lock off the pool of a transport of ours, which one thread at a time uses.
+
+    An exception of a signal handler that strikes while httpcore acquires it leaves it locked, and
+    httpcore then waits for it for ever:
+    https://github.com/encode/httpcore/blob/1.0.9/httpcore/_synchronization.py#L255. Without the
+    private name that limit is back.
+    """
+    pool: Any = getattr(transport, "_pool", None)
+    if hasattr(pool, "_optional_thread_lock"):
+        pool._optional_thread_lock = nullcontext()  # noqa: SLF001 - see above
 
 
 def stream_on(sock: socket.socket) -> httpcore.NetworkStream:

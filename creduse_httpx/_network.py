@@ -256,26 +256,25 @@ class Backend(httpcore.NetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - as above
     ) -> Stream:
         """Connect to the first address that takes it."""
-        line = self._line
-        line.time_to_connect()
+        with NETWORK:
+            stream = Stream(stream_on(self._connect_to_any(host, port)), self._line, self._lock)
+        self._line.connected(stream)
+        return stream
+
+    def _connect_to_any(self, host: str, port: int) -> socket.socket:
+        self._line.time_to_connect()
+        failure = OSError(f"{host} has no address")
         try:
-            with NETWORK:
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise httpcore.ConnectError(error) from error
-        failure = OSError(f"{host} has no address")
         for family, kind, protocol, _, address in found:
             try:
-                with NETWORK:
-                    sock = self._connect(socket.socket(family, kind, protocol), address)
+                return self._connect(socket.socket(family, kind, protocol), address)
             except TimeoutError as error:
                 raise httpcore.ConnectTimeout(error) from error
             except OSError as error:
                 failure = error
-            else:
-                stream = Stream(stream_on(sock), line, self._lock)
-                line.connected(stream)
-                return stream
         raise httpcore.ConnectError(failure) from failure
 
     def _connect(self, sock: socket.socket, address: Any) -> socket.socket:

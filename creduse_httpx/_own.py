@@ -29,8 +29,8 @@ from creduse_core.pool import Idle, Pool
 
 from ._clocks import AsyncClock, Clock, current_loop, under_trio
 from ._exchange import IDLE_TIMEOUT, Exchange, Heads, not_sent
-from ._foreign import CLOSING, SENDING
-from ._httpcore import is_drained, set_backend
+from ._foreign import CLOSING, LIBRARIES
+from ._httpcore import is_drained, set_backend, unlock
 from ._network import AsyncBackend, Backend, Line, Pieces, shut_down
 
 _ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
@@ -105,6 +105,7 @@ class Connection:
         self._lock = lock
         self._line = Line(is_closed, loopback_only=settings.loopback_only)
         self._transport = settings.transport(httpx.HTTPTransport)
+        unlock(self._transport)
         self._is_known = set_backend(self._transport, Backend(self._line, lock))
 
     def exchange(self, exchange: Exchange) -> Response:
@@ -195,6 +196,8 @@ class OwnTransport(Clock):
     There is no lock that a thread waits for, and none that a signal's exception could leave locked.
     """
 
+    libraries = LIBRARIES
+
     def __init__(self, protocol: CreduseProtocol) -> None:
         """Make ready what connections share; they are opened when they are needed.
 
@@ -216,17 +219,16 @@ class OwnTransport(Clock):
 
     def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.Transport`."""
-        with SENDING:
-            if self._closed:
-                return not_sent("the client is closed")
-            exchange = Exchange(send, self.now)
-            try:
-                return self._send(exchange)
-            except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-                return exchange.failed(error)
-            except BaseException as error:
-                exchange.forget(error)
-                raise
+        if self._closed:
+            return not_sent("the client is closed")
+        exchange = Exchange(send, self.now)
+        try:
+            return self._send(exchange)
+        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
+            return exchange.failed(error)
+        except BaseException as error:
+            exchange.forget(error)
+            raise
 
     def _send(self, exchange: Exchange) -> Response:
         idle = self._idle_connections()
@@ -270,6 +272,8 @@ MAX_CONNECTIONS: Final = 100
 class AsyncOwnTransport(AsyncClock):
     """Sends over connections of its own, on the event loop of its first call."""
 
+    libraries = LIBRARIES
+
     def __init__(self, protocol: CreduseProtocol, max_connections: int = MAX_CONNECTIONS) -> None:
         """Make ready what connections share; they are opened when they are needed.
 
@@ -298,22 +302,21 @@ class AsyncOwnTransport(AsyncClock):
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        with SENDING:
-            if (refusal := self._refusal()) is not None:
-                return refusal
-            exchange = Exchange(send, self.now)
-            self._active += 1
-            try:
-                return await self._send(exchange)
-            except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-                return exchange.failed(error)
-            except BaseException as error:
-                exchange.forget(error)
-                raise
-            finally:
-                self._active -= 1
-                if self._drained is not None and not self._active:
-                    self._drained.set()
+        if (refusal := self._refusal()) is not None:
+            return refusal
+        exchange = Exchange(send, self.now)
+        self._active += 1
+        try:
+            return await self._send(exchange)
+        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
+            return exchange.failed(error)
+        except BaseException as error:
+            exchange.forget(error)
+            raise
+        finally:
+            self._active -= 1
+            if self._drained is not None and not self._active:
+                self._drained.set()
 
     async def _send(self, exchange: Exchange) -> Response:
         if not self._pool.enter():

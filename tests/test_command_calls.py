@@ -471,17 +471,14 @@ def test_secret_in_the_base_url(
     assert "secret" not in err
 
 
-ADAPTER = pytest.mark.xfail(reason="creduse_httpx repeats what httpx says of the variable")
-
-
 @pytest.mark.parametrize(
     "proxy",
     [
         "http://user:secret@127.0.0.1:1",
         "http://user:secret@127.0.0.1:port",
         "none://user:secret@127.0.0.1:1",
-        pytest.param("http://user:secret#0@127.0.0.1:1", marks=ADAPTER),
-        pytest.param("'http://user:secret@127.0.0.1:1'", marks=ADAPTER),
+        "http://user:secret#0@127.0.0.1:1",
+        "'http://user:secret@127.0.0.1:1'",
     ],
 )
 def test_password_of_a_proxy(

@@ -334,9 +334,6 @@ def test_vcrpy(
     check_replay(over_httpx, cassette, creduse_sandbox)
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="vcrpy copies the body, and creduse_aiohttp's refuses that"
-)
 def test_vcrpy_aiohttp(
     over_aiohttp: Ask, cassette: Callable[[str], Any], creduse_sandbox: SandboxServer
 ) -> None:

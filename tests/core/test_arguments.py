@@ -176,7 +176,7 @@ class ForeignUUID(uuid.UUID):
     def __init__(self) -> None:
         """Leave what the base class has for it empty."""
 
-    int = uuid.UUID(USER).int  # type: ignore[misc] # pyright: ignore[reportAssignmentType] - that is what is tested
+    int = uuid.UUID(USER).int  # type: ignore[misc]  # pyright: ignore[reportAssignmentType] - that is what is tested
 
 
 class OddText(str):

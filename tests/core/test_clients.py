@@ -202,6 +202,7 @@ def test_fault_of_a_transport_is_shown(play: Play) -> None:
 
 NOTHING: Any = None
 TEXT: Any = "200"
+HALF = "returned a Response whose status is no int or whose body is no bytes"
 NONSENSE: dict[str, tuple[object, str]] = {
     "None": (None, "TypeError: the transport returned None, not a Response or a Failure"),
     "a dict": ({}, "TypeError: the transport returned a dict, not a Response or a Failure"),
@@ -209,9 +210,8 @@ NONSENSE: dict[str, tuple[object, str]] = {
         Response,
         "TypeError: the transport returned a type, not a Response or a Failure",
     ),
-    "a status that is text": (Response(TEXT, (), b""), "TypeError: "),
-    "no body": (Response(200, (), NOTHING), "TypeError: "),
-    "headers that are no pairs": (Response(429, [NOTHING], b""), "TypeError: "),
+    "a status that is text": (Response(TEXT, (), b""), f"TypeError: the transport {HALF}"),
+    "no body": (Response(200, (), NOTHING), f"TypeError: the transport {HALF}"),
 }
 
 
@@ -238,6 +238,26 @@ def test_foreign_error(play: Play, cause: Exception | None) -> None:
     assert "ForeignError" not in "".join(traceback.format_exception(error))
     assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)
     assert [attempt.event for attempt in call.attempts] == ["not_sent", "abandoned"]
+
+
+@pytest.mark.parametrize(
+    ("libraries", "foreign"),
+    [(None, False), (["json"], True), ([__name__.partition(".")[0]], False)],
+)
+def test_libraries_of_a_transport(play: Play, libraries: list[str] | None, foreign: bool) -> None:  # noqa: FBT001 - a column
+    """Where a transport names its libraries, what others raise in it goes on as it is."""
+
+    def interrupt() -> None:
+        raise LookupError("the task's time is over")
+
+    player = play(interrupt)
+    if libraries is not None:
+        player.client._transport.libraries = libraries  # noqa: SLF001 - the script's own
+    call = subtract()
+    error = end(player, call)
+    assert type(error) is (LookupError if foreign else TransportError)
+    assert call.outcome is Outcome.UNKNOWN
+    assert [attempt.event for attempt in call.attempts] == ["abandoned" if foreign else "broken"]
 
 
 @pytest.mark.parametrize("after", [1, 2], ids=["at the first attempt", "at the second"])
