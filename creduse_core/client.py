@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Container
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 from .call import Call, Done, Send, State, Wait
+from .errors import CreduseError, LocalProtocolError
 from .messages import (
     Delivery,
     Failure,
@@ -102,6 +103,9 @@ def _check_listener(value: object) -> None:
         raise TypeError("on_attempt must be a plain function that takes an Attempt, or None")
 
 
+_READERS: Final = frozenset({"creduse_core", "enum", "json", "re", "urllib", "uuid"})
+"""Whose code reads a response."""
+
 _DEBUG: Final = 10  # logging.DEBUG, which is not there yet
 
 
@@ -153,9 +157,18 @@ class _Base:
         try:
             if isinstance(received, Failure):
                 return call.receive_failure(received, now, self._draw())
-            # A whole 2xx response is never followed by a wait.
-            jitter = 1.0 if 200 <= received.status < 300 else self._draw()
-            return call.receive_response(received, now, jitter)
+            try:
+                # A whole 2xx response is never followed by a wait.
+                jitter = 1.0 if 200 <= received.status < 300 else self._draw()
+                return call.receive_response(received, now, jitter)
+            except (CreduseError, LocalProtocolError):
+                raise
+            except Exception as error:
+                # Its parts are not of their types; or a signal handler has raised.
+                if call.state is not State.IN_FLIGHT or is_foreign(error, _READERS):
+                    raise
+                failure = _escaped(error)
+            return call.receive_failure(failure, now, self._draw())
         finally:
             if call.state is not State.IN_FLIGHT:
                 self._report(call)
@@ -221,17 +234,10 @@ class _Base:
 
 def _checked(returned: object) -> Response | Failure:
     """Return what a transport has returned, or a failure if that is neither of the two."""
-    if isinstance(returned, Failure):
+    if isinstance(returned, Response | Failure):
         return returned
-    if isinstance(returned, Response):
-        status, body = cast("tuple[object, object]", (returned.status, returned.body))
-        if isinstance(status, int) and isinstance(body, bytes):
-            return returned
-        words = "a Response whose status is no int or whose body is no bytes"
-    else:
-        kind = "None" if returned is None else f"a {type(returned).__name__}"
-        words = f"{kind}, not a Response or a Failure"
-    return _escaped(TypeError(f"the transport returned {words}"))
+    kind = "None" if returned is None else f"a {type(returned).__name__}"
+    return _escaped(TypeError(f"the transport returned {kind}, not a Response or a Failure"))
 
 
 def _escaped(error: Exception, transport: object = None) -> Failure:
