@@ -103,6 +103,7 @@ def _check_listener(value: object) -> None:
         raise TypeError("on_attempt must be a plain function that takes an Attempt, or None")
 
 
+_RECEIVED: Final = (Response, Failure)
 _READERS: Final = frozenset({"creduse_core", "enum", "json", "re", "urllib", "uuid"})
 """Whose code reads a response."""
 
@@ -234,7 +235,7 @@ class _Base:
 
 def _checked(returned: object) -> Response | Failure:
     """Return what a transport has returned, or a failure if that is neither of the two."""
-    if isinstance(returned, Response | Failure):
+    if isinstance(returned, _RECEIVED):
         return returned
     kind = "None" if returned is None else f"a {type(returned).__name__}"
     return _escaped(TypeError(f"the transport returned {kind}, not a Response or a Failure"))
