@@ -1,7 +1,7 @@
 """What reaches below the public API of aiohttp: nothing else does.
 
-Each use has its reason. Where aiohttp no longer has ``_response_eof`` or ``_parser``, that use does
-nothing, and what it prevents becomes a limit; tests/aiohttp/test_surplus.py fails then.
+Each use has its reason. Where aiohttp no longer has a name, that use does nothing, and what it
+prevents becomes a limit; tests/aiohttp fails then. Only without a session's proxy it goes no further.
 Checked with aiohttp 3.14.4 and 3.14.5: https://github.com/aio-libs/aiohttp/tree/v3.14.4/aiohttp,
 client_proto.py, client_reqrep.py and client.py.
 """
@@ -73,10 +73,19 @@ def is_readable(transport: asyncio.BaseTransport) -> bool:
     return bool(poll.poll(0))
 
 
+def close_soon(connector: aiohttp.TCPConnector) -> None:
+    """Have a connection over TLS closed for good when its peer does not join in within a second.
+
+    asyncio waits for 30, with the socket and its buffers, also where nobody has it any more: after
+    a cancellation in a handshake, say. aiohttp's argument for it is deprecated.
+    """
+    connector._ssl_shutdown_timeout = 1.0  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # see above
+
+
 def proxy_of(session: aiohttp.ClientSession) -> tuple[Any, Any]:
     """Return the URL of the proxy that a session was made with, or ``None``, and the login for it.
 
-    To connect without it would be wrong, so without these names this raises.
+    To connect without it would be wrong, so this raises where the names are gone.
     """
     return (
         session._default_proxy,  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # see above
