@@ -8,7 +8,7 @@ client_proto.py, client_reqrep.py and client.py.
 
 import asyncio
 import select
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 
@@ -40,30 +40,31 @@ def is_usable(transport: asyncio.BaseTransport) -> bool:
     )
 
 
-def leave_idle(transport: asyncio.BaseTransport) -> bool:
+def leave_idle(transport: asyncio.WriteTransport) -> bool:
     """Return whether a connection is fit for another request; until it gets that, expect nothing.
 
-    It closes as soon as anything comes in. Else half of a head would be lost with the parser, which
-    each request has anew.
+    It is lost as soon as anything comes in. Else half of a head would be lost with the parser,
+    which each request has anew.
     """
     if not is_usable(transport):
         return False
     protocol: Any = transport.get_protocol()
-    protocol._parser = _NO_PARSER  # noqa: SLF001  # see above
+    protocol._parser = _NoParser(transport)  # noqa: SLF001  # see above
     return True
 
 
 class _NoParser:
     """A parser to which whatever comes in is an error."""
 
+    def __init__(self, transport: asyncio.WriteTransport) -> None:
+        self._transport = transport
+
     def feed_data(self, data: bytes) -> None:
+        self._transport.abort()
         raise ConnectionResetError(f"{len(data)} bytes came in that no request had asked for")
 
     def feed_eof(self) -> None:
         """Accept that the connection is closed."""
-
-
-_NO_PARSER: Final = _NoParser()
 
 
 def is_readable(transport: asyncio.BaseTransport) -> bool:
