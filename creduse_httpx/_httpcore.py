@@ -4,7 +4,11 @@ Each function falls back, where a name is gone, to what its docstring says. A te
 then (tests/httpx/test_httpcore.py).
 """
 
+import socket
+from contextlib import nullcontext
 from typing import Any
+
+import httpcore
 
 
 def transport_for(http_client: Any, url: Any) -> Any:
@@ -48,6 +52,31 @@ def set_backend(transport: Any, backend: object) -> bool:
         return False
     pool._network_backend = backend  # noqa: SLF001 - see above
     return True
+
+
+def unlock(transport: Any) -> None:
+    """Take the lock off the pool of a transport of ours, which one thread at a time uses.
+
+    An exception of a signal handler that strikes while httpcore acquires it leaves it locked, and
+    httpcore then waits for it for ever:
+    https://github.com/encode/httpcore/blob/1.0.9/httpcore/_synchronization.py#L255. Without the
+    private name that limit is back.
+    """
+    pool: Any = getattr(transport, "_pool", None)
+    if hasattr(pool, "_optional_thread_lock"):
+        pool._optional_thread_lock = nullcontext()  # noqa: SLF001 - see above
+
+
+def stream_on(sock: socket.socket) -> httpcore.NetworkStream:
+    """Return httpcore's stream on a connected socket.
+
+    httpcore's own backend connects without a way to end that from another thread, and makes its
+    stream by itself: https://github.com/encode/httpcore/blob/1.0.9/httpcore/_backends/sync.py#L95.
+    Without it no call can be made, and the `ImportError` says so.
+    """
+    from httpcore._backends.sync import SyncStream  # noqa: PLC0415 - see above
+
+    return SyncStream(sock)
 
 
 def is_drained(transport: Any) -> bool:

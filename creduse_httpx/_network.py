@@ -17,6 +17,7 @@ from creduse_core import is_loopback
 
 from ._exchange import Exchange
 from ._foreign import NETWORK
+from ._httpcore import stream_on
 
 _SHORTEST: Final = 0.001
 """Seconds. A socket takes a timeout of 0 to mean that it should not wait, and says so oddly."""
@@ -35,6 +36,8 @@ class Line:
         """Send nothing once ``is_closed``; with ``loopback_only`` to nobody but this machine."""
         self.stream: Any = None
         """The stream as it is now, TLS included."""
+        self.connecting: socket.socket | None = None
+        """The socket that is being connected."""
         self._is_closed = is_closed
         self._loopback_only = loopback_only
         self._exchange: Exchange
@@ -243,38 +246,52 @@ class Backend(httpcore.NetworkBackend):
         """Tell the line of what is connected."""
         self._line = line
         self._lock = lock
-        self._httpcore = httpcore.SyncBackend()
 
     def connect_tcp(
         self,
         host: str,
         port: int,
         timeout: float | None = None,  # noqa: ARG002 - the line knows better
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+        local_address: str | None = None,  # noqa: ARG002 - a transport of ours has none
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - as above
     ) -> Stream:
         """Connect to the first address that takes it."""
-        line = self._line
-        line.time_to_connect()
+        with NETWORK:
+            stream = Stream(stream_on(self._connect_to_any(host, port)), self._line, self._lock)
+        self._line.connected(stream)
+        return stream
+
+    def _connect_to_any(self, host: str, port: int) -> socket.socket:
+        self._line.time_to_connect()
+        failure = OSError(f"{host} has no address")
         try:
-            with NETWORK:
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise httpcore.ConnectError(error) from error
-        failure = httpcore.ConnectError(f"{host} has no address")
-        for *_, address in found:
+        for family, kind, protocol, _, address in found:
             try:
-                with NETWORK:
-                    connected = self._httpcore.connect_tcp(
-                        str(address[0]), port, line.time_to_connect(), local_address, socket_options
-                    )
-            except httpcore.ConnectError as error:
+                return self._connect(socket.socket(family, kind, protocol), address)
+            except TimeoutError as error:
+                raise httpcore.ConnectTimeout(error) from error
+            except OSError as error:
                 failure = error
-            else:
-                stream = Stream(connected, line, self._lock)
-                line.connected(stream)
-                return stream
-        raise failure
+        raise httpcore.ConnectError(failure) from failure
+
+    def _connect(self, sock: socket.socket, address: Any) -> socket.socket:
+        """Connect a socket, which another thread may shut down meanwhile."""
+        line = self._line
+        line.connecting = sock
+        try:
+            sock.settimeout(line.time_to_connect())
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            with self._lock:
+                line.connecting = None
+                sock.close()
+            raise
+        line.connecting = None
+        return sock
 
 
 class AsyncStream(httpcore.AsyncNetworkStream):

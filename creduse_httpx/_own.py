@@ -9,6 +9,7 @@ grows with the square of the requests that wait.
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from threading import RLock, get_ident
 from typing import Any, Final
 
@@ -28,9 +29,9 @@ from creduse_core.pool import Idle, Pool
 
 from ._clocks import AsyncClock, Clock, current_loop, under_trio
 from ._exchange import IDLE_TIMEOUT, Exchange, Heads, not_sent
-from ._foreign import CLOSING, SENDING
-from ._httpcore import is_drained, set_backend
-from ._network import AsyncBackend, Backend, Line, Pieces
+from ._foreign import CLOSING, LIBRARIES
+from ._httpcore import is_drained, set_backend, unlock
+from ._network import AsyncBackend, Backend, Line, Pieces, shut_down
 
 _ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
 
@@ -101,8 +102,10 @@ class Connection:
     def __init__(self, settings: Settings, is_closed: Callable[[], bool], lock: RLock) -> None:
         """Connect when there is a request."""
         self._settings = settings
+        self._lock = lock
         self._line = Line(is_closed, loopback_only=settings.loopback_only)
         self._transport = settings.transport(httpx.HTTPTransport)
+        unlock(self._transport)
         self._is_known = set_backend(self._transport, Backend(self._line, lock))
 
     def exchange(self, exchange: Exchange) -> Response:
@@ -126,7 +129,10 @@ class Connection:
         return self._line.is_reusable() and is_drained(self._transport)
 
     def shut_down(self) -> None:
-        """End the exchange of another thread."""
+        """End the exchange of another thread, or its connecting."""
+        with self._lock, suppress(OSError):  # it has hung up already
+            if self._line.connecting is not None:
+                shut_down(self._line.connecting)
         if self._line.stream is not None:
             self._line.stream.shut_down()
 
@@ -190,6 +196,8 @@ class OwnTransport(Clock):
     There is no lock that a thread waits for, and none that a signal's exception could leave locked.
     """
 
+    libraries = LIBRARIES
+
     def __init__(self, protocol: CreduseProtocol) -> None:
         """Make ready what connections share; they are opened when they are needed.
 
@@ -211,17 +219,16 @@ class OwnTransport(Clock):
 
     def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.Transport`."""
-        with SENDING:
-            if self._closed:
-                return not_sent("the client is closed")
-            exchange = Exchange(send, self.now)
-            try:
-                return self._send(exchange)
-            except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-                return exchange.failed(error)
-            except BaseException as error:
-                exchange.forget(error)
-                raise
+        if self._closed:
+            return not_sent("the client is closed")
+        exchange = Exchange(send, self.now)
+        try:
+            return self._send(exchange)
+        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
+            return exchange.failed(error)
+        except BaseException as error:
+            exchange.forget(error)
+            raise
 
     def _send(self, exchange: Exchange) -> Response:
         idle = self._idle_connections()
@@ -265,6 +272,8 @@ MAX_CONNECTIONS: Final = 100
 class AsyncOwnTransport(AsyncClock):
     """Sends over connections of its own, on the event loop of its first call."""
 
+    libraries = LIBRARIES
+
     def __init__(self, protocol: CreduseProtocol, max_connections: int = MAX_CONNECTIONS) -> None:
         """Make ready what connections share; they are opened when they are needed.
 
@@ -293,22 +302,21 @@ class AsyncOwnTransport(AsyncClock):
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        with SENDING:
-            if (refusal := self._refusal()) is not None:
-                return refusal
-            exchange = Exchange(send, self.now)
-            self._active += 1
-            try:
-                return await self._send(exchange)
-            except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-                return exchange.failed(error)
-            except BaseException as error:
-                exchange.forget(error)
-                raise
-            finally:
-                self._active -= 1
-                if self._drained is not None and not self._active:
-                    self._drained.set()
+        if (refusal := self._refusal()) is not None:
+            return refusal
+        exchange = Exchange(send, self.now)
+        self._active += 1
+        try:
+            return await self._send(exchange)
+        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
+            return exchange.failed(error)
+        except BaseException as error:
+            exchange.forget(error)
+            raise
+        finally:
+            self._active -= 1
+            if self._drained is not None and not self._active:
+                self._drained.set()
 
     async def _send(self, exchange: Exchange) -> Response:
         if not self._pool.enter():

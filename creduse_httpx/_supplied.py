@@ -12,12 +12,19 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Final
 
-from creduse_core import CreduseProtocol, Failure, Response, Send, proxy_from_environment
+from creduse_core import (
+    CreduseProtocol,
+    Failure,
+    ForeignError,
+    Response,
+    Send,
+    proxy_from_environment,
+)
 
 from ._clients import AsyncHTTPXClient, HTTPXClient
 from ._clocks import AsyncClock, Clock
 from ._exchange import Exchange, Heads, not_sent
-from ._foreign import CLOSING, SENDING
+from ._foreign import CLOSING, LIBRARIES
 from ._httpcore import direct_transport, is_response_drained, speaks_http2, transport_for
 from ._network import Pieces, check_loopback, has_record, shut_down
 from ._tasks import Tasks, new_tasks
@@ -279,6 +286,8 @@ def discard(response: Any) -> bool:
 class SuppliedTransport(Clock):
     """Sends over a supplied client, by way of its transports."""
 
+    libraries = LIBRARIES
+
     def __init__(self, protocol: CreduseProtocol, http_client: HTTPXClient) -> None:
         """Take an `httpx.Client` or an `httpx2.Client`."""
         self._supplied = Supplied(http_client, protocol, "Client")
@@ -287,24 +296,23 @@ class SuppliedTransport(Clock):
 
     def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.Transport`."""
-        with SENDING:
-            if self._closed or self._http_client.is_closed:
-                return not_sent("the client is closed")
-            exchange = TracedExchange(send, self._supplied, self.now)
+        if self._closed or self._http_client.is_closed:
+            return not_sent("the client is closed")
+        exchange = TracedExchange(send, self._supplied, self.now)
+        try:
+            request = exchange.traced_request(exchange.trace)
+            response = self._supplied.transport(request.url).handle_request(request)
             try:
-                request = exchange.traced_request(exchange.trace)
-                response = self._supplied.transport(request.url).handle_request(request)
-                try:
-                    return self._read(response, exchange)
-                finally:
-                    # What there is of the response is there by now; closing cannot change it.
-                    with CLOSING:
-                        response.stream.close()
-            except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-                return exchange.failed(error)
-            except BaseException as error:
-                exchange.forget(error)
-                raise
+                return self._read(response, exchange)
+            finally:
+                # What there is of the response is there by now; closing cannot change it.
+                with CLOSING:
+                    response.stream.close()
+        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
+            return exchange.failed(error)
+        except BaseException as error:
+            exchange.forget(error)
+            raise
 
     def _read(self, response: Any, exchange: TracedExchange) -> Response:
         if exchange.begin_response(response):
@@ -321,6 +329,8 @@ class SuppliedTransport(Clock):
 class AsyncSuppliedTransport(AsyncClock):
     """Sends over a supplied client, by way of its transports, each exchange in a task."""
 
+    libraries = LIBRARIES
+
     def __init__(self, protocol: CreduseProtocol, http_client: AsyncHTTPXClient) -> None:
         """Take an `httpx.AsyncClient` or an `httpx2.AsyncClient`."""
         self._supplied = Supplied(http_client, protocol, "AsyncClient")
@@ -333,25 +343,30 @@ class AsyncSuppliedTransport(AsyncClock):
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        with SENDING:
-            if self._is_closed():
-                return not_sent("the client is closed")
-            self._tasks = self._tasks or new_tasks()
-            if not self._tasks.is_here():
-                return not_sent(
-                    "the client belongs to another event loop: make one client for each"
-                )
-            exchange = TracedExchange(send, self._supplied, self.now)
-            try:
-                return await self._tasks.run(exchange, lambda: self._exchange(exchange))
-            except BaseException as error:
-                exchange.forget(error)
-                raise
+        if self._is_closed():
+            return not_sent("the client is closed")
+        self._tasks = self._tasks or new_tasks()
+        if not self._tasks.is_here():
+            return not_sent("the client belongs to another event loop: make one client for each")
+        exchange = TracedExchange(send, self._supplied, self.now)
+        try:
+            end = await self._tasks.run(exchange, lambda: self._exchange(exchange))
+        except BaseException as error:
+            exchange.forget(error)
+            raise
+        if isinstance(end, ForeignError):
+            raise end
+        return end
 
-    async def _exchange(self, exchange: TracedExchange) -> Response | Failure:
+    async def _exchange(self, exchange: TracedExchange) -> Response | Failure | ForeignError:
         if self._is_closed():  # while it waited for its turn
             return not_sent("the client is closed")
+        try:
+            return await self._send(exchange)
+        except ForeignError as foreign:  # for the caller to raise, and not in a task of ours
+            return foreign
 
+    async def _send(self, exchange: TracedExchange) -> Response | Failure:
         async def trace(name: str, info: dict[str, Any]) -> None:
             exchange.trace(name, info)
 
