@@ -5,7 +5,7 @@ from typing import Final
 
 from aiohttp import ClientSession, web
 
-from creduse_core import DEFAULT_RETRY, TIMEOUT, Attempt, RetryPolicy
+from creduse_core import DEFAULT_RETRY, TIMEOUT, Attempt, RetryPolicy, Secret
 
 from ._client import AsyncCreduseClient
 
@@ -15,7 +15,7 @@ CLIENT: Final = web.AppKey("creduse_aiohttp.CLIENT", AsyncCreduseClient)
 
 def setup(  # noqa: PLR0913 - the client's arguments, and two
     app: web.Application,
-    api_key: str | None = None,
+    api_key: str | Secret | None = None,
     session: ClientSession | web.AppKey[ClientSession] | None = None,
     *,
     key: web.AppKey[AsyncCreduseClient] = CLIENT,

@@ -1,17 +1,16 @@
-"""The client over aiohttp, its transport, and the exchange of one request for one answer.
+"""The client over aiohttp, its transport, and the exchange of one request for one response.
 
 No exception type of aiohttp says whether a request was sent: the body that it is given does.
 """
 
 import asyncio
+import os
 import random
 import ssl
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -28,12 +27,21 @@ from creduse_core import (
     CreduseProtocol,
     Delivery,
     Failure,
+    ForeignError,
+    Request,
     Response,
     RetryPolicy,
+    Secret,
     Send,
     forget_frames,
+    is_foreign,
+    is_loopback,
     protocol_from_environment,
+    proxy_from_environment,
 )
+from creduse_core.messages import chain
+
+from ._below import HeldResponse, is_readable, is_usable, leave_idle, proxy_of
 
 # Whether to try again may help, by what went wrong; the most derived class wins.
 _TRANSIENT: Final[Mapping[type, bool]] = {
@@ -45,6 +53,18 @@ _TRANSIENT: Final[Mapping[type, bool]] = {
     Exception: False,
 }
 
+_LIBRARIES: Final = frozenset(
+    {
+        *("aiohttp", "creduse_aiohttp", "creduse_core"),
+        # What these run on: event loops, threads, name look-up, URLs.
+        *("asyncio", "uvloop", "concurrent", "contextlib", "selectors", "threading"),
+        *("socket", "ssl", "aiohappyeyeballs", "encodings", "idna", "multidict", "urllib", "yarl"),
+        # What stands in for parts of aiohttp: resolvers, connectors to SOCKS proxies, mocks.
+        *("aiodns", "pycares", "aiohttp_socks", "python_socks", "aioresponses"),
+    }
+)
+"""Top-level modules whose exceptions are this transport's."""
+
 _KEEPALIVE: Final = 3.0
 """Seconds. Servers close an idle connection after 5 and more; a request that meets a closing
 connection ends as UNKNOWN, so ours go first."""
@@ -53,34 +73,33 @@ _NO_TIMEOUTS: Final = aiohttp.ClientTimeout()
 _NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
 
 
-_USERS: Final[weakref.WeakKeyDictionary[object, object]] = weakref.WeakKeyDictionary()
-"""By connection (aiohttp's protocol), the exchange that was the last to write on it. aiohttp gives a
-connection to the next as soon as an answer is in, which may be before its own exchange goes on."""
-
-
 class _Exchange(BytesPayload):
     """One request, and what comes of it. It is itself the body that aiohttp writes.
 
-    So it is told of the moment of writing and of the connection, whatever carries the request:
+    So it learns the moment of writing and the connection, whatever carries the request:
     ``consumed`` says that it may have been sent. aiohttp sends a GET a second time by itself when
     its connection is lost (aio-libs/aiohttp, issue 10790), but not one whose body is consumed.
     """
 
-    _transport: asyncio.WriteTransport | None = None
-    _connection: object
+    _connection: asyncio.WriteTransport | None = None
     _response: aiohttp.ClientResponse | None = None
+    _timer: asyncio.TimerHandle | None = None
     _refused: Exception | None = None
     """Why nothing was written. aiohttp would only say that it was not."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, transport: "AiohttpTransport", send: Send) -> None:
         super().__init__(send.request.body)
+        self._transport = transport
         self._send = send
         self._chunks: list[bytes] = []
         now = time.monotonic()  # the clock of uvloop's loops is too coarse to tell
         self._by = now + send.connect_timeout  # and from when it is written:
-        self._answer_by = now + send.timeout
-        self._deadline = asyncio.timeout(None)
-        self._set_timer(now)
+        self._response_by = now + send.timeout
+        self._deadline = asyncio.timeout_at(None)
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        """Be copied as the bytes of the body: vcrpy copies what it records."""
+        return bytes, (self._send.request.body,)
 
     def _set_timer(self, now: float) -> None:
         # Not by the deadline's own timer: what has come in by then still counts, and whoever waits
@@ -103,100 +122,104 @@ class _Exchange(BytesPayload):
         content_length: int | None = None,  # noqa: ARG002 - the body's, as we never set another
     ) -> None:
         """Write the body, and before it the head; or refuse to, so that nothing is sent."""
-        transport = writer.transport
-        if (
-            self.consumed
-            or transport is None
-            or transport.is_closing()
-            # What comes in on an idle connection is kept, and would be taken for our answer.
-            or transport.get_protocol().should_close  # type: ignore[attr-defined]  # it is aiohttp's
-        ):
-            self._refused = ConnectionResetError(
-                "the connection was lost, or held what nobody had asked for"
-            )
-            raise self._refused
-        now = time.monotonic()
-        if now >= self._by:
-            raise TimeoutError("no time was left to send the request")
-        self._deadline.reschedule(None)  # raises if the exchange is over
-        self._by = self._answer_by
-        self._consumed, self._transport = True, transport
-        self._connection = transport.get_protocol()
-        _USERS[self._connection] = self
+        try:
+            connection = await self._checked(writer.transport)
+        except Exception as error:
+            self._refused = error
+            raise
+        self._by = self._response_by
+        self._consumed, self._connection = True, connection
         await writer.write(self._send.request.body)
 
     write_with_length = write
 
+    async def _checked(self, connection: asyncio.WriteTransport | None) -> asyncio.WriteTransport:
+        """Return the connection if the request may be written on it now, else raise why not."""
+        while True:
+            if self.consumed or connection is None or not is_usable(connection):
+                raise ConnectionResetError(
+                    "the connection was lost, or held what no request had asked for"
+                )
+            if not is_readable(connection):
+                break
+            await asyncio.sleep(0)  # for the loop to read it: the end, a surplus, or a TLS ticket
+        self._transport.check(connection)
+        if time.monotonic() >= self._by:
+            raise TimeoutError("no time was left to send the request")
+        self._deadline.reschedule(None)  # raises if the exchange is over
+        return connection
+
     # What we do.
 
-    async def run(self, session: aiohttp.ClientSession, url: URL) -> Response | Failure:
-        """Send, and read the answer."""
-        whole = keep = False
+    async def run(self) -> Response | Failure:
+        """Send, and read the response. Raise no exception of the library's."""
         try:
-            async with self._deadline:
-                self._response = await self._request(session, url)
-                answer = await self._read(self._response)
-            whole, keep = True, self._send.belongs(answer)
+            return await self._exchange()
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
             return self._failed(error)
-        else:
-            return answer
-        finally:
-            self._timer.cancel()
-            # First, since to close a connection waits for TLS to be closed on the other side.
-            if (
-                self._transport is not None
-                and not keep
-                and (whole or _USERS[self._connection] is self)
-            ):
-                self._transport.abort()
-            if self._response is not None:
-                self._response.close()
 
-    async def _request(self, session: aiohttp.ClientSession, url: URL) -> aiohttp.ClientResponse:
-        request = self._send.request
+    async def _exchange(self) -> Response:
+        keep = False
+        try:
+            self._set_timer(time.monotonic())
+            async with self._deadline:
+                self._response = await self._request()
+                response = await self._read(self._response)
+            keep = self._send.belongs(response)
+            return response
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._end(keep=keep)
+
+    def _end(self, *, keep: bool) -> None:
+        response, connection = self._response, self._connection
+        # vcrpy, which reads a response before us, has given its connection back.
+        if connection is not None and response is not None and response.connection is not None:
+            keep = keep and leave_idle(connection)
+        if connection is not None and not keep:
+            # First, since to close a connection waits for TLS to be closed on the other side.
+            connection.abort()
+        if response is not None:
+            (response.release if keep else response.close)()
+
+    async def _request(self) -> aiohttp.ClientResponse:
+        request, transport = self._send.request, self._transport
+        session = transport.open()
         cancellations = _cancellations()
         if cancellations:
             await asyncio.sleep(0)  # where one that is still to be delivered is
         try:
             response = await session.request(
                 request.method,
-                url,
-                headers=request.headers,
+                transport.url(request),
+                headers=transport.headers(request),
+                proxy_headers=transport.proxy_headers(),
                 data=self,
                 allow_redirects=False,
                 timeout=_NO_TIMEOUTS,
             )
-        except ValueError as error:
-            if "AUTHORIZATION" not in str(error):
-                raise
-            raise RuntimeError(
-                f"netrc has a login for {url.host}, which the session reads for its trust_env=True, "
-                "but a request has one Authorization, which is our API key: "
-                "hand in a session without; it can share the connector"
-            ) from None
         except asyncio.CancelledError:
             if not session.closed or _cancellations() > cancellations:
                 raise
             # Nobody has cancelled us: aiohttp ends the wait for a connection in this way.
             raise RuntimeError("the session was closed") from None
-        # An answer without a version has come over no connection: a mock in aiohttp's place made it.
+        # A response without a version has come over no connection: a mock made it.
         if not self.consumed and response.version is not None:
             # Before Python 3.12 aiohttp writes in a task, which it may find no reason to wait for.
             response.close()
-            raise ConnectionResetError("the connection held an answer that nobody had asked for")
+            raise ConnectionResetError("the connection held what no request had asked for")
         return response
 
     async def _read(self, response: aiohttp.ClientResponse) -> Response:
         size = 0
-        async for chunk in response.content.iter_any():
+        while size <= MAX_BODY_SIZE and not response.content.at_eof():
+            chunk = await response.content.readany()
             self._chunks.append(chunk)
             size += len(chunk)
-            if size > MAX_BODY_SIZE:
-                break
-        return self._answer(response)
+        return self._whole(response)
 
-    def _answer(self, response: aiohttp.ClientResponse) -> Response:
+    def _whole(self, response: aiohttp.ClientResponse) -> Response:
         pairs = (
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in response.raw_headers
@@ -204,24 +227,24 @@ class _Exchange(BytesPayload):
         return Response(response.status, pairs, b"".join(self._chunks))
 
     def _failed(self, error: Exception) -> Failure:
+        for link in chain(error, contexts=False):
+            if isinstance(link, Exception) and is_foreign(link, _LIBRARIES):
+                raise link from None
         if self._refused is not None and not self.consumed:
             error = self._refused
         forget_frames(error)
         if isinstance(error, aiohttp.ClientResponseError):
-            # It is what aiohttp makes of bytes that are no answer, and it carries the key; or of a
-            # proxy's refusal, and then the proxy's password.
-            told, url = error.request_info, error.request_info.real_url
-            error.request_info = told._replace(
-                headers=_NO_HEADERS,
-                real_url=url.with_user(None) if url.absolute else url,  # as a mock's may not be
-            )
+            # It is what aiohttp makes of bytes that are no response, and it carries the key; or of
+            # a proxy's refusal.
+            error.request_info = error.request_info._replace(headers=_NO_HEADERS)
             error.args = (error.request_info, error.history)
         return Failure(
             Delivery.MAYBE_SENT if self.consumed else Delivery.NOT_SENT,
             error,
             transient=next(_TRANSIENT[base] for base in type(error).__mro__ if base in _TRANSIENT),
             timed_out=self._deadline.expired() or time.monotonic() >= self._by,
-            response=None if self._response is None else self._answer(self._response),
+            response=None if self._response is None else self._whole(self._response),
+            via=self._transport.via,
         )
 
 
@@ -230,20 +253,46 @@ def _cancellations() -> int:
     return 0 if task is None else task.cancelling()
 
 
-def _proxy(base_url: str) -> str | None:
-    """Give the proxy that the environment names for a URL, from the variables that httpx reads."""
-    proxies, parts = getproxies(), urlsplit(base_url)
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(parts.netloc):
+def _tls_context() -> ssl.SSLContext:
+    """Return a context as the environment is now: aiohttp's own is as it was at its import."""
+    context = ssl.create_default_context()
+    file = os.environ.get("SSL_CERT_FILE")
+    if file:
+        # OpenSSL would trust nobody, and not say why.
+        try:
+            context.load_verify_locations(file)
+        except OSError as error:
+            raise ValueError(f"SSL_CERT_FILE is {file!r}, which cannot be used: {error}") from None
+    return context
+
+
+def _taken_apart(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | None:
+    """Return a proxy's URL without login, and the header for that; ``None`` if it is unusable.
+
+    No error of aiohttp's can hold the password then. It must not be in a frame of ours either, so
+    this does not raise.
+    """
+    headers: dict[str, str] = {}
+    try:
+        url = URL(proxy)
+        if login is not None:
+            headers["Proxy-Authorization"] = login.encode()
+        elif url.raw_user is not None or url.raw_password is not None:
+            headers["Proxy-Authorization"] = aiohttp.encode_basic_auth(
+                url.user or "", url.password or ""
+            )
+        bare = url.with_user(None)
+        usable = bare.scheme in {"http", "https"} and str(bare.relative()) in {"", "/"}
+    except ValueError:
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    return (bare, headers) if usable else None
 
 
 class AiohttpTransport:
     """Sends over a session of its own, made at the first call.
 
-    One that it is given lends its connector to that: all that a session adds to requests, and does
-    with answers, is its own, and there is no public way to turn all of it off for one request.
+    Of a supplied session it uses the connector for that: all that a session adds to requests, and
+    does with responses, is its own, and there is no public way to turn all of it off for a request.
     """
 
     def __init__(self, protocol: CreduseProtocol, session: aiohttp.ClientSession | None) -> None:
@@ -251,101 +300,152 @@ class AiohttpTransport:
             raise TypeError(
                 f"session must be an aiohttp.ClientSession, not {type(session).__name__}"
             )
+        if session is not None and session.auth is not None:
+            raise ValueError(
+                "the session has auth=, but a request has one Authorization, which is our API key: "
+                "supply a session without; it can share the connector"
+            )
         self._protocol = protocol
         self._given = session
+        self._secure = protocol.base_url.startswith("https:")
+        self._tls = _tls_context() if self._secure and session is None else True
+        self._proxy, self._login = self._find_proxy()
+        self.via = None if self._proxy is None else str(self._proxy).rstrip("/")
         self._closed = False
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._urls: dict[str, URL] = {}
+        self._headers: tuple[object, CIMultiDict[str]] = None, CIMultiDict()
 
-    def _open(self) -> aiohttp.ClientSession:
-        """Give the session, or raise why there is none to send with."""
+    def _find_proxy(self) -> tuple[URL | None, dict[str, str]]:
+        """Return the session's proxy, or the environment's if it is for us; and its header."""
+        given = self._given
+        if given is not None and proxy_of(given)[0] is not None:
+            found = _taken_apart(*proxy_of(given))
+        elif self._protocol.loopback or (given is not None and not given.trust_env):
+            # What goes to this machine does not leave it for a proxy of the environment, the less
+            # so as the key may be in the clear.
+            return None, {}
+        else:
+            # Not by aiohttp's trust_env, which reads netrc, too, and both anew at each call.
+            proxy = proxy_from_environment(self._protocol.base_url)
+            if proxy is None:
+                return None, {}
+            found = _taken_apart(proxy.url.reveal(), None)
+        if found is None:
+            raise ValueError(
+                "a proxy's URL must be such as http://proxy.example:3128, for http or https; SOCKS "
+                "needs a session with a connector for it. The URL is not shown here, since it may "
+                "hold a password, in which %23 stands for #, %2F for /, %3F for ? and %40 for @"
+            )
+        return found
+
+    # What an exchange asks for.
+
+    def open(self) -> aiohttp.ClientSession:
+        """Return the session, or raise why there is none to send with."""
         if self._closed:
             raise RuntimeError("the client is closed")
         if self._given is not None and self._given.closed:
             raise RuntimeError("the session is closed")
         loop = asyncio.get_running_loop()
         if self._session is None:
-            self._session = self._make() if self._given is None else self._borrow(self._given)
+            self._session = self._make()
             self._loop = loop
         elif loop is not self._loop:
             raise RuntimeError("the client belongs to another event loop: make one client for each")
         return self._session
 
-    def _make(self) -> aiohttp.ClientSession:
-        # What goes to this machine does not leave it for a proxy, the less so as the key may be in
-        # the clear. Not by trust_env, which also reads netrc, and looks for it anew at each call.
-        proxy = None if self._protocol.loopback else _proxy(self._protocol.base_url)
-        if proxy is not None and urlsplit(proxy).scheme not in {"http", "https"}:
-            raise RuntimeError(
-                f"no proxy of this kind can be used: {urlsplit(proxy).scheme}; "
-                "see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY"
-            )
-        # aiohttp's own context is as the environment was when aiohttp was imported.
-        secure = self._protocol.base_url.startswith("https:")
-        context = ssl.create_default_context() if secure else True
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=100, keepalive_timeout=_KEEPALIVE, ssl=context),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            proxy=proxy,
+    def url(self, request: Request) -> URL:
+        """Return the URL of a request."""
+        return self._urls.get(request.url) or self._urls.setdefault(
+            request.url, URL(request.url, encoded=True)
         )
 
-    def _borrow(self, given: aiohttp.ClientSession) -> aiohttp.ClientSession:
-        """Make a session of ours over the connector and the proxies of ``given``."""
-        if given.auth is not None:
+    def headers(self, request: Request) -> CIMultiDict[str]:
+        """Return the header fields of a request, made anew only where they differ.
+
+        No variable that an exception could pass may hold them, as they hold the API key.
+        """
+        if self._headers[0] is not request.hidden_headers:
+            self._headers = request.hidden_headers, CIMultiDict(request.headers)
+            if not self._secure:
+                self._headers[1].update(self._login)
+        return self._headers[1]
+
+    def proxy_headers(self) -> dict[str, str] | None:
+        """Return what to tell a proxy that is asked for a tunnel."""
+        return self._login if self._secure else None
+
+    def check(self, connection: asyncio.WriteTransport) -> None:
+        """Raise if a request must not be written on ``connection``, be it connected or not."""
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        peer: tuple[str, ...] | str | None = connection.get_extra_info("peername")
+        # One that a session was made with may stand elsewhere: a proxy, and what it connects to. A
+        # Unix socket has no pair for its peer.
+        if (
+            self._protocol.plain_loopback
+            and self.via is None
+            and isinstance(peer, tuple)
+            and not is_loopback(peer[0])
+        ):
             raise RuntimeError(
-                "the session has auth=, but a request has one Authorization, which is our API key: "
-                "hand in a session without; it can share the connector"
+                f"{self._protocol.base_url} is at {peer[0]}, which is not this machine: plain http "
+                "would show the API key on the way there; use https, or pass allow_http=True"
             )
-        # What a session has for a proxy cannot be read otherwise, and to go past it would be wrong.
-        proxy = given._default_proxy  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # see above
-        auth: Any = given._default_proxy_auth  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]  # see above
-        if proxy is not None and auth is not None:
-            proxy = URL(proxy).with_user(auth.login).with_password(auth.password)
+
+    # What opens and closes.
+
+    def _make(self) -> aiohttp.ClientSession:
+        loop, given = asyncio.get_running_loop(), self._given
         try:
             session = aiohttp.ClientSession(
-                connector=given.connector,
-                connector_owner=False,
-                loop=asyncio.get_running_loop(),
+                connector=aiohttp.TCPConnector(
+                    limit=100, keepalive_timeout=_KEEPALIVE, ssl=self._tls
+                )
+                if given is None
+                else given.connector,
+                connector_owner=given is None,
+                loop=loop,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                proxy=proxy,
-                # As in _make. With it comes netrc; see _request.
-                trust_env=given.trust_env
-                and not (self._protocol.loopback and _proxy(self._protocol.base_url)),
+                proxy=self._proxy,
+                response_class=HeldResponse,
             )
         except RuntimeError:
             raise RuntimeError(
                 "the session belongs to another event loop: make it on the one that uses it"
             ) from None
-        # A session that is not closed complains when it is deleted; this one has nothing to close.
-        weakref.finalize(self, session.detach)
+        if given is not None:
+            # A session that is not closed complains when it is deleted; this one has nothing to
+            # close.
+            weakref.finalize(self, session.detach)
         return session
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
         try:
-            session = self._open()
-            url = self._urls.get(send.request.url) or self._urls.setdefault(
-                send.request.url, URL(send.request.url, encoded=True)
-            )
-        except Exception as error:  # noqa: BLE001 - whatever keeps it from being sent
-            return Failure(Delivery.NOT_SENT, error, transient=False)
-        return await _Exchange(send).run(session, url)
+            return await _Exchange(self, send).run()
+        except Exception as error:  # noqa: BLE001 - it is nobody's that is known here
+            forget_frames(error)  # those of aiohttp hold the headers
+            raise ForeignError(error) from None
+        except BaseException as error:
+            forget_frames(error)
+            raise
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await asyncio.sleep(seconds)
 
     def now(self) -> float:
-        """Give the time in seconds on the monotonic clock."""
+        """Return the time in seconds on the monotonic clock."""
         return time.monotonic()
 
     async def aclose(self) -> None:
-        """Close the session made here, and leave one that was lent as it is."""
+        """Close the session made here, and leave one that was supplied as it is."""
         self._closed = True
-        # On another loop: what it had has gone with its own. One over a connector that was lent has
+        # On another loop: what it had has gone with its own. One over a supplied connector has
         # nothing to close, and those that wait for a connection would lose their place in there.
         if (
             self._given is None
@@ -363,10 +463,10 @@ class AsyncCreduseClient(AsyncCoreClient):
 
     - ``api_key``: else ``CREDUSE_API_KEY`` from the environment.
     - ``session``: an `aiohttp.ClientSession` of your own, for its connector, which has the
-      connections and TLS settings, and its proxies. Its headers, cookies, middlewares, trace
-      configs, time-outs and what else it would do to a request or an answer are not used. One that
-      has ``auth=``, or that finds a login for the host in netrc, is refused at the first call. It
-      is never closed here.
+      connections and TLS settings, and its proxy: its own, or with ``trust_env=True`` the
+      environment's. Its headers, cookies, middlewares, trace configs, timeouts, netrc, and what
+      else it would do to a request or a response, are not used. One that has ``auth=`` is rejected.
+      It is never closed here.
     - ``base_url``: else ``CREDUSE_BASE_URL``, else the service. Plain http is for loopback hosts,
       unless ``allow_http=True``, or ``CREDUSE_ALLOW_HTTP=1`` and it is not given.
     - ``timeout``: seconds for a whole call, its retries and waits included.
@@ -381,7 +481,7 @@ class AsyncCreduseClient(AsyncCoreClient):
 
     def __init__(
         self,
-        api_key: str | None = None,
+        api_key: str | Secret | None = None,
         session: aiohttp.ClientSession | None = None,
         *,
         base_url: str | None = None,

@@ -39,6 +39,7 @@ from .messages import (
     ForeignError,
     Request,
     Response,
+    foreign_cause,
     forget_frames,
     is_foreign,
 )
@@ -111,6 +112,7 @@ __all__ = [
     "UserDoesNotExistError",
     "Wait",
     "__version__",
+    "foreign_cause",
     "forget_frames",
     "is_foreign",
     "is_loopback",

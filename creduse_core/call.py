@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import starmap
 from typing import Final, Generic, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
-from .decoding import Bad, Envelope, Expected, read_answer
+from .decoding import Bad, Expected, read_answer
 from .errors import (
     ERROR_CODES,
     ERROR_STATUSES,
@@ -139,6 +140,9 @@ _NO_ERROR: Final = CreduseError()
 # The fields of an `Attempt`, which is made when it is asked for: of most calls nobody asks.
 _Record: TypeAlias = tuple[int, str, str, int | None, str, Outcome, str | None, float, float]
 
+# What happened, the error if the call ends there, and the seconds that the server asks to wait.
+_Judgement: TypeAlias = tuple[Event, CreduseError, float | None]
+
 
 class Call(Generic[T]):
     """One call: give it the time and what happened, and do what it answers.
@@ -248,25 +252,15 @@ class Call(Generic[T]):
             self._record(EVENTS["done"], response.status, None, now)
             self._move(Input.RECEIVE_RESPONSE, Reply.DONE)
             return Done(reading)
-        event = event_of_response(response, reading)
-        text = _fit(self._clean(_describe_answer(response, reading)))
-        self._record(event, response.status, text, now)
-        delay = retry_after(response)
-        error = self._error_of_answer(text, response, reading.envelope, delay)
-        return self._wait_or_raise(Input.RECEIVE_RESPONSE, event, error, now, delay, jitter)
+        event, error, asked = self._judge_response(response, reading, now)
+        del reading  # it quotes the response, and tools show the variables of a failure
+        return self._wait_or_raise(Input.RECEIVE_RESPONSE, event, error, now, asked, jitter)
 
     def receive_failure(self, failure: Failure, now: float, jitter: float = 1.0) -> Wait:
         """Take that no whole answer came. ``jitter``, from 0 to 1, shortens a wait at random."""
         self._check(Input.RECEIVE_FAILURE, failure, Failure, jitter)
-        # An answer to what was not sent is not ours.
-        head = None if failure.delivery is Delivery.NOT_SENT else failure.response
-        self._response = head or self._response
-        event = event_of_failure(failure)
-        text = _fit(self._clean(_describe_failure(failure, head)))
-        self._record(event, None if head is None else head.status, text, now)
-        delay = None if head is None else retry_after(head)
-        error = self._error_of_failure(text, failure, head)
-        return self._wait_or_raise(Input.RECEIVE_FAILURE, event, error, now, delay, jitter)
+        event, error, asked = self._judge_failure(failure, now)
+        return self._wait_or_raise(Input.RECEIVE_FAILURE, event, error, now, asked, jitter)
 
     def wake(self, now: float) -> Send:
         """Go on after a `Wait`; raise the last error if the call's time has passed meanwhile."""
@@ -329,7 +323,8 @@ class Call(Generic[T]):
     ) -> Wait:
         """Answer `Wait` if the call may be tried again in time, else raise ``error``."""
         attempt = len(self._records)
-        delay = self._policy.delay(attempt, jitter) if asked is None else asked
+        # What a server asks for may be 0 or a date that is past: then at least our own delay.
+        delay = max(self._policy.delay(attempt, jitter), asked or 0.0)
         if (
             may_retry(event, self._kind, self._evidence)
             and attempt < self._policy.max_attempts
@@ -355,7 +350,7 @@ class Call(Generic[T]):
         return (not isinstance(reading, Bad) or reading.ours) and _is_framed_once(response)
 
     def _record(self, event: Event, status: int | None, error: str | None, now: float) -> None:
-        proved = Outcome.NOT_APPLIED if self._kind is Kind.READ else event.evidence
+        proved = event.proves(self._kind)
         self._evidence = max(self._evidence, proved)
         self._records.append(
             (
@@ -371,67 +366,87 @@ class Call(Generic[T]):
             )
         )
 
-    # The errors.
+    # The errors. What quotes a response or an exception stays in frames that have returned when
+    # an error is raised.
 
-    def _clean(self, text: str) -> str:
-        return self._secret.redact(text)
+    def _judge_response(self, response: Response, reading: Bad, now: float) -> _Judgement:
+        """Record a response without a result, and make the error that it may end the call in."""
+        envelope = reading.envelope
+        event = event_of_response(response, reading)
+        text = self._fit(_describe_answer(response, reading))
+        self._record(event, response.status, text, now)
+        asked = retry_after(response)
+        if not 400 <= response.status < 600:
+            return event, self._invalid(text, response), asked
+        error_class = ERROR_STATUSES.get(response.status, APIError)
+        # The classes of known codes say that no credits moved. An earlier attempt may have.
+        if event is EVENTS["refused"] and self._evidence is Outcome.NOT_APPLIED:
+            error_class = ERROR_CODES[envelope.error_code or ""]
+        error = error_class(
+            self._say(text),
+            outcome=self._evidence,
+            attempts=self.attempts,
+            response=self._clean_response(response),
+            error_code=envelope.error_code and self._fit(envelope.error_code),
+            error_message=envelope.message and self._fit(envelope.message),
+            timestamp=envelope.timestamp,
+            retry_after=asked,
+        )
+        return event, error, asked
+
+    def _judge_failure(self, failure: Failure, now: float) -> _Judgement:
+        """Record a failure, and make the error that it may end the call in."""
+        # An answer to what was not sent is not ours.
+        head = None if failure.delivery is Delivery.NOT_SENT else failure.response
+        self._response = head or self._response
+        event = event_of_failure(failure)
+        text = self._fit(_describe_failure(failure, head))
+        self._record(event, None if head is None else head.status, text, now)
+        error: CreduseError
+        if head is None or failure.timed_out:
+            error_class = CreduseTimeoutError if failure.timed_out else TransportError
+            if head is None:
+                text += f" ({self._fit(_where(self._request.url, failure.via))})"
+            error = error_class(self._say(text), outcome=self._evidence, attempts=self.attempts)
+        else:
+            error = self._invalid(text, head)
+        # Even as None this keeps what is being handled just now out of the traceback.
+        error.__cause__ = None if self._shows(failure.cause) else failure.cause
+        return event, error, None if head is None else retry_after(head)
+
+    def _invalid(self, text: str, response: Response) -> InvalidResponseError:
+        return InvalidResponseError(
+            self._say(text),
+            outcome=self._evidence,
+            attempts=self.attempts,
+            response=self._clean_response(response),
+        )
+
+    def _fit(self, text: str) -> str:
+        """Make somebody else's words fit for an error: no API key, one line, printable, bounded."""
+        # Cut before, for the time that it takes, and after: what is cut short is still found.
+        text = self._secret.redact(text[:_LONGEST_READ])
+        if not text.isprintable():
+            text = "".join(map(_printable, text))
+        return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
     def _clean_response(self, response: Response) -> Response:
-        """Give the answer without the API key, which a server may well repeat in a refusal."""
+        """Return the response without the API key, which a server may well repeat in a refusal."""
+        clean = self._secret.redact
         return Response(
             response.status,
-            [(self._clean(name), self._clean(value)) for name, value in response.headers],
+            [(clean(name), clean(value)) for name, value in response.headers],
             # Latin-1 takes any bytes there and back.
-            self._clean(response.body.decode("latin-1")).encode("latin-1"),
+            clean(response.body.decode("latin-1")).encode("latin-1"),
         )
 
     def _say(self, text: str) -> str:
-        """Give the whole message of an error: what was asked, what came, what that means."""
+        """Return the whole message of an error: what was asked, what came, what that means."""
         count = len(self._records)
         tried = "1 attempt" if count == 1 else f"{count} attempts"
         if self._kind is not Kind.READ:
             tried = f"{_PHRASES[self._evidence]}; {tried}"
         return f"{self._request.method} {self._path}: {text} [{tried}]"
-
-    def _error_of_answer(
-        self, text: str, response: Response, envelope: Envelope, delay: float | None
-    ) -> CreduseError:
-        found = ERROR_CODES.get(envelope.error_code or "")
-        if found is None and not 400 <= response.status < 600:
-            return InvalidResponseError(
-                self._say(text),
-                outcome=self._evidence,
-                attempts=self.attempts,
-                response=self._clean_response(response),
-            )
-        error_class = found or ERROR_STATUSES.get(response.status, APIError)
-        message, code = envelope.message, envelope.error_code
-        return error_class(
-            self._say(text),
-            outcome=self._evidence,
-            attempts=self.attempts,
-            response=self._clean_response(response),
-            error_code=code and self._clean(code),
-            error_message=message and self._clean(message),
-            timestamp=envelope.timestamp,
-            retry_after=delay,
-        )
-
-    def _error_of_failure(self, text: str, failure: Failure, head: Response | None) -> CreduseError:
-        error: CreduseError
-        if head is None or failure.timed_out:
-            error_class = CreduseTimeoutError if failure.timed_out else TransportError
-            error = error_class(self._say(text), outcome=self._evidence, attempts=self.attempts)
-        else:
-            error = InvalidResponseError(
-                self._say(text),
-                outcome=self._evidence,
-                attempts=self.attempts,
-                response=self._clean_response(head),
-            )
-        # Even as None this keeps what is being handled just now out of the traceback.
-        error.__cause__ = None if self._shows(failure.cause) else failure.cause
-        return error
 
     def _shows(self, error: BaseException) -> bool:
         """Say whether an exception, or one that it came of, would print the API key."""
@@ -440,7 +455,7 @@ class Call(Generic[T]):
             for link in chain(error)
             for text in (_words(link), *map(str, (link.args, *getattr(link, "__notes__", ()))))
         ]
-        return any(self._clean(text) != text for text in texts)
+        return any(self._secret.redact(text) != text for text in texts)
 
 
 def _is_framed_once(response: Response) -> bool:
@@ -467,7 +482,7 @@ def _describe_failure(failure: Failure, head: Response | None) -> str:
         why += f": {errno.errorcode[number]}"
     if head is not None:
         why = f"{head.status}, but the answer was cut ({why})"
-    return f"out of time ({why})" if failure.timed_out else why
+    return f"timed out: {why}" if failure.timed_out else why
 
 
 def _system_error(error: BaseException) -> int:
@@ -481,17 +496,26 @@ def _system_error(error: BaseException) -> int:
     return next((number for number in numbers if isinstance(number, int)), 0)
 
 
-def _fit(text: str) -> str:
-    """Make what holds somebody else's words fit for a message: one line, printable, bounded.
+def _where(url: str, via: str | None) -> str:
+    """Return the host and port that a request was for, and the proxy that it was to go through."""
+    parts = urlsplit(url)
+    port = "" if parts.port else ":443" if parts.scheme == "https" else ":80"
+    if via is None:
+        return f"{parts.netloc}{port}"
+    scheme, _, rest = via.rpartition("://")
+    return f"{parts.netloc}{port} through proxy {scheme}://{rest.rpartition('@')[2]}"
 
-    After the API key has been taken out, since what is escaped or cut is not found.
-    """
-    if not text.isprintable():
-        text = text.encode("unicode_escape").decode("ascii")
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 _LONGEST: Final = 400
+"""Characters of somebody else's words in an error."""
+_LONGEST_READ: Final = 4096
+"""Characters of them that are looked at."""
 
 
 def _words(error: BaseException) -> str:

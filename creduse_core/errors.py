@@ -57,7 +57,7 @@ class APIError(CreduseError):
     error_code: str | None
     """The service's own code, such as ``INSUFFICIENT_FUNDS``, if it sent one."""
     message: str | None
-    """The service's own words, if it sent any."""
+    """The service's own words, if it sent any: printable, and at most some 400 characters."""
     timestamp: datetime | None
     """When the service says it happened; aware."""
     retry_after: float | None
@@ -84,6 +84,9 @@ class APIError(CreduseError):
         self.timestamp = timestamp
         self.retry_after = retry_after
         self.response = response
+
+
+# A class that bears the meaning of a known code is raised only with the outcome NOT_APPLIED.
 
 
 class AmountNegativeError(APIError):
@@ -126,7 +129,7 @@ class InvalidResponseError(CreduseError):
     """An answer came that is outside the contract: cut, a redirect, not JSON, not about our user.
 
     Where ``outcome`` is ``APPLIED``, the answer proves that the credits moved, and only the rest
-    of it could not be read.
+    of it could not be read. An ``error_code`` under 2xx, which proves nothing, is in the message.
     """
 
     response: Response | None
@@ -164,11 +167,12 @@ ERROR_CODES: Mapping[str, type[APIError]] = {
     "ACTIVE_CYCLE_EXISTS": ActiveCycleExistsError,
     "NO_ACTIVE_CYCLE": NoActiveCycleError,
 }
-"""Known codes of the service. A known one picks the class, whatever the status."""
+"""Known codes of the service: each says that no credits moved. One picks the class where that is
+sure: under a 4xx, and if no earlier attempt of the call may have been applied."""
 
 ERROR_STATUSES: Mapping[int, type[APIError]] = {
     401: AuthenticationError,
     403: AuthenticationError,
     429: RateLimitError,
 } | dict.fromkeys(range(500, 600), ServerError)
-"""The class for a status where no known code picks one; any other error status is `APIError`."""
+"""The class for a status where no code picks one; any other 4xx is `APIError`."""

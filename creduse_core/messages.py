@@ -5,6 +5,7 @@ and nothing that knows what Creduse means by an answer.
 """
 
 import enum
+import sys
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
@@ -115,7 +116,7 @@ class Delivery(enum.Enum):
     """All else. When in doubt, this."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Failure:
     """What a transport reports when there is no whole answer.
 
@@ -133,6 +134,10 @@ class Failure:
     timed_out: bool = False
     response: Response | None = None
     via: str | None = None
+
+    def __repr__(self) -> str:
+        # Without the words of the cause, which may quote the request.
+        return f"<Failure {self.delivery.value}, {type(self.cause).__name__}>"
 
 
 class ForeignError(BaseException):
@@ -152,17 +157,41 @@ def is_foreign(error: BaseException, libraries: Container[str]) -> bool:
     """Return whether ``error`` comes from neither of ``libraries``, nor from Python itself for them.
 
     ``libraries`` are top-level names of modules, such as ``"httpx"``. An exception is a library's
-    if its class is, or if the innermost frame of its traceback is.
+    if its class is, or if the innermost frame of its traceback is; a frame of the standard library
+    counts as theirs, since they call it. See `foreign_cause` for what a library has wrapped.
     """
     if type(error).__module__.partition(".")[0] in libraries:
         return False
+    names = _modules(error)
+    # Without a traceback it was never raised, so somebody made it to report something.
+    return bool(names) and not (names[-1] in libraries or names[-1] in sys.stdlib_module_names)
+
+
+def foreign_cause(error: Exception, libraries: Container[str]) -> Exception | None:
+    """Return the exception that is not the libraries', be it ``error`` or what it came of.
+
+    A library may take what a signal handler raises inside of it, such as a `TimeoutError`, for its
+    own, and raise another one from it. What the caller was just handling is no cause: it did not
+    come through a library.
+    """
+    for link in chain(error):
+        if (
+            isinstance(link, Exception)
+            and is_foreign(link, libraries)
+            and (link is error or _modules(link)[0] in libraries)
+        ):
+            return link
+    return None
+
+
+def _modules(error: BaseException) -> list[str]:
+    """Return the top-level names of the modules that an exception came through, outermost first."""
+    names: list[str] = []
     traceback = error.__traceback__
-    if traceback is None:
-        return False  # it was never raised, so somebody made it to report something
-    while traceback.tb_next is not None:
+    while traceback is not None:
+        names.append(str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0])
         traceback = traceback.tb_next
-    module: str = traceback.tb_frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] not in libraries
+    return names
 
 
 def chain(error: BaseException, *, contexts: bool = True) -> list[BaseException]:

@@ -25,6 +25,9 @@ class Outcome(enum.IntEnum):
     def __str__(self) -> str:
         return self.name
 
+    def __format__(self, spec: str) -> str:
+        return format(self.name, spec)
+
 
 class CycleType(enum.StrEnum):
     """How a cycle came about."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from .decoding import Bad
+from .errors import ERROR_CODES
 from .messages import Delivery, Failure, Response
 from .models import Outcome
 
@@ -27,33 +28,45 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A row of the table: what happened, what that proves, and whether to try again may help."""
+    """A row of the table: what happened, what that proves, and whether a retry may help."""
 
     name: str
     evidence: Outcome
+    """What it proves of a write: that one request, sent once."""
+    evidence_with_key: Outcome
+    """What it proves of a write with an idempotency key. An earlier request with this key may still
+    run, so that a later one was not carried out proves nothing about the piece of work."""
     transient: bool
     description: str
 
+    def proves(self, kind: Kind) -> Outcome:
+        """Return what it proves of a call of this kind."""
+        if kind is Kind.WRITE:
+            return self.evidence
+        return self.evidence_with_key if kind is Kind.REPLAYABLE else Outcome.NOT_APPLIED
 
-_NOT, _UNKNOWN, _APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
+
+_N, _U, _A = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
 
 EVENTS: dict[str, Event] = {
-    name: Event(name, evidence, transient, description)
-    for name, evidence, transient, description in (
-        ("done", _APPLIED, False, "a 2xx answer that is ours, whole and readable"),
-        ("not_sent", _NOT, True, "nothing was sent: DNS, refused, connect or pool time-out"),
-        ("unsendable", _NOT, False, "nothing was sent, nor can be: certificate, closed client"),
-        ("no_answer", _UNKNOWN, True, "perhaps sent, and no head came back"),
-        ("broken", _UNKNOWN, False, "perhaps sent, and the transport says not to try again"),
-        ("abandoned", _UNKNOWN, False, "the caller was cancelled while it was in flight"),
-        ("misread", _APPLIED, False, "a 2xx answer that is ours, but part of it is unreadable"),
-        ("cut", _UNKNOWN, True, "a 2xx answer that was cut, or ran out of time"),
-        ("not_ours", _UNKNOWN, False, "any other 2xx answer"),
-        ("refused", _NOT, False, "4xx that says the request was not carried out"),
-        ("rate_limited", _NOT, True, "429"),
-        ("request_timeout", _UNKNOWN, True, "408"),
-        ("server_error", _UNKNOWN, True, "5xx, save 501 and 505"),
-        ("unproven", _UNKNOWN, False, "any other status as a final answer: 1xx, 3xx, 409, 501 …"),
+    name: Event(name, evidence, with_key, transient, description)
+    for name, evidence, with_key, transient, description in (
+        ("done", _A, _A, False, "a 2xx answer that is ours, whole and readable"),
+        ("not_sent", _N, _N, True, "nothing was sent: DNS, refused, connect or pool time-out"),
+        ("unsendable", _N, _N, False, "nothing was sent, nor can be: certificate, closed client"),
+        ("no_answer", _U, _U, True, "perhaps sent, and no head came back"),
+        ("broken", _U, _U, False, "perhaps sent, and the transport says not to try again"),
+        ("abandoned", _U, _U, False, "the caller was cancelled while it was in flight"),
+        ("misread", _A, _A, False, "a 2xx answer that is ours, but part of it is unreadable"),
+        ("cut", _U, _U, True, "a 2xx answer that was cut, or ran out of time"),
+        ("not_ours", _U, _U, False, "any other 2xx answer"),
+        ("refused", _N, _N, False, "4xx with an error code that says that no credits moved"),
+        ("rejected", _N, _U, False, "any other 4xx that says: this request was not carried out"),
+        ("conflict", _U, _U, True, "any other 409"),
+        ("rate_limited", _N, _U, True, "any other 429"),
+        ("request_timeout", _U, _U, True, "any other 408"),
+        ("server_error", _U, _U, True, "5xx, save 501 and 505"),
+        ("unproven", _U, _U, False, "any other status as a final answer: 1xx, 3xx, 501 …"),
     )
 }
 """NOT_APPLIED and APPLIED need proof; everything else is UNKNOWN."""
@@ -62,41 +75,47 @@ _STATUS_EVENTS: dict[int, Event] = (
     dict.fromkeys(range(500, 600), EVENTS["server_error"])
     | dict.fromkeys((501, 505), EVENTS["unproven"])
     # Statuses that RFC 9110 and its companions define as: the request was not carried out.
-    | dict.fromkeys((*range(400, 408), *range(410, 418)), EVENTS["refused"])
-    | dict.fromkeys((*range(421, 427), 428, 431, 451), EVENTS["refused"])
-    | {408: EVENTS["request_timeout"], 429: EVENTS["rate_limited"]}
+    | dict.fromkeys((*range(400, 408), *range(410, 418)), EVENTS["rejected"])
+    | dict.fromkeys((*range(421, 427), 428, 431, 451), EVENTS["rejected"])
+    | {
+        408: EVENTS["request_timeout"],
+        409: EVENTS["conflict"],
+        429: EVENTS["rate_limited"],
+    }
 )
 
 
-def event_of_status(status: int, *, has_code: bool) -> Event:
-    """Find the row for an answer that is no 2xx; ``has_code``: its body has an ``error_code``."""
-    event = _STATUS_EVENTS.get(status, EVENTS["unproven"])
-    if has_code and event is EVENTS["unproven"] and 400 <= status < 500:
-        # The service itself says no, under a status that alone would not prove it.
+def event_of_status(status: int, code: str | None) -> Event:
+    """Find the row for a response that is no 2xx; ``code``: the ``error_code`` of its body."""
+    if 400 <= status < 500 and code in ERROR_CODES:
         return EVENTS["refused"]
+    event = _STATUS_EVENTS.get(status, EVENTS["unproven"])
+    if 400 <= status < 500 and code is not None and event is EVENTS["unproven"]:
+        # The service itself says no, under a status that alone would not prove it.
+        return EVENTS["rejected"]
     return event
 
 
 def event_of_response(response: Response, reading: Bad) -> Event:
-    """Find the row for a whole answer that has no result."""
+    """Find the row for a whole response that has no result."""
     if 200 <= response.status < 300:
         return EVENTS["misread" if reading.ours else "not_ours"]
-    return event_of_status(response.status, has_code=reading.envelope.error_code is not None)
+    return event_of_status(response.status, reading.envelope.error_code)
 
 
 def event_of_failure(failure: Failure) -> Event:
-    """Find the row for a failure to get a whole answer."""
+    """Find the row for a failure to get a whole response."""
     if failure.delivery is Delivery.NOT_SENT:
         return EVENTS["not_sent" if failure.transient else "unsendable"]
     if failure.response is None:
         return EVENTS["no_answer" if failure.transient else "broken"]
     if 200 <= failure.response.status < 300:
         return EVENTS["cut" if failure.transient else "not_ours"]
-    return event_of_status(failure.response.status, has_code=False)
+    return event_of_status(failure.response.status, None)
 
 
 def may_retry(event: Event, kind: Kind, evidence: Outcome) -> bool:
-    """Say whether to try again after ``event``.
+    """Return whether to send the request again after ``event``.
 
     ``evidence`` is the greatest among the call's attempts, this one included.
     """
@@ -138,7 +157,7 @@ class RetryPolicy:
     """1 tries once."""
     initial_delay: float = 0.5
     """The wait after the first attempt; it doubles with each, times a random number from 0 to 1.
-    What ``Retry-After`` asks for is obeyed as it stands instead."""
+    Where ``Retry-After`` asks for more, the client waits that long."""
     max_delay: float = 8.0
     """The delay doubles no further than this."""
     attempt_timeout: float = 10.0
@@ -164,22 +183,27 @@ class RetryPolicy:
         return min(self.max_delay, self.initial_delay * 2.0 ** min(attempt - 1, 64)) * jitter
 
 
+_LONGEST_ASKED = 1e9
+"""Seconds, some thirty years. What is read as a longer wait is taken for this one."""
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
+
+
 def retry_after(response: Response) -> float | None:
     """Read ``Retry-After`` (RFC 9110, 10.2.3) as seconds from now, or ``None`` if it says nothing.
 
-    A date is measured against the answer's own ``Date``, since clocks differ; without one it
-    says nothing.
+    Fractions of a second, which some servers send, count too. A date is measured against the
+    response's own ``Date``, since clocks differ; without one it says nothing.
     """
     value = response.header("Retry-After")
     if value is None:
         return None
     value = value.strip()
-    if value.isascii() and value.isdecimal():
-        return float(value)
+    if _SECONDS.fullmatch(value):
+        return min(float(value), _LONGEST_ASKED)
     then, now = _http_date(value), _http_date(response.header("Date") or "")
     if then is None or now is None:
         return None
-    return max(0.0, (then - now).total_seconds())
+    return min(max(0.0, (then - now).total_seconds()), _LONGEST_ASKED)
 
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

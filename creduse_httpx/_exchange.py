@@ -21,18 +21,11 @@ from creduse_core import (
     is_foreign,
 )
 
+from ._foreign import LIBRARIES
+
 IDLE_TIMEOUT: Final = 3.0
 """Seconds. Servers close an idle connection after 5 and more; a request that meets a closing
 connection ends as UNKNOWN, so ours go first."""
-
-LIBRARIES: Final = frozenset(
-    {
-        *("httpx", "httpcore", "httpx2", "httpcore2", "h11", "h2", "socksio", "creduse_httpx"),
-        *("anyio", "asyncio", "trio", "outcome", "uvloop", "selectors", "socket", "ssl"),
-        *("concurrent", "contextlib", "encodings", "threading"),
-    }
-)
-"""Whose exceptions are a transport's. Any other is a signal handler's, say, and goes on as it is."""
 
 # What an exception of httpx or httpx2 says, by its class's name, as the two share the names but
 # not the classes: whether a retry can help, and whether time ran out. The most derived wins.

@@ -4,7 +4,11 @@ Each function falls back, where a name is gone, to what its docstring says. A te
 then (tests/httpx/test_httpcore.py).
 """
 
+import socket
+from contextlib import nullcontext
 from typing import Any
+
+import httpcore
 
 
 def transport_for(http_client: Any, url: Any) -> Any:
@@ -36,27 +40,54 @@ def speaks_http2(transport: Any) -> bool:
     return bool(getattr(getattr(transport, "_pool", None), "_http2", False))
 
 
-def set_backend(transport: Any, backend: object) -> None:
-    """Have a transport of ours use this network backend.
+def set_backend(transport: Any, backend: object) -> bool:
+    """Have a transport of ours use this network backend, and return whether it does.
 
     httpcore's pools take one, but httpx's transports do not hand it on:
     https://github.com/encode/httpx/discussions/1929. Without it the client works, but knows and
     bounds less, as with a mock: failures are UNKNOWN, and no connection is reused.
     """
     pool: Any = getattr(transport, "_pool", None)
-    if hasattr(pool, "_network_backend"):
-        pool._network_backend = backend  # noqa: SLF001 - see above
+    if not hasattr(pool, "_network_backend"):
+        return False
+    pool._network_backend = backend  # noqa: SLF001 - see above
+    return True
+
+
+def unlock(transport: Any) -> None:
+    """Take the lock off the pool of a transport of ours, which one thread at a time uses.
+
+    An exception of a signal handler that strikes while httpcore acquires it leaves it locked, and
+    httpcore then waits for it for ever:
+    https://github.com/encode/httpcore/blob/1.0.9/httpcore/_synchronization.py#L255. Without the
+    private name that limit is back.
+    """
+    pool: Any = getattr(transport, "_pool", None)
+    if hasattr(pool, "_optional_thread_lock"):
+        pool._optional_thread_lock = nullcontext()  # noqa: SLF001 - see above
+
+
+def stream_on(sock: socket.socket) -> httpcore.NetworkStream:
+    """Return httpcore's stream on a connected socket.
+
+    httpcore's own backend connects without a way to end that from another thread, and makes its
+    stream by itself: https://github.com/encode/httpcore/blob/1.0.9/httpcore/_backends/sync.py#L95.
+    Without it no call can be made, and the `ImportError` says so.
+    """
+    from httpcore._backends.sync import SyncStream  # noqa: PLC0415 - see above
+
+    return SyncStream(sock)
 
 
 def is_drained(transport: Any) -> bool:
-    """Return whether nothing is left of what was read on the one connection of a transport.
+    """Return whether the one connection of a transport is idle, and nothing is left in it.
 
     h11 keeps the bytes behind a response, and httpcore takes them for the next one:
     https://h11.readthedocs.io/en/latest/api.html#h11.Connection.trailing_data. Where that cannot be
     seen, nor where there is no connection, the connection is not reused.
     """
     connections: list[Any] = getattr(getattr(transport, "_pool", None), "connections", [])
-    return len(connections) == 1 and _is_drained(connections[0])
+    return len(connections) == 1 and connections[0].is_idle() and _is_drained(connections[0])
 
 
 def is_response_drained(response: Any) -> bool:

@@ -13,9 +13,11 @@ from typing import Any, Final
 
 import httpcore
 
-from creduse_core import ForeignError, is_foreign, is_loopback
+from creduse_core import is_loopback
 
-from ._exchange import LIBRARIES, Exchange
+from ._exchange import Exchange
+from ._foreign import NETWORK
+from ._httpcore import stream_on
 
 _SHORTEST: Final = 0.001
 """Seconds. A socket takes a timeout of 0 to mean that it should not wait, and says so oddly."""
@@ -32,14 +34,15 @@ class Line:
 
     def __init__(self, is_closed: Callable[[], bool], *, loopback_only: bool) -> None:
         """Send nothing once ``is_closed``; with ``loopback_only`` to nobody but this machine."""
-        self.is_reusable = True
-        """False where bytes may lie in a buffer that nobody can look into."""
         self.stream: Any = None
         """The stream as it is now, TLS included."""
+        self.connecting: socket.socket | None = None
+        """The socket that is being connected."""
         self._is_closed = is_closed
         self._loopback_only = loopback_only
         self._exchange: Exchange
         self._used = False
+        self._may_hide = False
         self._late_until: float | None = None
 
     def begin(self, exchange: Exchange) -> None:
@@ -113,8 +116,12 @@ class Line:
 
     def has_read(self, size: int, most: int) -> None:
         """Take note of a read of ``size`` bytes, of which there could have been ``most``."""
-        # An asyncio stream may keep what goes beyond that.
-        self.is_reusable = self.is_reusable and size < most
+        # An asyncio stream may keep what goes beyond that, where nobody can see it.
+        self._may_hide = self._may_hide or size >= most
+
+    def is_reusable(self) -> bool:
+        """Return whether all that has come on the connection is known."""
+        return self.stream is not None and not self._may_hide
 
     def give_up(self) -> None:
         """Read no more of this response."""
@@ -165,25 +172,6 @@ class Pieces(AsyncIterator[bytes]):
         return self._pieces.pop()
 
 
-class _Foreign:
-    """Lets an exception that is not the network's go on as a `ForeignError`.
-
-    httpcore takes an alarm's `TimeoutError`, which is an `OSError`, for the socket's.
-    """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is not None:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if isinstance(cause, Exception) and is_foreign(cause, LIBRARIES):
-                raise ForeignError(cause)
-
-
-_FOREIGN: Final = _Foreign()
-
-
 class Stream(httpcore.NetworkStream):
     """A stream of httpcore's, with the rules of its line."""
 
@@ -196,14 +184,14 @@ class Stream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the line knows better
         """Read, as far as the deadline allows."""
-        with _FOREIGN:
+        with NETWORK:
             data = self._stream.read(max_bytes, self._line.time_to_read())
         self._line.has_read(len(data), max_bytes)
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - see read
         """Write, if that is allowed."""
-        with _FOREIGN:
+        with NETWORK:
             self._stream.write(buffer, self._line.time_to_write(buffer))
 
     def start_tls(
@@ -213,7 +201,7 @@ class Stream(httpcore.NetworkStream):
         timeout: float | None = None,  # noqa: ARG002 - see read
     ) -> "Stream":
         """Agree on TLS."""
-        with _FOREIGN:
+        with NETWORK:
             secure = self._stream.start_tls(
                 ssl_context, server_hostname, self._line.time_to_connect()
             )
@@ -258,38 +246,52 @@ class Backend(httpcore.NetworkBackend):
         """Tell the line of what is connected."""
         self._line = line
         self._lock = lock
-        self._httpcore = httpcore.SyncBackend()
 
     def connect_tcp(
         self,
         host: str,
         port: int,
         timeout: float | None = None,  # noqa: ARG002 - the line knows better
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+        local_address: str | None = None,  # noqa: ARG002 - a transport of ours has none
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - as above
     ) -> Stream:
         """Connect to the first address that takes it."""
-        line = self._line
-        line.time_to_connect()
+        with NETWORK:
+            stream = Stream(stream_on(self._connect_to_any(host, port)), self._line, self._lock)
+        self._line.connected(stream)
+        return stream
+
+    def _connect_to_any(self, host: str, port: int) -> socket.socket:
+        self._line.time_to_connect()
+        failure = OSError(f"{host} has no address")
         try:
-            with _FOREIGN:
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise httpcore.ConnectError(error) from error
-        failure = httpcore.ConnectError(f"{host} has no address")
-        for *_, address in found:
+        for family, kind, protocol, _, address in found:
             try:
-                with _FOREIGN:
-                    connected = self._httpcore.connect_tcp(
-                        str(address[0]), port, line.time_to_connect(), local_address, socket_options
-                    )
-            except httpcore.ConnectError as error:
+                return self._connect(socket.socket(family, kind, protocol), address)
+            except TimeoutError as error:
+                raise httpcore.ConnectTimeout(error) from error
+            except OSError as error:
                 failure = error
-            else:
-                stream = Stream(connected, line, self._lock)
-                line.connected(stream)
-                return stream
-        raise failure
+        raise httpcore.ConnectError(failure) from failure
+
+    def _connect(self, sock: socket.socket, address: Any) -> socket.socket:
+        """Connect a socket, which another thread may shut down meanwhile."""
+        line = self._line
+        line.connecting = sock
+        try:
+            sock.settimeout(line.time_to_connect())
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            with self._lock:
+                line.connecting = None
+                sock.close()
+            raise
+        line.connecting = None
+        return sock
 
 
 class AsyncStream(httpcore.AsyncNetworkStream):
@@ -302,14 +304,14 @@ class AsyncStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - httpcore's
         """Read, as far as the deadline allows."""
-        with _FOREIGN:
+        with NETWORK:
             data = await self._stream.read(max_bytes, self._line.time_to_read())
         self._line.has_read(len(data), max_bytes)
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - httpcore's
         """Write, if that is allowed."""
-        with _FOREIGN:
+        with NETWORK:
             await self._stream.write(buffer, self._line.time_to_write(buffer))
 
     async def start_tls(
@@ -319,7 +321,7 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ARG002 - httpcore's
     ) -> "AsyncStream":
         """Agree on TLS."""
-        with _FOREIGN:
+        with NETWORK:
             secure = await self._stream.start_tls(
                 ssl_context, server_hostname, self._line.time_to_connect()
             )
@@ -354,7 +356,7 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
     ) -> AsyncStream:
         """Connect."""
         line = self._line
-        with _FOREIGN:
+        with NETWORK:
             connected = await self._httpcore.connect_tcp(
                 host, port, line.time_to_connect(), local_address, socket_options
             )

@@ -10,7 +10,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any, Final
 
 import anyio
@@ -19,6 +19,7 @@ import httpx
 from creduse_core import (
     CreduseProtocol,
     Failure,
+    ForeignError,
     Proxy,
     Response,
     Send,
@@ -28,8 +29,9 @@ from creduse_core.pool import Idle, Pool
 
 from ._clocks import AsyncClock, Clock, current_loop, under_trio
 from ._exchange import IDLE_TIMEOUT, Exchange, Heads, not_sent
-from ._httpcore import is_drained, set_backend
-from ._network import AsyncBackend, Backend, Line, Pieces
+from ._foreign import CLOSING, LIBRARIES
+from ._httpcore import is_drained, set_backend, unlock
+from ._network import AsyncBackend, Backend, Line, Pieces, shut_down
 
 _ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
 
@@ -100,9 +102,11 @@ class Connection:
     def __init__(self, settings: Settings, is_closed: Callable[[], bool], lock: RLock) -> None:
         """Connect when there is a request."""
         self._settings = settings
+        self._lock = lock
         self._line = Line(is_closed, loopback_only=settings.loopback_only)
         self._transport = settings.transport(httpx.HTTPTransport)
-        set_backend(self._transport, Backend(self._line, lock))
+        unlock(self._transport)
+        self._is_known = set_backend(self._transport, Backend(self._line, lock))
 
     def exchange(self, exchange: Exchange) -> Response:
         """Send the request and return its response, whatever raises in between."""
@@ -116,16 +120,19 @@ class Connection:
                     self._line.give_up()
         finally:
             # What there is of the response is there by now; closing cannot change it.
-            with suppress(Exception):
+            with CLOSING:
                 response.stream.close()
         return exchange.response()
 
     def is_fit(self) -> bool:
         """Return whether the connection can serve another request."""
-        return self._line.is_reusable and is_drained(self._transport)
+        return self._line.is_reusable() and is_drained(self._transport)
 
     def shut_down(self) -> None:
-        """End the exchange of another thread."""
+        """End the exchange of another thread, or its connecting."""
+        with self._lock, suppress(OSError):  # it has hung up already
+            if self._line.connecting is not None:
+                shut_down(self._line.connecting)
         if self._line.stream is not None:
             self._line.stream.shut_down()
 
@@ -134,9 +141,11 @@ class Connection:
 
         Not by the transport: a signal's exception may have left a lock of its pool locked.
         """
-        if self._line.stream is not None:
-            with suppress(Exception):
+        with CLOSING:
+            if self._line.stream is not None:
                 self._line.stream.close()
+            elif not self._is_known:
+                self._transport.close()
 
 
 class AsyncConnection:
@@ -162,22 +171,22 @@ class AsyncConnection:
                 if not exchange.add(chunk):
                     self._line.give_up()
         finally:
-            with suppress(Exception):
+            with CLOSING:
                 await response.stream.aclose()
         return exchange.response()
 
     def is_fit(self) -> bool:
         """Return whether the connection can serve another request."""
-        return self._line.is_reusable and is_drained(self._transport)
+        return self._line.is_reusable() and is_drained(self._transport)
 
     async def aclose(self) -> None:
         """Close the connection, however its exchange has ended, and though it was cancelled."""
         with anyio.CancelScope(shield=True):
-            with suppress(Exception):
+            with CLOSING:
                 await self._transport.aclose()
             # httpcore leaves the socket open when it is cancelled while TLS is being agreed.
             if self._line.stream is not None:
-                with suppress(Exception):
+                with CLOSING:
                     await self._line.stream.aclose()
 
 
@@ -186,6 +195,8 @@ class OwnTransport(Clock):
 
     There is no lock that a thread waits for, and none that a signal's exception could leave locked.
     """
+
+    libraries = LIBRARIES
 
     def __init__(self, protocol: CreduseProtocol) -> None:
         """Make ready what connections share; they are opened when they are needed.
@@ -200,7 +211,8 @@ class OwnTransport(Clock):
         # By process: a fork shares the sockets, and two processes on one connection read each
         # other's responses. The parent's are kept, since closing one would end it for the parent.
         self._idle: dict[int, Idle[Connection]] = {}
-        self._active: set[Connection] = set()
+        # By thread, so that it stays small whatever a signal interrupts.
+        self._active: dict[int, Connection] = {}
 
     def _is_closed(self) -> bool:
         return self._closed
@@ -222,15 +234,15 @@ class OwnTransport(Clock):
         idle = self._idle_connections()
         while (stale := idle.expired(self.now())) is not None:
             stale.close()
-        connection = idle.take() or self._connection()
-        self._active.add(connection)
+        connection = idle.take() or Connection(self._settings, self._is_closed, self._lock)
         keep = False
         try:
+            self._active[get_ident()] = connection
             response = connection.exchange(exchange)
             keep = exchange.send.belongs(response) and connection.is_fit() and not self._closed
             return response
         finally:
-            self._active.discard(connection)
+            self._active.pop(get_ident(), None)
             if keep:
                 idle.keep(connection, self.now())
             else:
@@ -240,27 +252,29 @@ class OwnTransport(Clock):
         process = os.getpid()
         return self._idle.get(process) or self._idle.setdefault(process, Idle(IDLE_TIMEOUT))
 
-    def _connection(self) -> Connection:
-        return Connection(self._settings, self._is_closed, self._lock)
-
     def close(self) -> None:
         """Close all connections. A call in flight ends at once, and nothing of it is sent later."""
         self._closed = True
-        for connection in tuple(self._active):
+        for connection in tuple(self._active.values()):
             connection.shut_down()
         idle = self._idle_connections()
-        while (unused := idle.take()) is not None:
-            unused.close()
+        try:
+            while (unused := idle.take()) is not None:
+                unused.close()
+        except ForeignError as foreign:
+            raise foreign.error from None
 
 
-PLACES: Final = 100
+MAX_CONNECTIONS: Final = 100
 """Connections of an asynchronous client at most. Further calls wait for one, within their time."""
 
 
 class AsyncOwnTransport(AsyncClock):
     """Sends over connections of its own, on the event loop of its first call."""
 
-    def __init__(self, protocol: CreduseProtocol) -> None:
+    libraries = LIBRARIES
+
+    def __init__(self, protocol: CreduseProtocol, max_connections: int = MAX_CONNECTIONS) -> None:
         """Make ready what connections share; they are opened when they are needed.
 
         Raises:
@@ -270,7 +284,7 @@ class AsyncOwnTransport(AsyncClock):
         self._closed = False
         self._cut = False
         self._loop: object = None
-        self._pool: Pool[AsyncConnection, anyio.Event] = Pool(PLACES, IDLE_TIMEOUT)
+        self._pool: Pool[AsyncConnection, anyio.Event] = Pool(max_connections, IDLE_TIMEOUT)
         self._active = 0
         self._drained: anyio.Event | None = None
 

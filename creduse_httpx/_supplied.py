@@ -12,11 +12,19 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Final
 
-from creduse_core import CreduseProtocol, Failure, Response, Send, proxy_from_environment
+from creduse_core import (
+    CreduseProtocol,
+    Failure,
+    ForeignError,
+    Response,
+    Send,
+    proxy_from_environment,
+)
 
 from ._clients import AsyncHTTPXClient, HTTPXClient
 from ._clocks import AsyncClock, Clock
 from ._exchange import Exchange, Heads, not_sent
+from ._foreign import CLOSING, LIBRARIES
 from ._httpcore import direct_transport, is_response_drained, speaks_http2, transport_for
 from ._network import Pieces, check_loopback, has_record, shut_down
 from ._tasks import Tasks, new_tasks
@@ -221,6 +229,16 @@ class TracedExchange(Exchange):
         if step == "connect_tcp":
             self._supplied.check_peer(value)
 
+    def begin_response(self, response: Any) -> bool:
+        """Take the head of the response, and return whether its body is still to be read.
+
+        A transport that caches or retries may have read it, and then its stream is at its end.
+        """
+        self.set_head(response.status_code, response.headers.raw)
+        if response.is_stream_consumed:
+            self.add(response.content)
+        return not response.is_stream_consumed
+
     def may_go_on(self, chunk: bytes) -> bool:
         """Take a piece of the body, and return whether to wait for more.
 
@@ -268,6 +286,8 @@ def discard(response: Any) -> bool:
 class SuppliedTransport(Clock):
     """Sends over a supplied client, by way of its transports."""
 
+    libraries = LIBRARIES
+
     def __init__(self, protocol: CreduseProtocol, http_client: HTTPXClient) -> None:
         """Take an `httpx.Client` or an `httpx2.Client`."""
         self._supplied = Supplied(http_client, protocol, "Client")
@@ -286,7 +306,7 @@ class SuppliedTransport(Clock):
                 return self._read(response, exchange)
             finally:
                 # What there is of the response is there by now; closing cannot change it.
-                with suppress(Exception):
+                with CLOSING:
                     response.stream.close()
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
             return exchange.failed(error)
@@ -295,10 +315,10 @@ class SuppliedTransport(Clock):
             raise
 
     def _read(self, response: Any, exchange: TracedExchange) -> Response:
-        exchange.set_head(response.status_code, response.headers.raw)
-        for chunk in response.stream:
-            if not exchange.may_go_on(chunk) and not discard(response):
-                raise TimeoutError("no time was left for the response, or no room")
+        if exchange.begin_response(response):
+            for chunk in response.stream:
+                if not exchange.may_go_on(chunk) and not discard(response):
+                    raise TimeoutError("no time was left for the response, or no room")
         return exchange.finish(response)
 
     def close(self) -> None:
@@ -308,6 +328,8 @@ class SuppliedTransport(Clock):
 
 class AsyncSuppliedTransport(AsyncClock):
     """Sends over a supplied client, by way of its transports, each exchange in a task."""
+
+    libraries = LIBRARIES
 
     def __init__(self, protocol: CreduseProtocol, http_client: AsyncHTTPXClient) -> None:
         """Take an `httpx.AsyncClient` or an `httpx2.AsyncClient`."""
@@ -328,15 +350,23 @@ class AsyncSuppliedTransport(AsyncClock):
             return not_sent("the client belongs to another event loop: make one client for each")
         exchange = TracedExchange(send, self._supplied, self.now)
         try:
-            return await self._tasks.run(exchange, lambda: self._exchange(exchange))
+            end = await self._tasks.run(exchange, lambda: self._exchange(exchange))
         except BaseException as error:
             exchange.forget(error)
             raise
+        if isinstance(end, ForeignError):
+            raise end
+        return end
 
-    async def _exchange(self, exchange: TracedExchange) -> Response | Failure:
+    async def _exchange(self, exchange: TracedExchange) -> Response | Failure | ForeignError:
         if self._is_closed():  # while it waited for its turn
             return not_sent("the client is closed")
+        try:
+            return await self._send(exchange)
+        except ForeignError as foreign:  # for the caller to raise, and not in a task of ours
+            return foreign
 
+    async def _send(self, exchange: TracedExchange) -> Response | Failure:
         async def trace(name: str, info: dict[str, Any]) -> None:
             exchange.trace(name, info)
 
@@ -344,21 +374,21 @@ class AsyncSuppliedTransport(AsyncClock):
             request = exchange.traced_request(trace)
             response = await self._supplied.transport(request.url).handle_async_request(request)
             try:
-                exchange.set_head(response.status_code, response.headers.raw)
-                async for chunk in response.stream:
-                    if not exchange.may_go_on(chunk):
-                        discard(response)
+                if exchange.begin_response(response):
+                    async for chunk in response.stream:
+                        if not exchange.may_go_on(chunk):
+                            discard(response)
                 return exchange.finish(response)
             finally:
                 # What there is of the response is there by now; closing cannot change it.
-                with suppress(Exception):
+                with CLOSING:
                     await response.stream.aclose()
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
             return exchange.failed(error)
         finally:
             # httpcore leaves the socket open when it is cancelled while TLS is being agreed.
             if exchange.connected is not None:
-                with suppress(Exception):
+                with CLOSING:
                     await exchange.connected.aclose()
 
     async def aclose(self) -> None:

@@ -10,9 +10,9 @@ on each grows with the number of those that wait in its pool.
 import time
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from creduse_core import Failure, Response
+from creduse_core import Failure, ForeignError, Response
 
 from ._clocks import under_trio
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 PLACES: Final = 100
 
-Run = Callable[[], Coroutine[Any, Any, Response | Failure]]
+End: TypeAlias = Response | Failure | ForeignError
+Run: TypeAlias = Callable[[], Coroutine[Any, Any, End]]
 
 
 class Tasks(Protocol):
@@ -42,7 +43,7 @@ class Tasks(Protocol):
         """Say whether that loop is the one that is running."""
         ...
 
-    async def run(self, exchange: "TracedExchange", run: Run) -> Response | Failure:
+    async def run(self, exchange: "TracedExchange", run: Run) -> End:
         """Run an exchange in a task, and give what comes of it."""
         ...
 
@@ -61,12 +62,12 @@ class AsyncioTasks:
         self._asyncio = asyncio
         self._loop = asyncio.get_running_loop()
         self._places = asyncio.Semaphore(PLACES)
-        self._tasks: set[asyncio.Task[Response | Failure]] = set()
+        self._tasks: set[asyncio.Task[End]] = set()
 
     def is_here(self) -> bool:
         return not under_trio() and self._loop is self._asyncio.get_running_loop()
 
-    async def run(self, exchange: "TracedExchange", run: Run) -> Response | Failure:
+    async def run(self, exchange: "TracedExchange", run: Run) -> End:
         asyncio = self._asyncio
         if self._places.locked():
             try:
@@ -89,7 +90,7 @@ class AsyncioTasks:
             raise
         return exchange.failed(_too_slow()) if task.cancelled() else task.result()
 
-    def _done(self, task: "asyncio.Task[Response | Failure]") -> None:
+    def _done(self, task: "asyncio.Task[End]") -> None:
         self._tasks.discard(task)
         self._places.release()
 
@@ -119,14 +120,14 @@ class TrioTasks:
     def is_here(self) -> bool:
         return under_trio() and self._token is self._trio.lowlevel.current_trio_token()
 
-    async def run(self, exchange: "TracedExchange", run: Run) -> Response | Failure:
+    async def run(self, exchange: "TracedExchange", run: Run) -> End:
         trio = self._trio
         with trio.move_on_after(exchange.send.connect_timeout) as waiting:
             await self._places.acquire()
         if waiting.cancelled_caught:
             return exchange.failed(_no_place())
         scope, done = trio.CancelScope(), trio.Event()
-        answer: Response | Failure | None = None
+        answer: End | None = None
 
         async def main() -> None:
             nonlocal answer
@@ -137,7 +138,9 @@ class TrioTasks:
             done.set()
 
         self._events.add(done)
-        trio.lowlevel.spawn_system_task(main, context=copy_context())
+        # trio does not keep a KeyboardInterrupt out of a system task, which would end all.
+        protected = trio.lowlevel.enable_ki_protection(main)
+        trio.lowlevel.spawn_system_task(protected, context=copy_context())
         try:
             with trio.move_on_after(exchange.left()):
                 await done.wait()

@@ -127,8 +127,25 @@ def _not_http(_: bytes, __: bytes) -> Iterable[bytes]:
     return (b"SSH-2.0-OpenSSH_9.9\r\n",)
 
 
-def _surplus(head: bytes, body: bytes) -> Iterable[bytes]:
+def _then_a_refusal(head: bytes, body: bytes) -> Iterable[bytes]:
     return (head + body, SURPLUS)
+
+
+def _then_the_same(head: bytes, body: bytes) -> Iterable[bytes]:
+    return (head + body, head + body)
+
+
+def _then_half_of_it(head: bytes, body: bytes) -> Iterable[bytes]:
+    return (head + body, head + body[: len(body) // 2])
+
+
+def _after_a_503(head: bytes, body: bytes) -> Iterable[bytes]:
+    return (_unasked(503), head + body)
+
+
+def _framed_twice(head: bytes, body: bytes) -> Iterable[bytes]:
+    both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n" % len(body)
+    return (_reframed(head, body, both) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),)
 
 
 def _chunked(size: int, head: bytes, body: bytes) -> bytes:
@@ -304,11 +321,16 @@ _CUTS: dict[str, tuple[str, Shape]] = {
 }
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
-SURPLUS = b"HTTP/1.1 402 \r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-    len(_envelope(402)),
-    _envelope(402),
-)
-"""What the ready-made faults send after an answer: one that nobody asked for."""
+
+def _unasked(status: int) -> bytes:
+    """Return the bytes of a response that nobody asked for."""
+    head = b"HTTP/1.1 %d \r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    body = _envelope(status)
+    return head % (status, len(body)) + body
+
+
+SURPLUS = _unasked(402)
+"""The refusal that some of the ready-made faults send after the response."""
 
 _Row = tuple[str, str, Fault]
 
@@ -332,8 +354,17 @@ _SHAPES: list[_Row] = [
     ("100-first", "100 Continue before the answer", Shaped(_continue_first)),
     ("103-first", "103 Early Hints before the answer", Shaped(_hints_first)),
     ("not-http", "bytes that are not HTTP, then close", Shaped(_not_http, then=Action.CLOSE)),
-    ("surplus", "an answer too many, at once", Shaped(_surplus)),
-    ("surplus-later", "an answer too many, a moment later", Shaped(_surplus, pause=0.02)),
+    ("surplus", "the response, then a 402 in the same segment", Shaped(_then_a_refusal)),
+    ("surplus-later", "the response, a moment later a 402", Shaped(_then_a_refusal, pause=0.02)),
+    ("surplus-whole", "the response twice in one segment", Shaped(_then_the_same)),
+    (
+        "surplus-whole-later",
+        "the response, a moment later the same again",
+        Shaped(_then_the_same, pause=0.02),
+    ),
+    ("surplus-half", "the response, then half of it again", Shaped(_then_half_of_it)),
+    ("stray-503", "a 503, then the response in the same segment", Shaped(_after_a_503)),
+    ("framed-twice", "a chunked body with a Content-Length", Shaped(_framed_twice)),
     ("close-after", "an answer that keeps alive, then close", Shaped(then=Action.CLOSE)),
     ("cut-after", "an answer, then close without close_notify", Shaped(then=Action.CUT)),
 ]

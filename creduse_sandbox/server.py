@@ -574,6 +574,23 @@ class SandboxServer:
             if self._runs():
                 self._call(self._listen())
 
+    @contextmanager
+    def stalling(self) -> Generator[None, None, None]:
+        """Leave connections waiting inside a ``with`` block, and drop those there are as it begins.
+
+        Nobody gets a connection, and nobody is told so. Whoever still waits afterwards gets one
+        when its system tries again: on Linux one, three or seven seconds after it began to.
+
+        Raises:
+            RuntimeError: It does not run, or refuses already.
+        """
+        with self.refusing():
+            _may_share(self._listener, reuse_address=True, reuse_port=False)
+            self._listener.listen(0)
+            # The queue has one place. Nobody takes from it, so whoever comes later is not heard.
+            with socket.create_connection(self._listener.getsockname()):
+                yield
+
     def _runs(self) -> bool:
         return self._thread is not None
 

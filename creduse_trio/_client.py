@@ -3,8 +3,8 @@
 import os
 import random
 import ssl
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
 import h11
@@ -18,20 +18,39 @@ from creduse_core import (
     CreduseProtocol,
     Delivery,
     Failure,
+    ForeignError,
     Request,
     Response,
     RetryPolicy,
     Send,
     forget_frames,
+    is_foreign,
+    is_loopback,
     protocol_from_environment,
 )
 from creduse_core.pool import Pool
 from creduse_core.retry import check_timeout
 
-from ._connection import Connect, Connection, Progress, open_connection
+from ._connection import Connection, Head, Progress
+from ._wire import open_wire
 
-# What may pass: whether to try again may help. All else is a fault that stays.
+Connect: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
+"""Opens a stream to a host and a port, as `trio.open_tcp_stream` does."""
+
+# Worth a retry. All else stays as it is.
 _TRANSIENT: Final = (OSError, trio.BrokenResourceError, h11.RemoteProtocolError)
+
+# Whose exceptions are the transport's. Those of a stream that `connect` returns come in addition.
+_LIBRARIES: Final = (
+    "creduse_core",
+    "creduse_trio",
+    "trio",
+    "h11",
+    "ssl",
+    "socket",
+    "idna",
+    "encodings",
+)
 
 
 class TrioTransport:
@@ -50,20 +69,23 @@ class TrioTransport:
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._host_header = parts.netloc
         self._host = parts.hostname or ""
-        self._secure = parts.scheme == "https"
-        self._port = parts.port or (443 if self._secure else 80)
-        self._ssl_context = ssl_context
-        self._connect: Connect = connect or trio.open_tcp_stream
+        secure = parts.scheme == "https"
+        self._port = parts.port or (443 if secure else 80)
+        # Here, as it takes longer than many a call may.
+        self._ssl_context = (ssl_context or _system_context()) if secure else None
+        self._connect = connect
+        self._open: Connect = _open_loopback if protocol.plain_loopback else trio.open_tcp_stream
         self._pool: Pool[Connection, trio.Event] = Pool(max_connections, idle_timeout)
-        self._heads: dict[tuple[str, int], tuple[object, h11.Request]] = {}
+        self._heads: dict[tuple[str, int], tuple[object, Head]] = {}
+        self._libraries: set[str] = set(_LIBRARIES)
         self._home: object = None
         self._closed = False
 
     def _at_home(self) -> bool:
-        """Say whether this is the run and the process of the first call.
+        """Return whether this is the run and the process of the first call.
 
         Sockets belong to the run that opened them. A child that is forked shares them with its
-        parent, and two processes on one connection read each other's answers.
+        parent, and two processes on one connection read each other's responses.
         """
         if not trio.lowlevel.in_trio_run():
             return False
@@ -75,43 +97,64 @@ class TrioTransport:
     # checkpoint, where it unwinds as a cancellation does.
     @trio.lowlevel.enable_ki_protection
     async def send(self, send: Send) -> Response | Failure:
-        """Send once. See `creduse_core.AsyncTransport`."""
+        """Send once. See `creduse_core.AsyncTransport`.
+
+        Whatever is raised has no frames below this one, for those hold the request.
+        """
         progress = Progress()
-        begun = self.now()
         try:
             self._check()
-            answer_by, connect_by = begun + send.timeout, begun + send.connect_timeout
-            with trio.CancelScope(deadline=answer_by) as scope:
-                head = self._head(send.request)
-                if not self._pool.enter():
-                    scope.deadline = connect_by
-                    await self._wait()
+            begun = trio.current_time()
+            with trio.CancelScope(deadline=begun + send.timeout) as scope:
                 try:
-                    connection = await self._idle()
-                    if connection is None:
-                        scope.deadline = connect_by
-                        connection = await self._new()
-                    if scope.deadline != answer_by:  # to set it takes its time
-                        scope.deadline = answer_by
-                    return await self._exchange(connection, head, send, progress)
+                    return await self._attempt(send, begun, scope, progress)
                 except BaseExceptionGroup as group:
-                    # Of a stream that has a nursery of its own: what cancels goes on by itself.
-                    if (cancelled := group.split(Exception)[1]) is None:
+                    if (plain := _plain(group)) is group:
                         raise
-                    raise cancelled from None
-                finally:
-                    _wake(self._pool.leave())
-        except Exception as error:  # noqa: BLE001 - none leaves as itself
+                    raise plain from None
+        except BaseException as error:
+            foreign = None if progress.connecting else self._foreign(error)
+            forget_frames(error)
+            if foreign is not None:
+                raise ForeignError(foreign) from None
+            if not isinstance(error, Exception):
+                raise
             transient = isinstance(error, _TRANSIENT) and not _is_certificate(error)
             return _failure(progress, error, transient=transient)
         # Only this scope's own deadline leads here: what else cancels goes on to its own scope.
-        host = f"{self._host}:{self._port}"
-        what = "no whole answer came" if progress.sent else f"no connection to {host} stood"
+        what = "no whole response came" if progress.sent else "no connection stood"
         late = TimeoutError(f"{what} in time")
         return _failure(progress, late, transient=True, timed_out=True)
 
-    def _head(self, request: Request) -> h11.Request:
-        """Give the head for h11, whose checks of one cost as much as a write to the network.
+    async def _attempt(
+        self, send: Send, begun: float, scope: trio.CancelScope, progress: Progress
+    ) -> Response:
+        """Get a place and a connection, and exchange the messages on it."""
+        head = self._head(send.request)
+        answer_by, connect_by = begun + send.timeout, begun + send.connect_timeout
+        if not self._pool.enter():
+            scope.deadline = connect_by
+            await self._wait()
+        try:
+            connection = await self._idle()
+            if connection is None:
+                scope.deadline = connect_by
+                connection = await self._new(progress)
+            if scope.deadline != answer_by:  # to set it takes its time
+                scope.deadline = answer_by
+            return await self._exchange(connection, head, send, progress)
+        finally:
+            _wake(self._pool.leave())
+
+    def _foreign(self, error: BaseException) -> Exception | None:
+        """Return the exception, or that of a group, that is neither ours nor a library's."""
+        for leaf in _leaves(error):
+            if isinstance(leaf, Exception) and is_foreign(leaf, self._libraries):
+                return leaf
+        return None
+
+    def _head(self, request: Request) -> Head:
+        """Return the head for h11, whose checks of one cost as much as a write to the network.
 
         One is kept for each path and length: the calls of a protocol have the same headers, but
         for those with an idempotency key.
@@ -120,14 +163,16 @@ class TrioTransport:
         headers, head = self._heads.get(key, (None, None))
         if head is not None and headers is request.hidden_headers:
             return head
-        head = h11.Request(
-            method=request.method,
-            target=request.url.removeprefix(self._origin),
-            headers=[
-                ("Host", self._host_header),
-                *request.headers,
-                ("Content-Length", str(len(request.body))),
-            ],
+        head = Head(
+            h11.Request(
+                method=request.method,
+                target=request.url.removeprefix(self._origin),
+                headers=[
+                    ("Host", self._host_header),
+                    *request.headers,
+                    ("Content-Length", str(len(request.body))),
+                ],
+            )
         )
         self._heads[key] = request.hidden_headers, head
         return head
@@ -157,27 +202,28 @@ class TrioTransport:
             )
 
     async def _idle(self) -> Connection | None:
-        """Give an idle connection that is fit for use, if there is one."""
+        """Return an idle connection that is fit for use, if there is one."""
         while (stale := self._pool.expired(trio.current_time())) is not None:
-            await stale.close()
+            await stale.wire.close()
         while (idle := self._pool.take()) is not None:
-            if await _is_fit(idle):
-                return idle
+            with idle.wire.ignoring_errors():  # however it is broken, it is not used again
+                if await _is_fit(idle):
+                    return idle
         return None
 
-    async def _new(self) -> Connection:
+    async def _new(self, progress: Progress) -> Connection:
         """Open a connection."""
-        if self._secure and self._ssl_context is None:
-            self._ssl_context = ssl.create_default_context()
-            self._ssl_context.set_alpn_protocols(["http/1.1"])
-        context = self._ssl_context if self._secure else None
-        new = await open_connection(self._connect, self._host, self._port, context)
+        progress.connecting = self._connect is not None
+        stream = await (self._connect or self._open)(self._host, self._port)
+        progress.connecting = False
+        wire = await open_wire(stream, self._host, self._ssl_context, self._libraries)
+        new = Connection(wire)
         if not await _is_fit(new):
             raise h11.RemoteProtocolError("the server spoke or hung up before it was asked")
         return new
 
     async def _exchange(
-        self, connection: Connection, head: h11.Request, send: Send, progress: Progress
+        self, connection: Connection, head: Head, send: Send, progress: Progress
     ) -> Response:
         """Send on this connection, and keep it if it is fit for another request."""
         keep = False
@@ -189,14 +235,14 @@ class TrioTransport:
             if keep:
                 self._pool.keep(connection, trio.current_time())
             else:
-                await connection.close()
+                await connection.wire.close()
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await trio.sleep(seconds)
 
     def now(self) -> float:
-        """Give the time on the clock of this run, in seconds."""
+        """Return the time on the clock of this run, in seconds."""
         try:
             return trio.current_time()
         except RuntimeError:  # outside of a run, where nothing is sent
@@ -208,18 +254,34 @@ class TrioTransport:
         self._closed = True
         if self._at_home():  # elsewhere they are not ours to touch, nor is a forked child's loop
             while (idle := self._pool.take()) is not None:
-                await idle.close()
+                await idle.wire.close()
             await trio.lowlevel.checkpoint()  # as all of trio's functions do
 
 
+def _leaves(error: BaseException) -> list[BaseException]:
+    """Return the members of a group, however deep; else the exception itself."""
+    members: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return [leaf for member in members for leaf in _leaves(member)] or [error]
+
+
+def _plain(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what is raised in place of a group, which nobody who catches its members expects.
+
+    A nursery, such as that of `trio.open_tcp_stream`, may group a cancellation. What ends the
+    program comes first, then what cancels; a group of mere errors stays.
+    """
+    ends = [leaf for leaf in _leaves(group) if not isinstance(leaf, Exception)]
+    return min(ends, key=lambda leaf: isinstance(leaf, trio.Cancelled), default=group)
+
+
 async def _is_fit(connection: Connection) -> bool:
-    """Say whether a connection is fit for a request; close it if not."""
+    """Return whether a connection is fit for a request; close it if not."""
     quiet = False
     try:
-        quiet = await connection.quiet()
+        quiet = await connection.wire.is_quiet()
     finally:
         if not quiet:
-            await connection.close()
+            await connection.wire.close()
     return quiet
 
 
@@ -231,7 +293,6 @@ def _wake(waiter: trio.Event | None) -> None:
 def _failure(
     progress: Progress, error: Exception, *, transient: bool, timed_out: bool = False
 ) -> Failure:
-    forget_frames(error)
     return Failure(
         Delivery.MAYBE_SENT if progress.sent else Delivery.NOT_SENT,
         error,
@@ -242,8 +303,45 @@ def _failure(
 
 
 def _is_certificate(error: Exception) -> bool:
-    """Say whether a certificate was refused, which no second attempt mends."""
-    return isinstance(error.__cause__, ssl.SSLCertVerificationError)
+    """Return whether a certificate was refused, which no second attempt mends.
+
+    A stream that `connect` returns may be a `trio.SSLStream`, which names it as the cause.
+    """
+    links = (error, error.__cause__)
+    return any(isinstance(link, ssl.SSLCertVerificationError) for link in links)
+
+
+async def _open_loopback(host: str, port: int) -> trio.SocketStream:
+    """Connect to this machine, and raise if a name such as ``localhost`` leads to another."""
+    stream = await trio.open_tcp_stream(host, port)
+    try:
+        _check_loopback(host, stream.socket.getpeername()[0])
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return stream
+
+
+def _check_loopback(host: str, address: str) -> None:
+    if not is_loopback(address):
+        raise RuntimeError(
+            f"{host} is {address}, which is not this machine: over http, anyone on the way could "
+            "read the API key. Use https, or pass allow_http=True"
+        )
+
+
+def _system_context() -> ssl.SSLContext:
+    """Return a context that trusts what the system does, or what ``SSL_CERT_FILE`` names."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if file := os.environ.get("SSL_CERT_FILE"):  # OpenSSL says nothing if it is wrong
+        try:
+            context.load_verify_locations(file)
+        except OSError as error:
+            raise ValueError(
+                f"SSL_CERT_FILE is {file!r}, which holds no certificates: {error}"
+            ) from None
+    return context
 
 
 class AsyncCreduseClient(AsyncCoreClient):
@@ -253,24 +351,24 @@ class AsyncCreduseClient(AsyncCoreClient):
             await client.add(end_user_id, 100)
 
     - ``api_key``: else ``CREDUSE_API_KEY`` from the environment.
-    - ``ssl_context``: for https, of your own. Else one that trusts what the system trusts.
+    - ``ssl_context``: for https, of your own. Else one that trusts what the system trusts, or what
+      ``SSL_CERT_FILE`` names.
     - ``base_url``: else ``CREDUSE_BASE_URL``, else the service. Plain http is for loopback hosts,
       unless ``allow_http=True``, or ``CREDUSE_ALLOW_HTTP=1`` and it is not given.
     - ``timeout``: seconds for a whole call, its retries and waits included.
-    - ``retry``: when a call is tried again; never where that could apply it twice.
+    - ``retry``: when a call is retried; never where that could apply it twice.
     - ``on_attempt``: called with an `Attempt` after each.
-    - ``max_connections``: how many there are at a time. Further calls wait, first come first
-      served.
+    - ``max_connections``: at a time. Further calls wait, first come first served.
     - ``idle_timeout``: seconds that a connection may be idle and still be used again.
-    - ``connect``: called as ``await connect(host, port)``, gives the stream to the server, such as
-      one to a Unix socket or in memory; `trio.open_tcp_stream` by default. If ``base_url`` is
-      https, TLS goes on top. It raises `OSError` for what may pass; anything else is not tried
-      again.
+    - ``connect``: called as ``await connect(host, port)``, returns the stream to the server, such
+      as one to a Unix socket or in memory; `trio.open_tcp_stream` by default. If ``base_url`` is
+      https, TLS goes on top. Whatever it raises means that nothing was sent; after an `OSError` the
+      call is retried.
 
     Wrong arguments raise ``TypeError`` or ``ValueError``, here and in each method, before anything
     is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether the credits
     moved. A client belongs to the ``trio.run`` of its first call; make it after a fork.
-    ``aclose()`` lets calls in flight go on to their end. There are no proxies.
+    ``aclose()`` lets calls in flight go on to their end. It supports no proxies.
     """
 
     def __init__(  # noqa: PLR0913 - its arguments are its documentation
@@ -282,7 +380,7 @@ class AsyncCreduseClient(AsyncCoreClient):
         timeout: float = TIMEOUT,
         retry: RetryPolicy = DEFAULT_RETRY,
         on_attempt: Callable[[Attempt], object] | None = None,
-        allow_http: bool = False,
+        allow_http: bool | None = None,
         max_connections: int = 100,
         idle_timeout: float = 3.0,
         connect: Connect | None = None,
@@ -302,7 +400,7 @@ class AsyncCreduseClient(AsyncCoreClient):
                 connect=connect,
             ),
             on_attempt=on_attempt,
-            jitter=random.random,
+            jitter=random.Random().random,  # noqa: S311 - of its own, so that a seed stays a seed
         )
 
 

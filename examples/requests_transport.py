@@ -8,8 +8,8 @@ of a netrc, cookies and the environment's proxies, and look into redirects.
 Limits: a time-out is for each read, so a head that drips in is not bounded as a whole; looking a
 name up takes none; each address of a host, and the TLS handshake, gets the whole
 ``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
-the final one, which makes the call UNKNOWN; and what a server sends beyond one answer may be taken
-for the next. No proxies, nor those of the environment.
+the final one, which makes the call UNKNOWN; and what a server sends beyond one response is dropped
+unseen, and the connection used again. No proxies, nor those of the environment.
 Nor does ``REQUESTS_CA_BUNDLE`` count: set ``session.verify``.
 """
 
@@ -44,7 +44,7 @@ class RequestsTransport:
     def __init__(self, session: requests.Session | None = None) -> None:
         self._verify: Any = True if session is None else session.verify
         self._cert = None if session is None else session.cert
-        self._adapter = _Adapter()
+        self._adapter = _Adapter(pool_maxsize=100)  # what is more is closed after its call
         self._closed = False
 
     def send(self, send: Send) -> Response | Failure:

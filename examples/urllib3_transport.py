@@ -5,8 +5,8 @@
 Limits: a time-out is for each read, so a head that drips in is not bounded as a whole; looking a
 name up takes none; each address of a host, and the TLS handshake, gets the whole
 ``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
-the final one, which makes the call UNKNOWN; and what a server sends beyond one answer may be taken
-for the next. No proxies, nor those of the environment.
+the final one, which makes the call UNKNOWN; and what a server sends beyond one response is dropped
+unseen, and the connection used again. No proxies, nor those of the environment.
 """
 
 import ssl

@@ -27,20 +27,40 @@ from creduse_sandbox.conformance.checks import (
     check,
     check_async,
 )
+from creduse_sandbox.conformance.closing import (
+    CLOSINGS,
+    Closing,
+    check_async_closing,
+    check_closing,
+)
+from creduse_sandbox.conformance.concurrency import (
+    CROWDS,
+    Crowd,
+    check_async_crowd,
+    check_crowd,
+)
 from creduse_sandbox.conformance.scenarios import SCENARIOS, TLS_SCENARIOS, Ending, Limit, Scenario
 
 __all__ = [
     "CANCELLATIONS",
+    "CLOSINGS",
+    "CROWDS",
     "SCENARIOS",
     "TLS_SCENARIOS",
     "AsyncConnect",
     "Cancellation",
     "Certificates",
+    "Closing",
     "Connect",
+    "Crowd",
     "Ending",
     "Limit",
     "Scenario",
     "check",
     "check_async",
+    "check_async_closing",
+    "check_async_crowd",
     "check_cancellation",
+    "check_closing",
+    "check_crowd",
 ]

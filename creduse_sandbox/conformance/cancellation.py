@@ -28,7 +28,7 @@ from creduse_sandbox.conformance.checks import (
     under_trio,
     untrue,
 )
-from creduse_sandbox.conformance.scenarios import AMOUNT, API_KEY, PLENTY, USER
+from creduse_sandbox.conformance.scenarios import AMOUNT, API_KEY, PLENTY, USER, in_words
 from creduse_sandbox.faults import FAULTS, Fault
 from creduse_sandbox.server import LogEntry, SandboxServer
 
@@ -137,7 +137,8 @@ async def _cancel_once(
     ]
     if problems:
         title = f"cancelled at step {step}, {cancellation}"
-        raise AssertionError(report(title, problems, (*before, *server.log)))
+        log = (*before, *server.log)
+        raise AssertionError(report(title, in_words(cancellation.fault), problems, log))
     return asked
 
 
@@ -152,7 +153,8 @@ async def _go_on(
     if len(server.applied) != 100:
         problems.append(f"of a hundred calls afterwards, {len(server.applied)} were applied")
     if problems:
-        raise AssertionError(report(str(cancellation), problems, server.log))
+        words = in_words(cancellation.fault)
+        raise AssertionError(report(str(cancellation), words, problems, server.log))
 
 
 async def _succeed(client: AsyncCoreClient, call: Call[Any]) -> AsyncIterator[str]:

@@ -5,8 +5,10 @@ import ssl
 import sys
 import time
 from collections.abc import (
+    Awaitable,
     Callable,
     Generator,
+    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -18,7 +20,7 @@ from contextlib import (
     nullcontext,
 )
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from creduse_core import (
     AsyncCoreClient,
@@ -33,6 +35,7 @@ from creduse_core import (
 from creduse_sandbox.conformance.scenarios import (
     API_KEY,
     BALANCE,
+    HELD,
     PLENTY,
     SOON,
     USER,
@@ -42,6 +45,8 @@ from creduse_sandbox.conformance.scenarios import (
 )
 from creduse_sandbox.faults import Answer
 from creduse_sandbox.server import LogEntry, SandboxServer
+
+T = TypeVar("T")
 
 Certificates: TypeAlias = Mapping[str, ssl.SSLContext]
 Connect: TypeAlias = Callable[[CreduseProtocol], AbstractContextManager[CoreClient]]
@@ -118,6 +123,18 @@ async def pause(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
+async def at_once(run: Callable[[T], Awaitable[None]], each: Iterable[T]) -> None:
+    """Run a coroutine function on each, in a task of its own, under either event loop."""
+    if under_trio():
+        import trio  # noqa: PLC0415 - only where it is running
+
+        async with trio.open_nursery() as nursery:
+            for one in each:
+                nursery.start_soon(run, one)
+    else:
+        await asyncio.gather(*map(run, each))
+
+
 @dataclass(slots=True)
 class _Watched:
     """A call, and how it went."""
@@ -125,7 +142,8 @@ class _Watched:
     call: Call[Any]
     first: int
     """How many requests were in the log before it."""
-    seconds: float = 0.0
+    begun: float
+    ended: float = 0.0
     error: CreduseError | None = None
 
 
@@ -141,27 +159,29 @@ def _trial(
 ) -> Generator["_Trial", None, None]:
     context = (certificates or {})[scenario.certificate] if scenario.certificate else None
     with SandboxServer(api_key=API_KEY, ssl_context=context) as server:
-        yield _Trial(scenario, server, scenario.limit if scenario.limit in limits else None)
+        yield _Trial(scenario, server, limits)
 
 
 class _Trial:
     """One run of a scenario: what is called, and what is to be said of it afterwards."""
 
-    def __init__(self, scenario: Scenario, server: SandboxServer, limit: Limit | None) -> None:
+    def __init__(self, scenario: Scenario, server: SandboxServer, limits: Sequence[Limit]) -> None:
         self.protocol = make_protocol(server, scenario.attempt_timeout)
         self._calm = make_protocol(server, PLENTY)
         self._scenario = scenario
         self.server = server
         self.rest = scenario.rest
-        self._limit = limit
+        self._limits = limits
         self._watched: list[_Watched] = []
-        self._requests: list[Request] = []
+        self._requests: list[tuple[Request, float]] = []
         server.order(Answer(500), when=self._look)
         server.handle(self.protocol.add(USER, BALANCE).request)
 
     def _look(self, request: Request) -> bool:
         """See a request as it came, with the key and the query that the log does without."""
-        self._requests.append(request)
+        if self._scenario.again is not None and self._requests:
+            time.sleep(HELD)
+        self._requests.append((request, time.monotonic()))
         return False
 
     def calls(self) -> Iterator[Call[Any]]:
@@ -175,6 +195,8 @@ class _Trial:
             server.order(fault)
         with server.refusing() if scenario.refuse else nullcontext():
             yield scenario.make(self.protocol)
+        if scenario.again is not None:
+            yield scenario.again(self._calm)
         # Whatever that was, the client can go on.
         if not scenario.certificate or scenario.certificate == "good":
             yield self._calm.get_balance(USER)
@@ -183,53 +205,75 @@ class _Trial:
     @contextmanager
     def watching(self, call: Call[Any]) -> Generator[None, None, None]:
         """Take note of how a call goes. Only what is no `CreduseError` comes through."""
-        watched = _Watched(call, len(self.server.log))
+        watched = _Watched(call, len(self.server.log), time.monotonic())
         self._watched.append(watched)
-        begun = time.monotonic()
         try:
             yield
         except CreduseError as error:
             watched.error = error
         finally:
-            watched.seconds = time.monotonic() - begun
+            watched.ended = time.monotonic()
             self.server.settle()
 
     def judge(self) -> None:
-        """Say all that is wrong."""
-        log = self.server.log
+        """Say all that is wrong, and whether to state a limit would allow it."""
+        log, limit = self.server.log, self._scenario.limit
+        stated = limit in self._limits
+        problems = self._problems(log, limit if stated else None)
+        if not problems:
+            return
+        if limit is not None and not stated and not self._problems(log, limit):
+            problems.append(f"This is allowed with limits=[Limit.{limit.name}]: {limit.value}.")
+        raise AssertionError(report(self._scenario.name, self._scenario.description, problems, log))
+
+    def _problems(self, log: Sequence[LogEntry], limit: Limit | None) -> list[str]:
         ends = [watched.first for watched in self._watched[1:]] + [len(log)]
         seen = [log[watched.first : end] for watched, end in zip(self._watched, ends, strict=True)]
         main = int(self._scenario.used)
-        problems = [*self._in_the_end(self._watched[main], seen[main])]
+        problems = [*self._in_the_end(self._watched[main], seen[main], limit)]
         for number, (watched, entries) in enumerate(zip(self._watched, seen, strict=True)):
-            if number > main and self._limit is Limit.SURPLUS:
-                break
             problems += untrue(watched.call, entries)
             problems += _altered(watched.call, entries)
-            if watched.seconds > WITHIN:
-                problems.append(f"{watched.call} took {watched.seconds:.1f} s")
+            problems += self._too_soon(watched)
+            if watched.ended - watched.begun > WITHIN:
+                problems.append(f"{watched.call} took {watched.ended - watched.begun:.1f} s")
             answer = watched.call.response
             if watched.error is None and (answer is None or answer.header("Date") is None):
                 problems.append(f"the answer to {watched.call} has lost its header fields")
             if watched.error is not None and number != main:
                 problems.append(f"{watched.call}, a call beside it, raised {watched.error!r}")
-        if self._scenario.fresh and self._limit is None:
-            used = {entry.connection for entry in seen[main]}
+        if self._scenario.fresh and limit is None:
+            spoilt = {entry.connection: entry for entry in seen[main] if entry.fault is not None}
             problems += [
                 f"the connection was used again, by request {entry.number}"
-                for entry in log[ends[main] :]
-                if entry.connection in used
+                for entry in log
+                if entry.connection in spoilt and entry.number > spoilt[entry.connection].number
             ]
-        problems += _disguised(self._requests)
+        if self._scenario.reused and limit is None:
+            used = {entry.connection for entry in log[: ends[main]]}
+            if len(used) > 1:
+                problems.append("the connection of the call before was not used again")
+        problems += _disguised(request for request, _ in self._requests)
         if self.server.connections:
             problems.append(f"{self.server.connections} connections are left open")
-        if problems:
-            raise AssertionError(report(self._scenario.name, problems, log))
+        return problems
 
-    def _in_the_end(self, watched: _Watched, entries: Sequence[LogEntry]) -> Iterator[str]:
+    def _too_soon(self, watched: _Watched) -> Iterator[str]:
+        """Hold the responses that a call has had against those that the server had begun by then."""
+        had = sum(attempt.status is not None for attempt in watched.call.attempts)
+        begun = sum(watched.begun <= at <= watched.ended for _, at in self._requests)
+        if had > begun:
+            yield (
+                f"{watched.call} took for its own a response that was there before: it had {had}, "
+                f"and the server had let {begun} of its requests through"
+            )
+
+    def _in_the_end(
+        self, watched: _Watched, entries: Sequence[LogEntry], limit: Limit | None
+    ) -> Iterator[str]:
         call, error = watched.call, watched.error
         requests, applied = len(entries), sum(entry.applied for entry in entries)
-        endings = self._scenario.endings + (self._scenario.limited if self._limit else ())
+        endings = self._scenario.endings + (self._scenario.limited if limit else ())
         if not any(
             (type(error) in ending.errors if ending.errors else error is None)
             and call.outcome is ending.outcome
@@ -243,9 +287,10 @@ class _Trial:
             what = "a result" if error is None else repr(error)
             yield f"it ended in {what}, {call.outcome}; {requests} received, {applied} applied"
             yield "which should have been: " + ", or: ".join(map(str, endings))
-        low, high = self._scenario.at_least, self._scenario.at_most
-        if not low <= watched.seconds <= high:
-            yield f"it took {watched.seconds:.2f} s, which should have been {low:g} to {high:g}"
+        low, high = self._scenario.at_least, WITHIN if limit else self._scenario.at_most
+        seconds = watched.ended - watched.begun
+        if not low <= seconds <= high:
+            yield f"it took {seconds:.2f} s, which should have been {low:g} to {high:g}"
         if error is not None and error.outcome is not call.outcome:
             yield f"its error says {error.outcome}, and the call {call.outcome}"
 
@@ -291,7 +336,7 @@ def _altered(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
             yield f"request {entry.number} had another body: {entry.body!r}"
 
 
-def _disguised(requests: Sequence[Request]) -> Iterator[str]:
+def _disguised(requests: Iterable[Request]) -> Iterator[str]:
     """Hold whole requests against what the log does not tell of them."""
     for request in requests:
         keys = [value for name, value in request.headers if name.lower() == "authorization"]
@@ -301,11 +346,19 @@ def _disguised(requests: Sequence[Request]) -> Iterator[str]:
             yield f"{request} had a query"
 
 
-def report(name: str, problems: Sequence[str], log: Sequence[LogEntry]) -> str:
-    """Put what is wrong into words, with what the server saw."""
+def report(name: str, words: str, problems: Sequence[str], log: Sequence[LogEntry]) -> str:
+    """Put what is wrong into words, with what the server did and what it saw."""
     lines = (
         f"request {entry.number} on connection {entry.connection}: {entry.method} {entry.path}, "
         f"{entry.received} bytes, answered {entry.status}, {'' if entry.applied else 'not '}applied"
         for entry in log
     )
-    return "\n  ".join([f"{name}:", *problems, "What the server saw:", *lines])
+    return "\n  ".join(
+        [
+            f"{name}:",
+            *problems,
+            f"What the server was to do: {words or 'serve'}.",
+            "What the server saw:",
+            *lines,
+        ]
+    )

@@ -34,7 +34,16 @@ from creduse_core import (
     TransportError,
     UserDoesNotExistError,
 )
-from creduse_sandbox.faults import FAULTS, Action, Answer, Fault, Shaped, Stage
+from creduse_sandbox.faults import (
+    DESCRIPTIONS,
+    FAULTS,
+    Action,
+    Answer,
+    Fault,
+    Shape,
+    Shaped,
+    Stage,
+)
 
 API_KEY: Final = "sk-conformance-0123456789abcdef"
 USER: Final = UUID("12345678-1234-5678-1234-567812345678")
@@ -53,6 +62,10 @@ SLACK: Final = 2.5
 and machines that run tests are slow."""
 
 
+HELD: Final = 0.05
+"""Seconds that the server takes before it looks at a request, where a surplus may come in between."""
+
+
 class Limit(enum.Enum):
     """What a library may be unable to do. Whoever uses it has to be told."""
 
@@ -60,8 +73,12 @@ class Limit(enum.Enum):
     """Such an answer may then come late, and be believed."""
     INTERIM = "an interim answer other than 100 is taken for the answer"
     """The outcome is then UNKNOWN."""
-    SURPLUS = "bytes beyond an answer are taken for the next call's"
-    """An error names no user, so the next call may see one that is not its own."""
+    SURPLUS = "bytes beyond a response are dropped unseen, and the connection is used again"
+    """They are still nobody's response."""
+    REUSE = "each request opens a connection of its own"
+    """That takes time, and ports."""
+    CLOSE = "close() leaves calls that are under way to their own end"
+    """Nothing of them is first sent afterwards, all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +128,48 @@ class Scenario:
     """Seconds that the call takes."""
     at_most: float = WITHIN
     """Seconds."""
+    reused: bool = False
+    """It must be sent on the connection of the call before it."""
+    again: Callable[[CreduseProtocol], Call[Any]] | None = field(default=None, repr=False)
+    """An equal call that follows at once. The server takes its time with it, so that a client that
+    has a result too soon has it from elsewhere."""
     limit: Limit | None = None
     """What may be stated here instead of held to."""
     limited: tuple[Ending, ...] = ()
     """How it may also end, then."""
+    words: str = ""
+    """What the server does, where the faults are none of `FAULTS`."""
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def description(self) -> str:
+        """What the server does, in words."""
+        faults = self.words or "; then ".join(map(in_words, self.faults))
+        return ". ".join(
+            text
+            for told, text in (
+                (self.certificate not in {"", "good"}, f"Its certificate is {self.certificate}"),
+                (self.refuse, "It refuses connections"),
+                (self.used, "The connection has served a call before"),
+                (self.before is not None, f"That call met with this: {in_words(self.before)}"),
+                (bool(faults), f"The requests meet with this: {faults}"),
+            )
+            if told
+        )
+
+
+_WORDS: Final[Mapping[Fault | None, str]] = {
+    None: "",
+    **{fault: DESCRIPTIONS[name] for name, fault in FAULTS.items()},
+}
+
+
+def in_words(fault: Fault | None) -> str:
+    """Return what one of `FAULTS` does, in words."""
+    words = _WORDS[fault]
+    return f"{fault.status} {words}" if isinstance(fault, Answer) else words
 
 
 # The calls. A later one than the scenario's own reads the balance, and another adds to it.
@@ -147,6 +199,10 @@ def _subtract_too_much(protocol: CreduseProtocol) -> Call[Any]:
     return protocol.subtract(USER, BALANCE + 1)
 
 
+def _subtract_too_much_with_key(protocol: CreduseProtocol) -> Call[Any]:
+    return protocol.subtract(USER, BALANCE + 1, idempotency_key="key-1")
+
+
 def _start_cycle(protocol: CreduseProtocol) -> Call[Any]:
     return protocol.start_cycle(USER, AMOUNT, None)
 
@@ -169,6 +225,9 @@ _CALLS: Final[Mapping[Kind, tuple[str, Callable[[CreduseProtocol], Call[Any]]]]]
     Kind.REPLAYABLE: ("add-with-key", _add_with_key),
 }
 
+# A key that comes again would only bring the first response again.
+_AGAIN: Final = {Kind.WRITE: _add, Kind.READ: _get_balance, Kind.REPLAYABLE: _add}
+
 
 # What one fault proves, and the endings that follow from it
 
@@ -186,6 +245,8 @@ class _Row:
     """The answer is not the request's own, so its connection is not to be used again."""
     timed: bool = False
     """It is a time-out that ends it."""
+    surplus: bool = False
+    """More than one response comes."""
     given_up: tuple[type[CreduseError], ...] = ()
     """What a call that could be tried again may raise instead."""
 
@@ -193,7 +254,7 @@ class _Row:
 _NOT, _UNKNOWN, _APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
 
 _GOOD = _Row((), _APPLIED, transient=False)
-_SURPLUS = replace(_GOOD, foreign=True)
+_SURPLUS = replace(_GOOD, foreign=True, surplus=True)
 _SILENT = _Row((CreduseTimeoutError,), _UNKNOWN, transient=True, timed=True)
 _LOST = _Row((TransportError,), _UNKNOWN, transient=True)
 _CUT = _Row((InvalidResponseError,), _UNKNOWN, transient=True)
@@ -205,8 +266,11 @@ _FOREIGN = _Row((InvalidResponseError,), _UNKNOWN, transient=False, foreign=True
 _MISREAD = _Row((InvalidResponseError,), _APPLIED, transient=False)
 _REFUSED = _Row((APIError,), _NOT, transient=False)
 _LIMITED = _Row((RateLimitError,), _NOT, transient=True)
-_FAILED = _Row((ServerError,), _UNKNOWN, transient=True)
-_UNABLE = _Row((ServerError,), _UNKNOWN, transient=False)
+# After what should be rare, it is safer to leave the connection: bytes that nobody asked for may
+# have shifted the responses on it.
+_FAILED = _Row((ServerError,), _UNKNOWN, transient=True, foreign=True)
+_UNABLE = replace(_FAILED, transient=False)
+_STRAY = replace(_FAILED, surplus=True)
 
 _WRITES = (Kind.WRITE, Kind.REPLAYABLE)
 _ONE_WRITE = (Kind.WRITE,)
@@ -222,12 +286,14 @@ _ROWS: Final[Mapping[str, _Row]] = {
     "cut-body-then-reset": _CUT_OR_LOST,
     "not-http": _LOST,
     **dict.fromkeys(("drip", "drip-body", "drip-chunks", "chunks", "no-length"), _GOOD),
-    **dict.fromkeys(("100-first", "close-after", "cut-after"), _GOOD),
+    **dict.fromkeys(("100-first", "close-after", "cut-after", "bad-utf8"), _GOOD),
     **dict.fromkeys(("surplus", "surplus-later"), _SURPLUS),
+    **dict.fromkeys(("surplus-whole", "surplus-whole-later", "surplus-half"), _SURPLUS),
+    "stray-503": _STRAY,
     "wrong-user": _FOREIGN,
     "wrong-amount": replace(_FOREIGN, kinds=_WRITES),
     "mistyped-field": _MISREAD,
-    **dict.fromkeys(("deep", "bad-utf8", "not-json", "gzip", "gzip-unsaid"), _FOREIGN),
+    **dict.fromkeys(("deep", "not-json", "gzip", "gzip-unsaid"), _FOREIGN),
     **dict.fromkeys(("huge-body", "huge-chunks"), replace(_FOREIGN, kinds=_ONE_WRITE)),
     **dict.fromkeys(("200-error", "204", "301", "302", "303", "307", "308"), _FOREIGN),
     "408": replace(_FAILED, errors=(APIError,)),
@@ -247,6 +313,9 @@ def _endings(kind: Kind, row: _Row, fault: Fault) -> tuple[Ending, ...]:
     received = 0 if fault.stage is Stage.CONNECTED else 1
     applied = int(fault.stage is Stage.APPLIED and kind is not Kind.READ)
     outcome = _NOT if kind is Kind.READ else row.evidence
+    if received and outcome is _NOT and kind is Kind.REPLAYABLE:
+        # Another request with this key may be under way.
+        outcome = _UNKNOWN
     once = Ending(row.errors, outcome, received, applied)
     again = row.transient and (kind is not Kind.WRITE or row.evidence is _NOT)
     if not again:
@@ -275,9 +344,10 @@ def _scenario(kind: Kind, name: str, row: _Row) -> Scenario:
         (fault,),
         attempt_timeout=SOON if row.timed else PLENTY,
         fresh=row.foreign,
-        rest=0.1 if row is _SURPLUS else 0.0,
+        rest=0.1 if name.endswith("-later") else 0.0,
         at_least=at_least,
         at_most=at_most,
+        again=_AGAIN[kind] if row.surplus else None,
         limit=Limit.SURPLUS if row is _SURPLUS else None,
     )
 
@@ -318,19 +388,45 @@ def _faults(*names: str) -> tuple[Fault, ...]:
     return tuple(FAULTS[name] for name in names)
 
 
-def _drip(head: bytes, body: bytes) -> Iterable[bytes]:
-    data = head + body
-    return (data[at : at + 1] for at in range(len(data)))
+_LONG: Final = 2 * SOON + SLACK + 2.0
+"""Seconds that a drip lasts at least, which is far longer than a call that meets it may."""
+_PAUSE: Final = 0.05
+"""Seconds between two pieces of a drip."""
+
+
+def _drops(piece: bytes) -> Iterable[bytes]:
+    return itertools.repeat(piece, int(_LONG / _PAUSE))
+
+
+def _drip_head(head: bytes, body: bytes) -> Iterable[bytes]:
+    return itertools.chain((head[:-2] + b"Padding: ",), _drops(b"x"), (b"\r\n\r\n" + body,))
+
+
+def _drip_interim_head(head: bytes, body: bytes) -> Iterable[bytes]:
+    begun = b"HTTP/1.1 100 Continue\r\nPadding: "
+    return itertools.chain((begun,), _drops(b"x"), (b"\r\n\r\n" + head + body,))
+
+
+def _drip_interim(head: bytes, body: bytes) -> Iterable[bytes]:
+    return itertools.chain(_drops(b"HTTP/1.1 100 Continue\r\n\r\n"), (head + body,))
 
 
 def _drip_body(head: bytes, body: bytes) -> Iterable[bytes]:
-    return itertools.chain((head,), (body[at : at + 1] for at in range(len(body))))
+    padding = [*_drops(b" ")]
+    longer = b"Content-Length: %d\r\n" % (len(body) + len(padding))
+    return (head.replace(b"Content-Length: %d\r\n" % len(body), longer), *padding, body)
 
 
 def _drip_chunk_size(head: bytes, body: bytes) -> Iterable[bytes]:
     length = b"Content-Length: %d\r\n" % len(body)
     head = head.replace(length, b"Transfer-Encoding: chunked\r\n")
-    return (head, *(b"0" for _ in range(15)), b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    return (head, *_drops(b"0"), b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+
+
+def _trickle_body(head: bytes, body: bytes) -> Iterable[bytes]:
+    longer = b"Content-Length: 99999999\r\n"
+    head = head.replace(b"Content-Length: %d\r\n" % len(body), longer)
+    return itertools.chain((head,), itertools.repeat(b" "))
 
 
 def _body_without_end(head: bytes, body: bytes) -> Iterable[bytes]:
@@ -342,19 +438,34 @@ def _body_later(head: bytes, body: bytes) -> Iterable[bytes]:
     return (head, body)
 
 
-def _many_interim(head: bytes, body: bytes) -> Iterable[bytes]:
-    return (*itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n", 15), head + body)
-
-
 def _switching(_: bytes, __: bytes) -> Iterable[bytes]:
     return (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",)
 
 
-_PAUSE: Final = 4 * SOON / 15
-"""Seconds between what comes in fifteen pieces, which is then twice the time that there is."""
-
 _LATE: Final = Ending((CreduseTimeoutError,), _UNKNOWN, 1, 1)
+
+
+def _drips(what: str, words: str, shape: Shape, pause: float = _PAUSE) -> Scenario:
+    return Scenario(
+        f"add-meets-{what}-that-drips-too-long",
+        _add_briefly,
+        (_LATE,),
+        (Shaped(shape, pause=pause),),
+        at_least=2 * SOON,
+        at_most=2 * SOON + SLACK,
+        limit=Limit.TIME,
+        limited=(_done(),),
+        words=words,
+    )
+
+
+_KEY_IN_USE: Final = Answer(
+    409,
+    (("Content-Type", "application/json"),),
+    b'{"error_code": "KEY_IN_USE", "message": "Wait."}',
+)
 _COOKIE: Final = Answer(429, (("Set-Cookie", "session=1; Path=/"), ("Retry-After", "0")))
+_CHALLENGED: Final = "a 401 with a challenge"
 _CHALLENGE: Final = Answer(401, (("WWW-Authenticate", 'Basic realm="x"'),))
 _LAST_OF_ITS_CONNECTION: Final = Answer(503, (("Connection", "close"),))
 
@@ -364,7 +475,14 @@ _FURTHER: Final = (
     Scenario("subtract", _subtract, (_done(),)),
     Scenario("start_cycle", _start_cycle, (_done(),)),
     Scenario("get_balance", _get_balance, (_done(applied=0),)),
-    Scenario("add-on-a-used-connection", _add, (_done(),), used=True),
+    Scenario(
+        "add-on-a-used-connection",
+        _add,
+        (_done(),),
+        used=True,
+        reused=True,
+        limit=Limit.REUSE,
+    ),
     # The service says no.
     Scenario(
         "subtract-too-much", _subtract_too_much, (_failed(_NOT, 1, 0, InsufficientFundsError),)
@@ -375,7 +493,46 @@ _FURTHER: Final = (
         _get_strangers_balance,
         (_failed(_NOT, 1, 0, UserDoesNotExistError),),
     ),
-    Scenario("add-is-challenged", _add, (_failed(_NOT, 1, 0, AuthenticationError),), (_CHALLENGE,)),
+    Scenario(
+        "subtract-with-key-too-much",
+        _subtract_too_much_with_key,
+        (_failed(_NOT, 1, 0, InsufficientFundsError),),
+    ),
+    Scenario(
+        "add-is-challenged",
+        _add,
+        (_failed(_NOT, 1, 0, AuthenticationError),),
+        (_CHALLENGE,),
+        words=_CHALLENGED,
+    ),
+    # Under a key, a refusal of the request proves nothing of an earlier one with the same key.
+    Scenario(
+        "add-with-key-is-challenged",
+        _add_with_key,
+        (_failed(_UNKNOWN, 1, 0, AuthenticationError),),
+        (_CHALLENGE,),
+        words=_CHALLENGED,
+    ),
+    Scenario(
+        "add-with-key-is-limited-to-the-end",
+        _add_with_key,
+        (_failed(_UNKNOWN, 3, 0, RateLimitError),),
+        _faults("429", "429", "429"),
+    ),
+    Scenario(
+        "add-with-key-is-in-use",
+        _add_with_key,
+        (_done(2),),
+        (_KEY_IN_USE,),
+        words="a 409, which says that the key is in use",
+    ),
+    Scenario(
+        "add-with-key-is-in-use-to-the-end",
+        _add_with_key,
+        (_failed(_UNKNOWN, 3, 0, APIError),),
+        (_KEY_IN_USE,) * 3,
+        words="a 409 each, which says that the key is in use",
+    ),
     # Nothing is sent.
     Scenario(
         "add-is-refused-a-connection", _add, (_failed(_NOT, 0, 0, TransportError),), refuse=True
@@ -458,12 +615,13 @@ _FURTHER: Final = (
         _faults("apply-then-close", "apply-then-reset", "apply-then-close"),
     ),
     # What libraries like to do by themselves.
-    Scenario("add-is-given-a-cookie", _add, (_done(2),), (_COOKIE,)),
+    Scenario("add-is-given-a-cookie", _add, (_done(2),), (_COOKIE,), words="a 429 with a cookie"),
     Scenario(
         "get_balance-meets-a-503-that-closes",
         _get_balance,
         (_done(2, 0),),
         (_LAST_OF_ITS_CONNECTION,),
+        words="a 503 that closes the connection",
     ),
     Scenario(
         "add-meets-101",
@@ -471,6 +629,7 @@ _FURTHER: Final = (
         (_failed(_UNKNOWN, 1, 1, InvalidResponseError, TransportError),),
         (Shaped(_switching),),
         fresh=True,
+        words="101 Switching Protocols",
     ),
     Scenario(
         "add-right-after-close-after",
@@ -492,6 +651,15 @@ _FURTHER: Final = (
         (_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
         (Shaped(_body_without_end, then=Action.HANG),),
         fresh=True,
+        words=f"more than {MAX_BODY_SIZE} bytes of a body that never ends",
+    ),
+    # RFC 9112, 6.3: it may be read, or taken for an error; the connection is not used again.
+    Scenario(
+        "add-meets-framed-twice",
+        _add,
+        (_done(), _failed(_UNKNOWN, 1, 1, TransportError, InvalidResponseError)),
+        _faults("framed-twice"),
+        fresh=True,
     ),
     Scenario(
         "add-meets-103-first",
@@ -508,39 +676,41 @@ _FURTHER: Final = (
         (_done(),),
         (Shaped(_body_later, pause=1.5 * SOON),),
         attempt_timeout=SOON,
+        words="the head, a while later the body",
     ),
     # Time is up, though something always comes.
-    Scenario(
-        "add-meets-a-head-that-drips-too-long",
-        _add_briefly,
-        (_LATE,),
-        (Shaped(_drip, pause=0.01),),
-        limit=Limit.TIME,
-        limited=(_done(),),
+    _drips("a-head", "the head byte by byte, for far too long", _drip_head),
+    _drips("a-100", "a 100 Continue byte by byte, for far too long", _drip_interim_head),
+    replace(
+        _drips("100s", "one 100 Continue after the other, for far too long", _drip_interim),
+        # Their number may be bounded.
+        endings=(_LATE, _failed(_UNKNOWN, 1, 1, TransportError)),
+        at_least=0.0,
+    ),
+    _drips("a-chunk", "the size of a chunk digit by digit, for far too long", _drip_chunk_size),
+    # What reads a body piece by piece can look at the time.
+    replace(
+        _drips("a-body", "the head, then the body byte by byte, for far too long", _drip_body),
+        limit=None,
+        limited=(),
+    ),
+    replace(
+        _drips("a-body", "the head, then the body byte by byte without a pause", _trickle_body, 0),
+        name="add-meets-a-body-that-trickles",
+        limit=None,
+        limited=(),
     ),
     Scenario(
-        "add-meets-a-body-that-drips-too-long",
-        _add_briefly,
-        (_LATE,),
-        (Shaped(_drip_body, pause=0.03),),
-        at_least=2 * SOON,
-        at_most=2 * SOON + SLACK,
-    ),
-    Scenario(
-        "add-meets-a-chunk-that-drips-too-long",
-        _add_briefly,
-        (_LATE,),
-        (Shaped(_drip_chunk_size, pause=_PAUSE),),
+        "get_balance-meets-a-head-that-drips-too-long",
+        _get_balance,
+        (_done(2, 0),),
+        (Shaped(_drip_head, pause=_PAUSE),),
+        attempt_timeout=SOON,
+        at_least=SOON,
+        at_most=SOON + SLACK,
         limit=Limit.TIME,
-        limited=(_done(),),
-    ),
-    Scenario(
-        "add-meets-100-too-long",
-        _add_briefly,
-        (_LATE, _failed(_UNKNOWN, 1, 1, TransportError)),  # their number may be bounded
-        (Shaped(_many_interim, pause=_PAUSE),),
-        limit=Limit.TIME,
-        limited=(_done(),),
+        limited=(_done(1, 0),),
+        words="the head byte by byte, for far too long",
     ),
 )
 

@@ -1,9 +1,13 @@
 """What the tests of the aiohttp client share: loops, kinds of session, and servers."""
 
 import asyncio
+import itertools
+import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -34,9 +38,9 @@ def run(request: pytest.FixtureRequest) -> Run:
 Connect = Callable[..., Any]
 
 
-@pytest.fixture(params=["own", "lent"])
+@pytest.fixture(params=["own", "supplied"])
 def connect(request: pytest.FixtureRequest) -> Connect:
-    """Make a client of ours, with a session of its own or on one that is handed in."""
+    """Make a client of ours, with a session of its own or on one that is supplied."""
 
     @asynccontextmanager
     async def make(base_url: str, **settings: Any) -> AsyncGenerator[AsyncCreduseClient]:
@@ -64,13 +68,32 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-@pytest.fixture
-def secure_server(authority: trustme.CA) -> Iterator[SandboxServer]:
-    """A sandbox that speaks TLS."""
+@pytest.fixture(scope="session")
+def secure_context(authority: trustme.CA) -> ssl.SSLContext:
+    """A server's context."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
-    with SandboxServer(ssl_context=context) as running:
+    return context
+
+
+@pytest.fixture
+def secure_server(secure_context: ssl.SSLContext) -> Iterator[SandboxServer]:
+    """A sandbox that speaks TLS."""
+    with SandboxServer(ssl_context=secure_context) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
+
+
+@pytest.fixture
+def trusted(authority_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have clients with a session of their own trust the secure server."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority_file))
 
 
 @pytest.fixture(scope="session")
@@ -134,3 +157,79 @@ def raw() -> Callable[[Behave], Any]:
             await asyncio.sleep(0)
 
     return serve
+
+
+class Threaded:
+    """A server in threads of its own, so that it goes on while the client's loop is held up."""
+
+    def __init__(self, base_url: str) -> None:
+        self.base_url = base_url
+        self.requests: list[tuple[int, bytes]] = []
+        """The number of its connection, and the body, of each request."""
+
+    def request(self, connection: socket.socket, number: int) -> bool:
+        """Read one request; return whether there was one."""
+        received = b""
+        while not received.endswith(b"}"):
+            piece = connection.recv(65536)
+            if not piece:
+                return False
+            received += piece
+        self.requests.append((number, received.partition(b"\r\n\r\n")[2]))
+        return True
+
+
+Serve = Callable[[Threaded, socket.socket, int], None]
+
+
+@pytest.fixture(params=["plain", "tls"])
+def threaded(request: pytest.FixtureRequest, secure_context: ssl.SSLContext) -> Any:
+    """Make a server of threads that does to each connection what it is told, plain or over TLS."""
+
+    @contextmanager
+    def run_it(serve: Serve) -> Generator[Threaded]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            scheme = "http" if request.param == "plain" else "https"
+            server = Threaded(f"{scheme}://127.0.0.1:{port}")
+            connections: set[socket.socket] = set()
+            threads: set[threading.Thread] = set()
+
+            def work(connection: socket.socket, number: int) -> None:
+                connections.add(connection)
+                with suppress(OSError), connection:
+                    if request.param == "tls":
+                        connection.settimeout(30)
+                        wrapped = secure_context.wrap_socket(connection, server_side=True)
+                        connections.add(wrapped)
+                        with wrapped:
+                            serve(server, wrapped, number)
+                        connections.discard(wrapped)
+                    else:
+                        serve(server, connection, number)
+                connections.discard(connection)
+                threads.discard(threading.current_thread())
+
+            def accept() -> None:
+                for number in itertools.count(1):
+                    try:
+                        connection, _ = listener.accept()
+                    except OSError:
+                        return
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    thread = threading.Thread(target=work, args=(connection, number))
+                    threads.add(thread)
+                    thread.start()
+
+            accepting = threading.Thread(target=accept)
+            accepting.start()
+            try:
+                yield server
+            finally:
+                for it in (listener, *tuple(connections)):
+                    with suppress(OSError):
+                        it.shutdown(socket.SHUT_RDWR)
+                for thread in (accepting, *tuple(threads)):
+                    thread.join()
+
+    return run_it

@@ -99,8 +99,8 @@ def test_cancelled_at_every_step(
             steps += 1 + steps // 16
 
     run(main)
-    # Cancelled before it was sent, and after; and at last not in time to be cancelled.
-    assert seen == {(False, True), (True, True), (True, False)}
+    # Cancelled before it was sent; and at last not in time to be cancelled.
+    assert seen >= {(False, True), (True, False)}
 
 
 async def silent_at_first(server: Any, reader: Any, writer: Any) -> None:

@@ -1,6 +1,7 @@
 """The errors as objects: what is in them, what they say, and that they travel."""
 
 import copy
+import json
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -170,7 +171,7 @@ def lost(cause: Exception, **more: Any) -> Failure:
         ),
         (
             lost(TimeoutError(), timed_out=True),
-            "out of time (TimeoutError)",
+            "timed out: TimeoutError",
             "may have been applied",
         ),
         (
@@ -184,8 +185,61 @@ def lost(cause: Exception, **more: Any) -> Failure:
 def test_message(given: Response | Failure, said: str, meant: str) -> None:
     """A message says in one line what was asked, what came of it, and what that means."""
     error = fail(given)
-    assert str(error) == f"POST /add: {said} [{meant}; 1 attempt]"
+    no_head = isinstance(given, Failure) and given.response is None
+    where = " (api.creduse.com:443)" if no_head else ""
+    assert str(error) == f"POST /add: {said}{where} [{meant}; 1 attempt]"
     assert error.attempts[0].error == said
+
+
+@pytest.mark.parametrize(
+    ("base_url", "via", "where"),
+    [
+        ("https://api.creduse.com/v1", None, "api.creduse.com:443"),
+        ("https://API.example:8443", None, "API.example:8443"),
+        ("http://localhost", None, "localhost:80"),
+        ("http://[::1]:8000/x", None, "[::1]:8000"),
+        (
+            "https://api.creduse.com",
+            "http://proxy.example:3128",
+            "api.creduse.com:443 through proxy http://proxy.example:3128",
+        ),
+        (
+            "https://api.creduse.com",
+            "http://user:p@ss/word@[::1]:3128",
+            "api.creduse.com:443 through proxy http://[::1]:3128",
+        ),
+        (
+            "https://api.creduse.com",
+            "http://sk-live-0123456789:3128",
+            "api.creduse.com:443 through proxy http://***:3128",
+        ),
+        (
+            "https://api.creduse.com",
+            "http://\x1b[31m:3128",
+            "api.creduse.com:443 through proxy http://\\x1b[31m:3128",
+        ),
+    ],
+)
+@pytest.mark.parametrize("delivery", Delivery)
+def test_where_it_failed(base_url: str, via: str | None, where: str, delivery: Delivery) -> None:
+    """Where no response came, the message names host, port and proxy; never user info."""
+    protocol = CreduseProtocol("sk-live-0123456789", base_url, retry=RetryPolicy(max_attempts=1))
+    call = protocol.get_balance(USER)
+    call.start(0.0)
+    failure = Failure(delivery, OSError("x" * 10_000), transient=True, via=via)
+    with pytest.raises(TransportError) as caught:
+        call.receive_failure(failure, 1.0)
+    words = "OSError: " + "x" * 391 + "…"
+    assert str(caught.value) == f"GET /get-active-balance: {words} ({where}) [1 attempt]"
+
+
+def test_where_it_was_cut() -> None:
+    """Where the head of a response came, the host is not in question."""
+    error = fail(lost(OSError("reset"), response=RESPONSE, timed_out=True))
+    assert str(error) == (
+        "POST /add: timed out: 402, but the answer was cut (OSError: reset) "
+        "[not applied; 1 attempt]"
+    )
 
 
 def test_cause_that_says_nothing() -> None:
@@ -240,19 +294,41 @@ def test_message_of_a_read() -> None:
     call.wake(2.0)
     with pytest.raises(TransportError) as caught:
         call.receive_failure(Failure(Delivery.MAYBE_SENT, OSError("mud"), transient=False), 3.0)
-    assert str(caught.value) == "GET /get-active-balance: OSError: mud [2 attempts]"
+    where = "(api.creduse.com:443)"
+    assert str(caught.value) == f"GET /get-active-balance: OSError: mud {where} [2 attempts]"
 
 
 @pytest.mark.parametrize("length", [396, 397, 100_000])
 def test_long_words(length: int) -> None:
-    """What somebody else says at length is cut in a message, and whole beside it."""
+    """What somebody else says at length is cut in an error, and whole in its response."""
     body = b'{"message": "%b"}' % (b"x" * length)
     error = fail(Response(400, (), body))
     assert isinstance(error, APIError)
-    assert error.message == "x" * length
+    assert error.message == ("x" * length if length <= 400 else "x" * 400 + "…")
+    assert error.response is not None
+    assert error.response.body == body
     shown = "400 " + "x" * 396 + ("" if length == 396 else "…")
     assert str(error) == f"POST /add: {shown} [not applied; 1 attempt]"
     assert error.attempts[0].error == shown
+
+
+@pytest.mark.parametrize("field", ["message", "error_code"])
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("caf\u00e9 \U0001f600", "caf\u00e9 \U0001f600"),
+        ("\x1b[2Jcaf\u00e9\n", "\\x1b[2Jcaf\u00e9\\n"),
+        ("a\u202eb\ud800", "a\\u202eb\\ud800"),
+        ("\x1b" * 100_000, "\\x1b" * 100 + "…"),
+    ],
+    ids=["printable", "escape", "direction", "long"],
+)
+def test_words_of_the_service(field: str, said: str, shown: str) -> None:
+    """What the service says is printable and short in the attributes of an error, too."""
+    error = fail(Response(400, (), json.dumps({field: said}).encode()))
+    assert vars(error)[field] == shown
+    assert str(error).isprintable()
+    assert len(str(error)) < 500
 
 
 class Mute(Exception):  # noqa: N818 - an exception that cannot even say so
@@ -265,7 +341,9 @@ class Mute(Exception):  # noqa: N818 - an exception that cannot even say so
 def test_cause_without_words() -> None:
     """A cause that cannot be printed does not hide what became of the call."""
     error = fail(Failure(Delivery.MAYBE_SENT, Mute(), transient=False))
-    assert str(error) == "POST /add: Mute [may have been applied; 1 attempt]"
+    assert str(error) == (
+        "POST /add: Mute (api.creduse.com:443) [may have been applied; 1 attempt]"
+    )
     assert isinstance(error.__cause__, Mute)
 
 

@@ -4,6 +4,7 @@ In every table here the first row that matches decides.
 """
 
 import json
+from collections.abc import Container
 from itertools import product
 from typing import Any
 
@@ -33,6 +34,7 @@ from creduse_core import (
     ServerError,
     TransportError,
     UserDoesNotExistError,
+    Wait,
 )
 from creduse_core.retry import event_of_failure, event_of_status, may_retry
 
@@ -40,35 +42,46 @@ USER = "12345678-1234-5678-1234-567812345678"
 NOT, UNKNOWN, APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
 YES, NO = True, False
 
+# What each proves of a write, of one with an idempotency key, and whether a retry may help.
 ROWS = {
-    "done": (APPLIED, NO),
-    "not_sent": (NOT, YES),
-    "unsendable": (NOT, NO),
-    "no_answer": (UNKNOWN, YES),
-    "broken": (UNKNOWN, NO),
-    "abandoned": (UNKNOWN, NO),
-    "misread": (APPLIED, NO),
-    "cut": (UNKNOWN, YES),
-    "not_ours": (UNKNOWN, NO),
-    "refused": (NOT, NO),
-    "rate_limited": (NOT, YES),
-    "request_timeout": (UNKNOWN, YES),
-    "server_error": (UNKNOWN, YES),
-    "unproven": (UNKNOWN, NO),
+    "done": (APPLIED, APPLIED, NO),
+    "not_sent": (NOT, NOT, YES),
+    "unsendable": (NOT, NOT, NO),
+    "no_answer": (UNKNOWN, UNKNOWN, YES),
+    "broken": (UNKNOWN, UNKNOWN, NO),
+    "abandoned": (UNKNOWN, UNKNOWN, NO),
+    "misread": (APPLIED, APPLIED, NO),
+    "cut": (UNKNOWN, UNKNOWN, YES),
+    "not_ours": (UNKNOWN, UNKNOWN, NO),
+    "refused": (NOT, NOT, NO),
+    "rejected": (NOT, UNKNOWN, NO),
+    "conflict": (UNKNOWN, UNKNOWN, YES),
+    "rate_limited": (NOT, UNKNOWN, YES),
+    "request_timeout": (UNKNOWN, UNKNOWN, YES),
+    "server_error": (UNKNOWN, UNKNOWN, YES),
+    "unproven": (UNKNOWN, UNKNOWN, NO),
 }
 
-# Statuses that are no 2xx. The second column: whether the row asks for an error_code.
+# Statuses that are no 2xx. The second column: the codes that the row asks for.
 ALL = {*range(100, 200), *range(300, 600), -1, 0, 99, 600, 999}
-STATUSES: list[tuple[set[int], bool, str]] = [
-    ({429}, NO, "rate_limited"),
-    ({408}, NO, "request_timeout"),
-    (set(range(400, 500)), YES, "refused"),
-    ({400, 401, 402, 403, 404, 405, 406, 407}, NO, "refused"),
-    ({410, 411, 412, 413, 414, 415, 416, 417}, NO, "refused"),
-    ({421, 422, 423, 424, 425, 426, 428, 431, 451}, NO, "refused"),
-    ({501, 505}, NO, "unproven"),
-    (set(range(500, 600)), NO, "server_error"),
-    (ALL, NO, "unproven"),
+KNOWN = {
+    *("AMOUNT_NEGATIVE", "INSUFFICIENT_FUNDS", "USER_DOES_NOT_EXIST"),
+    *("CREDIT_EXPIRED", "ACTIVE_CYCLE_EXISTS", "NO_ACTIVE_CYCLE"),
+}
+OTHER = {"SOMETHING_NEW", "insufficient_funds"}
+ANY: list[str | None] = [None, *sorted(OTHER), *sorted(KNOWN)]
+STATUSES: list[tuple[set[int], Container[str | None], str]] = [
+    (set(range(400, 500)), KNOWN, "refused"),
+    ({429}, ANY, "rate_limited"),
+    ({408}, ANY, "request_timeout"),
+    ({409}, ANY, "conflict"),
+    (set(range(400, 500)), OTHER, "rejected"),
+    ({400, 401, 402, 403, 404, 405, 406, 407}, ANY, "rejected"),
+    ({410, 411, 412, 413, 414, 415, 416, 417}, ANY, "rejected"),
+    ({421, 422, 423, 424, 425, 426, 428, 431, 451}, ANY, "rejected"),
+    ({501, 505}, ANY, "unproven"),
+    (set(range(500, 600)), ANY, "server_error"),
+    (ALL, ANY, "unproven"),
 ]
 
 CODES: dict[str, type[APIError]] = {
@@ -95,12 +108,8 @@ FAILURES = [
 ]
 
 
-def row_of_status(status: int, *, has_code: bool) -> str:
-    return next(
-        name
-        for statuses, asks_code, name in STATUSES
-        if status in statuses and (has_code or not asks_code)
-    )
+def row_of_status(status: int, code: str | None) -> str:
+    return next(name for statuses, codes, name in STATUSES if status in statuses and code in codes)
 
 
 def row_of_failure(failure: Failure) -> str:
@@ -110,7 +119,7 @@ def row_of_failure(failure: Failure) -> str:
         return "no_answer" if failure.transient else "broken"
     if 200 <= failure.response.status <= 299:
         return "cut" if failure.transient else "not_ours"
-    return row_of_status(failure.response.status, has_code=False)
+    return row_of_status(failure.response.status, None)
 
 
 def class_of_status(status: int) -> type[CreduseError]:
@@ -147,12 +156,15 @@ def answer(status: int, **fields: object) -> Response:
 
 
 def evidence(row: str, kind: Kind) -> Outcome:
-    return NOT if kind is Kind.READ else ROWS[row][0]
+    proved, with_key, _ = ROWS[row]
+    return {Kind.READ: NOT, Kind.WRITE: proved, Kind.REPLAYABLE: with_key}[kind]
 
 
 def test_rows() -> None:
     """The table has these rows, and each proves and allows this."""
-    assert {name: (row.evidence, row.transient) for name, row in EVENTS.items()} == ROWS
+    assert {
+        name: (row.evidence, row.evidence_with_key, row.transient) for name, row in EVENTS.items()
+    } == ROWS
 
 
 def test_rows_are_described() -> None:
@@ -160,11 +172,11 @@ def test_rows_are_described() -> None:
     assert all(row.name == name and row.description for name, row in EVENTS.items())
 
 
-@pytest.mark.parametrize("has_code", [True, False], ids=["code", "no code"])
-def test_row_of_each_status(has_code: bool) -> None:  # noqa: FBT001 - a column
+@pytest.mark.parametrize("code", ANY)
+def test_row_of_each_status(code: str | None) -> None:
     """Every status that is no 2xx finds its row, with and without an ``error_code``."""
-    found = {status: event_of_status(status, has_code=has_code).name for status in ALL}
-    assert found == {status: row_of_status(status, has_code=has_code) for status in ALL}
+    found = {status: event_of_status(status, code).name for status in ALL}
+    assert found == {status: row_of_status(status, code) for status in ALL}
 
 
 def test_row_of_each_failure() -> None:
@@ -176,18 +188,19 @@ def test_row_of_each_failure() -> None:
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("code", [None, "SOMETHING_NEW", *CODES])
 def test_error_of_each_answer(code: str | None, kind: Kind) -> None:
-    """A known code picks the error whatever the status, else the status does; the row, the rest."""
+    """A known code under 4xx picks the error, else the status does; the row, the rest."""
     for status in (*ALL, *range(200, 300)):
         call = begin(kind)
         fields = {} if code is None else {"error_code": code}
         with pytest.raises(CreduseError) as caught:
             call.receive_response(answer(status, **fields), 1.0)
         error, (attempt,) = caught.value, call.attempts
-        row = (
-            "not_ours" if 200 <= status <= 299 else row_of_status(status, has_code=code is not None)
-        )
+        row = "not_ours" if 200 <= status <= 299 else row_of_status(status, code)
         proved = evidence(row, kind)
-        assert type(error) is CODES.get(code or "", class_of_status(status)), status
+        by_code = CODES.get(code or "") if 400 <= status <= 499 else None
+        assert type(error) is (by_code or class_of_status(status)), status
+        assert code is None or f"{status}" in str(error)
+        assert code is None or code in str(error)
         assert (attempt.event, attempt.status, attempt.outcome) == (row, status, proved)
         assert (error.outcome, call.outcome, error.attempts) == (proved, proved, (attempt,))
 
@@ -222,12 +235,15 @@ def test_error_of_each_failure(kind: Kind) -> None:
         (answer(200, end_user_id=USER, amount=7, error_code=5), "not_ours"),
         (answer(200, end_user_id=USER, amount=7, error_code=None), "done"),
         (answer(200, end_user_id=USER, amount=7, error_code=""), "done"),
-        (answer(409, error_code=None), "unproven"),
-        (answer(409, error_code=""), "unproven"),
-        (answer(409, error_code=5), "unproven"),
-        (answer(409, error_code="x"), "refused"),
-        (answer(409, end_user_id=USER, amount=7), "unproven"),
-        (Response(409, (), b"error_code"), "unproven"),
+        (answer(409, error_code=None), "conflict"),
+        (answer(409, error_code=""), "conflict"),
+        (answer(409, error_code=5), "conflict"),
+        (answer(409, error_code="x"), "conflict"),
+        (answer(409, error_code="NO_ACTIVE_CYCLE"), "refused"),
+        (answer(409, end_user_id=USER, amount=7), "conflict"),
+        (Response(409, (), b"error_code"), "conflict"),
+        (answer(418, error_code=""), "unproven"),
+        (answer(418, error_code="x"), "rejected"),
         (Response(200, (), b"ok"), "not_ours"),
     ],
     ids=[
@@ -241,9 +257,12 @@ def test_error_of_each_failure(kind: Kind) -> None:
         "409 with null for a code",
         "409 with an empty code",
         "409 with a number for a code",
-        "409 with a code",
+        "409 with another code",
+        "409 with a known code",
         "409 that looks like a result",
         "409 that is not JSON",
+        "418 with an empty code",
+        "418 with another code",
         "200 that is not JSON",
     ],
 )
@@ -270,7 +289,7 @@ def test_every_row_is_reached() -> None:
     done = begin(Kind.WRITE)
     done.receive_response(answer(200, end_user_id=USER, amount=7), 1.0)
     reached = {call.attempts[0].event for call in (begun, misread, done)}
-    reached |= {event_of_status(status, has_code=False).name for status in ALL}
+    reached |= {event_of_status(status, code).name for status in ALL for code in ANY}
     reached |= {event_of_failure(failure).name for failure in FAILURES}
     assert reached == set(EVENTS)
 
@@ -284,5 +303,53 @@ def test_what_may_be_sent_again(kind: Kind) -> None:
         if may_retry(EVENTS[name], kind, proved)
     }
     so_far = [NOT] if kind is Kind.WRITE else list(Outcome)
-    transient = [name for name, (_, again) in ROWS.items() if again]
+    transient = [name for name, (*_, again) in ROWS.items() if again]
     assert allowed == set(product(transient, so_far))
+
+
+@pytest.mark.parametrize(
+    ("last", "error_class"),
+    [
+        (answer(402, error_code="INSUFFICIENT_FUNDS"), APIError),
+        (answer(409, error_code="ACTIVE_CYCLE_EXISTS"), APIError),
+        (answer(401, error_code="USER_DOES_NOT_EXIST"), AuthenticationError),
+    ],
+    ids=["402", "409", "401"],
+)
+@pytest.mark.parametrize(
+    ("first", "error"),
+    [(answer(503), None), (FAILURES[0], OSError("unsent"))],
+    ids=["may have been applied", "not sent"],
+)
+def test_known_code_after_an_attempt(
+    first: Any, error: object, last: Response, error_class: type[APIError]
+) -> None:
+    """The class of a known code, which says that nothing moved, is not raised where that is unsure."""
+    policy = RetryPolicy(server_replays=True)
+    call = CreduseProtocol("key", retry=policy).subtract(USER, 7, idempotency_key="once")
+    call.start(0.0)
+    if error is None:
+        call.receive_response(first, 1.0)
+    else:
+        assert first.delivery is Delivery.NOT_SENT
+        call.receive_failure(first, 1.0)
+    call.wake(2.0)
+    with pytest.raises(APIError) as caught:
+        call.receive_response(last, 3.0)
+    code = json.loads(last.body)["error_code"]
+    assert caught.value.error_code == code
+    assert caught.value.outcome is (UNKNOWN if error is None else NOT)
+    assert type(caught.value) is (error_class if error is None else CODES[code])
+
+
+@pytest.mark.parametrize("status", [409, 429])
+def test_key_in_use(status: int) -> None:
+    """Under a key, a server that still works on it is asked again; nothing is known until then."""
+    policy = RetryPolicy(server_replays=True)
+    call = CreduseProtocol("key", retry=policy).subtract(USER, 7, idempotency_key="once")
+    call.start(0.0)
+    assert isinstance(call.receive_response(answer(status, error_code="KEY_IN_USE"), 1.0), Wait)
+    assert call.outcome is UNKNOWN
+    call.wake(2.0)
+    call.receive_response(answer(200, end_user_id=USER, amount=7), 3.0)
+    assert call.outcome is APPLIED

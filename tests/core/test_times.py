@@ -1,7 +1,6 @@
 """How long an attempt may take, how long to wait before the next, and when there is none."""
 
 import json
-import math
 from typing import Any
 
 import pytest
@@ -177,7 +176,11 @@ def test_backoff_of_a_great_many_attempts() -> None:
         ("7", 7.0),
         (" 7 ", 7.0),
         ("007", 7.0),
-        ("9" * 400, math.inf),
+        ("1.5", 1.5),
+        ("0.0", 0.0),
+        ("9" * 400, 1e9),
+        ("9" * 9000 + ".5", 1e9),
+        ("Sun, 06 Nov 9994 08:49:37 GMT", 1e9),
         ("Sun, 06 Nov 1994 08:49:47 GMT", 10.0),
         ("Mon, 07 Nov 1994 08:49:37 GMT", 86400.0),
         (" Sun, 06 Nov 1994 08:49:47 GMT ", 10.0),
@@ -191,8 +194,17 @@ def test_backoff_of_a_great_many_attempts() -> None:
         ("soon", None),
         ("-1", None),
         ("+1", None),
-        ("1.5", None),
+        ("-0", None),
+        ("-1.5", None),
+        (".5", None),
+        ("1.", None),
+        ("1.5.0", None),
+        ("1,5", None),
+        ("1.5s", None),
+        ("inf", None),
+        ("nan", None),
         ("1e3", None),
+        ("1e999", None),
         ("0x10", None),
         ("1_0", None),
         ("1, 2", None),
@@ -210,7 +222,7 @@ def test_backoff_of_a_great_many_attempts() -> None:
     ids=lambda value: ascii(value)[:40],
 )
 def test_retry_after(value: str, seconds: float | None) -> None:
-    """Seconds and the three forms of a date are read, past dates as now, and nothing else."""
+    """Seconds and the three forms of a date are read, past dates as now, within bounds."""
     assert retry_after(asking(value)) == seconds
 
 
@@ -256,7 +268,7 @@ def test_field_names_in_any_case() -> None:
     ("kind", "status", "value", "seconds"),
     [
         (Kind.WRITE, 429, "7", 7.0),
-        (Kind.WRITE, 429, "0", 0.0),
+        (Kind.WRITE, 429, "1.5", 1.5),
         (Kind.WRITE, 429, "Sun, 06 Nov 1994 08:49:47 GMT", 10.0),
         (Kind.READ, 503, "7", 7.0),
         (Kind.REPLAYABLE, 503, "12", 12.0),
@@ -264,10 +276,25 @@ def test_field_names_in_any_case() -> None:
     ],
 )
 def test_asked_to_wait(kind: Kind, status: int, value: str, seconds: float, jitter: float) -> None:
-    """What the server asks for is waited for as it stands: jitter and longest delay aside."""
+    """What the server asks for is waited for in full: jitter and longest delay aside."""
     call = make(kind, max_delay=1)
     call.start(0.0)
     assert call.receive_response(asking(value, status), 1.0, jitter) == Wait(seconds)
+
+
+@pytest.mark.parametrize("value", ["0", "0.1", "Sun, 06 Nov 1994 08:49:27 GMT"])
+@pytest.mark.parametrize("jitter", [0.5, 1.0])
+def test_asked_for_less_than_the_backoff(value: str, jitter: float) -> None:
+    """A server that asks for no wait, or a past date, gets the call's own delay all the same."""
+    call = make(Kind.WRITE, initial_delay=2)
+    call.start(0.0)
+    assert call.receive_response(asking(value), 1.0, jitter) == Wait(2 * jitter)
+    call.wake(4.0)
+    assert call.receive_response(asking(value), 5.0, jitter) == Wait(4 * jitter)
+    call.wake(10.0)
+    with pytest.raises(RateLimitError) as caught:
+        call.receive_response(asking(value), 11.0, jitter)
+    assert caught.value.retry_after == float(value if value.startswith("0") else 0)
 
 
 def test_asked_by_a_cut_answer() -> None:
@@ -286,7 +313,7 @@ def test_asked_to_wait_too_long(kind: Kind, value: str) -> None:
     call.start(0.0)
     with pytest.raises(RateLimitError) as caught:
         call.receive_response(asking(value), 1.0)
-    assert caught.value.retry_after == float(value)
+    assert caught.value.retry_after == min(float(value), 1e9)
     assert len(caught.value.attempts) == 1
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from creduse_core.messages import Request
+from creduse_core.messages import MAX_BODY_SIZE, Request
 from creduse_sandbox import (
     DESCRIPTIONS,
     FAULTS,
@@ -161,10 +161,12 @@ def redirect(status: int) -> bytes:
 
 WHOLE = answer()
 HEAD_SIZE = len(WHOLE) - len(TRUE)
-PADDED = TRUE + b" " * 16 * 1024 * 1024
+PADDED = TRUE + b" " * MAX_BODY_SIZE
 HALF_HEAD = WHOLE[: HEAD_SIZE // 2]
 HALF_BODY = WHOLE[: HEAD_SIZE + len(TRUE) // 2]
-SURPLUS = envelope(402).replace(b"Date: Tue, 12 Aug 2025 14:35:55 GMT\r\n", b"")
+DATE = b"Date: Tue, 12 Aug 2025 14:35:55 GMT\r\n"
+SURPLUS = envelope(402).replace(DATE, b"")
+STRAY = envelope(503).replace(DATE, b"")
 ENDS = {"hang": Action.HANG, "close": Action.CLOSE, "reset": Action.RESET}
 
 Expected = tuple[bytes, Action, bool]  # the bytes, the end, whether applied
@@ -195,6 +197,16 @@ SHAPES: dict[str, tuple[bytes, Action]] = {
     "not-http": (b"SSH-2.0-OpenSSH_9.9\r\n", Action.CLOSE),
     "surplus": (WHOLE + SURPLUS, Action.KEEP),
     "surplus-later": (WHOLE + SURPLUS, Action.KEEP),
+    "surplus-whole": (WHOLE + WHOLE, Action.KEEP),
+    "surplus-whole-later": (WHOLE + WHOLE, Action.KEEP),
+    "surplus-half": (WHOLE + HALF_BODY, Action.KEEP),
+    "stray-503": (STRAY + WHOLE, Action.KEEP),
+    "framed-twice": (
+        chunks(TRUE, len(TRUE)).replace(
+            b"Transfer-Encoding", b"Content-Length: %d\r\nTransfer-Encoding" % len(TRUE)
+        ),
+        Action.KEEP,
+    ),
     "close-after": (WHOLE, Action.CLOSE),
     "cut-after": (WHOLE, Action.CLOSE),
     "wrong-user": (changed(end_user_id=OTHER), Action.KEEP),
@@ -484,6 +496,24 @@ def test_refusing_wrongly(server: SandboxServer) -> None:
     dial(server).close()
     with pytest.raises(RuntimeError, match="does not run"), SandboxServer().refusing():
         pass
+
+
+def test_stalling(server: SandboxServer) -> None:
+    """Connections wait, however often it is done, and are made afterwards."""
+    for _ in range(2):
+        with dial(server) as kept, socket.socket() as waiting:
+            kept.sendall(message())
+            assert read(kept, len(WHOLE)) == WHOLE
+            with server.stalling():
+                assert read_all(kept)[0] == b""
+                waiting.settimeout(0.1)
+                with pytest.raises(TimeoutError):
+                    waiting.connect(where(server))
+            waiting.settimeout(20)
+            with suppress(BlockingIOError):  # it goes on with what it had begun
+                waiting.connect(where(server))
+            send(waiting, message("/add", "Connection: close"))
+            assert read_all(waiting) == (LAST, Action.CLOSE)
 
 
 def test_close_while_refusing(server: SandboxServer) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
+from creduse_core import MAX_BODY_SIZE
 from creduse_sandbox import FAULTS, Action, Drop, SandboxServer, Stage
 
 USER = "12345678-1234-5678-1234-567812345678"
@@ -221,7 +222,7 @@ def test_large_answer(server: SandboxServer, context: ssl.SSLContext) -> None:
     with secure(server, context) as stream:
         stream.sendall(MESSAGE)
         data = bytearray()
-        while len(data) < 16 * 1024 * 1024:
+        while len(data) < MAX_BODY_SIZE:
             data += stream.recv(1024 * 1024)
     assert BODY in data[:1000]
 

@@ -29,6 +29,7 @@ import creduse_aiohttp
 import creduse_trio
 from creduse import AsyncCreduseClient, Attempt, CreduseClient
 from creduse_core import AsyncCoreClient, CoreClient, CreduseProtocol
+from creduse_httpx._own import AsyncOwnTransport
 from creduse_sandbox.conformance import AsyncConnect, Limit
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ def own_httpx(protocol: CreduseProtocol, _: ssl.SSLContext) -> Generator[CoreCli
 async def own_async_httpx(
     protocol: CreduseProtocol, _: ssl.SSLContext, listener: Listener, connections: int
 ) -> AsyncGenerator[AsyncCoreClient]:
-    assert connections == 100
-    async with AsyncCreduseClient(**settings(protocol), on_attempt=listener) as client:
+    transport = AsyncOwnTransport(protocol, connections)
+    async with AsyncCoreClient(protocol, transport, on_attempt=listener) as client:
         yield client
 
 
@@ -149,7 +150,11 @@ def lent_httpx(library: "ModuleType") -> Any:
     @contextmanager
     def connect(protocol: CreduseProtocol, trust: ssl.SSLContext) -> Generator[CoreClient]:
         with (
-            library.Client(**meddling(trust, raise_for_status)) as http_client,
+            library.Client(
+                **meddling(trust, raise_for_status),
+                # By default it keeps 20 idle ones, and closes some that it has just assigned.
+                limits=library.Limits(max_connections=100, max_keepalive_connections=100),
+            ) as http_client,
             CreduseClient(**settings(protocol), http_client=http_client) as client,
         ):
             yield client
@@ -248,7 +253,7 @@ def over_urllib(protocol: CreduseProtocol, trust: ssl.SSLContext) -> CoreClient:
 
 
 def over_urllib3(protocol: CreduseProtocol, trust: ssl.SSLContext) -> CoreClient:
-    return CoreClient(protocol, example("urllib3")(ssl_context=trust))
+    return CoreClient(protocol, example("urllib3")(ssl_context=trust, maxsize=100))
 
 
 @contextmanager
@@ -263,33 +268,31 @@ def over_requests(protocol: CreduseProtocol, _: ssl.SSLContext) -> Generator[Cor
 EXHAUSTIVE = pytest.mark.exhaustive
 """Left to `nox -s exhaustive`: what differs little from its neighbours."""
 
-_HTTPX = (Limit.TIME, Limit.SURPLUS)
+_HTTPX = (Limit.TIME,)
 _HTTP_CLIENT = (Limit.TIME, Limit.INTERIM)
 _URLLIB3 = (*_HTTP_CLIENT, Limit.SURPLUS)
 
 SYNC = [
-    Sync("httpx-sync-own", own_httpx, _HTTPX),
+    Sync("httpx-sync-own", own_httpx),
     Sync("httpx-sync-lent", lent_httpx(httpx), _HTTPX, EXHAUSTIVE),
     Sync("httpx-sync-httpx2", lent_httpx(httpx2), _HTTPX, EXHAUSTIVE),
-    Sync("urllib", over_urllib, _HTTP_CLIENT, EXHAUSTIVE),
+    Sync("urllib", over_urllib, (*_HTTP_CLIENT, Limit.REUSE), EXHAUSTIVE),
     Sync("urllib3", over_urllib3, _URLLIB3),
     Sync("requests", over_requests, _URLLIB3, EXHAUSTIVE),
 ]
 OWN = [
     *(Async(f"aiohttp-{loop}-own", loop, own_aiohttp, (), EXHAUSTIVE) for loop in LOOPS),
-    *(
-        Async(f"httpx-{loop}-own", loop, own_async_httpx, (Limit.SURPLUS,), marks)
-        for loop, marks in (("asyncio", EXHAUSTIVE), ("trio", ()))
-    ),
 ]
 NARROW = [
+    *(Async(f"httpx-{loop}-own", loop, own_async_httpx) for loop in ("asyncio", "trio")),
+    Async("httpx-uvloop-own", "uvloop", own_async_httpx, (), EXHAUSTIVE),
     Async("aiohttp-asyncio-lent", "asyncio", lent_aiohttp),
     Async("aiohttp-uvloop-lent", "uvloop", lent_aiohttp, (), EXHAUSTIVE),
     Async("trio", "trio", own_trio),
     *(
-        Async(f"httpx-{loop}-{lent}", loop, lent_async_httpx(library), (Limit.SURPLUS,), marks)
+        Async(f"httpx-{loop}-{lent}", loop, lent_async_httpx(library), (), marks)
         for loop, lent, library, marks in (
-            ("asyncio", "lent", httpx, ()),
+            ("asyncio", "lent", httpx, EXHAUSTIVE),
             ("asyncio", "httpx2", httpx2, EXHAUSTIVE),
             ("trio", "lent", httpx, EXHAUSTIVE),
             ("trio", "httpx2", httpx2, EXHAUSTIVE),

@@ -9,13 +9,21 @@ import pytest
 
 from creduse_sandbox.conformance import (
     CANCELLATIONS,
+    CLOSINGS,
+    CROWDS,
     SCENARIOS,
     TLS_SCENARIOS,
     Cancellation,
+    Closing,
+    Crowd,
     Scenario,
     check,
     check_async,
+    check_async_closing,
+    check_async_crowd,
     check_cancellation,
+    check_closing,
+    check_crowd,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +76,82 @@ def test_async_conformance(
         )
 
     async_kind.run(main)
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("crowd", CROWDS, ids=str)
+def test_crowd(sync_kind: Any, crowd: Crowd, certificate: str | None, authority: Any) -> None:
+    """Threads share a client."""
+    check_crowd(
+        crowd,
+        lambda protocol: sync_kind.open(protocol, authority.trust),
+        certificate=authority.certificates.get(certificate),
+        limits=sync_kind.limits,
+    )
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("crowd", CROWDS, ids=str)
+def test_async_crowd(
+    async_kind: Any, crowd: Crowd, certificate: str | None, authority: Any
+) -> None:
+    """Tasks share a client."""
+
+    async def main() -> None:
+        await check_async_crowd(
+            crowd,
+            async_kind.connect(authority.trust),
+            certificate=authority.certificates.get(certificate),
+            limits=async_kind.limits,
+        )
+
+    async_kind.run(main)
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("closing", CLOSINGS, ids=str)
+def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, authority: Any) -> None:
+    """A client is closed while threads call."""
+    check_closing(
+        closing,
+        lambda protocol: sync_kind.open(protocol, authority.trust),
+        certificate=authority.certificates.get(certificate),
+        limits=sync_kind.limits,
+    )
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("closing", CLOSINGS, ids=str)
+def test_async_closing(
+    async_kind: Any, closing: Closing, certificate: str | None, authority: Any
+) -> None:
+    """A client is closed while tasks call."""
+
+    async def main() -> None:
+        await check_async_closing(
+            closing,
+            async_kind.connect(authority.trust),
+            certificate=authority.certificates.get(certificate),
+        )
+
+    async_kind.run(main)
+
+
+@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@pytest.mark.parametrize("closing", CLOSINGS, ids=str)
+def test_closing_with_one_connection(
+    narrow_kind: Any, closing: Closing, certificate: str | None, authority: Any
+) -> None:
+    """One of two calls waits for the other's connection."""
+
+    async def main() -> None:
+        await check_async_closing(
+            closing,
+            narrow_kind.connect(authority.trust, connections=1),
+            certificate=authority.certificates.get(certificate),
+        )
+
+    narrow_kind.run(main)
 
 
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])

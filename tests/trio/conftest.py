@@ -1,5 +1,6 @@
 """What the tests of the trio client share: sandboxes on sockets, and servers without one."""
 
+import signal
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -159,3 +160,46 @@ async def wired(
 @pytest.fixture
 def wire() -> Any:
     return wired
+
+
+class Steps(trio.abc.Instrument):
+    """Does something before, or after, a certain step of the present task."""
+
+    def __init__(self, at: int, when: str, do: Callable[[], object]) -> None:
+        self.task = trio.lowlevel.current_task()
+        self.left = at
+        self.before = when == "before"
+        self.do = do
+
+    def _step(self, task: trio.lowlevel.Task, *, before: bool) -> None:
+        if task is self.task and before is self.before:
+            self.left -= 1
+            if self.left == 0:
+                self.do()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """As the task is about to run on."""
+        self._step(task, before=True)
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """As the task waits for something."""
+        self._step(task, before=False)
+
+    def __enter__(self) -> None:
+        trio.lowlevel.add_instrument(self)
+
+    def __exit__(self, *_: object) -> None:
+        trio.lowlevel.remove_instrument(self)
+
+
+@pytest.fixture
+def stepping() -> type[Steps]:
+    return Steps
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Have SIGINT heard: a shell has it ignored by what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

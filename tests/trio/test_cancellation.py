@@ -2,8 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 from uuid import UUID
@@ -11,43 +11,15 @@ from uuid import UUID
 import pytest
 import trio
 
-from creduse_core import CreduseError, Outcome, RetryPolicy
+from creduse_core import Call, CreditsAdded, CreduseError, Outcome, RetryPolicy, State
 from creduse_sandbox import FAULTS
+from creduse_trio import AsyncCreduseClient
 
+KEY = "sk-test-0123456789abcdef"
 USER = UUID("12345678-1234-5678-1234-567812345678")
 ONCE = RetryPolicy(max_attempts=1)
 GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
-
-
-class Steps(trio.abc.Instrument):
-    """Does something before, or after, a certain step of the present task."""
-
-    def __init__(self, at: int, when: str, do: Callable[[], object]) -> None:
-        self.task = trio.lowlevel.current_task()
-        self.left = at
-        self.before = when == "before"
-        self.do = do
-
-    def _step(self, task: trio.lowlevel.Task, *, before: bool) -> None:
-        if task is self.task and before is self.before:
-            self.left -= 1
-            if self.left == 0:
-                self.do()
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """As the task is about to run on."""
-        self._step(task, before=True)
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """As the task waits for something."""
-        self._step(task, before=False)
-
-    def __enter__(self) -> None:
-        trio.lowlevel.add_instrument(self)
-
-    def __exit__(self, *_: object) -> None:
-        trio.lowlevel.remove_instrument(self)
 
 
 SWEPT = (
@@ -64,16 +36,45 @@ SWEPT = (
 
 # The first of them is met with on a new connection alone.
 CASES = [*((name, False) for name in SWEPT), *((name, True) for name in SWEPT[1:])]
+ENDED = [
+    *((*case, "cancelled") for case in CASES),
+    *((*case, "interrupted") for case in (CASES[0], CASES[1], CASES[3], CASES[8])),
+]
 
 
-@pytest.mark.parametrize(("name", "warm"), CASES)
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(("name", "warm", "how"), ENDED)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_cancelled_at_every_step(site: Any, name: str, when: str, warm: bool) -> None:  # noqa: FBT001 - pytest's parameter
-    """Wherever a call is cancelled, what it says is true, and the only place is free again.
+def test_ended_at_every_step(
+    site: Any,
+    stepping: Any,
+    name: str,
+    when: str,
+    how: str,
+    warm: bool,  # noqa: FBT001 - pytest's parameter
+) -> None:
+    """Wherever a call is cancelled or interrupted, it says so, and the only place is free again.
 
-    No byte of it is first sent afterwards, and no task goes on.
+    What its outcome says is true. No byte of it is first sent afterwards, and no task goes on.
     """
     fault = FAULTS.get(name)
+
+    async def run(client: AsyncCreduseClient, call: Call[CreditsAdded], steps: int) -> bool:
+        scope, end = trio.CancelScope(), Ending(how)
+        try:
+            with scope, stepping(steps, when, lambda: end(scope)):
+                try:
+                    await client.run(call)
+                except trio.Cancelled:  # by itself, in no group
+                    end.reached = True
+                    raise
+                except CreduseError:
+                    pass
+            await trio.lowlevel.checkpoint()  # where an interrupt comes at the latest
+        except KeyboardInterrupt:
+            end.reached = True
+        assert end.reached is (scope.cancelled_caught or (how == "interrupted" and end.called))
+        return end.called
 
     async def once(steps: int) -> bool:
         server = site.server
@@ -85,9 +86,7 @@ def test_cancelled_at_every_step(site: Any, name: str, when: str, warm: bool) ->
                 server.order(fault)
             tasks = trio.lowlevel.current_statistics().tasks_living
             call = client.protocol.add(USER, 77, timeout=0.05)
-            scope = trio.CancelScope()
-            with scope, Steps(steps, when, scope.cancel), suppress(CreduseError):
-                await client.run(call)
+            called = await run(client, call, steps)
             assert trio.lowlevel.current_statistics().tasks_living == tasks
             log = server.log
             server.reset()  # so that a fault that was not met with is not left over
@@ -99,28 +98,70 @@ def test_cancelled_at_every_step(site: Any, name: str, when: str, warm: bool) ->
         assert len(later) == 3
         assert len(reached) <= 1
         assert all(it.number < min(later) for it in reached)
-        if scope.cancelled_caught:
-            assert call.outcome is Outcome.UNKNOWN
         assert call.outcome is not Outcome.NOT_APPLIED or not any(it.applied for it in reached)
         assert call.outcome is not Outcome.APPLIED or any(it.applied for it in reached)
-        return scope.cancel_called
+        return called
+
+    steps = 1
+    while trio.run(once, steps):
+        steps += 1
+    assert steps > 2
+
+
+class Ending:
+    """Cancels or interrupts a call, and notes whether that was done and came to the caller."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.called = self.reached = False
+
+    def __call__(self, scope: trio.CancelScope) -> None:
+        self.called = True
+        if self.how == "cancelled":
+            scope.cancel()
+        else:
+            signal.raise_signal(signal.SIGINT)
+
+
+class Child(BaseException):
+    """Neither an error nor what cancels."""
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Child])
+def test_what_ends_the_program_comes_alone(kind: type[BaseException]) -> None:
+    """What a nursery of `connect` groups with cancellations and errors reaches the caller alone."""
+
+    async def fail(error: BaseException) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise error
+
+    async def connect(_: str, __: int) -> trio.abc.Stream:
+        async with trio.open_nursery(), trio.open_nursery() as inner:
+            inner.start_soon(trio.sleep_forever)
+            inner.start_soon(fail, OSError())
+            inner.start_soon(fail, kind("here"))
+        raise AssertionError
 
     async def main() -> None:
-        steps = 1
-        while await once(steps):
-            steps += 1
-        assert steps > 2
+        async with AsyncCreduseClient(KEY, base_url="http://localhost", connect=connect) as client:
+            call = client.protocol.add(USER, 5)
+            with trio.move_on_after(0.01), pytest.raises(kind, match="here"):
+                await client.run(call)
+            assert call.outcome is Outcome.UNKNOWN
+            assert call.state is State.ABANDONED
 
     trio.run(main)
 
 
-def test_a_hundred_calls_after_many_cancellations(site: Any) -> None:
+def test_a_hundred_calls_after_many_cancellations(site: Any, stepping: Any) -> None:
     """After calls cancelled at all times, each of a hundred goes well over one connection."""
 
     async def main() -> None:
         async with site.client(max_connections=1) as client:
             for steps in range(60):
-                with trio.CancelScope() as scope, Steps(steps, "after", scope.cancel):
+                with trio.CancelScope() as scope, stepping(steps, "after", scope.cancel):
                     await client.add(USER, 77)
             for _ in range(100):
                 await client.add(USER, 5)
@@ -136,7 +177,7 @@ async def answer(stream: trio.abc.Stream, wires: Any) -> None:
         await stream.send_all(ANSWER)
 
 
-def test_cancelled_while_others_wait(wire: Any) -> None:
+def test_cancelled_while_others_wait(wire: Any, stepping: Any) -> None:
     """Whichever of many calls are cancelled, and when, the others are served."""
 
     async def main() -> None:
@@ -147,7 +188,7 @@ def test_cancelled_while_others_wait(wire: Any) -> None:
                 async def call(number: int, client: Any, served: list[int], steps: int) -> None:
                     with trio.CancelScope() as scope:
                         if number % 2:
-                            with Steps(steps, "after", scope.cancel):
+                            with stepping(steps, "after", scope.cancel):
                                 await client.add(USER, 5)
                         else:
                             await client.add(USER, 5)
@@ -247,12 +288,15 @@ def test_answer_is_not_lost_to_a_cancellation(wire: Any) -> None:
 class Lines:
     """Does something at a certain line of the client's code that the present task comes to."""
 
-    def __init__(self, at: int, do: Callable[[], object]) -> None:
+    def __init__(self, at: int, do: Callable[[], object], *, below: str = "") -> None:
         self.left = at
         self.do = do
+        self.below = below
 
     def _trace(self, frame: FrameType, event: str, _: object) -> Any:
         if "/creduse_trio/" not in frame.f_code.co_filename:
+            return None
+        if frame.f_code.co_name == self.below:
             return None
         if event == "line":
             self.left -= 1
@@ -268,6 +312,127 @@ class Lines:
         sys.settrace(self.before)
 
 
+class TimeLimitError(Exception):
+    """That of a task runner."""
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, ValueError, TimeLimitError])
+# A line of the closing itself may be the one.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_exception_of_a_signal_handler(site: Any, kind: type[Exception]) -> None:
+    """What a signal handler raises, wherever that is, ends the call and reaches the caller."""
+
+    async def once(at: int, *, warm: bool) -> bool:
+        error = kind("the time limit")
+
+        def handle(_: int, __: object) -> None:
+            raise error
+
+        before = signal.signal(signal.SIGTERM, handle)
+        try:
+            async with site.client(max_connections=1) as client:
+                if warm:
+                    await client.add(USER, 5)
+                call = client.protocol.get_balance(USER)
+                ended: Exception | None = None
+                try:
+                    with Lines(at, lambda: signal.raise_signal(signal.SIGTERM), below="send"):
+                        await client.run(call)
+                except Exception as caught:  # noqa: BLE001 - which one is the question
+                    ended = caught
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert ended is None or ended is error
+        assert (call.state is State.SUCCEEDED) is (ended is None)
+        assert call.state is not State.FAILED
+        return ended is not None
+
+    site.server.direct.add(USER, 5)
+    for warm in (False, True):
+        at = 1
+        while trio.run(partial(once, at, warm=warm)):
+            at += 1
+        assert at > 30
+
+
+RUNNER: dict[str, Any] = {"__name__": "task_runner"}
+exec("def limit(): raise TimeoutError('the time limit')", RUNNER)  # noqa: S102 - a module of somebody else's
+
+
+class Struck(trio.abc.Stream):
+    """A stream in one of whose methods a task runner's time limit strikes, in as many turns."""
+
+    def __init__(self, stream: trio.abc.Stream, where: str, after: int) -> None:
+        self.stream = stream
+        self.where = where
+        self.after = after
+
+    def _strike(self, where: str) -> None:
+        if where == self.where:
+            self.after -= 1
+            if self.after == 0:
+                RUNNER["limit"]()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._strike("sending")
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        self._strike("reading")
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        try:
+            await self.stream.aclose()
+        finally:
+            self._strike("closing")
+
+
+async def attempt(client: AsyncCreduseClient) -> str:
+    try:
+        await client.add(USER, 5)
+    except TimeoutError as error:
+        return str(error)
+    return "added"
+
+
+@pytest.mark.parametrize(
+    ("where", "after"),
+    [
+        *(("sending", after) for after in (1, 2)),
+        # Twice for each call: to look whether something is there, then for the response.
+        *(("reading", after) for after in (1, 2, 3, 4)),
+        ("closing", 1),
+    ],
+)
+def test_time_limit_of_a_task_runner(wire: Any, where: str, after: int) -> None:
+    """What is raised within a stream, though not by it, reaches the caller; the place is free."""
+    last = ANSWER.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n")
+
+    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+        while await wires.request(stream):
+            await stream.send_all(last if len(wires.received) == 2 else ANSWER)
+
+    async def main() -> None:
+        async with wire(serve) as (_, wires):
+
+            async def connect(host: str, port: int) -> trio.abc.Stream:
+                stream = await wires.connect(host, port)
+                return Struck(stream, where, after) if wires.opened == 1 else stream
+
+            async with wire(serve, connect=connect, max_connections=1) as (client, _):
+                results = [await attempt(client) for _ in range(4)]
+                assert results.count("the time limit") == 1
+                assert "the time limit" in results[:2]
+                assert len(wires.closed) >= wires.opened - 1
+
+    trio.run(main)
+
+
 async def answer_twice(stream: trio.abc.Stream, wires: Any) -> None:
     """Answer, and once more where nobody asked."""
     while await wires.request(stream):
@@ -276,25 +441,10 @@ async def answer_twice(stream: trio.abc.Stream, wires: Any) -> None:
         await stream.send_all(ANSWER)
 
 
-WHERE: dict[str, Callable[[int, Callable[[], object]], Any]] = {
-    "before a step": lambda at, do: Steps(at, "before", do),
-    "after a step": lambda at, do: Steps(at, "after", do),
-    "at a line": Lines,
-}
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Have SIGINT heard: a shell has it ignored by what it runs in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("where", WHERE.values(), ids=WHERE)
+@pytest.mark.parametrize("where", ["before", "after", "at a line"])
 @pytest.mark.parametrize("serve", [answer, answer_twice])
-def test_interrupted_anywhere(wire: Any, where: Any, serve: Any) -> None:
+def test_interrupted_anywhere(wire: Any, stepping: Any, where: str, serve: Any) -> None:
     """Wherever a KeyboardInterrupt comes, no connection is left open and no place is lost."""
 
     async def once(at: int) -> bool:
@@ -308,7 +458,9 @@ def test_interrupted_anywhere(wire: Any, where: Any, serve: Any) -> None:
         async with wire(serve, max_connections=1) as (client, wires):
             await client.add(USER, 5)
             try:
-                with where(at, interrupt):
+                with (
+                    Lines(at, interrupt) if where == "at a line" else stepping(at, where, interrupt)
+                ):
                     await client.add(USER, 5)
                 await trio.lowlevel.checkpoint()  # where it comes at the latest
             except KeyboardInterrupt:

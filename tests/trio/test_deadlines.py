@@ -87,9 +87,7 @@ def test_time_to_connect(wire: Any, settings: dict[str, Any]) -> None:
     async def main() -> None:
         async with wire(silent, retry=ONCE, **settings) as (client, _):
             begun = trio.current_time()
-            with pytest.raises(
-                CreduseTimeoutError, match=r"no connection to \S+:\d+ stood"
-            ) as caught:
+            with pytest.raises(CreduseTimeoutError, match="no connection stood in time") as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert trio.current_time() - begun == pytest.approx(10)
@@ -240,7 +238,7 @@ def test_time_for_the_answer(wire: Any, serve: Any) -> None:
         async with wire(serve, retry=ONCE) as (client, _):
             begun = trio.current_time()
             call = client.protocol.add(USER, 5)
-            with pytest.raises(CreduseTimeoutError, match="no whole answer") as caught:
+            with pytest.raises(CreduseTimeoutError, match="no whole response") as caught:
                 await client.run(call)
             assert caught.value.outcome is Outcome.UNKNOWN
             assert trio.current_time() - begun == pytest.approx(30)
@@ -295,11 +293,17 @@ def test_server_that_sends_without_end(wire: Any) -> None:
     pieces = 0
 
     class Endless(Slow):
-        """Has always more, and takes half a minute for the first piece."""
+        """Has always more once it is asked, and takes half a minute for the first piece."""
+
+        asked = False
+
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            self.asked = True
+            await super().send_all(data)
 
         async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
             nonlocal pieces
-            if max_bytes == 1:  # it is quiet until it is asked
+            if not self.asked:
                 return await self.stream.receive_some(max_bytes)
             await trio.lowlevel.checkpoint()
             pieces += 1

@@ -82,6 +82,46 @@ def test_which_connections_are_used_again(site: Any, name: str) -> None:
     assert [entry.connection for entry in site.server.log] == expected
 
 
+def test_length_beside_chunks(wire: Any) -> None:
+    """A response that two headers frame counts, and its connection is not used again."""
+    length = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+
+    async def main() -> None:
+        response = b"HTTP/1.1 200 OK\r\n" + length % (len(GOOD), GOOD)
+        async with wire(says(response)) as (client, wires):
+            for _ in range(2):
+                await client.add(USER, 5)
+            assert wires.opened == 2
+
+    trio.run(main)
+
+
+def test_discarding_without_descriptors(site: Any) -> None:
+    """A connection is discarded where the process may open no file any more."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def main() -> None:
+        async with site.client(retry=ONCE) as client:
+            await client.add(USER, 5)
+            site.server.order(FAULTS["wrong-user"])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                with pytest.raises(InvalidResponseError):
+                    await client.add(USER, 5)
+                with pytest.raises(OSError, match="Too many open files"):
+                    trio.socket.socket()
+                with pytest.raises(TransportError, match="EMFILE") as caught:
+                    await client.add(USER, 5)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await client.add(USER, 5)
+
+    trio.run(main)
+    assert [entry.connection for entry in site.server.log] == [1, 1, 2]
+
+
 def test_surplus_that_comes_later(site: Any) -> None:
     """An answer too many on an idle connection is not taken for the next call's."""
 
@@ -195,8 +235,8 @@ FRAMES: dict[str, tuple[bytes, str]] = {
         CUT,
     ),
     "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfive", CUT),
-    "nothing": (b"", "hung up before its answer"),
-    "half a head": (HEAD[:20], "hung up before its answer"),
+    "nothing": (b"", "hung up before its response"),
+    "half a head": (HEAD[:20], "hung up before its response"),
     "no HTTP": (b"SSH-2.0\r\n\r\n", "illegal status line"),
     "lengths": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
@@ -207,7 +247,7 @@ FRAMES: dict[str, tuple[bytes, str]] = {
         "Receive buffer too long",
     ),
     "101": (b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\n\r\n", "SWITCH"),
-    "interim": (101 * b"HTTP/1.1 100 Continue\r\n\r\n" + ANSWER, "more than 100 interim answers"),
+    "interim": (101 * b"HTTP/1.1 100 Continue\r\n\r\n" + ANSWER, "more than 100 interim responses"),
 }
 
 
@@ -261,14 +301,22 @@ def test_cut_over_tls(
     trio.run(main)
 
 
-def test_early_answer() -> None:
-    """An answer to a request that the server does not read to its end is heard all the same."""
+@pytest.mark.parametrize("secure", [False, True])
+def test_early_response(
+    secure: bool,  # noqa: FBT001 - pytest's parameter
+    server_context: ssl.SSLContext,
+    trust: ssl.SSLContext,
+) -> None:
+    """A response to a request that the server does not read to its end is read all the same."""
     early = b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
 
-    async def serve(stream: trio.SocketStream) -> None:
+    async def serve(socket: trio.SocketStream) -> None:
+        stream: trio.abc.Stream = socket
+        if secure:
+            stream = trio.SSLStream(socket, server_context, server_side=True)
         await stream.receive_some(100)
         await stream.send_all(early)
-        await stream.aclose()  # with bytes unread, which resets the connection
+        await socket.aclose()  # with bytes unread, which resets the connection
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -276,8 +324,8 @@ def test_early_answer() -> None:
             nursery.start_soon(trio.serve_listeners, serve, listeners)
             port = listeners[0].socket.getsockname()[1]
             # Far more than the kernel takes at once.
-            base_url = f"http://127.0.0.1:{port}/" + "a" * 20_000_000
-            async with AsyncCreduseClient(KEY, base_url=base_url) as client:
+            base_url = f"{'https' if secure else 'http'}://127.0.0.1:{port}/" + "a" * 20_000_000
+            async with AsyncCreduseClient(KEY, trust, base_url=base_url) as client:
                 with pytest.raises(APIError, match="413") as caught:
                     await client.add(USER, 5)
                 assert caught.value.outcome is Outcome.NOT_APPLIED

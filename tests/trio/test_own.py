@@ -2,21 +2,26 @@
 
 import asyncio
 import gc
+import socket
 import ssl
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import h11
 import pytest
 import trio
+import trustme
 
-from creduse_core import Outcome, RetryPolicy, TransportError
-from creduse_sandbox import SandboxServer
+from creduse_core import CreduseError, Outcome, RetryPolicy, TransportError
+from creduse_sandbox import FAULTS, SandboxServer
 from creduse_trio import AsyncCreduseClient
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
+ONCE = RetryPolicy(max_attempts=1)
 KEY = "sk-test-0123456789abcdef"
 GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
@@ -27,22 +32,191 @@ def contexts() -> int:
     return sum(isinstance(thing, ssl.SSLContext) for thing in gc.get_objects())
 
 
-def test_tls_context_when_it_is_needed(server: SandboxServer) -> None:
-    """A client makes one TLS context, at its first call over https, and none for plain http."""
+def test_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client for https makes one TLS context, before its first call; one for plain http none."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     before = contexts()
 
     async def main() -> None:
-        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            await client.add(USER, 1)
+        async with AsyncCreduseClient(KEY, base_url="http://127.0.0.1:1"):
             assert contexts() == before
         async with AsyncCreduseClient(
             KEY, base_url="https://127.0.0.1:1", retry=RetryPolicy(initial_delay=0)
         ) as client:
-            assert contexts() == before
-            for _ in range(2):
-                with pytest.raises(TransportError):
-                    await client.add(USER, 1)
-                assert contexts() == before + 1
+            assert contexts() == before + 1
+            with pytest.raises(TransportError):
+                await client.add(USER, 1)
+            assert contexts() == before + 1
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("data", [None, b"not PEM"])
+def test_wrong_certificate_file(
+    data: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong SSL_CERT_FILE is named where the client is made, and unheeded where it is not read."""
+    file = tmp_path / "ca.pem"
+    if data is not None:
+        file.write_bytes(data)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(ValueError, match=r"SSL_CERT_FILE is '.*', which holds no certificates: .+"):
+        AsyncCreduseClient(KEY, base_url="https://api.creduse.com")
+    AsyncCreduseClient(KEY, ssl.create_default_context(), base_url="https://api.creduse.com")
+    AsyncCreduseClient(KEY, base_url="http://localhost")
+
+
+def test_certificate_file(
+    server_context: ssl.SSLContext,
+    authority: trustme.CA,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The certificates in SSL_CERT_FILE are trusted."""
+    file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+
+    async def main() -> None:
+        with SandboxServer(ssl_context=server_context) as server:
+            async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+                await client.add(USER, 1)
+
+    trio.run(main)
+
+
+class Elsewhere(trio.socket.SocketType):
+    """A socket that connects to anything, and says that this is another machine."""
+
+    type = socket.SOCK_STREAM  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]  # a property
+    did_shutdown_SHUT_WR = False  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]  # noqa: N815 - as above
+
+    def __init__(self) -> None:
+        """Not as its base, of which there are no instances."""
+        self.closed = False
+
+    async def connect(self, address: object) -> None:  # noqa: ARG002 - trio's signature
+        """Connect."""
+        await trio.lowlevel.checkpoint()
+
+    def getpeername(self) -> tuple[str, int]:
+        """Return an address that is nobody's (RFC 5737)."""
+        return "192.0.2.7", 80
+
+    def setsockopt(self, *_: Any, **__: Any) -> None:
+        """Ignore it."""
+
+    def is_readable(self) -> bool:
+        """Be quiet."""
+        return False
+
+    async def send(self, *_: Any, **__: Any) -> int:
+        """Fail."""
+        await trio.lowlevel.checkpoint()
+        raise ConnectionResetError("written to")
+
+    async def recv(self, *_: Any, **__: Any) -> bytes:
+        """Fail likewise."""
+        await trio.lowlevel.checkpoint()
+        raise ConnectionResetError("written to")
+
+    def close(self) -> None:
+        """Note it."""
+        self.closed = True
+
+
+class Factory(trio.abc.SocketFactory):
+    """Makes sockets that connect elsewhere."""
+
+    def __init__(self) -> None:
+        self.made: list[Elsewhere] = []
+
+    def socket(self, *_: Any, **__: Any) -> trio.socket.SocketType:
+        """Make one."""
+        self.made.append(Elsewhere())
+        return self.made[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "outcome"),
+    [
+        ({}, "localhost is 192.0.2.7, which is not this machine", Outcome.NOT_APPLIED),
+        ({"allow_http": True}, "written to", Outcome.UNKNOWN),
+    ],
+    ids=["loopback only", "allow_http"],
+)
+def test_localhost_that_is_elsewhere(settings: dict[str, Any], said: str, outcome: Outcome) -> None:
+    """Over plain http, a request goes to localhost only if that is this machine by its address."""
+    factory = Factory()
+
+    async def main() -> None:
+        trio.socket.set_custom_socket_factory(factory)
+        async with AsyncCreduseClient(KEY, base_url="http://localhost", **settings) as client:
+            with pytest.raises(TransportError, match=said) as caught:
+                await client.add(USER, 5)
+        assert caught.value.outcome is outcome
+        assert len(caught.value.attempts) == 1
+
+    trio.run(main)
+    assert factory.made
+    assert all(made.closed for made in factory.made)
+
+
+def test_localhost(server: SandboxServer) -> None:
+    """The usual localhost is this machine."""
+
+    async def main() -> None:
+        url = server.base_url.replace("127.0.0.1", "localhost")
+        async with AsyncCreduseClient(KEY, base_url=url) as client:
+            await client.add(USER, 5)
+
+    trio.run(main)
+    assert len(server.applied) == 1
+
+
+GROWING = (
+    "apply-then-reset",
+    "request-then-close",
+    "wrong-user",
+    "close-after",
+    "cut-body-then-reset",
+)
+
+
+def test_nothing_grows(site: Any) -> None:
+    """However many connections, failures and cancellations there were, nothing of them is kept."""
+
+    async def once(client: AsyncCreduseClient) -> None:
+        for name in GROWING:
+            site.server.order(FAULTS[name])
+            with suppress(CreduseError):
+                await client.add(USER, 5)
+        site.server.order(FAULTS["request-then-hang"])
+        with suppress(CreduseError):
+            await client.add(USER, 5, timeout=0.002)
+        for checkpoints in range(12):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(client.add, USER, 5)
+                    for _ in range(checkpoints):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+        site.server.reset()
+
+    def count() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    async def main() -> None:
+        async with site.client(retry=ONCE, max_connections=2) as client:
+            for _ in range(5):
+                await once(client)
+            before = count()
+            for _ in range(40):
+                await once(client)
+            await trio.sleep(0.1)
+            # Each connection has dozens of objects, and there were hundreds.
+            assert count() - before < 400
 
     trio.run(main)
 
@@ -181,7 +355,7 @@ def test_closed_in_another_run(server: SandboxServer) -> None:
 
 FORK = """
 import os, sys, trio
-from creduse_core import Outcome, TransportError
+from creduse_core import CreduseError, Outcome, TransportError
 from creduse_trio import AsyncCreduseClient
 client = AsyncCreduseClient("sk-test", base_url=sys.argv[1])
 user = "12345678-1234-5678-1234-567812345678"

@@ -1,27 +1,34 @@
-"""A client that is handed in lends its connections, and nothing that it would add to a request."""
+"""A supplied client is used for its connections, and for nothing that it would add to a request."""
 
 import asyncio
 import gc
 import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 import httpx
 import httpx2
 import pytest
+import trustme
 
 from creduse import (
     AsyncCreduseClient,
     CreduseClient,
+    CreduseError,
     CreduseTimeoutError,
     InsufficientFundsError,
     InvalidResponseError,
     Outcome,
     RetryPolicy,
+    ServerError,
     TransportError,
 )
 from creduse_core import Request
-from creduse_sandbox import Answer, Sandbox, SandboxServer
+from creduse_sandbox import FAULTS, Answer, Sandbox, SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 NO_WAIT = RetryPolicy(initial_delay=0)
@@ -308,3 +315,217 @@ def test_class_that_closes_when_it_is_deleted(lent: Any, server: SandboxServer) 
 
     lent.run(main)
     assert len(server.applied) == 1
+
+
+class Retrying:
+    """A transport that retries by itself what it gets a 502 for, or what fails."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def handle_request(self, request: Any) -> Any:
+        for _ in range(2):
+            try:
+                response = self._transport.handle_request(request)
+                response.read()
+            except Exception:  # noqa: BLE001, S112 - whatever it is
+                continue
+            if response.status_code != 502:
+                return response
+        return self._transport.handle_request(request)
+
+    async def handle_async_request(self, request: Any) -> Any:
+        for _ in range(2):
+            try:
+                response = await self._transport.handle_async_request(request)
+                await response.aread()
+            except Exception:  # noqa: BLE001, S112 - whatever it is
+                continue
+            if response.status_code != 502:
+                return response
+        return await self._transport.handle_async_request(request)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+def retrying(lent: Any) -> Any:
+    library = lent.library
+    base = library.BaseTransport if lent.sync else library.AsyncBaseTransport
+    made = library.HTTPTransport() if lent.sync else library.AsyncHTTPTransport()
+    return type("Transport", (Retrying, base), {})(made)
+
+
+@pytest.mark.parametrize("name", ["502", "apply-then-reset", "apply-then-close"])
+def test_transport_that_retries(lent: Any, server: SandboxServer, name: str) -> None:
+    """A supplied client's transport that sends again by itself sends a write once."""
+    server.order(FAULTS[name])
+
+    async def main() -> None:
+        async with (
+            lent.lend(transport=retrying(lent)) as http_client,
+            lent.connect(server.base_url, http_client=http_client, retry=NO_WAIT) as client,
+        ):
+            with pytest.raises(CreduseError, match="a request is sent once") as caught:
+                await client.add(USER, 10)
+            assert caught.value.outcome is Outcome.UNKNOWN
+            assert len(caught.value.attempts) == 1
+            await client.add(USER, 1)
+
+    lent.run(main)
+    assert len(server.log) == 2
+
+
+def test_transport_that_reads_before_it_sends(lent: Any, server: SandboxServer) -> None:
+    """A supplied client's transport may read the body before it sends the request."""
+    library = lent.library
+    base = library.BaseTransport if lent.sync else library.AsyncBaseTransport
+    made = library.HTTPTransport() if lent.sync else library.AsyncHTTPTransport()
+
+    class Reading(base):  # type: ignore[misc,valid-type]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
+        def handle_request(self, request: Any) -> Any:
+            assert request.read().startswith(b"{")
+            return made.handle_request(request)
+
+        async def handle_async_request(self, request: Any) -> Any:
+            assert (await request.aread()).startswith(b"{")
+            return await made.handle_async_request(request)
+
+        def close(self) -> None:
+            made.close()
+
+        async def aclose(self) -> None:
+            await made.aclose()
+
+    async def main() -> None:
+        async with (
+            lent.lend(transport=Reading()) as http_client,
+            lent.connect(server.base_url, http_client=http_client) as client,
+        ):
+            await client.add(USER, 10)
+
+    lent.run(main)
+    assert len(server.applied) == 1
+
+
+def test_body_is_read_once(lent: Any) -> None:
+    """A transport that reports no steps, and reads the body again, is refused the second reading."""
+    if not lent.sync:
+        pytest.skip("the body is the same")
+
+    class Twice(lent.library.BaseTransport):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
+        def handle_request(self, request: Any) -> Any:
+            return b"".join([*request.stream, *request.stream])
+
+    async def main() -> None:
+        async with (
+            lent.lend(transport=Twice()) as http_client,
+            lent.connect("https://api.creduse.com", http_client=http_client) as client,
+        ):
+            with pytest.raises(TransportError, match="a request is sent once") as caught:
+                await client.add(USER, 10)
+            assert caught.value.outcome is Outcome.UNKNOWN
+
+    lent.run(main)
+
+
+def test_http2_is_rejected(lent: Any) -> None:
+    """A client that may speak HTTP/2 is a ValueError when it is supplied."""
+
+    async def main() -> None:
+        async with lent.lend(http2=True) as http_client:
+            with pytest.raises(ValueError, match="HTTP/2 is not supported"):
+                async with lent.connect("https://api.creduse.com", http_client=http_client):
+                    pass
+
+    lent.run(main)
+
+
+def test_http2_is_found_out(lent: Any, tls_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that cannot be seen beforehand, the first call sends nothing, and says so."""
+    monkeypatch.setattr("creduse_httpx._supplied.speaks_http2", lambda _: False)
+    base_url, trust = tls_server
+
+    async def main() -> None:
+        async with (
+            lent.lend(http2=True, verify=trust) as http_client,
+            lent.connect(base_url, http_client=http_client, retry=NO_WAIT) as client,
+        ):
+            with pytest.raises(TransportError, match="HTTP/2 is not supported") as caught:
+                await client.add(USER, 10)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(caught.value.attempts) == 1
+
+    lent.run(main)
+
+
+@pytest.fixture
+def tls_server() -> Iterator[tuple[str, ssl.SSLContext]]:
+    """A server that agrees on HTTP/2, and reads what comes."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    context.set_alpn_protocols(["h2"])
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)  # pyright: ignore[reportUnknownMemberType]  # as above
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                accepted, _ = listener.accept()
+                with suppress(OSError), context.wrap_socket(accepted, server_side=True) as secure:
+                    while secure.recv(65536):
+                        pass
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield f"https://127.0.0.1:{listener.getsockname()[1]}", trust
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+
+
+def be_a_proxy(connection: socket.socket, server: Any) -> None:
+    """Be a proxy that gives every request to nobody."""
+    if server.request(connection):
+        connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_no_proxy_of_the_environment_to_this_machine(
+    lent: Any, server: SandboxServer, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls to this machine do not go to the environment's proxy, the key in the clear."""
+    proxy = raw(be_a_proxy)
+    monkeypatch.setenv("HTTP_PROXY", proxy.base_url)
+
+    async def main() -> None:
+        async with (
+            lent.lend() as http_client,
+            lent.connect(server.base_url, http_client=http_client) as client,
+        ):
+            await client.add(USER, 10)
+
+    lent.run(main)
+    assert proxy.received == []
+    assert len(server.applied) == 1
+
+
+def test_own_proxy_to_this_machine(lent: Any, server: SandboxServer, raw: Any) -> None:
+    """A proxy that the client was made with is used, to this machine too."""
+    proxy = raw(be_a_proxy)
+
+    async def main() -> None:
+        async with (
+            lent.lend(proxy=proxy.base_url) as http_client,
+            lent.connect(server.base_url, http_client=http_client) as client,
+        ):
+            with pytest.raises(ServerError):
+                await client.add(USER, 10)
+
+    lent.run(main)
+    assert len(proxy.received) == 1
+    assert server.log == ()

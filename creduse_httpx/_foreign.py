@@ -1,0 +1,51 @@
+"""Exceptions that are neither httpx's nor ours: a signal handler may raise in whatever runs.
+
+Where such an exception may come up, one of these context managers lets it go on as a
+`creduse_core.ForeignError`, which no library catches. What it means for a call is the core's.
+"""
+
+from typing import Final
+
+from creduse_core import ForeignError, is_foreign
+
+LIBRARIES: Final = frozenset(
+    {
+        *("httpx", "httpcore", "httpx2", "httpcore2", "h11", "h2", "socksio", "creduse_httpx"),
+        *("anyio", "asyncio", "trio", "outcome", "uvloop", "selectors", "socket", "ssl"),
+        *("concurrent", "contextlib", "encodings", "threading"),
+        # What stands in for httpx's transports, or in front of them.
+        *("respx", "pytest_httpx", "vcr", "opentelemetry", "wrapt"),
+    }
+)
+"""Whose exceptions are a transport's. Any other is a signal handler's, say, and goes on as it is."""
+
+
+class _Network:
+    """For a step of httpcore's on the network: it takes an alarm's `TimeoutError` for a socket's."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(cause, Exception) and is_foreign(cause, LIBRARIES):
+                raise ForeignError(cause)
+
+
+class _Closing:
+    """For closing something: suppresses what a library raises then, and that alone."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if is_foreign(error, LIBRARIES):
+            raise ForeignError(error) from None
+        return True
+
+
+NETWORK: Final = _Network()
+CLOSING: Final = _Closing()

@@ -1,0 +1,277 @@
+"""What ends a call from outside: the caller's timeout, Ctrl-C, closing, somebody's signal handler."""
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+import ssl
+import time
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import pytest
+import uvloop
+
+from creduse import CreduseError, Outcome, RetryPolicy, TransportError
+from creduse_aiohttp import AsyncCreduseClient
+from creduse_core.messages import chain
+from creduse_sandbox import FAULTS, SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+
+
+async def silent(server: Any, reader: Any, _: Any) -> None:
+    """Read the request, and wait."""
+    await server.request(reader)
+    await reader.read()
+
+
+async def until(condition: Any) -> None:
+    while not condition():  # noqa: ASYNC110 - any condition
+        await asyncio.sleep(0.01)
+
+
+def frames_that_show(error: BaseException, secret: str) -> list[str]:
+    """Return the functions whose variables, or what these hold, show ``secret``."""
+    return [
+        frame.name
+        for link in chain(error)
+        for frame in traceback.TracebackException.from_exception(link, capture_locals=True).stack
+        if frame.filename != __file__ and secret in repr(frame.locals)
+    ]
+
+
+# Case: what leaves a call has no frame that holds the key.
+
+
+async def time_out(client: AsyncCreduseClient, _: Any) -> None:
+    async with asyncio.timeout(0.1):
+        await client.add(USER, 5)
+
+
+async def cancel(client: AsyncCreduseClient, server: Any) -> None:
+    task = asyncio.create_task(client.add(USER, 5))
+    await until(lambda: server.received)
+    task.cancel()
+    await task
+
+
+@pytest.mark.parametrize("leave", [time_out, cancel])
+def test_no_key_in_frames(run: Any, connect: Any, raw: Any, leave: Any) -> None:
+    """No variable in a frame of a timeout or a cancellation of the caller's shows the key."""
+
+    async def main() -> None:
+        async with raw(silent) as server, connect(server.base_url) as client:
+            with pytest.raises((TimeoutError, asyncio.CancelledError)) as caught:
+                await leave(client, server)
+            assert caught.value.__traceback__ is not None
+            assert frames_that_show(caught.value, KEY) == []
+
+    run(main)
+
+
+# Ctrl-C.
+
+
+def serve(server: Any, connection: socket.socket, number: int) -> None:
+    while server.request(connection, number):
+        connection.sendall(RESPONSE)
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_ctrl_c(threaded: Any, trust: ssl.SSLContext, factory: Any) -> None:
+    """After a KeyboardInterrupt nothing is first sent, no frame shows the key, the session serves."""
+
+    async def make() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1, ssl=trust))
+
+    async def call(session: aiohttp.ClientSession, amount: int) -> None:
+        client = AsyncCreduseClient(KEY, session, base_url=server.base_url)
+        await client.subtract(USER, amount, timeout=5)
+
+    async def interrupted(session: aiohttp.ClientSession, steps: int) -> None:
+        interrupt_after(asyncio.get_running_loop(), steps)
+        with contextlib.suppress(CreduseError):  # the server's response is for another amount
+            await call(session, 1000 + steps)
+        await asyncio.sleep(60)
+
+    def interrupt_after(loop: asyncio.AbstractEventLoop, steps: int) -> None:
+        if steps:
+            loop.call_soon(interrupt_after, loop, steps - 1)
+        else:
+            signal.raise_signal(signal.SIGINT)
+
+    with threaded(serve) as server, asyncio.Runner(loop_factory=factory) as runner:
+        session = runner.run(make())
+        sent = 0
+        for steps in range(0, 60, 3):
+            with pytest.raises(KeyboardInterrupt) as caught:
+                runner.run(interrupted(session, steps))
+            assert frames_that_show(caught.value, KEY) == []
+            time.sleep(0.02)  # for the server to read what was sent
+            before = len(server.requests)
+            sent += any(b":%d}" % (1000 + steps) in body for _, body in server.requests)
+            runner.run(call(session, 5))
+            assert [body for _, body in server.requests[before:]] == [GOOD]
+        assert sent
+        runner.run(session.close())
+        runner.run(asyncio.sleep(0.02))
+
+
+# Exceptions that come from elsewhere.
+
+
+class SoftTimeLimitError(Exception):
+    """What a task runner raises in whatever runs just then."""
+
+
+class Interrupting(aiohttp.TCPConnector):
+    """Has a signal come in while aiohttp connects, or right after."""
+
+    after = False
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.after:
+            signal.raise_signal(signal.SIGUSR1)
+        connection = await super().connect(*args, **kwargs)
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+@pytest.fixture(params=[SoftTimeLimitError, TimeoutError, ValueError])
+def foreign(request: pytest.FixtureRequest) -> Iterator[type[Exception]]:
+    """Raise an exception of this class from a signal handler of SIGUSR1's."""
+
+    def handle(_: int, __: FrameType | None) -> None:
+        raise request.param("from a signal handler")
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    yield request.param
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("moment", ["before connecting", "after connecting"])
+@pytest.mark.parametrize("name", ["add", "get_balance"])
+def test_foreign_exception(
+    run: Any, server: SandboxServer, foreign: type[Exception], name: str, moment: str
+) -> None:
+    """An exception of a signal handler's goes on as itself; the call is abandoned, not retried."""
+
+    async def main() -> None:
+        connector = Interrupting()
+        connector.after = moment == "after connecting"
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            AsyncCreduseClient(KEY, session, base_url=server.base_url) as client,
+        ):
+            protocol = client.protocol
+            call: Any = protocol.add(USER, 5) if name == "add" else protocol.get_balance(USER)
+            with pytest.raises(foreign, match="from a signal handler") as caught:
+                await client.run(call)
+            assert frames_that_show(caught.value, KEY) == []
+            assert [attempt.event for attempt in call.attempts] == ["abandoned"]
+
+    run(main)
+    assert server.log == ()
+
+
+# Closing.
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("moment", ["connecting", "waiting for the response"])
+def test_close_during_a_call(run: Any, threaded: Any, moment: str) -> None:
+    """`aclose` ends calls in bounded time, no call goes on, and what each says is true."""
+    ended: dict[int, Outcome] = {}
+
+    def serve(server: Any, connection: socket.socket, number: int) -> None:
+        server.request(connection, number)
+        connection.recv(1)
+
+    async def main() -> None:
+        for steps in range(0, 30, 2):
+            client = AsyncCreduseClient(
+                KEY, base_url=server.base_url, retry=RetryPolicy(initial_delay=0)
+            )
+            task = asyncio.create_task(client.add(USER, 1000 + steps))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if moment != "connecting":
+                await until(lambda: len(server.requests) > len(ended))
+            begun = time.monotonic()
+            await client.aclose()
+            with pytest.raises(TransportError) as caught:
+                await task
+            assert time.monotonic() - begun < 30
+            ended[1000 + steps] = caught.value.outcome
+            if moment != "connecting":
+                assert caught.value.outcome is Outcome.UNKNOWN
+
+    with threaded(serve) as server:
+        run(main)
+    bodies = b"".join(body for _, body in server.requests)
+    for amount, outcome in ended.items():
+        assert outcome is Outcome.UNKNOWN or b"%d" % amount not in bodies
+
+
+def test_close_on_a_supplied_session(run: Any, raw: Any) -> None:
+    """A call that waits for a connection of a supplied session sends nothing after `aclose`."""
+
+    async def main() -> None:
+        async with (
+            raw(silent) as server,
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
+        ):
+            holder = AsyncCreduseClient(KEY, session, base_url=server.base_url)
+            holding = asyncio.create_task(holder.add(USER, 1))
+            await until(lambda: server.received)
+            client = AsyncCreduseClient(KEY, session, base_url=server.base_url)
+            waiting = asyncio.create_task(client.add(USER, 2))
+            await asyncio.sleep(0.05)
+            await client.aclose()
+            holding.cancel()
+            with pytest.raises(TransportError, match="the client is closed") as caught:
+                await waiting
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert len(server.received) == 1
+
+    run(main)
+
+
+# A process that has run out of file descriptors.
+
+
+def test_no_descriptor_is_left(run: Any, connect: Any, server: SandboxServer) -> None:
+    """A connection is thrown away without opening a file, and a new one then cannot be had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def main() -> None:
+        async with connect(server.base_url, retry=RetryPolicy(max_attempts=1)) as client:
+            await client.add(USER, 1)
+            server.order(FAULTS["wrong-user"])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))  # less than there are
+            try:
+                with pytest.raises(CreduseError):
+                    await client.add(USER, 2)
+                with pytest.raises(TransportError) as caught:
+                    await client.add(USER, 3)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert "Too many open files" in str(caught.value)
+            await client.add(USER, 4)
+
+    run(main)
+    assert [entry.connection for entry in server.log] == [1, 1, 2]

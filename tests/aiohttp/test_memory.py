@@ -1,0 +1,90 @@
+"""Nothing outlives its exchange: no object is left of a connection, a failure or a cancellation."""
+
+import asyncio
+import gc
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import pytest
+
+from creduse import CreduseError, RetryPolicy
+from creduse_aiohttp import AsyncCreduseClient
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(GOOD)
+CALLS = 1000
+IN_UVLOOP = {"run": "uvloop", "threaded": "tls"}
+
+
+async def new_connection(client: AsyncCreduseClient, _: int) -> None:
+    assert (await client.subtract(USER, 5)).amount == 5
+
+
+async def failure(client: AsyncCreduseClient, number: int) -> None:
+    with suppress(CreduseError):  # the server's connections fail in turn
+        await client.subtract(USER, 6 + number % 4)
+
+
+async def cancellation(client: AsyncCreduseClient, number: int) -> None:
+    task = asyncio.create_task(client.subtract(USER, 5))
+    for _ in range(number % 25):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def serve(server: Any, connection: socket.socket, number: int) -> None:
+    """Answer and close; or close, reset, cut or garble, as the amount says."""
+    if not server.request(connection, number):
+        return
+    amount = int(server.requests.pop()[1].rpartition(b":")[2].rstrip(b"}"))
+    connection.sendall(
+        {
+            5: RESPONSE + b"Connection: close\r\n\r\n" + GOOD,
+            6: b"",
+            7: RESPONSE + b"\r\n{",
+            8: b"not http\r\n\r\n",
+            9: b"HTTP/1.1 500 Sorry\r\nContent-Length: 0\r\n\r\n",
+        }[amount]
+    )
+
+
+@pytest.mark.parametrize("use", [new_connection, failure, cancellation])
+def test_nothing_is_left(
+    run: Any,
+    threaded: Any,
+    trust: ssl.SSLContext,
+    request: pytest.FixtureRequest,
+    use: Callable[[AsyncCreduseClient, int], Awaitable[None]],
+) -> None:
+    """A thousand connections, failures or cancellations leave no more objects than none."""
+    if use is cancellation and request.node.callspec.params == {**IN_UVLOOP, "use": use}:
+        pytest.skip("uvloop keeps what is cancelled in a TLS handshake, whoever makes the request")
+
+    async def main() -> None:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as session,
+            AsyncCreduseClient(
+                KEY, session, base_url=server.base_url, retry=RetryPolicy(max_attempts=1)
+            ) as client,
+        ):
+            counts: list[Counter[str]] = []
+            for calls in (100, 0, CALLS):  # the second time, counting itself has made what it makes
+                for number in range(calls):
+                    await use(client, number)
+                await asyncio.sleep(0.1)
+                gc.collect()
+                counts.append(Counter(type(it).__qualname__ for it in gc.get_objects()))
+        more = counts[2] - counts[1]
+        assert more.total() < CALLS / 10, more.most_common(9)
+
+    with threaded(serve) as server:
+        run(main)

@@ -1,0 +1,100 @@
+"""A response that was there before its request was written is never its response."""
+
+import asyncio
+import socket
+import ssl
+import time
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import pytest
+
+from creduse_aiohttp import AsyncCreduseClient
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+
+
+def response(status: int, body: bytes) -> bytes:
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+
+
+def whole(amount: int) -> bytes:
+    return response(200, b'{"end_user_id":"%s","amount":%d}' % (str(USER).encode(), amount))
+
+
+REFUSAL = response(402, b'{"error_code":"INSUFFICIENT_FUNDS"}')
+
+SURPLUS = {
+    "whole": whole(5),
+    "refusal": REFUSAL,
+    "interim": b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    "begun": b"H",
+    "half a line": b"HTTP/1.1 402",
+    "half a head": REFUSAL[:30],
+    "head": REFUSAL[: REFUSAL.index(b"{")],
+    "half a body": REFUSAL[:-1],
+    "not http": b"\x00",
+}
+
+
+@pytest.fixture(params=["own", "supplied"])
+def connect(request: pytest.FixtureRequest, trusted: None, trust: ssl.SSLContext) -> Any:  # noqa: ARG001 - it sets the environment
+    """Make a client that trusts the servers, over TLS, too."""
+
+    async def make(base_url: str, use: Any) -> None:
+        if request.param == "own":
+            async with AsyncCreduseClient(KEY, base_url=base_url) as client:
+                await use(client)
+            return
+        connector = aiohttp.TCPConnector(ssl=trust)
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            AsyncCreduseClient(KEY, session, base_url=base_url) as client,
+        ):
+            await use(client)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("comes", "surplus"),
+    [
+        pytest.param(comes, surplus, id=f"{name} {comes}")
+        for comes in ("with it", "while idle", "while busy")
+        for name, surplus in SURPLUS.items()
+        if (comes, name) != ("with it", "not http")  # that makes a response that cannot be read
+    ],
+)
+def test_surplus(run: Any, connect: Any, threaded: Any, surplus: bytes, comes: str) -> None:
+    """Whatever comes beyond a response, in its segment or later, no request gets it.
+
+    The server sends it once and records what it reads: both calls' requests, once each, the second
+    on another connection. So the second call's result, which the surplus would make another one, is
+    of its own response. A client that is busy has not yet read what came in meanwhile.
+    """
+
+    def serve(server: Any, connection: socket.socket, number: int) -> None:
+        while server.request(connection, number):
+            if number > 1:
+                connection.sendall(whole(7))
+            elif comes == "with it":
+                connection.sendall(whole(5) + surplus)
+            else:
+                connection.sendall(whole(5))
+                time.sleep(0.05)
+                connection.sendall(surplus)
+
+    async def use(client: AsyncCreduseClient) -> None:
+        assert (await client.subtract(USER, 5)).amount == 5
+        if comes == "while idle":
+            await asyncio.sleep(0.15)
+        elif comes == "while busy":
+            time.sleep(0.15)  # noqa: ASYNC251 - as it says
+        assert (await client.subtract(USER, 7)).amount == 7
+
+    with threaded(serve) as server:
+        run(lambda: connect(server.base_url, use))
+    bodies = [b'{"end_user_id":"%s","amount":%d}' % (str(USER).encode(), n) for n in (5, 7)]
+    assert server.requests == [(1, bodies[0]), (2, bodies[1])]

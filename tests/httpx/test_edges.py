@@ -1,0 +1,236 @@
+"""Clients of our own at the edges: signals, closing, proxies, and names that mislead."""
+
+import asyncio
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+import trio
+
+from creduse import (
+    AsyncCreduseClient,
+    CreduseClient,
+    CreduseError,
+    CreduseTimeoutError,
+    Outcome,
+    RetryPolicy,
+    TransportError,
+)
+from creduse_sandbox import FAULTS, SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test"
+ONCE = RetryPolicy(max_attempts=1)
+RUNNERS: dict[str, Callable[..., Any]] = {"asyncio": asyncio.run, "trio": trio.run}
+
+
+class SoftTimeLimitError(Exception):
+    """What a task runner raises in a job that takes too long."""
+
+
+@contextmanager
+def alarm(error: BaseException, seconds: float = 0.1) -> Iterator[None]:
+    """Raise ``error`` from a signal handler, in whatever runs then."""
+
+    def ring(*_: object) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    "error", [SoftTimeLimitError("over"), TimeoutError("over"), OSError("over"), KeyError("over")]
+)
+@pytest.mark.parametrize("name", ["request-then-hang", "cut-head-then-hang", "cut-body-then-hang"])
+def test_signal_handler_that_raises(server: SandboxServer, error: Exception, name: str) -> None:
+    """An exception of a signal handler's abandons the call, and comes out as it is."""
+    with CreduseClient(KEY, base_url=server.base_url) as client:
+        server.order(FAULTS[name])
+        call = client.protocol.get_balance(USER)
+        with pytest.raises(type(error)) as caught, alarm(error):
+            client.run(call)
+        assert caught.value is error
+        assert [attempt.event for attempt in call.attempts] == ["abandoned"]
+        server.direct.add(USER, 1)
+        assert client.get_balance(USER).active_balance == 1
+
+
+def test_alarm_while_connecting() -> None:
+    """An alarm's TimeoutError is not taken for one of the socket's while it connects."""
+    with full_backlog() as port, CreduseClient(KEY, base_url=f"http://127.0.0.1:{port}") as client:
+        call = client.protocol.add(USER, 1)
+        error = TimeoutError("over")
+        with pytest.raises(TimeoutError) as caught, alarm(error):
+            client.run(call)
+        assert caught.value is error
+        assert call.outcome is Outcome.UNKNOWN
+
+
+@contextmanager
+def full_backlog() -> Iterator[int]:
+    """Listen on a port where connecting takes for ever."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)  # noqa: FBT003 - as it is
+            one.connect_ex(("127.0.0.1", port))
+        time.sleep(0.05)
+        try:
+            yield port
+        finally:
+            for one in waiting:
+                one.close()
+
+
+@pytest.mark.parametrize("name", ["request-then-hang", "cut-head-then-hang", "cut-body-then-hang"])
+def test_close_ends_a_call(server: SandboxServer, name: str) -> None:
+    """Closing a client ends what another thread has in flight, long before its time is over."""
+    client = CreduseClient(KEY, base_url=server.base_url, timeout=60, retry=ONCE)
+    server.order(FAULTS[name])
+    ended: list[CreduseError] = []
+
+    def call() -> None:
+        with pytest.raises(CreduseError) as caught:
+            client.add(USER, 1)
+        ended.append(caught.value)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    while not server.log or server.log[0].body is None:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    client.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert ended[0].outcome is Outcome.UNKNOWN
+
+
+def test_close_while_connecting() -> None:
+    """Once close() has returned, a call that was connecting sends nothing."""
+    with full_backlog() as port:
+        client = CreduseClient(
+            KEY, base_url=f"http://127.0.0.1:{port}", retry=RetryPolicy(1, attempt_timeout=2.0)
+        )
+        ended: list[CreduseError] = []
+
+        def call() -> None:
+            with pytest.raises(CreduseError) as caught:
+                client.add(USER, 1)
+            ended.append(caught.value)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        time.sleep(0.1)
+        client.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert ended[0].outcome is Outcome.NOT_APPLIED
+
+
+def silent(connection: socket.socket, server: Any) -> None:
+    """Be a proxy that never says a word."""
+    server.received.append(connection.recv(65536))
+    server.stopping.wait()
+
+
+PROXIES = {"CONNECT": "http", "SOCKS": "socks5"}
+
+
+@pytest.mark.parametrize("scheme", PROXIES.values(), ids=PROXIES)
+@pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
+def test_silent_proxy(runner: str, scheme: str, raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that is silent is waited for as long as connecting may take; errors name it."""
+    proxy = raw(silent)
+    where = proxy.base_url.removeprefix("http://")
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://user:pass%23word@{where}")
+    policy = RetryPolicy(max_attempts=1, attempt_timeout=0.2)
+    settings: dict[str, Any] = {"base_url": "https://service.invalid", "retry": policy}
+
+    def judge(error: CreduseTimeoutError) -> None:
+        assert error.outcome is Outcome.NOT_APPLIED
+        assert error.attempts[0].ended - error.attempts[0].started < 15
+        assert f"{scheme}://{where}" in str(error)
+        assert "pass" not in str(error)
+
+    if runner == "sync":
+        with (
+            CreduseClient(KEY, **settings) as client,
+            pytest.raises(CreduseTimeoutError) as caught,
+        ):
+            client.add(USER, 1)
+        judge(caught.value)
+        return
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, **settings) as client:
+            with pytest.raises(CreduseTimeoutError) as caught:
+                await client.add(USER, 1)
+            judge(caught.value)
+
+    RUNNERS[runner](main() if runner == "asyncio" else main)
+
+
+def here() -> str:
+    """Return an address of this machine that is no loopback address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has loopback addresses only")
+        address: str = probe.getsockname()[0]
+    return address
+
+
+@pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
+@pytest.mark.parametrize("allow_http", [None, True])
+def test_name_that_leads_elsewhere(
+    runner: str,
+    allow_http: bool | None,  # noqa: FBT001 - a column
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Plain http to ``localhost`` sends the key to this machine alone, unless told otherwise."""
+    address, look_up = here(), socket.getaddrinfo
+
+    def mislead(host: Any, *args: Any, **kwargs: Any) -> Any:
+        host = address if host in {"localhost", b"localhost"} else host
+        return look_up(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", mislead)
+    with SandboxServer(host=address) as server:
+        url = server.base_url.replace(address, "localhost")
+        settings: dict[str, Any] = {"base_url": url, "retry": ONCE, "allow_http": allow_http}
+
+        async def main() -> None:
+            async with AsyncCreduseClient(KEY, **settings) as client:
+                await client.add(USER, 1)
+
+        def call() -> None:
+            if runner == "sync":
+                with CreduseClient(KEY, **settings) as client:
+                    client.add(USER, 1)
+            else:
+                RUNNERS[runner](main() if runner == "asyncio" else main)
+
+        if allow_http:
+            call()
+            assert len(server.applied) == 1
+        else:
+            with pytest.raises(TransportError, match="which is not this machine") as caught:
+                call()
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+            assert server.log == ()

@@ -1,0 +1,123 @@
+"""What reaches below the public API of httpx, httpx2 and httpcore finds what it looks for.
+
+A release that changes it fails here, by its name; without it each use falls back to what its
+docstring says.
+"""
+
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import httpx
+import httpx2
+import pytest
+
+from creduse import CreduseClient, Outcome, TransportError
+from creduse_core import CoreClient, CreduseProtocol, RetryPolicy
+from creduse_httpx import _httpcore, _own
+from creduse_sandbox import FAULTS, SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+
+
+@pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
+def library(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def server() -> Iterator[SandboxServer]:
+    with SandboxServer() as running:
+        yield running
+
+
+def test_transports_of_a_client(library: Any) -> None:
+    """A client's transport for a URL is its own, or a proxy's; the direct one is its own."""
+    own, proxied = library.HTTPTransport(), library.HTTPTransport()
+    with library.Client(transport=own, mounts={"https://": proxied}) as http_client:
+        secure = library.URL("https://api.creduse.com")
+        assert _httpcore.transport_for(http_client, secure) is proxied
+        assert _httpcore.transport_for(http_client, library.URL("http://127.0.0.1")) is own
+        assert _httpcore.direct_transport(http_client, secure) is own
+
+
+def test_direct_transport_falls_back() -> None:
+    """Without the private name, the transport is the one that the client has for the URL."""
+    http_client = SimpleNamespace(_transport_for_url=lambda url: f"for {url}")
+    assert _httpcore.direct_transport(http_client, "x") == "for x"
+
+
+def test_http2_is_seen(library: Any) -> None:
+    """A transport says whether it may speak HTTP/2."""
+    with library.HTTPTransport(http2=True) as http2, library.HTTPTransport() as http1:
+        assert _httpcore.speaks_http2(http2)
+        assert not _httpcore.speaks_http2(http1)
+    assert not _httpcore.speaks_http2(library.MockTransport(lambda _: None))
+
+
+def test_backend_is_used(server: SandboxServer) -> None:
+    """The network backend of ours is the one that httpcore connects with."""
+    with CreduseClient("k", base_url=server.base_url, retry=RetryPolicy(max_attempts=1)) as client:
+        with server.refusing(), pytest.raises(TransportError) as caught:
+            client.add(USER, 1)
+        # Without it this would be UNKNOWN, since nothing would tell that nothing was sent.
+        assert caught.value.outcome is Outcome.NOT_APPLIED
+
+
+def test_without_the_backend(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the private name, calls succeed, a failure is UNKNOWN, and nothing is reused."""
+
+    def set_nothing(_transport: object, backend: object) -> bool:
+        return _httpcore.set_backend(object(), backend)
+
+    monkeypatch.setattr(_own, "set_backend", set_nothing)
+    protocol = CreduseProtocol("k", server.base_url, retry=RetryPolicy(max_attempts=1))
+    with CoreClient(protocol, _own.OwnTransport(protocol)) as client:
+        for _ in range(2):
+            client.add(USER, 1)
+        server.order(FAULTS["request-then-close"])
+        with pytest.raises(TransportError) as caught:
+            client.add(USER, 1)
+        assert caught.value.outcome is Outcome.UNKNOWN
+    assert [entry.connection for entry in server.log] == [1, 2, 3]
+
+
+def test_what_is_left_is_seen(library: Any, raw: Any) -> None:
+    """Bytes behind a response are seen on its transport, and on the response of a supplied client."""
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+    def respond(connection: socket.socket, running: Any) -> None:
+        for more in (b"", b"x"):
+            if connection.recv(65536):
+                connection.sendall(answer + more)
+        running.stopping.wait()
+
+    url = raw(respond).base_url
+    with library.HTTPTransport() as transport:
+        assert not _httpcore.is_drained(transport)
+        for drained in (True, False):
+            response = transport.handle_request(library.Request("GET", url))
+            assert b"".join(response.stream) == b"{}"
+            assert not _httpcore.is_drained(transport)  # it is still in use
+            assert _httpcore.is_response_drained(response) is drained
+            response.stream.close()
+            assert _httpcore.is_drained(transport) is drained
+
+
+def test_what_cannot_be_seen_is_not_drained() -> None:
+    """Where a private name is gone, or a mock responds, a connection counts as not drained."""
+    assert not _httpcore.is_drained(object())
+    assert not _httpcore.is_response_drained(SimpleNamespace(stream=object()))
+
+
+def test_lock_is_taken_off() -> None:
+    """The pool of a transport has the lock that is taken off it."""
+    with httpx.HTTPTransport() as transport:
+        pool: Any = transport._pool  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # what is tested
+        _httpcore.unlock(transport)
+        lock = pool._optional_thread_lock  # noqa: SLF001 - as above
+        with lock, lock:
+            pass
+    _httpcore.unlock(object())

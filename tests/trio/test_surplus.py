@@ -1,0 +1,139 @@
+"""A response that was there before its request was written is never its response."""
+
+import itertools
+import ssl
+from contextlib import nullcontext, suppress
+from uuid import UUID
+
+import pytest
+import trio
+
+from creduse_core import InsufficientFundsError, RetryPolicy
+from creduse_trio import AsyncCreduseClient
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+ONCE = RetryPolicy(max_attempts=1)
+
+
+def message(status: str, body: bytes) -> bytes:
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status.encode(), len(body), body)
+
+
+DONE = message("200 OK", b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}')
+REFUSED = message("402 Payment Required", b'{"error_code":"INSUFFICIENT_FUNDS","message":"no"}')
+
+# What comes with the first response, later than it, and in response to the second request. Where
+# the surplus says one thing, the true response says the other.
+FORMS: dict[str, tuple[bytes, bytes, bytes]] = {
+    "twice": (DONE + DONE, b"", REFUSED),
+    "a refusal": (DONE + REFUSED, b"", DONE),
+    "half": (DONE + DONE[:40], b"", REFUSED),
+    "half a refusal": (DONE + REFUSED[:-1], b"", DONE),
+    "later": (DONE, DONE, REFUSED),
+    "a refusal later": (DONE, REFUSED, DONE),
+    "half later": (DONE, DONE[:-1], REFUSED),
+    "one byte later": (DONE, b"H", REFUSED),
+}
+
+
+class Server:
+    """Gives what one of the forms says, over TLS in so many records, and notes what it received."""
+
+    def __init__(self, form: str, records: int, context: ssl.SSLContext) -> None:
+        self.first, self.later, self.second = FORMS[form]
+        self.records = records
+        self.context = context
+        self.received: list[int] = []
+        self.responded = trio.Event()
+        self._accepted = itertools.count(1)
+
+    async def serve(self, raw: trio.SocketStream) -> None:
+        number = next(self._accepted)
+        gathered = _Gathered(raw)
+        stream: trio.abc.Stream = gathered
+        if self.records:
+            stream = trio.SSLStream(gathered, self.context, server_side=True)
+        async with raw:
+            with suppress(trio.BrokenResourceError):  # the client closes without a word
+                while await stream.receive_some():
+                    self.received.append(number)
+                    await self._respond(stream, gathered)
+
+    async def _respond(self, stream: trio.abc.Stream, gathered: "_Gathered") -> None:
+        if len(self.received) > 1:
+            await stream.send_all(self.second)
+            return
+        gathered.held = b""
+        cut = len(DONE) if self.records == 2 else len(self.first)
+        for piece in filter(None, (self.first[:cut], self.first[cut:])):
+            await stream.send_all(piece)
+        await gathered.flush()
+        if self.later:
+            await self.responded.wait()
+            await stream.send_all(self.later)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("records", [0, 1, 2], ids=["plain", "one record", "two records"])
+def test_surplus(
+    form: str, records: int, server_context: ssl.SSLContext, trust: ssl.SSLContext
+) -> None:
+    """The next equal request goes out on another connection, and is given its own response."""
+    server = Server(form, records, server_context)
+    streams: list[trio.SocketStream] = []
+
+    async def connect(host: str, port: int) -> trio.abc.Stream:
+        streams.append(await trio.open_tcp_stream(host, port))
+        return streams[-1]
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, server.serve, listeners)
+            port = listeners[0].socket.getsockname()[1]
+            url = f"{'https' if records else 'http'}://127.0.0.1:{port}"
+            async with AsyncCreduseClient(
+                KEY, trust, base_url=url, connect=connect, retry=ONCE
+            ) as client:
+                assert (await client.subtract(USER, 5)).amount == 5
+                server.responded.set()
+                if server.later:
+                    await trio.lowlevel.wait_readable(streams[0].socket)
+                with (
+                    pytest.raises(InsufficientFundsError)
+                    if server.second is REFUSED
+                    else nullcontext()
+                ):
+                    await client.subtract(USER, 5)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert server.received == [1, 2]
+
+
+class _Gathered(trio.abc.Stream):
+    """Sends in one piece, so in one segment, what it is given while ``held`` is not None."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.held: bytes | None = None
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.held is None:
+            await self.stream.send_all(data)
+        else:
+            self.held += bytes(data)
+
+    async def flush(self) -> None:
+        held, self.held = self.held, None
+        await self.stream.send_all(held or b"")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
