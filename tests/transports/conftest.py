@@ -268,7 +268,7 @@ EXHAUSTIVE = pytest.mark.exhaustive
 """Left to `nox -s exhaustive`: what differs little from its neighbours."""
 
 _HTTPX = (Limit.TIME, Limit.SURPLUS)
-_HTTP_CLIENT = (Limit.TIME, Limit.INTERIM)
+_HTTP_CLIENT = (Limit.TIME, Limit.INTERIM, Limit.CLOSE, Limit.SIGNAL)
 _URLLIB3 = (*_HTTP_CLIENT, Limit.SURPLUS)
 
 SYNC = [
