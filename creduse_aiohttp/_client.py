@@ -500,5 +500,5 @@ class AsyncCreduseClient(AsyncCoreClient):
             protocol,
             AiohttpTransport(protocol, session),
             on_attempt=on_attempt,
-            jitter=random.random,
+            jitter=random.SystemRandom().random,  # not a program's own, nor alike after a fork
         )

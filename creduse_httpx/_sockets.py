@@ -14,6 +14,8 @@ from creduse_core import is_loopback
 SHORTEST: Final = 0.001
 """Seconds. A socket takes a timeout of 0 to mean that it should not wait, and says so oddly."""
 
+UNASKED: Final = "the server had sent what nobody had asked for"
+
 
 def has_record(stream: Any) -> bool:
     """Return whether bytes of a TLS stream are there that nobody has read.
@@ -33,9 +35,18 @@ def has_record(stream: Any) -> bool:
             ssl_object.read(1)
     except ssl.SSLWantReadError:
         return False
-    except OSError:
+    except (ssl.SSLError, ConnectionError):  # but no alarm's TimeoutError
         pass
     return True
+
+
+def has_unread(stream: Any, *, new: bool = True) -> bool:
+    """Return whether something has come on a stream: a response before its request, say."""
+    if has_record(stream):  # which the socket does not show
+        return True
+    # On a new connection the socket may show a session ticket.
+    looks_at_socket = not new or stream.get_extra_info("ssl_object") is None
+    return looks_at_socket and bool(stream.get_extra_info("is_readable"))
 
 
 def check_loopback(stream: Any) -> None:

@@ -340,7 +340,7 @@ class _Interrupting:
 
     def handle_alarm(self, *_: object) -> None:
         """Handle the alarm."""
-        raise self._raised
+        raise self._raised.with_traceback(None)
 
     @contextmanager
     def closing(
