@@ -18,7 +18,7 @@ from ._clocks import under_trio
 from ._exchange import CLOSED, Exchange
 from ._foreign import NETWORK
 from ._httpcore import are_buffers_empty, stream_on
-from ._sockets import SHORTEST, UNASKED, check_loopback, has_unread, shut_down
+from ._sockets import SHORTEST, UNASKED, check_loopback, has_unread, read_tickets, shut_down
 
 _LATE: Final = 0.05
 """Seconds in which, after the deadline, what has come by then may still be read."""
@@ -278,9 +278,7 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         """Write, if that is allowed."""
         with NETWORK:
             if self._line.may_show_ticket(buffer):
-                with suppress(httpcore.ReadTimeout):
-                    await self.inner.read(1, SHORTEST)
-                    raise httpcore.RemoteProtocolError(UNASKED)
+                await read_tickets(self.inner)
             await self.inner.write(buffer, self._line.time_to_write(buffer))
 
     async def start_tls(

@@ -32,7 +32,15 @@ from ._httpcore import (
     speaks_http2,
     transport_for,
 )
-from ._sockets import SHORTEST, UNASKED, check_loopback, has_record, has_unread, shut_down
+from ._sockets import (
+    SHORTEST,
+    UNASKED,
+    check_loopback,
+    has_record,
+    has_unread,
+    read_tickets,
+    shut_down,
+)
 from ._tasks import Tasks, new_tasks
 
 # The parts of an exchange in which it waits for the network: within one of them it can be
@@ -227,6 +235,21 @@ class TracedExchange(Exchange):
         self._timeouts["write"] = self._timeouts["read"] = max(by - now, SHORTEST)
         self._step = step
 
+    def stream_with_ticket(self, name: str) -> Any:
+        """Return a new TLS stream whose socket is readable, if the request is to be written next.
+
+        A session ticket makes it so, which only a read through TLS tells from a response.
+        """
+        stream = self._fresh
+        if (
+            stream is None
+            or not name.endswith("send_request_headers.started")
+            or stream.get_extra_info("ssl_object") is None
+            or not stream.get_extra_info("is_readable")
+        ):
+            return None
+        return stream
+
     def _complete(self, step: str, value: Any) -> None:
         if step in {"connect_tcp", "connect_unix_socket"}:
             self.connected = self._fresh = value
@@ -368,6 +391,8 @@ class AsyncSuppliedTransport(AsyncClock):
 
     async def _send(self, exchange: TracedExchange) -> Response | Failure:
         async def trace(name: str, info: dict[str, Any]) -> None:
+            if (stream := exchange.stream_with_ticket(name)) is not None:
+                await read_tickets(stream)
             exchange.trace(name, info)
 
         try:
