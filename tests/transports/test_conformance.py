@@ -87,6 +87,7 @@ def test_async_conformance(
     async_kind.run(main)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("crowd", CROWDS, ids=str)
 def test_crowd(sync_kind: Any, crowd: Crowd, certificate: str | None, authority: Any) -> None:
@@ -99,6 +100,7 @@ def test_crowd(sync_kind: Any, crowd: Crowd, certificate: str | None, authority:
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("crowd", CROWDS, ids=str)
 def test_async_crowd(
@@ -117,6 +119,7 @@ def test_async_crowd(
     async_kind.run(main)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, authority: Any) -> None:
@@ -129,6 +132,7 @@ def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, auth
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_async_closing(
@@ -146,6 +150,7 @@ def test_async_closing(
     async_kind.run(main)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing_with_one_connection(
@@ -163,6 +168,7 @@ def test_closing_with_one_connection(
     narrow_kind.run(main)
 
 
+@pytest.mark.once
 # An object that is half made may fail as it goes, as http.client's response does.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @SOMETIMES_SECURE
@@ -179,6 +185,7 @@ def test_interruption(
     )
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @SOMETIMES_SECURE
 @pytest.mark.parametrize("interruption", [it for it in INTERRUPTIONS if not it.alarm], ids=str)
