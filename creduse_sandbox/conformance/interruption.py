@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, Final
 
 from creduse_core import Call, CoreClient, CreduseError, CreduseProtocol
@@ -205,7 +205,7 @@ def check_interruption_on_trio(
     with _interrupting(interruption, certificate) as interrupting:
         try:
             trio.run(main)
-        except trio.TrioInternalError as error:
+        except (trio.TrioInternalError, _Hung) as error:
             interrupting.fail(f"it ended all of trio: {error!r}")
         interrupting.judge_the_end()
 
@@ -236,16 +236,8 @@ def _is_place(frame: FrameType, event: str, function: Any) -> bool:
         case "c_call":
             return function.__name__ in _WAITING
         case "call":
-            code, caller = frame.f_code, frame.f_back
-            operation, argument = code.co_code[frame.f_lasti : frame.f_lasti + 2]
-            if operation == _RESUME and argument & 3 > 1:  # after ``await`` it does not
-                return False
-            # Before its first line, no transport can say whose exception it is.
-            return not (
-                code.co_name == "send"
-                and caller is not None
-                and caller.f_globals.get("__name__") == "creduse_core.client"
-            )
+            operation, argument = frame.f_code.co_code[frame.f_lasti : frame.f_lasti + 2]
+            return operation != _RESUME or argument & 3 < 2  # after ``await`` it does not
         case _:
             return False
 
@@ -253,11 +245,10 @@ def _is_place(frame: FrameType, event: str, function: Any) -> bool:
 _RESUME: Final = opcode.opmap["RESUME"]
 
 
-def _place(frame: FrameType, event: str) -> tuple[Any, ...]:
-    """Return where this is: in which instruction, and in which of the caller."""
+def _place(frame: FrameType, event: str) -> object:
+    """Return where this is: which instruction, and whose callee."""
     caller = frame.f_back
-    above: tuple[CodeType, int] | None = caller and (caller.f_code, caller.f_lasti)
-    return frame.f_code, frame.f_lasti, event, above
+    return frame.f_code, frame.f_lasti, event, caller and caller.f_code
 
 
 def _is_deaf(frame: FrameType | None) -> bool:
@@ -319,6 +310,7 @@ class _Interrupting:
         self.protocol: CreduseProtocol = make_protocol(server, PLENTY)
         self.limited = limited
         """`Limit.SIGNAL` is stated."""
+        self.patience = 2 * SOON if limited else WITHIN
         self.is_over = False
         """What was raised has come out."""
         self.is_told: Callable[[], bool] = lambda: True
@@ -329,7 +321,7 @@ class _Interrupting:
         self._server = server
         self._places: set[object] = set()
         self._where: str | None = None
-        self._told = False
+        self._told = self._warm = False
         self._call: Call[Any]
         self._after: Call[Any]
         self._raised = TimeoutError("raised by a signal's handler")
@@ -355,15 +347,19 @@ class _Interrupting:
                 manager.__exit__(None, None, None)
             raise
         try:
-            with _patience(SOON if self.limited else WITHIN):
+            with _patience(self.patience):
                 manager.__exit__(None, None, None)
         except _Hung as error:
             if not self.limited:
                 self.fail(f"to close it took more: {error!r}")
 
     def calls(self) -> Iterator[Call[Any]]:
-        """Return calls to be interrupted, until one has met with no new place."""
+        """Return calls to be interrupted, until one has met with no new place.
+
+        Not the first: what it loads and compiles is then there.
+        """
         interruption, server = self._interruption, self._server
+        self._warm = False
         while True:
             if interruption.new:
                 with server.refusing():
@@ -375,12 +371,13 @@ class _Interrupting:
             self._problems, self._excusable = [], []
             self._call = self.protocol.add(USER, AMOUNT, timeout=WITHIN)
             yield self._call
-            if self._where is None:
+            if self._warm and self._where is None:
                 return
+            self._warm = True
 
     def step(self, frame: FrameType, event: str, function: Any) -> None:
         """Raise the signal at the first place that is new, as `sys.setprofile`'s function."""
-        if not _is_place(frame, event, function):
+        if not self._warm or not _is_place(frame, event, function):
             return
         place = frame.f_code if self.is_put_off else _place(frame, event)
         if place in self._places or _is_deaf(frame):
@@ -397,7 +394,7 @@ class _Interrupting:
         collecting = gc.isenabled()
         gc.disable()  # nothing of it is the call's
         try:
-            with _patience():
+            with _patience(self.patience):
                 yield
         # A group is no KeyboardInterrupt to who waits for one.
         except (Exception, KeyboardInterrupt, BaseExceptionGroup, _Hung) as error:  # noqa: BLE001 - it is judged
@@ -432,7 +429,8 @@ class _Interrupting:
         problem = (
             f"{self._call} ended in {what}, not in the {type(wanted).__name__} that was raised"
         )
-        (self._excusable if own and self._interruption.alarm else self._problems).append(problem)
+        excusable = isinstance(came, _Hung) or (own and self._interruption.alarm)
+        (self._excusable if excusable else self._problems).append(problem)
 
     @contextmanager
     def watching_after(self) -> Generator[None, None, None]:
