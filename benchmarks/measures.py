@@ -64,7 +64,7 @@ MEASURES: Final = (
     Measure("one-subtract", ONE, "subtract", ("one", "subtract", 1), ALL, US),
     Measure("one-balance-1", ONE, "balance of 1 cycle", ("one", "get_balance", 1), ALL, US),
     Measure("one-balance-100", ONE, "of 100", ("one", "get_balance", 100), ALL, US),
-    Measure("one-balance-10000", ONE, "of 10,000", ("one", "get_balance", 10_000), ALL, MS),
+    Measure("one-balance-5000", ONE, "of 5,000", ("one", "get_balance", 5_000), ALL, MS),
     Measure("together-10", TOGETHER, "10", ("together", 10), SIDE_BY_SIDE, US),
     Measure("together-100", TOGETHER, "100", ("together", 100), MORE, US),
     Measure("together-1000", TOGETHER, "1,000", ("together", 1000), MANY, US),
