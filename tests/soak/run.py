@@ -69,6 +69,7 @@ class Server:
             text=True,
             cwd=ROOT,
         )
+        self.pid = self._process.pid
         self.url = f"http{'s' * len(extra)}://127.0.0.1:{self._read()}"
 
     def _read(self) -> Any:
@@ -155,6 +156,7 @@ class Run:
         self._outcome = array("b", [-1]) * self._limit
         self._sent = array("b", [0]) * self._limit
         self._silent_from = array("d", [math.inf]) * self._limit
+        self._lag = array("f", [0.0]) * self._limit
         self._ends: list[str] = []
         self._end = array("i", [-1]) * self._limit
         self._mustered = bytearray(self._limit)
@@ -246,6 +248,7 @@ class Run:
         self._outcome[number] = _OUTCOMES.index(call.outcome)
         self._sent[number] = sum(attempt.event not in UNSENT for attempt in attempts)
         self._silent_from[number] = note.silent_from
+        self._lag[number] = self.lag.worst(note.begun)
         if note.result is None:
             raised = note.error or note.foreign
             what = "cancelled" if raised is None else type(raised).__name__
@@ -273,10 +276,8 @@ class Run:
             ("its timeout", seconds, note.plan.timeout),
             ("its cancellation", now - note.cancelled, 0.0),
         ):
-            if lasted > allowed + judge.SLACK:
-                lag = self.lag.worst(note.begun)
-                if wrong := judge.overrun(what, lasted, allowed, lag):
-                    self.blame(number, wrong)
+            if wrong := judge.overrun(what, lasted, allowed, self._lag[number]):
+                self.blame(number, wrong)
 
     def _write_end(self, number: int, text: str) -> None:
         if text not in self._ends:
@@ -370,6 +371,7 @@ class Run:
                 _OUTCOMES[self._outcome[number]].name,
                 self._sent[number],
                 self._silent_from[number],
+                self._lag[number],
             )
             ends[said.outcome if self._end[number] >= 0 else "result"] += 1
             for wrong in judge.wrongs(said, entries.get(number, [])):
