@@ -6,13 +6,15 @@ help must not.
 
 import argparse
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from operator import attrgetter
+from types import FrameType
 from typing import Any, Final, TextIO
 
 from creduse_core import (
@@ -35,7 +37,7 @@ STATUSES: Final = {
     1: "not applied: refused, or not sent; for balance, any failure",
     2: "wrong usage or settings; nothing was sent",
     3: "unknown: it may have been applied; read the balance before doing it again",
-    4: "applied, but the answer could not be read or written; do not do it again",
+    4: "applied, but the response could not be read or written; do not do it again",
     130: "interrupted (Ctrl-C), with nothing applied",
 }
 """What each exit status means. Any other, such as a kill's, says no more than 3."""
@@ -43,6 +45,10 @@ STATUSES: Final = {
 
 class Interrupted(CreduseError):  # noqa: N818 - the user's wish
     """Ctrl-C came before the call had ended."""
+
+
+class UnexpectedError(CreduseError):
+    """Something else than the call raised an exception, such as a signal handler of the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,23 +200,22 @@ COMMANDS: Final = {
 """By the name on the command line."""
 
 
-def write(stream: TextIO | None, text: str) -> OSError | None:
-    """Write a line, and give what kept it from being written, if anything did.
+def show(stream: TextIO | None, text: str) -> None:
+    """Write a line, or raise what the stream raises.
 
     ``stream`` is ``None`` where whoever started the command has closed it.
     """
-    if stream is None:
-        return None
-    try:
+    if stream is not None:
         print(text, file=stream, flush=True)
-    except OSError as error:
-        # What is left in the buffer would fail again at exit, which has a status for that.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return error
-    return None
 
 
-def _show(attempt: Attempt) -> None:
+def write(stream: TextIO | None, text: str) -> None:
+    """Write a line if the stream accepts it. Whether it does must not change the exit status."""
+    with suppress(Exception):
+        show(stream, text)
+
+
+def _show_attempt(attempt: Attempt) -> None:
     seconds = attempt.ended - attempt.started
     write(
         sys.stderr,
@@ -219,10 +224,11 @@ def _show(attempt: Attempt) -> None:
     )
 
 
-def run(command: Command, arguments: argparse.Namespace) -> int:
-    """Make the call, tell its end, and give the exit status: one of `STATUSES`.
+def prepare(command: Command, arguments: argparse.Namespace) -> Callable[[], int]:
+    """Check arguments and settings. Return what makes the call and returns one of `STATUSES`.
 
-    Wrong arguments and settings are a ``ValueError``.
+    Raise ``ValueError`` if they are wrong: then nothing has been sent. Once the call has begun, its
+    outcome decides the exit status, whatever is raised.
     """
     given = {name: getattr(arguments, name) for name in command.takes}
     client = CreduseClient(
@@ -230,35 +236,58 @@ def run(command: Command, arguments: argparse.Namespace) -> int:
         timeout=arguments.timeout,
         # Who gives a key says that it will be honoured.
         retry=RetryPolicy(server_replays=given.get("idempotency_key") is not None),
-        on_attempt=_show if arguments.verbose else None,
+        on_attempt=_show_attempt if arguments.verbose else None,
     )
     call = command.make(client.protocol, **given)
+    return partial(_make_call, command, client, call, as_json=arguments.json)
+
+
+def _make_call(command: Command, client: CreduseClient, call: Call[Any], *, as_json: bool) -> int:
     end = _drive(client, call)
     if isinstance(end, CreduseError):
-        return _tell_failure(end, as_json=arguments.json)
-    text = json.dumps(asdict(end), default=_plain) if arguments.json else command.tell(end)
-    problem = write(sys.stdout, text)
-    if problem is None or isinstance(problem, BrokenPipeError):  # its reader has seen enough
-        return 0
-    what = _ENDS[call.outcome]
-    write(sys.stderr, f"creduse: the answer cannot be written: {problem.strerror}{what.advice}")
-    return what.status
+        return _tell_failure(end, as_json=as_json)
+    try:
+        show(sys.stdout, json.dumps(asdict(end), default=_plain) if as_json else command.tell(end))
+    except BrokenPipeError:
+        pass  # its reader has seen enough
+    except Exception as error:  # noqa: BLE001 - the outcome decides, whatever went wrong afterwards
+        what = _ENDS[call.outcome]
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        write(sys.stderr, f"creduse: the result cannot be written: {why}{what.advice}")
+        return what.status
+    return 0
 
 
 def _drive(client: CreduseClient, call: Call[Any]) -> Any:
-    """Give the result of a call, or the error in which it ends."""
+    """Return the result of a call, or the error in which it ends."""
+    kind: type[CreduseError]
+    _interrupt_no_longer_than(call)
     try:
-        try:
-            with client:
-                return client.run(call)
-        except CreduseError as error:
-            return error
-        finally:
-            # It has ended, and nothing must keep that from being told.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with client:
+            return client.run(call)
+    except CreduseError as error:
+        return error
     except KeyboardInterrupt:
-        why = f"interrupted: {_ENDS[call.outcome].interrupted}"
-        return Interrupted(why, outcome=call.outcome, attempts=call.attempts)
+        kind, why = Interrupted, "interrupted"
+    except Exception as error:  # noqa: BLE001 - the outcome decides, whatever was raised
+        # Its words are not the client's, which takes out the API key.
+        kind, why = UnexpectedError, f"ended by {type(error).__name__}"
+    why = f"{why}: {_ENDS[call.outcome].interrupted}"
+    return kind(why, outcome=call.outcome, attempts=call.attempts)
+
+
+def _interrupt_no_longer_than(call: Call[Any]) -> None:
+    """Ignore Ctrl-C once the call has ended, so that nothing keeps its end from being told."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        return  # Ctrl-C is ignored, or left to the system
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if call.state.live:
+            handler(number, frame)
+
+    with suppress(ValueError):  # only the main thread sets handlers
+        signal.signal(signal.SIGINT, handle)
 
 
 def _tell_failure(error: CreduseError, *, as_json: bool) -> int:

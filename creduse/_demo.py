@@ -1,21 +1,17 @@
 """``creduse demo``: all five methods against a sandbox, synchronously and asynchronously."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Any, Final
 from uuid import UUID
 
 from creduse_core import (
-    DEFAULT_RETRY,
-    TIMEOUT,
     ActiveBalance,
     APIError,
     Attempt,
     CreditsAdded,
     CreditsSubtracted,
     Cycle,
-    protocol_from_environment,
 )
 from creduse_httpx import AsyncCreduseClient, CreduseClient
 from creduse_sandbox import Answer, SandboxServer
@@ -77,16 +73,8 @@ class _Show:
         self._notes.clear()
 
 
-def demo(say: Callable[[str], object]) -> None:
-    """Run it, handing each line for the reader to ``say``.
-
-    Settings in the environment that would stop a program stop this too, with a ``ValueError``;
-    but it needs none, and what it calls is its own sandbox.
-    """
-    key = os.environ.get("CREDUSE_API_KEY", "demo-key")
-    protocol_from_environment(
-        key, base_url=None, retry=DEFAULT_RETRY, timeout=TIMEOUT, allow_http=False
-    )
+def demo(key: str, say: Callable[[str], object]) -> None:
+    """Run it with an API key, and call ``say`` with each line for the reader."""
     with SandboxServer() as server:
         show = _Show(server, say)
         url = server.base_url

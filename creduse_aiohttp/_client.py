@@ -41,7 +41,7 @@ from creduse_core import (
 )
 from creduse_core.messages import chain
 
-from ._below import HeldResponse, is_readable, is_usable, leave_idle, proxy_of
+from ._below import HeldResponse, close_soon, is_readable, is_usable, leave_idle, proxy_of
 
 # Whether to try again may help, by what went wrong; the most derived class wins.
 _TRANSIENT: Final[Mapping[type, bool]] = {
@@ -54,14 +54,14 @@ _TRANSIENT: Final[Mapping[type, bool]] = {
 }
 
 _LIBRARIES: Final = frozenset(
-    (
+    {
         *("aiohttp", "creduse_aiohttp", "creduse_core"),
         # What these run on: event loops, threads, name look-up, URLs.
-        *("asyncio", "uvloop", "concurrent", "selectors", "socket", "ssl", "aiohappyeyeballs"),
-        *("urllib", "yarl", "idna", "encodings", "multidict"),
+        *("asyncio", "uvloop", "concurrent", "contextlib", "selectors", "threading"),
+        *("socket", "ssl", "aiohappyeyeballs", "encodings", "idna", "multidict", "urllib", "yarl"),
         # What stands in for parts of aiohttp: resolvers, connectors to SOCKS proxies, mocks.
         *("aiodns", "pycares", "aiohttp_socks", "python_socks", "aioresponses"),
-    )
+    }
 )
 """Top-level modules whose exceptions are this transport's."""
 
@@ -124,8 +124,11 @@ class _Exchange(BytesPayload):
         """Write the body, and before it the head; or refuse to, so that nothing is sent."""
         try:
             connection = await self._checked(writer.transport)
-        except Exception as error:
-            self._refused = error
+        except BaseException as error:
+            if writer.transport is not None:
+                writer.transport.abort()  # see _end
+            if isinstance(error, Exception):
+                self._refused = error
             raise
         self._by = self._response_by
         self._consumed, self._connection = True, connection
@@ -291,8 +294,8 @@ def _taken_apart(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | N
 class AiohttpTransport:
     """Sends over a session of its own, made at the first call.
 
-    One that it is given lends its connector to that: all that a session adds to requests, and does
-    with responses, is its own, and there is no public way to turn all of it off for one request.
+    Of a supplied session it uses the connector for that: all that a session adds to requests, and
+    does with responses, is its own, and there is no public way to turn all of it off for a request.
     """
 
     def __init__(self, protocol: CreduseProtocol, session: aiohttp.ClientSession | None) -> None:
@@ -399,13 +402,13 @@ class AiohttpTransport:
 
     def _make(self) -> aiohttp.ClientSession:
         loop, given = asyncio.get_running_loop(), self._given
+        connector = None if given is None else given.connector
+        if connector is None:
+            connector = aiohttp.TCPConnector(limit=100, keepalive_timeout=_KEEPALIVE, ssl=self._tls)
+            close_soon(connector)
         try:
             session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=100, keepalive_timeout=_KEEPALIVE, ssl=self._tls
-                )
-                if given is None
-                else given.connector,
+                connector=connector,
                 connector_owner=given is None,
                 loop=loop,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -497,5 +500,5 @@ class AsyncCreduseClient(AsyncCoreClient):
             protocol,
             AiohttpTransport(protocol, session),
             on_attempt=on_attempt,
-            jitter=random.random,
+            jitter=random.SystemRandom().random,  # not a program's own, nor alike after a fork
         )

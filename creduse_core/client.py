@@ -4,14 +4,25 @@ A transport is the only thing that knows how to send and how to wait. The two cl
 side by side, and one script of events in the tests drives both.
 """
 
+import functools
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Container
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
-from .call import Call, Done, Send, Wait
-from .messages import Delivery, Failure, ForeignError, Response
+from .call import Call, Done, Send, State, Wait
+from .errors import CreduseError, LocalProtocolError
+from .messages import (
+    Delivery,
+    Failure,
+    ForeignError,
+    Response,
+    forget_frames,
+    is_foreign,
+)
 from .models import ActiveBalance, Attempt, CreditsAdded, CreditsSubtracted, Cycle
 from .protocol import CreduseProtocol
 
@@ -31,8 +42,9 @@ class Transport(Protocol):
         redirect, add no credentials or cookies, never send by yourself a second time. Stop
         reading a body that grows larger than ``MAX_BODY_SIZE`` and give what there is. Do not use
         a connection again if ``send.belongs(response)`` is false. Raise nothing but what
-        cancels the caller, and `ForeignError`: any other exception counts as maybe sent and not
-        transient.
+        cancels the caller, and `ForeignError`: any other exception, and any other value, counts as
+        maybe sent and not transient. But where a transport has an attribute ``libraries``, the
+        top-level names of modules, what `is_foreign` to those goes on as it is.
         """
         ...
 
@@ -72,10 +84,28 @@ class AsyncTransport(Protocol):
         ...
 
 
+_NEVER_RUN: Final = (
+    inspect.iscoroutinefunction,
+    inspect.isgeneratorfunction,
+    inspect.isasyncgenfunction,
+)
+"""Functions of which a call runs not one line."""
+
+
 def _check_listener(value: object) -> None:
-    if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
+    function = value
+    while isinstance(function, functools.partial):
+        function = function.func
+    called = getattr(function, "__call__", None)  # noqa: B004 - it is looked at, too
+    if value is not None and (
+        called is None or any(never(it) for never in _NEVER_RUN for it in (function, called))
+    ):
         raise TypeError("on_attempt must be a plain function that takes an Attempt, or None")
 
+
+_RECEIVED: Final = (Response, Failure)
+_READERS: Final = frozenset({"creduse_core", "enum", "json", "re", "urllib", "uuid"})
+"""Whose code reads a response."""
 
 _DEBUG: Final = 10  # logging.DEBUG, which is not there yet
 
@@ -105,7 +135,10 @@ class _Base:
         self._logger = logging.getLogger("creduse")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._protocol.base_url}>"
+        protocol: CreduseProtocol | None = getattr(self, "_protocol", None)
+        # Tools show the variables of an __init__ that raised, too.
+        where = "half made" if protocol is None else protocol.base_url
+        return f"<{type(self).__name__} {where}>"
 
     @property
     def protocol(self) -> CreduseProtocol:
@@ -120,50 +153,111 @@ class _Base:
             )
         return call.start(now)
 
-    def _receive(self, call: Call[T], answer: Response | Failure, now: float) -> Done[T] | Wait:
-        told = self._tells()
-        reported = len(call.attempts) if told else 0
+    def _receive(self, call: Call[T], received: Response | Failure, now: float) -> Done[T] | Wait:
+        """Tell a call what a transport has returned, and then everybody else."""
         try:
-            if isinstance(answer, Response):
-                return call.receive_response(answer, now, self._jitter())
-            return call.receive_failure(answer, now, self._jitter())
+            if isinstance(received, Failure):
+                return call.receive_failure(received, now, self._draw())
+            try:
+                # A whole 2xx response is never followed by a wait.
+                jitter = 1.0 if 200 <= received.status < 300 else self._draw()
+                return call.receive_response(received, now, jitter)
+            except (CreduseError, LocalProtocolError):
+                raise
+            except Exception as error:
+                # Its parts are not of their types; or a signal handler has raised.
+                if call.state is not State.IN_FLIGHT or is_foreign(error, _READERS):
+                    raise
+                failure = _escaped(error)
+            return call.receive_failure(failure, now, self._draw())
         finally:
-            if told:
-                self._report(call.attempts[reported:])
+            if call.state is not State.IN_FLIGHT:
+                self._report(call)
 
-    def _tells(self) -> bool:
-        return self._on_attempt is not None or self._logger.isEnabledFor(_DEBUG)
-
-    def _abandon(self, call: Call[Any], now: float) -> None:
+    def _abandon(self, call: Call[Any], now: Callable[[], float]) -> None:
         """End a call that the caller left, unless it has ended by itself."""
         if call.state.live:
-            reported = len(call.attempts)
-            call.abandon(now)
-            self._report(call.attempts[reported:])
-
-    def _report(self, attempts: tuple[Attempt, ...]) -> None:
-        for attempt in attempts:
-            self._logger.log(
-                _DEBUG,
-                "%s %s attempt %d: %s, %s",
-                attempt.method,
-                attempt.path,
-                attempt.number,
-                attempt.event if attempt.status is None else attempt.status,
-                attempt.outcome,
-                extra={"attempt": attempt},
-            )
-            if self._on_attempt is None:
-                continue
+            sent = call.state is State.IN_FLIGHT
             try:
-                self._on_attempt(attempt)
-            except Exception:
-                # The credits have moved or not; a listener's fault must not hide which.
-                self._logger.exception("on_attempt raised; the call goes on")
+                moment = now()
+            except Exception:  # noqa: BLE001 - the clock itself may be what raised
+                moment = math.nan
+            call.abandon(moment)
+            if sent:
+                self._report(call)
+
+    # Foreign code, which must not change what becomes of a call: the credits have moved or not.
+
+    def _draw(self) -> float:
+        try:
+            jitter = self._jitter()
+            if 0.0 <= jitter <= 1.0:
+                return float(jitter)
+            raise ValueError(f"jitter returned {jitter!r}, not a number from 0 to 1")  # noqa: TRY301 - told of below
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told of
+            self._complain("jitter failed; the wait is not shortened", error)
+            return 1.0
+
+    def _report(self, call: Call[Any]) -> None:
+        """Tell the log and the listener of the last attempt."""
+        try:
+            if self._logger.isEnabledFor(_DEBUG):
+                self._log(call.attempts[-1])
+        except Exception as error:  # noqa: BLE001 - a filter or a handler, which is told of
+            self._complain("logging raised; the call goes on", error)
+        if self._on_attempt is None:
+            return
+        try:
+            returned = self._on_attempt(call.attempts[-1])
+            if inspect.iscoroutine(returned):
+                returned.close()
+                raise TypeError("on_attempt returned a coroutine, which nobody awaits")  # noqa: TRY301 - told of below
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told of
+            self._complain("on_attempt raised; the call goes on", error)
+
+    def _log(self, attempt: Attempt) -> None:
+        self._logger.log(
+            _DEBUG,
+            "%s %s attempt %d: %s, %s",
+            attempt.method,
+            attempt.path,
+            attempt.number,
+            attempt.event if attempt.status is None else attempt.status,
+            attempt.outcome,
+            extra={"attempt": attempt},
+        )
+
+    def _complain(self, what: str, error: Exception) -> None:
+        """Log an exception, if logging can."""
+        with suppress(Exception):
+            self._logger.error(what, exc_info=error)
 
 
-def _escaped(error: Exception) -> Failure:
-    """Report what a transport should not have raised: all that is sure is that nothing is."""
+def _checked(returned: object) -> Response | Failure:
+    """Return what a transport has returned, or a failure if that is neither of the two."""
+    if isinstance(returned, _RECEIVED):
+        return returned
+    kind = "None" if returned is None else f"a {type(returned).__name__}"
+    return _escaped(TypeError(f"the transport returned {kind}, not a Response or a Failure"))
+
+
+def _escaped(error: Exception, transport: object = None) -> Failure:
+    """Report what a transport should not have raised: all that is sure is that nothing is.
+
+    A transport of ours has ``libraries``, and makes a `Failure` of what those raise itself. So any
+    other exception is a signal handler's, say, and goes on.
+    """
+    libraries: Container[str] | None = getattr(transport, "libraries", None)
+    if libraries is not None and is_foreign(error, libraries):
+        raise ForeignError(error)
+    # Not at the top: it reads source, which only who mends a transport wants.
+    from traceback import format_tb  # noqa: PLC0415
+
+    if error.__traceback__ is not None:
+        # As text, since the transport's frames may hold the API key.
+        with suppress(Exception):  # of its own making, which may refuse a note
+            error.add_note("".join(format_tb(error.__traceback__)))
+    forget_frames(error)
     return Failure(Delivery.MAYBE_SENT, error, transient=False)
 
 
@@ -173,8 +267,8 @@ class CoreClient(_Base):
     - ``protocol``: makes the calls.
     - ``transport``: four methods, see `Transport`.
     - ``on_attempt``: called with an `Attempt` after each. If it raises, that is logged.
-    - ``jitter``: gives a number from 0 to 1 that shortens each wait; pass ``random.random``, so
-      that many clients do not come back all at once.
+    - ``jitter``: returns a number from 0 to 1 that shortens a wait; pass ``random.Random().random``,
+      so that many clients do not come back all at once. If it raises, that is logged.
 
     Each method raises ``TypeError`` or ``ValueError`` for a wrong argument, before anything is
     sent, and else a `CreduseError`, whose ``outcome`` says whether credits moved.
@@ -222,15 +316,16 @@ class CoreClient(_Base):
                     action = call.wake(transport.now())
                 else:
                     try:
-                        answer = transport.send(action)
+                        received = _checked(transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
-                        answer = _escaped(error)
-                    action = self._receive(call, answer, transport.now())
+                        received = _escaped(error, transport)
+                    action = self._receive(call, received, transport.now())
         except ForeignError as foreign:
-            self._abandon(call, transport.now())
-            raise foreign.error from None
+            self._abandon(call, transport.now)
+            forget_frames(foreign.error)
+            raise foreign.error from foreign.error.__cause__
         except BaseException:
-            self._abandon(call, transport.now())
+            self._abandon(call, transport.now)
             raise
         return action.result
 
@@ -342,8 +437,8 @@ class AsyncCoreClient(_Base):
     - ``protocol``: makes the calls.
     - ``transport``: four methods, see `AsyncTransport`.
     - ``on_attempt``: called with an `Attempt` after each. If it raises, that is logged.
-    - ``jitter``: gives a number from 0 to 1 that shortens each wait; pass ``random.random``, so
-      that many clients do not come back all at once.
+    - ``jitter``: returns a number from 0 to 1 that shortens a wait; pass ``random.Random().random``,
+      so that many clients do not come back all at once. If it raises, that is logged.
 
     Each method raises ``TypeError`` or ``ValueError`` for a wrong argument, before anything is
     sent, and else a `CreduseError`, whose ``outcome`` says whether credits moved.
@@ -391,15 +486,16 @@ class AsyncCoreClient(_Base):
                     action = call.wake(transport.now())
                 else:
                     try:
-                        answer = await transport.send(action)
+                        received = _checked(await transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
-                        answer = _escaped(error)
-                    action = self._receive(call, answer, transport.now())
+                        received = _escaped(error, transport)
+                    action = self._receive(call, received, transport.now())
         except ForeignError as foreign:
-            self._abandon(call, transport.now())
-            raise foreign.error from None
+            self._abandon(call, transport.now)
+            forget_frames(foreign.error)
+            raise foreign.error from foreign.error.__cause__
         except BaseException:
-            self._abandon(call, transport.now())
+            self._abandon(call, transport.now)
             raise
         return action.result
 

@@ -5,9 +5,10 @@ Nothing here decides what an answer means for the call: `creduse_core.retry` doe
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final, Generic, NamedTuple, TypeGuard, TypeVar
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from .models import (
 )
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 Fields = dict[str, Any]
 
 
@@ -69,10 +71,8 @@ def read_answer(response: Response, expected: Expected[T]) -> T | Bad:
         return Bad("carries an error", envelope=_read_envelope(data))
     if not _names(data.get("end_user_id"), expected):
         return Bad("does not name the end user that was asked for")
-    if expected.amount is not None:
-        amount = data.get("amount")
-        if type(amount) is not int or amount != expected.amount:
-            return Bad("does not name the amount that was asked for")
+    if expected.amount is not None and _whole(data.get("amount")) != expected.amount:
+        return Bad("does not name the amount that was asked for")
     try:
         return expected.decode(data, expected.end_user_id)
     except MisreadError as error:
@@ -84,7 +84,8 @@ def _read_object(response: Response) -> Fields | str:
     if len(response.body) > MAX_BODY_SIZE:
         return f"is larger than {MAX_BODY_SIZE} bytes"
     try:
-        data = _load(response.body.decode().strip(" \t\n\r"))
+        # What is not UTF-8 is replaced: in what proves anything it shows, and the rest may be odd.
+        data = _load(response.body.decode("utf-8", "replace").strip(" \t\n\r\ufeff"))
     except (ValueError, RecursionError):
         # A compressed body is never JSON, so there is no need to look at the header before.
         coding = response.header("Content-Encoding")
@@ -96,13 +97,29 @@ def _read_object(response: Response) -> Fields | str:
 
 def _load(text: str) -> object:
     """Do what ``json.loads`` does, for text without blanks around it, in half the time."""
-    data, end = _DECODER.raw_decode(text)
+    decoder = _DECODER if len(text) <= _SHORT else _LONG_DECODER
+    data, end = decoder.raw_decode(text)
     if end != len(text):
         raise ValueError("something follows the JSON")
     return data
 
 
+def _few(number: Callable[[str], N]) -> Callable[[str], N]:
+    def read(digits: str) -> N:
+        if len(digits) > _MOST_DIGITS:
+            raise ValueError("too many digits")
+        return number(digits)
+
+    return read
+
+
+_SHORT: Final = 4096
+"""Characters. In a shorter text no number has enough digits to take long."""
+_MOST_DIGITS: Final = 1000
+"""To read a number takes time that grows with the square of its digits, and Python's own limit may
+be off."""
 _DECODER: Final = json.JSONDecoder()
+_LONG_DECODER: Final = json.JSONDecoder(parse_int=_few(int), parse_float=_few(float))
 
 
 def _is_object(data: object) -> TypeGuard[Fields]:
@@ -144,33 +161,71 @@ def _misread(data: Fields, name: str, wanted: str) -> MisreadError:
     return MisreadError(f"has {name} of another type than {wanted}")
 
 
-def _integer(data: Fields, name: str) -> int:
-    value = data.get(name)
+_EXACT: Final = 2**53
+"""Beyond this a float is no exact number."""
+
+
+def _whole(value: object) -> int | None:
     if type(value) is int:  # a bool is an int to isinstance, but not to JSON
         return value
-    raise _misread(data, name, "integer")
+    if type(value) is float and -_EXACT <= value <= _EXACT and value.is_integer():
+        return int(value)
+    return None
+
+
+def _integer(data: Fields, name: str) -> int:
+    value = data.get(name)
+    if type(value) is int:  # at once, since nearly all are
+        return value
+    whole = _whole(value)
+    if whole is None:
+        raise _misread(data, name, "integer")
+    return whole
 
 
 def _optional_integer(data: Fields, name: str) -> int | None:
     return None if data.get(name) is None else _integer(data, name)
 
 
-def _time(data: Fields, name: str) -> datetime:
+def _time(data: Fields, name: str, *, end: bool = False) -> datetime:
+    """Read a time. A date alone stands for its first moment, or its last one if it is an ``end``."""
     value = data.get(name)
     if type(value) is str:
         try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
+            if len(value) <= len("2024-02-29"):
+                day = date.fromisoformat(value)
+                return datetime.combine(day, time.max if end else time.min, UTC)
+            moment = _moment(value)
+        except (ValueError, OverflowError):
             pass
         else:
             return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     raise _misread(data, name, "ISO 8601 time")
 
 
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        # What RFC 3339 and ISO 8601 have beyond Python: z, a leap second, the end of a day.
+        text = text.upper()
+        if match := _LEAP_SECOND.fullmatch(text):
+            return datetime.fromisoformat(f"{match[1]}:59.999999{match[2]}")
+        if match := _END_OF_DAY.fullmatch(text):
+            return datetime.fromisoformat(f"{match[1]}T00:00{match[2]}") + timedelta(days=1)
+        return datetime.fromisoformat(text)
+
+
+_LEAP_SECOND: Final = re.compile(r"(.{11}\d\d:\d\d):60(?:[.,]\d+)?(.*)", re.ASCII)
+_END_OF_DAY: Final = re.compile(r"(.{10})[T ]24:00(?::00(?:[.,]0+)?)?(.*)", re.ASCII)
+
+
 def _list(data: Fields, name: str) -> list[Any]:
     value = data.get(name)
     if _is_list(value):
         return value
+    if value is None and name in data:
+        return []
     raise _misread(data, name, "list")
 
 
@@ -210,7 +265,7 @@ def cycle(data: Fields, end_user_id: UUID) -> Cycle:
         _integer(data, "amount"),
         _time(data, "created_at"),
         _time(data, "current_cycle_start"),
-        _time(data, "current_cycle_end"),
+        _time(data, "current_cycle_end", end=True),
         _word(data, "status", _STATUSES),
         _word(data, "cycle_type", _TYPES),
     )
@@ -228,7 +283,7 @@ def active_balance(data: Fields, end_user_id: UUID) -> ActiveBalance:
         cycles.append(
             CycleBalance(
                 _time(item, "cycle_start"),
-                _time(item, "cycle_end"),
+                _time(item, "cycle_end", end=True),
                 _integer(item, amount),
                 _optional_integer(item, "starting_amount"),
                 _word(item, "status", _STATUSES),

@@ -58,24 +58,30 @@ def proxy_from_environment(base_url: str) -> Proxy | None:
     # Not at the top: it loads sockets, TLS and much else, which only a client wants.
     from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415, TID251
 
-    proxies, parts = getproxies(), urlsplit(base_url)
-    url = proxies.get(parts.scheme) or proxies.get("all")
-    if not url or proxy_bypass(parts.netloc):
+    parts = urlsplit(base_url)
+    # A secret from the first, since tools show the variables of a failure.
+    url = Secret(getproxies().get(parts.scheme) or getproxies().get("all") or "")
+    if not url.reveal() or proxy_bypass(parts.netloc):
         return None
-    return _proxy(Secret(url if "://" in url else f"http://{url}"))
-
-
-def _proxy(url: Secret) -> Proxy:
-    try:
-        parts = urlsplit(url.reveal())
-        host, port = parts.hostname, parts.port
-        if host and not parts.query and not parts.fragment and parts.path in {"", "/"}:
-            shown = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
-            return Proxy(shown if port is None else f"{shown}:{port}", url)
-    except ValueError:  # its words repeat what it could not read
-        pass
+    proxy = _proxy(url)
+    if proxy is not None:
+        return proxy
     raise ValueError(
         "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY must be a URL such as http://proxy.example:3128; "
         "it is not shown here, since it may hold a password, in which %23 stands for #, "
         "%2F for /, %3F for ? and %40 for @"
     )
+
+
+def _proxy(given: Secret) -> Proxy | None:
+    url = given.reveal()
+    url = url if "://" in url else f"http://{url}"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if not host or parts.query or parts.fragment or parts.path not in {"", "/"}:
+        return None
+    shown = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
+    return Proxy(shown if port is None else f"{shown}:{port}", Secret(url))

@@ -5,6 +5,7 @@ and nothing that knows what Creduse means by an answer.
 """
 
 import enum
+import sys
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
@@ -155,18 +156,25 @@ class ForeignError(BaseException):
 def is_foreign(error: BaseException, libraries: Container[str]) -> bool:
     """Return whether ``error`` comes from neither of ``libraries``, nor from Python itself for them.
 
-    ``libraries`` are top-level names of modules, such as ``"httpx"``. An exception is a library's
-    if its class is, or if the innermost frame of its traceback is.
+    ``libraries`` are top-level names of modules, such as ``"httpx"``. The class of an exception
+    decides. For one of Python's own it is the innermost frame of the traceback that is not the
+    standard library's: a handler may raise out of there, as a library may.
     """
-    if type(error).__module__.partition(".")[0] in libraries:
+    defined_in = type(error).__module__.partition(".")[0]
+    if defined_in in libraries:
         return False
+    if defined_in not in sys.stdlib_module_names:
+        return True
+    raised_in = (
+        None  # without a traceback it was never raised: somebody made it to report something
+    )
     traceback = error.__traceback__
-    if traceback is None:
-        return False  # it was never raised, so somebody made it to report something
-    while traceback.tb_next is not None:
+    while traceback is not None:
+        module = str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if module not in sys.stdlib_module_names:
+            raised_in = module
         traceback = traceback.tb_next
-    module: str = traceback.tb_frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] not in libraries
+    return raised_in is not None and raised_in not in libraries
 
 
 def chain(error: BaseException, *, contexts: bool = True) -> list[BaseException]:

@@ -68,7 +68,7 @@ class CreduseProtocol:
         allow_http: bool = False,
     ) -> None:
         """Reject what could only fail later."""
-        api_key = api_key if isinstance(api_key, Secret) else _hidden(api_key)
+        api_key = _hidden(api_key)
         _check_type("allow_http", allow_http, bool)
         base_url, loopback = _checked_base_url(base_url, allow_http)
         _check_type("retry", retry, RetryPolicy)
@@ -94,7 +94,8 @@ class CreduseProtocol:
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.base_url}>"
+        # Tools show the variables of an __init__ that raised, too.
+        return f"<{type(self).__name__} {getattr(self, 'base_url', 'half made')}>"
 
     __reduce__ = no_pickle
 
@@ -204,8 +205,8 @@ class CreduseProtocol:
     ) -> Call[T]:
         headers, kind = self._headers, Kind.READ if method == "GET" else Kind.WRITE
         if idempotency_key is not None:
-            self._check_idempotency_key(idempotency_key)
-            headers, kind = (*headers, ("Idempotency-Key", idempotency_key)), Kind.REPLAYABLE
+            header = "Idempotency-Key", self._checked_idempotency_key(idempotency_key)
+            headers, kind = (*headers, header), Kind.REPLAYABLE
         if timeout is None:
             timeout = self.timeout
         else:
@@ -220,7 +221,7 @@ class CreduseProtocol:
             secret=self.api_key,
         )
 
-    def _check_idempotency_key(self, key: str) -> None:
+    def _checked_idempotency_key(self, key: str) -> str:
         _check_type("idempotency_key", key, str)
         if not self.retry.server_replays:
             raise ValueError(
@@ -232,6 +233,7 @@ class CreduseProtocol:
                 f"idempotency_key must be 1 to {_LONGEST_IDEMPOTENCY_KEY} visible ASCII "
                 f"characters, not {key[:_LONGEST_IDEMPOTENCY_KEY]!r}"
             )
+        return str.__str__(key)
 
 
 _LONGEST_IDEMPOTENCY_KEY: Final = 255
@@ -239,7 +241,8 @@ _LONGEST_COUNT: Final = 10_000
 """Bits. Python does not print far longer numbers, and nobody has as many credits."""
 
 # The arguments. Each check raises TypeError or ValueError that names the argument, what was wrong
-# with it and what would be right.
+# with it and what would be right. Of a subclass, the value that it inherits counts: what it says of
+# itself may be anything.
 
 _VISIBLE: Final = re.compile(r"[!-~]+")
 # Without re.IGNORECASE, which takes twice as long.
@@ -255,9 +258,11 @@ def _check_type(name: str, value: object, wanted: type) -> None:
 def _uuid(value: object) -> tuple[UUID, str]:
     """Give an id, and the text of it that travels."""
     if isinstance(value, UUID):
-        return value, str(value)
+        user = value if type(value) is UUID else UUID(int=value.int)
+        return user, str(user)
     if not isinstance(value, str):
         raise TypeError(f"end_user_id must be a UUID or its text, not {type(value).__name__}")
+    value = value if type(value) is str else str.__str__(value)
     # UUID() itself takes text that is none, such as one with 0x or _ in it.
     if not _UUID.fullmatch(value):
         raise ValueError(
@@ -272,17 +277,20 @@ def _uuid(value: object) -> tuple[UUID, str]:
 def _count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    value = value if type(value) is int else int.__int__(value)
     if value < 0:
         raise ValueError(f"{name} must not be negative, but is {value}")
     if value.bit_length() > _LONGEST_COUNT:
         raise ValueError(f"{name} must have at most {_LONGEST_COUNT} bits")
-    return int(value)
+    return value
 
 
 def _hidden(api_key: object) -> Secret:
     # The message never repeats the key, not even a part of it; nor does a variable of another name
     # hold it, since tools that show the variables of a failure leave this one out.
     name = "api_key (or CREDUSE_API_KEY)"
+    hidden = api_key if isinstance(api_key, Secret) else None
+    api_key = api_key if hidden is None else hidden.reveal()
     if not isinstance(api_key, str):
         raise TypeError(f"{name} must be str, not {type(api_key).__name__}")
     if not api_key.strip():
@@ -291,12 +299,13 @@ def _hidden(api_key: object) -> Secret:
         raise ValueError(
             f"{name} must be visible ASCII characters without white space or control characters"
         )
-    return Secret(api_key)
+    return hidden or Secret(api_key)
 
 
 def _checked_base_url(url: str, allow_http: bool) -> tuple[str, bool]:  # noqa: FBT001 - private, one caller
     name = "base_url (or CREDUSE_BASE_URL)"
     _check_type(name, url, str)
+    url = str.__str__(url)
 
     def wrong(why: str) -> ValueError:
         shown = "" if "@" in url else f" {url[:200]!r}"  # it may hold a password

@@ -6,6 +6,7 @@ not come in here.
 
 import base64
 import re
+from collections.abc import Iterable, Sequence
 from typing import Final, NoReturn
 
 _STARS: Final = "***"
@@ -14,7 +15,7 @@ _SHORT: Final = 8
 """Characters. A shorter key, such as a test's "k", is taken out only where it stands as a word;
 of a longer one, as many characters are enough to be taken out."""
 
-_SHORTEST_END: Final = 4
+_SHORT_AT_END: Final = 4
 """Characters of a key that are taken out where a text ends with them: somebody has cut it there."""
 
 
@@ -30,12 +31,12 @@ class Secret:
     copied.
     """
 
-    __slots__ = ("_patterns", "_text")
+    __slots__ = ("_spellings", "_text")
 
     def __init__(self, api_key: str) -> None:
         """Hide ``api_key``. It bears the name that tools leave out when they show variables."""
-        self._text = api_key
-        self._patterns: _Patterns | None = None
+        self._text = str.__str__(api_key)  # whatever a subclass says of itself
+        self._spellings: tuple[_Spelling, ...] | None = None
 
     def __repr__(self) -> str:
         return f"<Secret {_STARS}>"
@@ -50,30 +51,25 @@ class Secret:
         """Return ``text`` without the secret, in whatever spelling it stands there.
 
         The spellings of a character are its own, and those of JSON, URLs, HTML, quoted-printable
-        and source code, escaped again or not. The whole is also found in hexadecimal and in Base64. At least
-        its first 8 characters, or 4 where the text ends, are taken for all of it.
+        and source code, escaped again or not. The secret is also found in hexadecimal and in
+        Base64. At least its first 8 characters, or 4 where the text ends, are taken for all of it.
         """
-        if self._patterns is None:
-            self._patterns = _Patterns(self._text)
-        return self._patterns.redact(text)
+        if self._spellings is None:  # few calls fail, so few keys are ever looked for
+            self._spellings = tuple(_spellings(self._text))
+        for spelling in self._spellings:
+            text = spelling.redact(text)
+        return text
 
 
-class _Patterns:
-    """The patterns that find one secret."""
+class _Spelling:
+    """Finds a secret in one of its spellings: its beginning, and as much of the rest as follows."""
 
-    def __init__(self, api_key: str) -> None:
-        spelled = [_spellings(character) for character in api_key]
-        if len(api_key) < _SHORT:
-            self._beginning = re.compile(rf"(?<!\w){''.join(spelled)}(?!\w)")
-            self._rest = []
-            self._others = None
-            return
-        ends = "|".join(
-            "".join(spelled[:length]) + r"\Z" for length in range(_SHORT - 1, _SHORTEST_END - 1, -1)
-        )
-        self._beginning = re.compile(f"{''.join(spelled[:_SHORT])}|{ends}")
-        self._rest = [re.compile(spelling) for spelling in spelled[_SHORT:]]
-        self._others = re.compile("|".join(_as_a_whole(api_key)))
+    __slots__ = ("_beginning", "_rest")
+
+    def __init__(self, beginning: str, rest: Sequence[str] = ()) -> None:
+        """Take patterns, those of the rest one for each part."""
+        self._beginning = re.compile(beginning)
+        self._rest = rest
 
     def redact(self, text: str) -> str:
         kept: list[str] = []
@@ -81,49 +77,89 @@ class _Patterns:
         while match := self._beginning.search(text, position):
             kept += text[position : match.start()], _STARS
             position = match.end()
-            for character in self._rest:
-                following = character.match(text, position)
+            for part in self._rest:
+                following = re.compile(part).match(text, position)
                 if following is None:
                     break
                 position = following.end()
-        redacted = "".join((*kept, text[position:])) if kept else text
-        return redacted if self._others is None else self._others.sub(_STARS, redacted)
+        return "".join((*kept, text[position:])) if kept else text
 
     __reduce__ = no_pickle
 
 
-def _spellings(character: str) -> str:
-    """Return a pattern of the ways in which a character may be written."""
+def _spellings(api_key: str) -> Iterable[_Spelling]:
+    parts = _escaped(api_key)
+    if len(parts) < _SHORT:
+        yield _Spelling(rf"(?<!\w){''.join(parts)}(?!\w)")
+        return
+    yield _in_parts(parts, _SHORT, _SHORT_AT_END)
+    data = api_key.encode("utf-8", "surrogatepass")
+    yield _in_parts([_hexadecimal(byte, 2) for byte in data], _SHORT, _SHORT_AT_END)
+    least, least_at_end = _SHORT * 8 // 6, _SHORT_AT_END * 8 // 6
+    odd = {"+": f"(?:-|{_escaped('+')[0]})", "/": f"(?:_|{_escaped('/')[0]})"}
+    for offset in range(3):
+        # A character of Base64 is six bits. What stands before and behind decides some bits of the
+        # first and the last one.
+        encoded = base64.b64encode(bytes(offset) + data).decode("ascii").rstrip("=")
+        inner = encoded[-(-offset * 8 // 6) : (offset + len(data)) * 8 // 6]
+        yield _in_parts([odd.get(letter, letter) for letter in inner], least, least_at_end)
+
+
+def _in_parts(parts: Sequence[str], least: int, least_at_end: int) -> _Spelling:
+    """Take at least so many parts for the secret, and fewer where a text ends with them."""
+    beginning = rf"(?:\Z|(?={parts[least - 1]}))"
+    for part in reversed(parts[least_at_end : least - 1]):
+        beginning = rf"(?:\Z|{part}{beginning})"
+    return _Spelling("".join(parts[:least_at_end]) + beginning, parts[least - 1 :])
+
+
+def _hexadecimal(number: int, width: int) -> str:
+    digits = f"{number:0{width}x}"
+    return "".join(digit if digit.isdecimal() else f"[{digit}{digit.upper()}]" for digit in digits)
+
+
+def _escaped(api_key: str) -> list[str]:
+    """Return patterns of the ways in which the characters may be written, one after the other.
+
+    Each alternative begins with a plain character, so that ``re`` skips at once whatever none of
+    them begins with.
+    """
     # Not at the top: few calls fail, and it is a table of 2,000 names.
     from html.entities import html5  # noqa: PLC0415
 
-    code = ord(character)
-    digits = "".join(f"[{digit}{digit.upper()}]" for digit in f"{code:02x}")
-    names = "".join(
-        f"|{re.escape(name.rstrip(';'))};?" for name, value in html5.items() if value == character
-    )
-    # What is escaped may be escaped again: then \ is \\, % is %25, & is &amp;. So many times, since
-    # without a bound the time would grow with the square of a text of backslashes.
-    itself = re.escape(character)
-    if character == "\\":
-        itself = r"\\{1,9}"
-    elif not character.isalnum():
-        itself = rf"\\{{0,9}}{itself}"
-    return (
-        rf"(?:{itself}"
-        rf"|\\{{1,9}}(?:(?:u00|x|u\{{0{{0,9}}){digits}\}}?|0?{code:o})"
-        rf"|%(?:25){{0,9}}{digits}|={digits}"
-        rf"|&(?:amp;){{0,9}}(?:#0{{0,9}}{code};?|#[xX]0{{0,9}}{digits};?{names}))"
-    )
+    names: dict[str, str] = dict.fromkeys(api_key, "")
+    for name, character in html5.items():
+        if character in names and name.endswith(";"):
+            names[character] += rf"|{name[:-1]}"
 
+    def spell(characters: str) -> str:
+        character, code = characters[0], ord(characters[0])
+        two, four = _hexadecimal(code, 2), _hexadecimal(code, 4)
+        itself = re.escape(character)
+        # What is escaped may be escaped again: then \ is \\, % is %25, & is &amp;. So many times,
+        # since without a bound the time would grow with the square of a text of backslashes.
+        html = (
+            rf"(?:amp;){{0,9}}(?:(?:#|%23)(?:0{{0,9}}{code}|[xX]0{{0,9}}{two}){names[character]})"
+            r"(?:;|%3[bB])?"
+        )
+        source = rf"u0026{html}|x{two}|u{four}|u\{{0{{0,9}}{two}\}}|U0000{four}|0?{code:o}"
+        if not character.isalnum():
+            source += f"|&{html}|{itself}"
+        escaped = (
+            rf"&{html}|={two}|%(?:25){{0,9}}(?:26{html}|5[cC](?:{source})|{two})"
+            rf"|\\\\{{0,8}}(?:{source})"
+        )
+        if character != "\\":
+            return f"(?:{escaped}|{itself})"
+        count = len(characters)
+        return rf"(?:(?:{escaped}){{{count}}}|\\{{{count},{9 * count}}})"
 
-def _as_a_whole(api_key: str) -> list[str]:
-    """Return patterns of encodings that do not go character by character."""
-    data = api_key.encode("utf-8", "surrogatepass")
-    patterns = ["".join(f"(?i:{byte:02x})" for byte in data)]
-    for offset in range(3):
-        # What stands before and behind decides some of the first and the last characters.
-        encoded = base64.b64encode(bytes(offset) + data).decode("ascii").rstrip("=")
-        inner = encoded[-(-offset * 8 // 6) : (offset + len(data)) * 8 // 6]
-        patterns.append("".join({"+": "[+-]", "/": "[/_]"}.get(letter, letter) for letter in inner))
-    return patterns
+    # Backslashes that stand together are one part: nobody can tell whose escapes theirs are.
+    found = re.findall(r"\\+|[^\\]", api_key)
+    parts = [*map(spell, found)]
+    for position, characters in enumerate(found[:-1]):
+        if characters[0] in "&%=\\":
+            # It may be read in several ways: & or &amp;. The one that the next part agrees with is it.
+            part, following = parts[position : position + 2]
+            parts[position] = f"(?:{part}(?={following})|{part})"
+    return parts

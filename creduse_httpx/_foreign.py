@@ -6,16 +6,36 @@ Where such an exception may come up, one of these context managers lets it go on
 
 from typing import Final
 
-from creduse_core import ForeignError, forget_frames, is_foreign
+from creduse_core import ForeignError, is_foreign
+from creduse_core.messages import chain
 
 LIBRARIES: Final = frozenset(
     {
-        *("httpx", "httpcore", "httpx2", "httpcore2", "h11", "h2", "socksio", "creduse_httpx"),
+        *("httpx", "httpcore", "httpx2", "httpcore2", "h11", "h2", "socksio", "idna"),
+        "creduse_httpx",
         *("anyio", "asyncio", "trio", "outcome", "uvloop", "selectors", "socket", "ssl"),
         *("concurrent", "contextlib", "encodings", "threading"),
+        # What stands in for Python's sockets and TLS.
+        *("gevent", "eventlet", "socks", "truststore"),
+        # What stands in for httpx's transports, or in front of them.
+        *("respx", "pytest_httpx", "vcr", "opentelemetry", "wrapt"),
     }
 )
 """Whose exceptions are a transport's. Any other is a signal handler's, say, and goes on as it is."""
+
+
+def foreign_cause(error: Exception) -> Exception | None:
+    """Return the exception that is not the libraries', be it ``error`` or what it came of.
+
+    What the caller was just handling is no cause: it has not come through a library.
+    """
+    for link in chain(error):
+        if isinstance(link, Exception) and is_foreign(link, LIBRARIES):
+            traceback = link.__traceback__
+            through = "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__"))
+            if link is error or through.partition(".")[0] in LIBRARIES:
+                return link
+    return None
 
 
 class _Network:
@@ -45,18 +65,5 @@ class _Closing:
         return True
 
 
-class _Sending:
-    """For the whole of a transport's ``send``: what a library raises has been made a `Failure`."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, Exception):
-            forget_frames(error)
-            raise ForeignError(error) from None
-
-
 NETWORK: Final = _Network()
 CLOSING: Final = _Closing()
-SENDING: Final = _Sending()

@@ -4,7 +4,12 @@ Each function falls back, where a name is gone, to what its docstring says. A te
 then (tests/httpx/test_httpcore.py).
 """
 
+import socket
+from collections import deque
+from contextlib import nullcontext
 from typing import Any
+
+import httpcore
 
 
 def transport_for(http_client: Any, url: Any) -> Any:
@@ -50,6 +55,31 @@ def set_backend(transport: Any, backend: object) -> bool:
     return True
 
 
+def unlock(transport: Any) -> None:
+    """Take the lock off the pool of a transport of ours, which one thread at a time uses.
+
+    An exception of a signal handler that strikes while httpcore acquires it leaves it locked, and
+    httpcore then waits for it for ever:
+    https://github.com/encode/httpcore/blob/1.0.9/httpcore/_synchronization.py#L255. Without the
+    private name that limit is back.
+    """
+    pool: Any = getattr(transport, "_pool", None)
+    if hasattr(pool, "_optional_thread_lock"):
+        pool._optional_thread_lock = nullcontext()  # noqa: SLF001 - see above
+
+
+def stream_on(sock: socket.socket) -> httpcore.NetworkStream:
+    """Return httpcore's stream on a connected socket.
+
+    httpcore's own backend connects without a way to end that from another thread, and makes its
+    stream by itself: https://github.com/encode/httpcore/blob/1.0.9/httpcore/_backends/sync.py#L95.
+    Without it no call can be made, and the `ImportError` says so.
+    """
+    from httpcore._backends.sync import SyncStream  # noqa: PLC0415 - see above
+
+    return SyncStream(sock)
+
+
 def is_drained(transport: Any) -> bool:
     """Return whether the one connection of a transport is idle, and nothing is left in it.
 
@@ -66,6 +96,27 @@ def is_response_drained(response: Any) -> bool:
     stream = getattr(response.stream, "_httpcore_stream", None)  # httpx's, of the pool's
     stream = getattr(stream, "_stream", None)  # the pool's, of the connection's
     return _is_drained(getattr(stream, "_connection", None))
+
+
+def are_buffers_empty(stream: Any) -> bool:
+    """Return whether nothing lies between the socket of a stream and HTTP: part of a record, say.
+
+    The streams of anyio and trio below httpcore's keep what they have read ahead under private names.
+    https://github.com/agronholm/anyio/blob/4.16.0/src/anyio/streams/tls.py#L96 and
+    https://github.com/python-trio/trio/blob/v0.35.0/src/trio/_ssl.py#L377. A socket of its own reads
+    nothing ahead. Where that cannot be seen, a connection is not reused.
+    """
+    inner = getattr(stream, "_stream", None)  # httpcore's on an event loop
+    if inner is None:
+        return hasattr(stream, "_sock")
+    while (below := getattr(inner, "transport_stream", None)) is not None:  # TLS, of either
+        buffer = getattr(inner, "_read_bio", None) or getattr(inner, "_incoming", None)
+        if getattr(buffer, "pending", True):
+            return False
+        inner = below
+    if hasattr(inner, "_protocol"):  # asyncio's, of anyio
+        return getattr(inner._protocol, "read_queue", True) == deque()  # noqa: SLF001 - see above
+    return type(inner).__module__.partition(".")[0] == "trio"
 
 
 def _is_drained(connection: Any) -> bool:

@@ -12,14 +12,27 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Final
 
-from creduse_core import CreduseProtocol, Failure, Response, Send, proxy_from_environment
+from creduse_core import (
+    CreduseProtocol,
+    Failure,
+    ForeignError,
+    Response,
+    Send,
+    proxy_from_environment,
+)
 
 from ._clients import AsyncHTTPXClient, HTTPXClient
-from ._clocks import AsyncClock, Clock
-from ._exchange import Exchange, Heads, not_sent
-from ._foreign import CLOSING, SENDING
-from ._httpcore import direct_transport, is_response_drained, speaks_http2, transport_for
-from ._network import Pieces, check_loopback, has_record, shut_down
+from ._clocks import AsyncClock, Clock, current_loop
+from ._exchange import CLOSED, Exchange, Heads, Pieces, not_sent
+from ._foreign import CLOSING, LIBRARIES
+from ._httpcore import (
+    are_buffers_empty,
+    direct_transport,
+    is_response_drained,
+    speaks_http2,
+    transport_for,
+)
+from ._sockets import SHORTEST, UNASKED, check_loopback, has_record, has_unread, shut_down
 from ._tasks import Tasks, new_tasks
 
 # The parts of an exchange in which it waits for the network: within one of them it can be
@@ -41,12 +54,6 @@ _STEPS: Final = frozenset(
 
 _GRACE: Final = 0.2
 """Seconds for what takes none: what httpcore does between two steps."""
-
-_SHORTEST: Final = 0.001
-"""Seconds. A socket takes a timeout of 0 to mean that it should not wait, and says so oddly."""
-
-_LARGE: Final = 64 * 1024
-"""Bytes. Of what is read in one piece, an asyncio stream may keep what goes beyond that."""
 
 _SENT_AGAIN: Final = "a request is sent once, but the client's transport sent it again"
 
@@ -135,7 +142,7 @@ def _body_class(library: ModuleType) -> Any:
 
         def __aiter__(self) -> AsyncIterator[bytes]:
             self._once()
-            return Pieces([*self._pieces])
+            return Pieces(*self._pieces)
 
     return Body
 
@@ -148,6 +155,8 @@ class TracedExchange(Exchange):
         super().__init__(send, now)
         self.connected: Any = None
         """The network stream that was connected for this exchange, until it carries it."""
+        self._fresh: Any = None
+        """The same, TLS included."""
         self._supplied = supplied
         self._timeouts = _TimeOuts(
             pool=send.connect_timeout,
@@ -205,32 +214,26 @@ class TracedExchange(Exchange):
         if self._stopped or (now >= self.deadline and not self.sent):
             raise TimeoutError("no time was left to send the request")
         if "timeout" in info:
-            info["timeout"] = max(self.connect_by - now, _SHORTEST)
+            info["timeout"] = max(self.connect_by - now, SHORTEST)
         # CONNECT goes to a proxy and carries nothing of the request.
         if step == "send_request_headers" and info["request"].method != b"CONNECT":
             if self.sent:
                 raise RuntimeError(_SENT_AGAIN)
+            if self._fresh is not None and has_unread(self._fresh):
+                raise ConnectionResetError(UNASKED)
             self.sent = True
-            self.connected = None
+            self.connected = self._fresh = None
         by = self.deadline if self.sent else self.connect_by
-        self._timeouts["write"] = self._timeouts["read"] = max(by - now, _SHORTEST)
+        self._timeouts["write"] = self._timeouts["read"] = max(by - now, SHORTEST)
         self._step = step
 
     def _complete(self, step: str, value: Any) -> None:
         if step in {"connect_tcp", "connect_unix_socket"}:
-            self.connected = value
+            self.connected = self._fresh = value
+        elif step == "start_tls":
+            self._fresh = value
         if step == "connect_tcp":
             self._supplied.check_peer(value)
-
-    def begin_response(self, response: Any) -> bool:
-        """Take the head of the response, and return whether its body is still to be read.
-
-        A transport that caches or retries may have read it, and then its stream is at its end.
-        """
-        self.set_head(response.status_code, response.headers.raw)
-        if response.is_stream_consumed:
-            self.add(response.content)
-        return not response.is_stream_consumed
 
     def may_go_on(self, chunk: bytes) -> bool:
         """Take a piece of the body, and return whether to wait for more.
@@ -238,16 +241,17 @@ class TracedExchange(Exchange):
         If not, `discard` the connection and go on: what has arrived by now still counts, and
         behind it is the end. To leave the iterator where it is would leave it open.
         """
-        return self.add(chunk) and self.now() < self.deadline
+        self.add(chunk)
+        return not self.too_large and self.now() < self.deadline
 
     def finish(self, response: Any) -> Response:
         """Return the whole response, before its stream is closed; discard what is not to be used."""
         whole = self.response()
-        large = len(whole.body) + sum(len(name) + len(value) for name, value in whole.headers)
+        stream = response.extensions.get("network_stream")
         if (
-            large >= _LARGE
-            or not is_response_drained(response)
-            or has_record(response.extensions.get("network_stream"))
+            not is_response_drained(response)
+            or not are_buffers_empty(stream)
+            or has_record(stream)
             or not self.send.belongs(whole)
         ):
             discard(response)
@@ -279,6 +283,8 @@ def discard(response: Any) -> bool:
 class SuppliedTransport(Clock):
     """Sends over a supplied client, by way of its transports."""
 
+    libraries = LIBRARIES
+
     def __init__(self, protocol: CreduseProtocol, http_client: HTTPXClient) -> None:
         """Take an `httpx.Client` or an `httpx2.Client`."""
         self._supplied = Supplied(http_client, protocol, "Client")
@@ -287,24 +293,23 @@ class SuppliedTransport(Clock):
 
     def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.Transport`."""
-        with SENDING:
-            if self._closed or self._http_client.is_closed:
-                return not_sent("the client is closed")
-            exchange = TracedExchange(send, self._supplied, self.now)
+        if self._closed or self._http_client.is_closed:
+            return not_sent(CLOSED)
+        exchange = TracedExchange(send, self._supplied, self.now)
+        try:
+            request = exchange.traced_request(exchange.trace)
+            response = self._supplied.transport(request.url).handle_request(request)
             try:
-                request = exchange.traced_request(exchange.trace)
-                response = self._supplied.transport(request.url).handle_request(request)
-                try:
-                    return self._read(response, exchange)
-                finally:
-                    # What there is of the response is there by now; closing cannot change it.
-                    with CLOSING:
-                        response.stream.close()
-            except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-                return exchange.failed(error)
-            except BaseException as error:
-                exchange.forget(error)
-                raise
+                return self._read(response, exchange)
+            finally:
+                # What there is of the response is there by now; closing cannot change it.
+                with CLOSING:
+                    response.stream.close()
+        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
+            return exchange.failed(error)
+        except BaseException as error:
+            exchange.forget(error)
+            raise
 
     def _read(self, response: Any, exchange: TracedExchange) -> Response:
         if exchange.begin_response(response):
@@ -321,37 +326,47 @@ class SuppliedTransport(Clock):
 class AsyncSuppliedTransport(AsyncClock):
     """Sends over a supplied client, by way of its transports, each exchange in a task."""
 
+    libraries = LIBRARIES
+
     def __init__(self, protocol: CreduseProtocol, http_client: AsyncHTTPXClient) -> None:
         """Take an `httpx.AsyncClient` or an `httpx2.AsyncClient`."""
         self._supplied = Supplied(http_client, protocol, "AsyncClient")
         self._http_client = http_client
         self._closed = False
         self._tasks: Tasks | None = None
+        self._loop: object = None
 
     def _is_closed(self) -> bool:
         return self._closed or self._http_client.is_closed
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        with SENDING:
-            if self._is_closed():
-                return not_sent("the client is closed")
-            self._tasks = self._tasks or new_tasks()
-            if not self._tasks.is_here():
-                return not_sent(
-                    "the client belongs to another event loop: make one client for each"
-                )
-            exchange = TracedExchange(send, self._supplied, self.now)
-            try:
-                return await self._tasks.run(exchange, lambda: self._exchange(exchange))
-            except BaseException as error:
-                exchange.forget(error)
-                raise
+        if self._is_closed():
+            return not_sent(CLOSED)
+        loop = current_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            return not_sent("the client belongs to another event loop: make one client for each")
+        self._tasks = self._tasks or new_tasks()
+        exchange = TracedExchange(send, self._supplied, self.now)
+        try:
+            end = await self._tasks.run(exchange, lambda: self._exchange(exchange))
+        except BaseException as error:
+            exchange.forget(error)
+            raise
+        if isinstance(end, ForeignError):
+            raise end
+        return end
 
-    async def _exchange(self, exchange: TracedExchange) -> Response | Failure:
+    async def _exchange(self, exchange: TracedExchange) -> Response | Failure | ForeignError:
         if self._is_closed():  # while it waited for its turn
-            return not_sent("the client is closed")
+            return not_sent(CLOSED)
+        try:
+            return await self._send(exchange)
+        except ForeignError as foreign:  # for the caller to raise, and not in a task of ours
+            return foreign
 
+    async def _send(self, exchange: TracedExchange) -> Response | Failure:
         async def trace(name: str, info: dict[str, Any]) -> None:
             exchange.trace(name, info)
 
@@ -379,5 +394,5 @@ class AsyncSuppliedTransport(AsyncClock):
     async def aclose(self) -> None:
         """Send nothing any more, and wait for what cancelled calls have left behind."""
         self._closed = True
-        if self._tasks is not None and self._tasks.is_here():
+        if self._tasks is not None and self._loop is current_loop():
             await self._tasks.drain()

@@ -7,12 +7,11 @@ At most `PLACES` run at a time, and others wait here for their turn: the time th
 on each grows with the number of those that wait in its pool.
 """
 
-import time
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from creduse_core import Failure, Response
+from creduse_core import Failure, ForeignError, Response
 
 from ._clocks import under_trio
 
@@ -27,23 +26,15 @@ if TYPE_CHECKING:
 
 PLACES: Final = 100
 
-Run = Callable[[], Coroutine[Any, Any, Response | Failure]]
+End: TypeAlias = Response | Failure | ForeignError
+Run: TypeAlias = Callable[[], Coroutine[Any, Any, End]]
 
 
 class Tasks(Protocol):
     """The tasks of one client, on the loop that was running when this was made."""
 
-    @property
-    def now(self) -> Callable[[], float]:
-        """The clock of that loop."""
-        ...
-
-    def is_here(self) -> bool:
-        """Say whether that loop is the one that is running."""
-        ...
-
-    async def run(self, exchange: "TracedExchange", run: Run) -> Response | Failure:
-        """Run an exchange in a task, and give what comes of it."""
+    async def run(self, exchange: "TracedExchange", run: Run) -> End:
+        """Run an exchange in a task, and return what comes of it."""
         ...
 
     async def drain(self) -> None:
@@ -57,16 +48,12 @@ class AsyncioTasks:
     def __init__(self) -> None:
         import asyncio  # noqa: PLC0415 - see above
 
-        self.now = time.monotonic
         self._asyncio = asyncio
         self._loop = asyncio.get_running_loop()
         self._places = asyncio.Semaphore(PLACES)
-        self._tasks: set[asyncio.Task[Response | Failure]] = set()
+        self._tasks: set[asyncio.Task[End]] = set()
 
-    def is_here(self) -> bool:
-        return not under_trio() and self._loop is self._asyncio.get_running_loop()
-
-    async def run(self, exchange: "TracedExchange", run: Run) -> Response | Failure:
+    async def run(self, exchange: "TracedExchange", run: Run) -> End:
         asyncio = self._asyncio
         if self._places.locked():
             try:
@@ -89,7 +76,7 @@ class AsyncioTasks:
             raise
         return exchange.failed(_too_slow()) if task.cancelled() else task.result()
 
-    def _done(self, task: "asyncio.Task[Response | Failure]") -> None:
+    def _done(self, task: "asyncio.Task[End]") -> None:
         self._tasks.discard(task)
         self._places.release()
 
@@ -110,34 +97,31 @@ class TrioTasks:
     def __init__(self) -> None:
         import trio  # noqa: PLC0415 - see above
 
-        self.now = trio.current_time
         self._trio = trio
-        self._token = trio.lowlevel.current_trio_token()
         self._places = trio.Semaphore(PLACES)
         self._events: set[trio.Event] = set()
 
-    def is_here(self) -> bool:
-        return under_trio() and self._token is self._trio.lowlevel.current_trio_token()
-
-    async def run(self, exchange: "TracedExchange", run: Run) -> Response | Failure:
+    async def run(self, exchange: "TracedExchange", run: Run) -> End:
         trio = self._trio
         with trio.move_on_after(exchange.send.connect_timeout) as waiting:
             await self._places.acquire()
         if waiting.cancelled_caught:
             return exchange.failed(_no_place())
         scope, done = trio.CancelScope(), trio.Event()
-        answer: Response | Failure | None = None
+        end: End | None = None
 
         async def main() -> None:
-            nonlocal answer
+            nonlocal end
             with scope:
-                answer = await run()
+                end = await run()
             self._events.discard(done)
             self._places.release()
             done.set()
 
         self._events.add(done)
-        trio.lowlevel.spawn_system_task(main, context=copy_context())
+        # trio does not keep a KeyboardInterrupt out of a system task, which would end all.
+        protected = trio.lowlevel.enable_ki_protection(main)
+        trio.lowlevel.spawn_system_task(protected, context=copy_context())
         try:
             with trio.move_on_after(exchange.left()):
                 await done.wait()
@@ -147,7 +131,7 @@ class TrioTasks:
         except BaseException:  # a KeyboardInterrupt, too, must leave no task that sends
             self._cancel(scope, exchange.stop())
             raise
-        return exchange.failed(_too_slow()) if answer is None else answer
+        return exchange.failed(_too_slow()) if end is None else end
 
     def _cancel(self, scope: "trio.CancelScope", seconds: float) -> None:
         if seconds:
@@ -165,7 +149,7 @@ def _no_place() -> TimeoutError:
 
 
 def _too_slow() -> TimeoutError:
-    return TimeoutError("no whole answer came in time")
+    return TimeoutError("no whole response came in time")
 
 
 def new_tasks() -> Tasks:

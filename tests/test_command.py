@@ -8,13 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
 import pytest
 
-from creduse import CreduseClient, __version__
+from creduse import AuthenticationError, CreduseClient, __version__
 from creduse.__main__ import main
 from creduse_sandbox import FAULTS
 
@@ -41,9 +43,10 @@ def start() -> Iterator[Start]:
     """Start ``creduse sandbox``, and give the process and the URL that it prints first."""
     running: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: str) -> tuple["subprocess.Popen[str]", str]:
+    def run(*arguments: str, **environment: str) -> tuple["subprocess.Popen[str]", str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "creduse", "sandbox", "--port", "0", *arguments],
+            env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -94,7 +97,7 @@ def test_sandbox_serves_and_stops(start: Start, number: signal.Signals) -> None:
 
 def test_sandbox_serves_others(start: Start) -> None:
     """What is no client of ours is answered as the API's documentation says, GET with a body too."""
-    _, url = start("--api-key", "sesame")
+    _, url = start(CREDUSE_SANDBOX_API_KEY="sesame")
 
     def ask(method: str, path: str, **body: Any) -> dict[str, Any]:
         connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
@@ -113,6 +116,15 @@ def test_sandbox_serves_others(start: Start) -> None:
     assert ask("POST", "/start-cycle", amount=10)["status"] == "active"
     assert ask("POST", "/stop-cycle")["status"] == "canceled"
     assert ask("GET", "/get-active-balance")["active_balance"] == 13
+
+
+def test_sandbox_with_a_key(start: Start) -> None:
+    """With CREDUSE_SANDBOX_API_KEY set, the sandbox accepts that key alone."""
+    _, url = start(CREDUSE_SANDBOX_API_KEY="sesame")
+    with CreduseClient("another", base_url=url) as client, pytest.raises(AuthenticationError):
+        client.add(USER, 1)
+    with CreduseClient("sesame", base_url=url) as client:
+        assert client.add(USER, 1).amount == 1
 
 
 def test_sandbox_with_faults(start: Start) -> None:
@@ -153,22 +165,39 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
             "(see creduse --help)"
         ),
     ),
-    "unknown command": (["frobnicate"], {}, "invalid choice: 'frobnicate'"),
-    "port": (["sandbox", "--port", "99999"], {}, "argument --port: invalid port value: '99999'"),
-    "host": (["sandbox", "--host", "192.0.2.1"], {}, "cannot listen on 192.0.2.1 port 8000: "),
-    "sandbox key": (["sandbox", "--api-key", " "], {}, "is blank"),
+    "unknown command": (["frobnicate"], {}, "argument COMMAND: invalid choice (choose from "),
+    "port": (["sandbox", "--port", "99999"], {}, "argument --port: invalid port value ("),
+    "host": (["sandbox", "--host", "192.0.2.1"], {}, "cannot listen on port 8000: "),
+    "sandbox key": (
+        ["sandbox"],
+        {"CREDUSE_SANDBOX_API_KEY": " "},
+        "creduse: CREDUSE_SANDBOX_API_KEY is blank\n",
+    ),
+    "sandbox key as a flag": (
+        ["sandbox", "--api-key", "sk-secret"],
+        {},
+        "argument --api-key: process lists show flags: set CREDUSE_SANDBOX_API_KEY instead",
+    ),
     "fault": (
         ["sandbox", "--fault", "flood:2"],
         {},
-        "argument --fault: no fault is called 'flood', see --list-faults",
+        "argument --fault: no fault has this name, see --list-faults",
     ),
-    "fault's times": (["sandbox", "--fault", "503:-1"], {}, "'-1' is not how many times"),
-    "no times": (["sandbox", "--fault", "503:0"], {}, "'0' is not how many times"),
+    "fault's times": (
+        ["sandbox", "--fault", "503:-1"],
+        {},
+        "argument --fault: TIMES must be a whole number above 0",
+    ),
+    "no times": (
+        ["sandbox", "--fault", "503:0"],
+        {},
+        "argument --fault: TIMES must be a whole number above 0",
+    ),
     "blank key": (["demo"], {"CREDUSE_API_KEY": ""}, "api_key (or CREDUSE_API_KEY) is blank"),
     "base URL": (
         ["demo"],
         {"CREDUSE_BASE_URL": "api.creduse.com"},
-        "base_url (or CREDUSE_BASE_URL) 'api.creduse.com' must begin with https://",
+        "base_url (or CREDUSE_BASE_URL) must begin with https://",
     ),
 }
 
@@ -202,5 +231,45 @@ def test_port_in_use() -> None:
         done = creduse("sandbox", "--port", port)
     assert done.returncode == 2
     assert done.stdout == ""
-    expected = f"creduse: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+    expected = f"creduse: cannot listen on port {port}: Address already in use\n"
     assert done.stderr == expected
+
+
+def test_sandbox_outside_of_the_main_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    """No signal would end a sandbox there, so the command says what to use instead."""
+    assert in_a_thread(["sandbox"]) == 2
+    assert "use creduse_sandbox.SandboxServer" in capsys.readouterr().err
+
+
+def test_demo_outside_of_the_main_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    """The demonstration runs in any thread."""
+    assert in_a_thread(["demo"]) == 0
+    assert "each that succeeded, once" in capsys.readouterr().out
+
+
+def in_a_thread(arguments: list[str]) -> int:
+    with ThreadPoolExecutor() as threads:
+        return threads.submit(main, arguments).result()
+
+
+def test_signal_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+    """A sandbox that ends in a program leaves its signal handlers as they were."""
+    ours = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def before(*_: object) -> None: ...
+
+    signal.signal(signal.SIGTERM, before)
+    try:
+        with ThreadPoolExecutor() as threads:
+            threads.submit(end_once_it_listens, capsys)
+            assert main(["sandbox", "--port", "0"]) == 0
+        assert signal.getsignal(signal.SIGINT) is ours[0]
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, ours[1])
+
+
+def end_once_it_listens(capsys: pytest.CaptureFixture[str]) -> None:
+    while "Ctrl-C" not in capsys.readouterr().out:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)

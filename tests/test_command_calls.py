@@ -1,6 +1,7 @@
 """The five calls on the command line, as a person or a script meets them."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,12 +32,10 @@ BUSY_FOR_LONG = Answer(429, (("Retry-After", "20"),))
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SandboxServer]:
     """A sandbox to which the environment points, on the twelfth of August 2025."""
-    before = signal.getsignal(signal.SIGINT)
     with SandboxServer(api_key=KEY, clock=lambda: NOON) as running:
         monkeypatch.setenv("CREDUSE_API_KEY", KEY)
         monkeypatch.setenv("CREDUSE_BASE_URL", running.base_url)
         yield running
-    signal.signal(signal.SIGINT, before)  # the command ignores it at its end
 
 
 Told = tuple[int, str, str]
@@ -312,24 +312,27 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 WRONG: dict[str, tuple[list[str], str]] = {
     "negative amount": (["add", USER, "-5"], "creduse: amount must not be negative, but is -5"),
-    "fraction": (["add", USER, "5.5"], "argument AMOUNT: invalid whole number value: '5.5'"),
+    "fraction": (["add", USER, "5.5"], "argument AMOUNT: invalid whole number value ("),
     "negative fraction": (
         ["subtract", USER, "-5.5"],
-        "argument AMOUNT: invalid whole number value: '-5.5'",
+        "argument AMOUNT: invalid whole number value (",
     ),
     "days": (
         ["add", USER, "5", "--validity-days", "-1"],
         "creduse: validity_days must not be negative, but is -1",
     ),
-    "user": (["balance", "me"], "creduse: end_user_id must be a UUID such as "),
+    "user": (
+        ["balance", "me"],
+        "creduse: end_user_id must be a UUID such as 12345678-1234-5678-1234-567812345678\n",
+    ),
     "time-out": (
         ["balance", USER, "--timeout", "soon"],
-        "argument --timeout: invalid seconds value: 'soon'",
+        "argument --timeout: invalid seconds value (",
     ),
     "no time": (["balance", USER, "--timeout", "0"], "creduse: timeout must be above 0 "),
     "idempotency key": (
         ["add", USER, "5", "--idempotency-key", ""],
-        "creduse: idempotency_key must be 1 to 255 visible ASCII characters, not ''",
+        "creduse: idempotency_key must be 1 to 255 visible ASCII characters\n",
     ),
     "key as a flag": (
         ["add", USER, "5", "--api-key", KEY],
@@ -379,12 +382,284 @@ def test_plain_http(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert err.endswith("; to send it all the same, set CREDUSE_ALLOW_HTTP=1\n")
 
 
+# Keys as the flags of other programs have them, and as they are when they are put in a wrong place.
+SECRETS = (KEY, "sk-'secret\"\\0123", "sk-secret (choose from 0123", "-sk-secret-0123")
+MISPLACED: dict[str, list[str]] = {
+    "flag before": ["--apikey", "{}", "balance", USER],
+    "flag": ["balance", USER, "--token", "{}"],
+    "flag with =": ["balance", USER, "--key={}"],
+    "short flag": ["balance", USER, "-k", "{}"],
+    "our flag": ["balance", USER, "--api-key", "{}"],
+    "our flag with =": ["balance", USER, "--api-key={}"],
+    "our flag before": ["--api-key={}", "balance", USER],
+    "flag of two": ["add", USER, "5", "--v={}"],
+    "flag without value": ["balance", USER, "--verbose={}"],
+    "command": ["{}"],
+    "command and more": ["{}", "balance", USER],
+    "one too many": ["balance", USER, "{}"],
+    "user": ["balance", "{}"],
+    "amount": ["subtract", USER, "{}"],
+    "days": ["add", USER, "5", "--validity-days={}"],
+    "timeout": ["balance", USER, "--timeout={}"],
+    "idempotency key": ["add", USER, "5", "--idempotency-key={}\n"],
+    "base URL": ["balance", USER, "--base-url={}"],
+    "base URL's scheme": ["balance", USER, "--base-url={}://example.com"],
+    "base URL's user": ["balance", USER, "--base-url=https://user:{}@example.com"],
+    "base URL's port": ["balance", USER, "--base-url=https://example.com:{}"],
+    "base URL's query": ["balance", USER, "--base-url=https://example.com/?key={}"],
+    "base URL's brackets": ["balance", USER, "--base-url=https://[{}]"],
+    "port": ["sandbox", "--port={}"],
+    "host": ["sandbox", "--host={}"],
+    "fault": ["sandbox", "--fault={}"],
+    "fault's times": ["sandbox", "--fault=503:{}"],
+    "demo": ["demo", "{}"],
+}
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("arguments", MISPLACED.values(), ids=MISPLACED)
+def test_key_in_a_wrong_place(
+    server: SandboxServer, arguments: list[str], secret: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No error repeats an argument, wherever the key has been put."""
+    try:
+        status: object = main([argument.format(secret) for argument in arguments])
+    except SystemExit as end:
+        status = end.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"creduse.*: .*\n", err)
+    assert "secret" not in err
+    assert "0123" not in err
+    assert server.log == ()
+
+
+@pytest.mark.parametrize("flag", ["--apikey", "--token", "--key"])
+def test_key_in_an_unknown_flag(
+    server: SandboxServer, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a flag could have been meant for the key, the error says where that comes from."""
+    with pytest.raises(SystemExit):
+        main(["balance", USER, flag, KEY])
+    assert "CREDUSE_API_KEY alone supplies" in capsys.readouterr().err
+    assert server.log == ()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        KEY,
+        f"https://user:{KEY}@example.com",
+        f"https://example.com:{KEY}",
+        f"https://example.com/?api_key={KEY}",
+        f"https://[{KEY}]",
+        f"'https://user:{KEY}@example.com'",
+    ],
+)
+@pytest.mark.parametrize("arguments", [["balance", USER], ["demo"]], ids=["balance", "demo"])
+def test_secret_in_the_base_url(
+    url: str,
+    arguments: list[str],
+    ask: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error about CREDUSE_BASE_URL names it, and repeats no key or password of it."""
+    monkeypatch.setenv("CREDUSE_BASE_URL", url)
+    status, out, err = ask(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("creduse: base_url (or CREDUSE_BASE_URL) ")
+    assert "secret" not in err
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://user:secret@127.0.0.1:1",
+        "http://user:secret@127.0.0.1:port",
+        "none://user:secret@127.0.0.1:1",
+        "http://user:secret#0@127.0.0.1:1",
+        "'http://user:secret@127.0.0.1:1'",
+    ],
+)
+def test_password_of_a_proxy(
+    proxy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An error about a proxy does not show its password."""
+    monkeypatch.setenv("CREDUSE_API_KEY", KEY)
+    monkeypatch.setenv("CREDUSE_BASE_URL", "https://credits.invalid")
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    monkeypatch.delenv("https_proxy", raising=False)
+    for flags in [["--verbose"], ["--json"]]:
+        assert main(["add", USER, "5", "--timeout", "0.5", *flags]) in {1, 2}
+        out, err = capsys.readouterr()
+        assert "secret" not in out + err
+
+
+# What is raised after the call has begun.
+
+
+class Acting(io.StringIO):
+    """A stream that does something of its own when a line is written."""
+
+    def __init__(self, act: Callable[[str], object]) -> None:
+        super().__init__()
+        self._act = act
+
+    def write(self, text: str) -> int:
+        self._act(text)
+        return super().write(text)
+
+
+def interrupt(_: str) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def fail(_: str) -> None:
+    raise ValueError("the stream is closed")
+
+
+def in_a_thread(*arguments: str) -> int:
+    with ThreadPoolExecutor() as threads:
+        return threads.submit(main, arguments).result()
+
+
+def test_outside_of_the_main_thread(
+    server: SandboxServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In any thread the exit status says the outcome, and the end is told."""
+    before = signal.getsignal(signal.SIGINT)
+    assert in_a_thread("add", USER, "5") == 0
+    assert in_a_thread("subtract", USER, "6") == 1
+    assert in_a_thread("subtract", USER, "-6") == 2
+    server.order(FAULTS["apply-then-reset"])
+    assert in_a_thread("subtract", USER, "4") == 3
+    server.order(FAULTS["mistyped-field"])
+    assert in_a_thread("add", USER, "5") == 4
+    out, err = capsys.readouterr()
+    assert out == "Added 5 credits, valid for 31 days.\n"
+    assert err.count("\n") == 4
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL])
+def test_signal_handler_is_put_back(ask: Ask, handler: Any) -> None:
+    """A program that runs the command has its own handler for Ctrl-C again afterwards."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert ask("add", USER, "5")[0] == 0
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert ask("subtract", USER, "9")[0] == 1
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_interrupted_once_it_has_ended(
+    server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C after the call's end keeps nobody from hearing of it."""
+    out, err = Acting(interrupt), Acting(interrupt)
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+    assert main(["add", USER, "5", "--verbose"]) == 0
+    assert out.getvalue() == "Added 5 credits, valid for 31 days.\n"
+    assert err.getvalue().startswith("attempt 1: POST /add: 200 [APPLIED, ")
+    assert len(server.applied) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["balance", USER], 1), (["add", USER, "5"], 4)],
+    ids=["read", "write"],
+)
+def test_stream_that_fails(
+    ask: Ask, arguments: list[str], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream of the program's that raises a ValueError does not mean that nothing was sent."""
+    ask("add", USER, "5")
+    err = io.StringIO()
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", Acting(fail))
+        patched.setattr("sys.stderr", err)
+        assert main(arguments) == status
+        why = "creduse: the result cannot be written: ValueError: the stream is closed"
+        assert err.getvalue().startswith(why)
+        patched.setattr("sys.stderr", Acting(fail))
+        assert main([*arguments, "--verbose"]) == status
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """Have SIGALRM raise a ValueError, as a program's own deadline may raise anything."""
+
+    def handle(*_: object) -> None:
+        raise ValueError("out of time")
+
+    before = signal.signal(signal.SIGALRM, handle)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
+def test_exception_of_a_signal_handler_while_waiting(
+    server: SandboxServer,
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is raised between two attempts ends the call, and the status says its outcome."""
+    server.order(BUSY_FOR_LONG)
+
+    def arm(text: str) -> None:  # the wait of 20 seconds begins when this has been written
+        if text.startswith("attempt 1"):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+    err = Acting(arm)
+    monkeypatch.setattr("sys.stderr", err)
+    assert main(["add", USER, "5", "--verbose", *flags]) == 1
+    why = "ended by ValueError: nothing was applied"
+    out, said = capsys.readouterr().out, err.getvalue()
+    if flags:
+        told = json.loads(out)
+        assert (told["outcome"], told["error"]) == ("NOT_APPLIED", "UnexpectedError")
+        assert told["message"] == why
+    else:
+        assert said.endswith(f"creduse: {why}\n")
+    assert server.applied == ()
+
+
+@pytest.mark.usefixtures("alarm")
+def test_exception_of_a_signal_handler_in_flight(
+    server: SandboxServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is raised while a request is in flight does not hide that it may have been applied."""
+    server.order(FAULTS["apply-then-hang"])
+
+    def ring() -> None:
+        _arrived(server)
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(ring)
+        assert main(["add", USER, "5"]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "ValueError" in err
+    assert err.endswith("; read the balance before doing it again\n")
+
+
 # From here on each is a process of its own.
 
 
 def creduse(*arguments: str, **streams: Any) -> "subprocess.Popen[str]":
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    return subprocess.Popen([sys.executable, "-m", "creduse", *arguments], text=True, **streams)
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    # Its streams have buffers, as they usually have.
+    settings["env"] = os.environ | {"PYTHONUNBUFFERED": ""} | settings.get("env", {})
+    return subprocess.Popen([sys.executable, "-m", "creduse", *arguments], text=True, **settings)
 
 
 def _arrived(server: SandboxServer) -> None:
@@ -477,10 +752,10 @@ def test_reader_has_left(server: SandboxServer, ask: Ask, arguments: list[str]) 
     [(["balance", USER], 1, ""), (["add", USER, "5"], 4, "; do not do it again")],
 )
 def test_full_disk(ask: Ask, arguments: list[str], status: int, advice: str) -> None:
-    """An answer that cannot be written down is like one that could not be read."""
+    """A result that cannot be written is like a response that could not be read."""
     ask("add", USER, "1000")
     with open("/dev/full", "w") as full, creduse(*arguments, stdout=full) as process:  # noqa: PTH123 - a device
-        expected = f"creduse: the answer cannot be written: No space left on device{advice}\n"
+        expected = f"creduse: the result cannot be written: No space left on device{advice}\n"
         assert process.communicate(timeout=60)[1] == expected
     assert process.returncode == status
 
@@ -513,3 +788,15 @@ def test_streams_that_are_closed(server: SandboxServer) -> None:
         assert shown.count("\n") == 1
         assert ("Added 5" in shown) == (closed == "2>&-")
     assert len(server.applied) == 2
+
+
+def test_interrupted_until_the_process_has_ended(server: SandboxServer) -> None:
+    """Ctrl-C while Python ends does not take the place of the exit status."""
+    with creduse("add", USER, "5") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Added")
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
+    assert len(server.applied) == 1

@@ -37,6 +37,7 @@ NEEDS = {
     ),
     "mark.trio": Need("trio", "pytest_trio"),
     "respx.mock": Need("mocks", "respx"),
+    "vcr.VCR": Need("mocks", "vcr"),
     "httpx_mock": Need("mocks", "pytest_httpx"),
     "aioresponses": Need("mocks", "aioresponses"),
 }
@@ -72,4 +73,4 @@ def test_there_are_examples() -> None:
     """Each session has some."""
     sessions = {need(example).session for example in EXAMPLES}
     assert sessions == {"tests", *(need.session for need in NEEDS.values())}
-    assert set(FILES) == {"views", "conftest", "test_views"}
+    assert set(FILES) == {"views", "test_views"}

@@ -1,11 +1,13 @@
-"""Mocks that people have for httpx and aiohttp work with our clients, and say what they can.
+"""Mocks and instrumentation for httpx and aiohttp see our clients' calls, and say what they can.
 
 They are in ``nox -s 'plugins(plugin=mocks)'``. `httpx.MockTransport` is in tests/httpx/test_lent.py.
 """
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,6 +17,7 @@ import pytest
 import trio
 
 import creduse_aiohttp
+import creduse_trio
 from creduse import (
     AsyncCreduseClient,
     CreditsAdded,
@@ -31,6 +34,13 @@ respx = pytest.importorskip("respx")
 pytest.importorskip("pytest_httpx")
 aioresponses = pytest.importorskip("aioresponses").aioresponses
 aiointercept = pytest.importorskip("aiointercept").aiointercept
+vcr = pytest.importorskip("vcr")
+HTTPXClientInstrumentor = pytest.importorskip(
+    "opentelemetry.instrumentation.httpx"
+).HTTPXClientInstrumentor
+TracerProvider = pytest.importorskip("opentelemetry.sdk.trace").TracerProvider
+export = pytest.importorskip("opentelemetry.sdk.trace.export")
+in_memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
 
 USER = "12345678-1234-5678-1234-567812345678"
 URL = "https://api.creduse.com"
@@ -86,6 +96,12 @@ async def ask_aiohttp(calls: Calls, *, lent: bool) -> list[Any]:
     async with aiohttp.ClientSession() as session:
         client = creduse_aiohttp.AsyncCreduseClient("any", session if lent else None, retry=NO_WAIT)
         return await ask_async(client, calls)
+
+
+@pytest.fixture(autouse=True)
+def service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have clients call the service where a mock is to stand in for it."""
+    monkeypatch.setenv("CREDUSE_BASE_URL", URL)
 
 
 @pytest.fixture(params=[False, True], ids=["own", "lent"])
@@ -280,4 +296,113 @@ def test_aiointercept_lets_through(lent: bool, creduse_sandbox: SandboxServer) -
             assert added.amount == 5
 
     asyncio.run(main())
+    assert len(creduse_sandbox.applied) == 1
+
+
+@pytest.fixture
+def cassette(tmp_path: Path) -> Callable[[str], Any]:
+    """Return what records a cassette, or plays it, by vcrpy's name for either."""
+    path = tmp_path / "cassette.yaml"
+
+    def use(record_mode: str) -> Any:
+        return vcr.use_cassette(
+            str(path), record_mode=record_mode, filter_headers=["authorization"]
+        )
+
+    return use
+
+
+def check_replay(ask: Ask, cassette: Callable[[str], Any], server: SandboxServer) -> None:
+    """Record `CALLS` against the sandbox, then have the cassette alone answer them."""
+    server.direct.add(USER, 2)
+    with cassette("once"):
+        recorded = ask(CALLS)
+    check(recorded)
+    assert len(server.log) == 3
+    with server.refusing(), cassette("none") as played:
+        replayed = ask(CALLS)
+        assert played.play_count == 3
+    check(replayed)
+    assert (replayed[0], replayed[2]) == (recorded[0], recorded[2])
+    assert len(server.log) == 3
+
+
+def test_vcrpy(
+    over_httpx: Ask, cassette: Callable[[str], Any], creduse_sandbox: SandboxServer
+) -> None:
+    """Our calls are recorded by vcrpy, and played without a server."""
+    check_replay(over_httpx, cassette, creduse_sandbox)
+
+
+def test_vcrpy_aiohttp(
+    over_aiohttp: Ask, cassette: Callable[[str], Any], creduse_sandbox: SandboxServer
+) -> None:
+    """The same over aiohttp."""
+    check_replay(over_aiohttp, cassette, creduse_sandbox)
+
+
+def test_vcrpy_leaves_out_the_key(
+    over_httpx: Ask,
+    cassette: Callable[[str], Any],
+    creduse_sandbox: SandboxServer,
+    tmp_path: Path,
+) -> None:
+    """A cassette holds no key where vcrpy is told to leave out the header."""
+    with cassette("once"):
+        over_httpx([ADD])
+    assert len(creduse_sandbox.applied) == 1
+    text = (tmp_path / "cassette.yaml").read_text()
+    assert "/add" in text
+    assert "Bearer" not in text
+
+
+@pytest.fixture
+def spans() -> Iterator[Any]:
+    """Have OpenTelemetry instrument httpx, and keep the spans."""
+    exporter = in_memory.InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(exporter))
+    instrumentor = HTTPXClientInstrumentor()
+    instrumentor.instrument(tracer_provider=provider)
+    yield exporter
+    instrumentor.uninstrument()
+
+
+def test_opentelemetry(over_httpx: Ask, spans: Any, creduse_sandbox: SandboxServer) -> None:
+    """Each request of ours is a span, and tells the server of it."""
+    creduse_sandbox.direct.add(USER, 2)
+    check(over_httpx(CALLS))
+    assert [entry.status for entry in creduse_sandbox.log] == [200, 402, 200]
+    finished = spans.get_finished_spans()
+    assert [span.attributes["http.status_code"] for span in finished] == [200, 402, 200]
+    assert [span.attributes["http.url"] for span in finished] == [
+        f"{creduse_sandbox.base_url}{path}" for _, path, _, _ in ANSWERS
+    ]
+    told = [
+        [value.split("-")[1:3] for name, value in entry.headers if name.lower() == "traceparent"]
+        for entry in creduse_sandbox.log
+    ]
+    assert told == [
+        [[f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"]] for span in finished
+    ]
+
+
+async def ask_trio(calls: Calls) -> list[Any]:
+    return await ask_async(creduse_trio.AsyncCreduseClient("any", retry=NO_WAIT), calls)
+
+
+@pytest.mark.parametrize("mock", ["respx", "pytest-httpx", "vcrpy"])
+def test_trio_is_not_mocked(
+    mock: str,
+    cassette: Callable[[str], Any],
+    creduse_sandbox: SandboxServer,
+    request: pytest.FixtureRequest,
+) -> None:
+    """creduse_trio opens its own streams: no mock of an HTTP library sees its calls."""
+    if mock == "pytest-httpx":
+        request.getfixturevalue("httpx_mock")
+    mocks = {"respx": respx.mock, "vcrpy": cassette("none")}
+    with mocks.get(mock, nullcontext()):
+        (added,) = trio.run(ask_trio, [ADD])
+    assert added.amount == 5
     assert len(creduse_sandbox.applied) == 1

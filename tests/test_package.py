@@ -91,7 +91,7 @@ def test_version_is_the_distribution_s() -> None:
 
 def test_a_client_shows_no_key() -> None:
     """A client's repr shows its URL and not its key, and a client does not pickle."""
-    client = CreduseClient("sk-secret-0123")
+    client = CreduseClient("sk-secret-0123", base_url="https://api.creduse.com")
     assert repr(client) == "<CreduseClient https://api.creduse.com>"
     with pytest.raises(TypeError, match="holds the API key"):
         pickle.dumps(client)

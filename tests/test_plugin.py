@@ -3,6 +3,7 @@
 Plugins for asynchronous tests get in each other's way: ``nox -s plugins`` has one at a time.
 """
 
+import os
 from typing import NamedTuple
 
 import pytest
@@ -43,6 +44,107 @@ def test_second(creduse_sandbox, request):
 def test_without():
     assert os.environ["CREDUSE_BASE_URL"] == "https://credits.invalid"
     assert "CREDUSE_API_KEY" not in os.environ
+"""
+
+# What a project has at its top, and the port that this has met.
+AT_THE_TOP = """
+import os
+from creduse import CreduseClient
+client = CreduseClient()
+PORT = os.environ["CREDUSE_BASE_URL"].rpartition(":")[2]
+"""
+
+WITH_AND_WITHOUT = """
+import app
+
+@pytest.mark.parametrize("_", range(3))
+def test_with(creduse_sandbox, _):
+    assert creduse_sandbox.base_url == "http://127.0.0.1:" + app.PORT
+    assert app.client.add(USER, 5).amount == 5
+    with creduse_sandbox.refusing(), pytest.raises(CreduseError):
+        app.client.add(USER, 5)
+    assert app.client.get_balance(USER).active_balance == 5
+    assert len(creduse_sandbox.log) == 2
+
+@pytest.mark.parametrize("_", range(3))
+def test_without(_):
+    with pytest.raises(CreduseError) as caught:
+        app.client.add(USER, 5)
+    assert caught.value.outcome.name == "NOT_APPLIED"
+    assert "refused" in str(caught.value)
+    assert os.environ["CREDUSE_API_KEY"] == "any"
+"""
+
+HINT = """
+def test_without():
+    CreduseClient().add(USER, 5)
+
+def test_behind_another():
+    try:
+        CreduseClient().add(USER, 5)
+    except CreduseError as error:
+        raise ValueError from error
+
+def test_with(creduse_sandbox):
+    creduse_sandbox.order(FAULTS["apply-then-close"])
+    CreduseClient().add(USER, 5)
+
+def test_of_its_own():
+    raise ValueError
+"""
+
+OPTED_OUT = """
+def test_it():
+    assert os.environ["CREDUSE_BASE_URL"] == "http://127.0.0.1:1"
+    assert os.environ["CREDUSE_API_KEY"] == "sk-real"
+    CreduseClient().add(USER, 5)
+"""
+
+PROGRAM = """
+import os, socket, sys
+import pytest
+before = dict(os.environ)
+status = pytest.main(["-q", "test_module.py"])
+changed = [name for name in os.environ if "CREDUSE" in name]
+assert changed == [], changed
+socket.create_server(("127.0.0.1", int(sys.modules["app"].PORT))).close()
+sys.exit(status)
+"""
+
+INSIDE = """
+pytest_plugins = ["pytester"]
+
+@pytest.mark.parametrize("run", ["runpytest_subprocess", "runpytest_inprocess"])
+def test_inside(pytester, creduse_sandbox, run):
+    pytester.makepyfile('''
+        import os
+        def test_it(creduse_sandbox):
+            assert os.environ["CREDUSE_BASE_URL"] == creduse_sandbox.base_url
+            assert creduse_sandbox.base_url != "%s"
+    ''' % creduse_sandbox.base_url)
+    getattr(pytester, run)("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    assert app.client.add(USER, 7).amount == 7
+    assert creduse_sandbox.direct.get_balance(USER).active_balance == 7
+"""
+
+NO_NETWORK = """
+import socket
+
+class Refusing(socket.socket):
+    def bind(self, address):
+        raise OSError("Cannot assign requested address")
+
+socket.socket = Refusing
+"""
+
+NOWHERE = """
+import os
+
+def test_it():
+    assert os.environ["CREDUSE_BASE_URL"] == "http://127.0.0.1:9"
+
+def test_that_fails():
+    raise ValueError
 """
 
 WRONG = """
@@ -193,6 +295,95 @@ def test_clean_in_each_test(pytester: pytest.Pytester, monkeypatch: pytest.Monke
     pytester.runpytest_subprocess().assert_outcomes(passed=3)
 
 
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the environment of one who has not thought of creduse."""
+    for name in os.environ:
+        if "CREDUSE" in name:
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize(
+    ("key", "order", "settings"),
+    [
+        (None, "test_with test_without", ()),
+        ("sk-real", "test_without test_with", ()),
+        (None, "test_without test_with", TWO),
+    ],
+    ids=["with-first", "without-first", "two"],
+)
+def test_client_at_the_top_of_a_module(
+    key: str | None,
+    order: str,
+    settings: tuple[str, ...],
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It reaches the sandbox in a test that has the fixture, and nothing in one that has not."""
+    if settings:
+        pytest.importorskip("xdist")
+    if key is not None:
+        monkeypatch.setenv("CREDUSE_API_KEY", key)
+    pytester.makeconftest("import app")  # the earliest that a project's modules are imported
+    pytester.makepyfile(app=AT_THE_TOP, test_module=BEGINNING + WITH_AND_WITHOUT)
+    tests = [f"test_module.py::{name}" for name in order.split()]
+    pytester.runpytest_subprocess(*settings, *tests).assert_outcomes(passed=6)
+
+
+@pytest.mark.usefixtures("bare")
+def test_hint(pytester: pytest.Pytester) -> None:
+    """A test that fails for want of the fixture says so, and no other."""
+    pytester.makepyfile(BEGINNING + HINT)
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(failed=4)
+    assert result.stdout.str().count("Use the fixture creduse_sandbox, which listens there") == 2
+    result.stdout.fnmatch_lines(["http://127.0.0.1:* refuses connections, *"])
+
+
+def test_opting_out(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL in the environment of the run is the user's choice, and the key is left alone, too."""
+    monkeypatch.setenv("CREDUSE_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("CREDUSE_API_KEY", "sk-real")
+    pytester.makepyfile(BEGINNING + OPTED_OUT)
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*Use the fixture creduse_sandbox*")
+
+
+@pytest.mark.usefixtures("bare")
+def test_environment_is_put_back(pytester: pytest.Pytester) -> None:
+    """A program that runs pytest has its environment again afterwards, and the port is free."""
+    pytester.makepyfile(app=AT_THE_TOP, test_module=BEGINNING + WITH_AND_WITHOUT, program=PROGRAM)
+    assert pytester.runpython(pytester.path / "program.py").ret == 0
+
+
+@pytest.mark.usefixtures("bare")
+def test_pytest_inside_pytest(pytester: pytest.Pytester) -> None:
+    """A pytest that a test starts has a port of its own, and leaves that of the other alone."""
+    pytester.makepyfile(app=AT_THE_TOP, test_module=BEGINNING + WITH_AND_WITHOUT + INSIDE)
+    pytester.runpytest_subprocess().assert_outcomes(passed=8)
+
+
+@pytest.mark.usefixtures("bare")
+def test_without_a_network(pytester: pytest.Pytester) -> None:
+    """Where no port can be bound, a run that does not need one is as it would be."""
+    pytester.syspathinsert()
+    pytester.makepyfile(no_network=NO_NETWORK, test_module=NOWHERE)
+    result = pytester.runpytest_subprocess("-p", "no_network", "-W", "error")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.no_fnmatch_line("*creduse_sandbox*")
+
+
+@pytest.mark.usefixtures("bare")
+def test_loaded_by_a_conftest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a conftest.py loads the plugin, what is imported after it is kept from the service."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeconftest("pytest_plugins = ['creduse_pytest']")
+    pytester.makepyfile(app=AT_THE_TOP, test_module=BEGINNING + WITH_AND_WITHOUT)
+    pytester.runpytest_subprocess().assert_outcomes(passed=6)
+
+
 def test_error_in_its_place(pytester: pytest.Pytester) -> None:
     """What goes wrong inside the server is an error of the test that brought it about."""
     pytester.makepyfile(BEGINNING + WRONG)
@@ -208,7 +399,7 @@ def test_what_is_left_under_way(pytester: pytest.Pytester) -> None:
 
 
 def test_costs_nothing_unused(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in which nobody asks for the fixture loads the plugin's module, and nothing for it."""
+    """A run in which nobody asks for the fixture loads the plugin's module, and sockets for it."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile("def test_it():\n    import sys\n    print('loaded', *sys.modules)")
 
@@ -216,10 +407,11 @@ def test_costs_nothing_unused(pytester: pytest.Pytester, monkeypatch: pytest.Mon
         result = pytester.runpytest_subprocess("-s", *arguments)
         return set(next(line for line in result.outlines if "loaded" in line).split())
 
-    assert loaded("-p", "creduse_pytest") - loaded() == {"creduse_pytest"}
+    sockets = {"socket", "_socket", "array"}
+    assert loaded("-p", "creduse_pytest") - loaded() - sockets == {"creduse_pytest"}
 
 
 def test_is_found(pytester: pytest.Pytester) -> None:
     """Wherever creduse is installed, ``pytest --fixtures`` tells of the fixture."""
     result = pytester.runpytest_subprocess("--fixtures")
-    result.stdout.fnmatch_lines(["creduse_sandbox -- *", "    A Creduse of your own, *"])
+    result.stdout.fnmatch_lines(["creduse_sandbox -- *", "    A local Creduse server, *"])

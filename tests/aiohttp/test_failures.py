@@ -77,7 +77,7 @@ def test_certificates_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("missing.pem", "empty.pem"):
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
         with pytest.raises(ValueError, match=f"SSL_CERT_FILE .*{name}"):
-            AsyncCreduseClient(KEY)
+            AsyncCreduseClient(KEY, base_url="https://api.creduse.com")
         AsyncCreduseClient(KEY, base_url="http://localhost")
         tmp_path.joinpath("empty.pem").touch()
 

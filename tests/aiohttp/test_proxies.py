@@ -17,6 +17,7 @@ from creduse_sandbox import SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 KEY = "sk-test-0123456789abcdef"
+SERVICE = "https://api.creduse.com"
 NO_WAIT = RetryPolicy(initial_delay=0)
 PASSWORD = "s3cret-w0rd"
 QUOTED = "s3cret-w0rd%23%40"
@@ -128,7 +129,9 @@ def test_proxy_that_cannot_be_used(url: str, given: str, monkeypatch: pytest.Mon
             if given != "proxy":
                 monkeypatch.setenv("HTTPS_PROXY", url)
             with pytest.raises(ValueError, match=r"must be .*proxy\.example:3128") as caught:
-                AsyncCreduseClient(KEY, None if given == "environment" else session)
+                AsyncCreduseClient(
+                    KEY, None if given == "environment" else session, base_url=SERVICE
+                )
             assert not shows(caught.value, PASSWORD)
 
     asyncio.run(main())

@@ -44,7 +44,7 @@ class Script:
         event = self.events.pop(0)
         if isinstance(event, BaseException):
             raise event
-        return event
+        return event() if isinstance(event, types.FunctionType) else event
 
     def rest(self, seconds: float) -> None:
         """Wait, or be woken by an exception."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from creduse_core import Call, CreduseProtocol, RetryPolicy
+from creduse_core import Call, CreduseProtocol, Done, Response, RetryPolicy
 
 USER = "12345678-1234-5678-1234-567812345678"
 PROTOCOL = CreduseProtocol("key")
@@ -159,6 +159,97 @@ def test_numbers(method: str, value: int) -> None:
     """Zero and any other number that is not negative travels as an integer."""
     body = make(method, USER, value, value).request.body
     assert body.endswith(b'"amount":%d,"validity_days":%d}' % (value, value))
+
+
+class OddUUID(uuid.UUID):
+    """Says something else of itself."""
+
+    def __str__(self) -> str:
+        return '","amount":1,"x":"'
+
+    __format__ = object.__format__
+
+
+class ForeignUUID(uuid.UUID):
+    """Keeps its number elsewhere, as a database driver's does."""
+
+    def __init__(self) -> None:
+        """Leave what the base class has for it empty."""
+
+    int = uuid.UUID(USER).int  # type: ignore[misc]  # pyright: ignore[reportAssignmentType] - that is what is tested
+
+
+class OddText(str):
+    """Says something else of itself."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "odd"
+
+    def lower(self) -> str:
+        return "odd"
+
+    def __format__(self, spec: str) -> str:
+        return "odd"
+
+
+class OddInt(int):
+    """Says something else of itself."""
+
+    def __int__(self) -> int:
+        return 9
+
+    def __index__(self) -> int:
+        return 9
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+    def bit_length(self) -> int:
+        return 1
+
+    def __str__(self) -> str:
+        return "odd"
+
+    def __format__(self, spec: str) -> str:
+        return "odd"
+
+
+@pytest.mark.parametrize(
+    "user", [OddUUID(USER), ForeignUUID(), OddText(USER.upper()), OddText(uuid.UUID(USER).hex)]
+)
+def test_subclass_of_an_id(user: Any) -> None:
+    """An id travels as what it is, whatever its class says of it, and comes back as a UUID."""
+    call = make("subtract", user)
+    assert call.request.body == b'{"end_user_id":"%b","amount":7}' % USER.encode()
+    call.start(0.0)
+    done = call.receive_response(Response(200, (), call.request.body), 1.0)
+    assert isinstance(done, Done)
+    assert type(done.result.end_user_id) is uuid.UUID
+
+
+def test_subclass_of_a_number() -> None:
+    """A number travels as what it is, whatever its class says of it."""
+    body = make("add", USER, OddInt(7), OddInt(5)).request.body
+    assert body.endswith(b'"amount":7,"validity_days":5}')
+    with refused((ValueError, "amount must not be negative, but is -7")):
+        make("subtract", USER, OddInt(-7))
+    with refused((ValueError, "amount must have at most 10000 bits")):
+        make("subtract", USER, OddInt(2**10_000))
+
+
+def test_subclasses_of_text() -> None:
+    """Key, base URL and idempotency key travel as what they are, too."""
+    protocol = CreduseProtocol(
+        OddText("key"), OddText("https://example.com"), retry=RetryPolicy(server_replays=True)
+    )
+    request = protocol.subtract(USER, 7, idempotency_key=OddText("once")).request
+    assert request.url == "https://example.com/subtract"
+    headers = dict(request.headers)
+    assert headers["Authorization"] == "Bearer key"
+    assert type(headers["Idempotency-Key"]) is str
+    assert headers["Idempotency-Key"] == "once"
 
 
 @pytest.mark.parametrize("value", [None, "", 0, 1, "1", [1]], ids=repr)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import traceback
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -20,6 +21,7 @@ from creduse_core import (
     Cycle,
     Delivery,
     Failure,
+    ForeignError,
     InsufficientFundsError,
     LocalProtocolError,
     Outcome,
@@ -184,11 +186,111 @@ def test_transport_that_raises(play: Play, fault: Exception) -> None:
     assert [attempt.event for attempt in caught.value.attempts] == ["broken"]
 
 
-def test_transport_that_gives_nonsense(play: Play) -> None:
-    """A transport that gives neither answer nor failure is a fault, and the call is given up."""
+def test_fault_of_a_transport_is_shown(play: Play) -> None:
+    """The place where a transport raised is in a note, not in a traceback with all its variables."""
+
+    def faulty() -> None:
+        raise LookupError("odd")
+
+    with pytest.raises(TransportError) as caught:
+        play(faulty).do("run", subtract())
+    cause = caught.value.__cause__
+    assert isinstance(cause, LookupError)
+    assert cause.__traceback__ is None
+    assert "in faulty\n" in cause.__notes__[0]
+
+
+NOTHING: Any = None
+TEXT: Any = "200"
+NONSENSE: dict[str, tuple[object, str]] = {
+    "None": (None, "TypeError: the transport returned None, not a Response or a Failure"),
+    "a dict": ({}, "TypeError: the transport returned a dict, not a Response or a Failure"),
+    "a class": (
+        Response,
+        "TypeError: the transport returned a type, not a Response or a Failure",
+    ),
+    "a status that is text": (Response(TEXT, (), b""), "TypeError: "),
+    "no body": (Response(200, (), NOTHING), "TypeError: "),
+    "headers that are no pairs": (Response(429, [NOTHING], b""), "TypeError: "),
+}
+
+
+@pytest.mark.parametrize(("returned", "words"), NONSENSE.values(), ids=NONSENSE)
+def test_transport_that_returns_nonsense(play: Play, returned: object, words: str) -> None:
+    """What a transport returns against the rules leaves the call in doubt, as what it raises does."""
     call = subtract()
-    with pytest.raises(LocalProtocolError, match="receive_failure takes a Failure, not a dict"):
-        play({}).do("run", call)
+    with pytest.raises(TransportError) as caught:
+        play(UNSENT, returned).do("run", call)
+    assert str(caught.value).startswith(f"POST /subtract: {words}")
+    assert (call.state, call.outcome) == (State.FAILED, Outcome.UNKNOWN)
+    assert caught.value.outcome is Outcome.UNKNOWN
+    assert [attempt.event for attempt in call.attempts] == ["not_sent", "broken"]
+
+
+@pytest.mark.parametrize("cause", [None, ValueError("why")], ids=["alone", "with a cause"])
+def test_foreign_error(play: Play, cause: Exception | None) -> None:
+    """What a signal handler raised goes on as itself, and the call is given up."""
+    call = subtract()
+    error = TimeoutError("the task's time is over")
+    error.__cause__ = cause
+    assert end(play(UNSENT, ForeignError(error)), call) is error
+    assert error.__cause__ is cause
+    assert "ForeignError" not in "".join(traceback.format_exception(error))
+    assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)
+    assert [attempt.event for attempt in call.attempts] == ["not_sent", "abandoned"]
+
+
+@pytest.mark.parametrize(
+    ("libraries", "foreign"),
+    [(None, False), (["json"], True), ([__name__.partition(".")[0]], False)],
+)
+def test_libraries_of_a_transport(play: Play, libraries: list[str] | None, foreign: bool) -> None:  # noqa: FBT001 - a column
+    """Where a transport names its libraries, what others raise in it goes on as it is."""
+
+    def interrupt() -> None:
+        raise LookupError("the task's time is over")
+
+    player = play(interrupt)
+    if libraries is not None:
+        player.client._transport.libraries = libraries  # noqa: SLF001 - the script's own
+    call = subtract()
+    error = end(player, call)
+    assert type(error) is (LookupError if foreign else TransportError)
+    assert call.outcome is Outcome.UNKNOWN
+    assert [attempt.event for attempt in call.attempts] == ["abandoned" if foreign else "broken"]
+
+
+class InterruptedBody(bytes):
+    """A body during whose reading a signal handler raises."""
+
+    __slots__ = ()
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Be interrupted."""
+        raise LookupError(encoding, errors)
+
+
+def test_interrupted_reading(play: Play) -> None:
+    """What a signal handler raises while a response is read goes on as it is."""
+    call = subtract()
+    assert isinstance(end(play(Response(200, (), InterruptedBody())), call), LookupError)
+    assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)
+
+
+@pytest.mark.parametrize("after", [1, 2], ids=["at the first attempt", "at the second"])
+def test_clock_that_fails(play: Play, after: int) -> None:
+    """A clock that raises, and goes on raising, ends the call as what it raises."""
+    player = play(UNSENT, GOOD)
+    script = player.script
+
+    def failing() -> float:
+        if len(script.sent) == after:
+            raise LookupError("no time")
+        return 100.0
+
+    player.client._transport.now = failing  # noqa: SLF001
+    call = subtract()
+    assert isinstance(end(player, call), LookupError)
     assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)
 
 

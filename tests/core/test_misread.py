@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,20 +81,25 @@ VALUES: dict[str, object] = {
     "nothing": None,
     "integer": 7,
     "7.0": 7.0,
+    "7e0": float("7e0"),
+    "7.5": 7.5,
+    "2e53": 2e53,
+    "infinity": math.inf,
     "true": True,
     "NaN": math.nan,
     "'7'": "7",
     "time": "2024-01-01T18:50:22",
+    "a day": "2024-01-31",
     "a time of no day": "2024-02-30T18:50:22",
     "list": [],
     "object": {},
 }
 FITTING = {
-    "integer": {"integer"},
-    "integer or nothing": {"integer", "nothing"},
-    "time": {"time"},
-    "list": {"list"},
-    "text or nothing": {"'7'", "time", "a time of no day", "nothing"},
+    "integer": {"integer", "7.0", "7e0"},
+    "integer or nothing": {"integer", "7.0", "7e0", "nothing"},
+    "time": {"time", "a day"},
+    "list": {"list", "nothing"},
+    "text or nothing": {"'7'", "time", "a day", "a time of no day", "nothing"},
 }
 
 # The fields that prove whose answer it is: without them there is no telling.
@@ -148,7 +155,7 @@ def without(body: Mapping[str, object], field: str) -> dict[str, object]:
 def test_missing_field(method: str, field: str) -> None:
     """An answer of ours that lacks a field proves that it was applied, and says which it lacks."""
     body = without(ANSWERS[method], field)
-    if "nothing" in KINDS[field]:
+    if "or nothing" in KINDS[field]:
         assert isinstance(start(method).receive_response(Response(200, (), encode(body)), 1), Done)
     else:
         assert f"200, but the answer lacks {field} " in misread(method, body, APPLIED)
@@ -207,7 +214,9 @@ def test_no_user(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["add", "subtract"])
-@pytest.mark.parametrize("amount", [8, -7, 0, "7", 7.0, True, None, [7], math.nan, 2**70], ids=repr)
+@pytest.mark.parametrize(
+    "amount", [8, -7, 0, "7", 7.5, True, None, [7], math.nan, math.inf, 2**70, 1e400], ids=repr
+)
 def test_another_amount(method: str, amount: object) -> None:
     """An answer that does not name our amount, as an integer, is not ours."""
     body = ANSWERS[method] | {"amount": amount}
@@ -221,13 +230,20 @@ def test_no_amount(method: str) -> None:
     assert "does not name the amount" in misread(method, body, UNKNOWN)
 
 
-@pytest.mark.parametrize("said", [True, 1.0], ids=repr)
-def test_an_amount_of_one(said: object) -> None:
-    """What equals 1 to Python but is no integer to JSON is not our amount of 1."""
+def test_an_amount_of_one() -> None:
+    """What equals 1 to Python but is no number to JSON is not our amount of 1."""
     call = PROTOCOL.subtract(USER, 1)
     call.start(0.0)
     with pytest.raises(InvalidResponseError, match="does not name the amount"):
-        call.receive_response(Response(200, (), encode(CREDITS | {"amount": said})), 1.0)
+        call.receive_response(Response(200, (), encode(CREDITS | {"amount": True})), 1.0)
+
+
+def test_an_amount_that_no_float_can_tell() -> None:
+    """A float that is too large to be exact is not our amount, though it equals it."""
+    call = PROTOCOL.subtract(USER, 10**20)
+    call.start(0.0)
+    with pytest.raises(InvalidResponseError, match="does not name the amount"):
+        call.receive_response(Response(200, (), encode(CREDITS | {"amount": 1e20})), 1.0)
 
 
 NO_JSON = {
@@ -235,13 +251,33 @@ NO_JSON = {
     "text": b"<html>ok</html>",
     "cut": b'{"end_user_id": "1234',
     "two": b"{}{}",
-    "bad UTF-8": encode(CREDITS).replace(b"7}", b'7, "m": "\xff"}'),
+    "bad UTF-8 in its structure": encode(CREDITS).replace(b"7}", b"7\xff}"),
     "UTF-16": json.dumps(CREDITS).encode("utf-16"),
     "100000 brackets": b"[" * 100_000,
     "100000 objects": b'{"a":' * 100_000,
     "deep within ours": encode(CREDITS)[:-1] + b', "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "5000 digits": encode(CREDITS)[:-1] + b', "x": ' + b"9" * 5000 + b"}",
+    "5000 digits behind a point": encode(CREDITS)[:-1] + b', "x": 0.' + b"9" * 5000 + b"}",
 }
+
+
+@pytest.mark.parametrize("point", [b"", b"1."], ids=["integer", "float"])
+def test_digits_without_limit(point: bytes) -> None:
+    """A number as long as a body can be is refused at once, even where Python's own limit is off."""
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        digits = point + b"9" * (MAX_BODY_SIZE - 100)
+        body = encode(CREDITS)[:-1] + b', "x": ' + digits + b"}"
+        started = time.process_time()
+        assert "is not JSON" in misread("subtract", body, UNKNOWN)
+        assert time.process_time() - started < 1  # seconds: without the limit it takes many
+        most = encode(CREDITS)[:-1] + b', "x": ' + b"9" * 1000 + b', "y": "' + b"." * 5000 + b'"}'
+        assert isinstance(start("subtract").receive_response(Response(200, (), most), 1.0), Done)
+    finally:
+        sys.set_int_max_str_digits(limit)
+
+
 NO_OBJECT = {"null": b"null", "list": b"[{}]", "text": b'"ok"', "7": b"7", "NaN": b"NaN"}
 
 
@@ -317,6 +353,9 @@ def test_lone_surrogates() -> None:
         (b"[" * 100_000, None, None),
         (b"{}", None, None),
         (b'{"error_code": "X", "message": "y"}', "X", "y"),
+        (b'\xef\xbb\xbf{"error_code": "X", "message": "y"}', "X", "y"),
+        (b'{"error_code": "X", "message": "\xe9\xff"}', "X", "\ufffd\ufffd"),
+        (b'{"error_code": "X", "message": "y", "x": NaN, "y": -Infinity}', "X", "y"),
         (b'{"error_code": "X"}', "X", None),
         (b'{"message": "y"}', None, "y"),
         (b'{"error_code": "", "message": ""}', None, ""),

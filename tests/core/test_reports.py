@@ -3,7 +3,10 @@
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,6 +38,10 @@ class Cancelled(BaseException):
 
 def attempts_of(log: pytest.LogCaptureFixture) -> list[Attempt]:
     return [vars(record)["attempt"] for record in log.records]
+
+
+def faults(log: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in log.records if record.levelno > logging.DEBUG]
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +109,9 @@ def test_listener_that_raises(
     else:
         with pytest.raises(InsufficientFundsError):
             player.do("subtract", USER, 7)
-    faults = [record for record in caplog.records if record.levelno > logging.DEBUG]
-    assert [(record.name, record.levelname) for record in faults] == [("creduse", "ERROR")] * 2
-    assert all(record.exc_info and record.exc_info[0] is LookupError for record in faults)
+    found = faults(caplog)
+    assert [(record.name, record.levelname) for record in found] == [("creduse", "ERROR")] * 2
+    assert all(record.exc_info and record.exc_info[0] is LookupError for record in found)
     assert len(player.script.sent) == 2
 
 
@@ -167,8 +174,210 @@ async def listen(attempt: Attempt) -> None:
     raise AssertionError(attempt)
 
 
-@pytest.mark.parametrize("listener", [5, listen], ids=["a number", "a coroutine function"])
+def listen_piecemeal(attempt: Attempt) -> Iterator[Attempt]:
+    """Never run: nobody would iterate."""
+    yield attempt
+
+
+async def listen_piecemeal_later(attempt: Attempt) -> AsyncIterator[Attempt]:
+    """Never run: nobody would iterate."""
+    yield attempt
+
+
+class Listener:
+    """Its methods are never run: nobody would await them."""
+
+    async def __call__(self, attempt: Attempt) -> None:
+        raise AssertionError(attempt)
+
+    async def listen(self, attempt: Attempt) -> None:
+        raise AssertionError(attempt)
+
+
+LISTENERS = {
+    "a number": 5,
+    "a coroutine function": listen,
+    "a partial of one": partial(partial(listen)),
+    "a coroutine method": Listener().listen,
+    "an object with an asynchronous call": Listener(),
+    "a partial of such an object": partial(Listener()),
+    "a generator function": listen_piecemeal,
+    "an asynchronous generator function": listen_piecemeal_later,
+}
+
+
+@pytest.mark.parametrize("listener", LISTENERS.values(), ids=LISTENERS)
 def test_listener_that_cannot_be_called(play: Play, listener: object) -> None:
-    """A listener that could not be called, or would not be awaited, is refused at once."""
+    """A listener that could not be called, or would never run, is refused at once."""
     with pytest.raises(TypeError, match="on_attempt must be a plain function"):
         play(GOOD, on_attempt=listener)
+
+
+def test_listeners_that_can_be_called(play: Play) -> None:
+    """A plain function, a partial of one, a method and a class are listeners."""
+    seen: list[Attempt] = []
+    listeners: list[Callable[[Attempt], object]] = [seen.append, partial(seen.append), repr]
+    for listener in listeners:
+        play(GOOD, on_attempt=listener).do("subtract", USER, 7)
+    assert len(seen) == 2
+
+
+def test_listener_that_returns_a_coroutine(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    """A coroutine that a plain listener returns is closed, and an error in the log says so."""
+    coroutines: list[Any] = []
+
+    def listener(attempt: Attempt) -> object:
+        coroutines.append(listen(attempt))
+        return coroutines[-1]
+
+    assert play(GOOD, on_attempt=listener).do("subtract", USER, 7).amount == 7
+    (fault,) = faults(caplog)
+    assert fault.exc_info is not None
+    assert "which nobody awaits" in str(fault.exc_info[1])
+    with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
+        coroutines[0].send(None)
+
+
+class Broken(logging.Handler):
+    """A filter and a handler that raises."""
+
+    def __init__(self, error: BaseException, below: int) -> None:
+        super().__init__()
+        self.error = error
+        self.below = below
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Raise for what is below a level."""
+        if record.levelno < self.below:
+            raise self.error
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def broken() -> Iterator[Callable[[str, Broken], None]]:
+    """Attach a filter or handler to the log, for a test."""
+    logger, added = logging.getLogger("creduse"), list[Broken]()
+
+    def attach(how: str, what: Broken) -> None:
+        added.append(what)
+        if how == "filter":
+            logger.addFilter(what)
+        else:
+            logger.addHandler(what)
+
+    yield attach
+    for what in added:
+        logger.removeFilter(what)
+        logger.removeHandler(what)
+
+
+ENDINGS: dict[str, tuple[list[Any], Any, Outcome]] = {
+    "done": ([GOOD], nullcontext(), Outcome.APPLIED),
+    "retried": ([Response(429, (), b""), UNSENT, GOOD], nullcontext(), Outcome.APPLIED),
+    "refused": ([UNSENT, REFUSED], pytest.raises(InsufficientFundsError), Outcome.NOT_APPLIED),
+}
+
+
+@pytest.mark.parametrize("how", ["filter", "handler"])
+@pytest.mark.parametrize("below", [logging.ERROR, logging.CRITICAL], ids=["once", "always"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_logging_that_raises(
+    play: Play, broken: Callable[[str, Broken], None], ending: str, below: int, how: str
+) -> None:
+    """A filter or handler that raises changes neither what a call returns nor what is retried."""
+    broken(how, Broken(LookupError("odd"), below))
+    events, expected, outcome = ENDINGS[ending]
+    seen: list[Attempt] = []
+    player = play(*events, on_attempt=seen.append)
+    call = player.protocol.subtract(USER, 7)
+    with expected:
+        player.do("run", call)
+    assert call.outcome is outcome
+    assert len(player.script.sent) == len(seen) == len(events)
+
+
+def test_fault_in_logging_is_logged(
+    play: Play, broken: Callable[[str, Broken], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where logging raises for one record and not for the next, the next one says so."""
+    broken("filter", Broken(LookupError("odd"), logging.ERROR))
+    play(GOOD).do("subtract", USER, 7)
+    assert [fault.getMessage() for fault in faults(caplog)] == ["logging raised; the call goes on"]
+
+
+def raising() -> float:
+    raise LookupError("odd")
+
+
+JITTERS: dict[str, Any] = {
+    "raises": raising,
+    "1.5": lambda: 1.5,
+    "-1": lambda: -1,
+    "nan": lambda: float("nan"),
+    "text": lambda: "0.5",
+    "None": lambda: None,
+}
+
+
+@pytest.mark.parametrize("jitter", JITTERS.values(), ids=JITTERS)
+def test_jitter_that_fails(
+    play: Play, jitter: Callable[[], float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Jitter that raises or returns nonsense shortens no wait, and an error in the log says so."""
+    player = play(Response(429, (), b""), UNSENT, GOOD, jitter=jitter)
+    assert player.do("subtract", USER, 7).amount == 7
+    assert player.script.slept == [0.5, 1.0]
+    assert [fault.getMessage() for fault in faults(caplog)] == [
+        "jitter failed; the wait is not shortened"
+    ] * 2
+
+
+@pytest.mark.parametrize("jitter", [0, 1, 0.25, True, Fraction(1, 4)], ids=repr)
+def test_jitter_of_any_kind(play: Play, jitter: float) -> None:
+    """Jitter is any number from 0 to 1."""
+    player = play(UNSENT, GOOD, jitter=lambda: jitter)
+    player.do("subtract", USER, 7)
+    assert player.script.slept == [0.5 * float(jitter)]
+
+
+def test_jitter_is_drawn_when_it_is_needed(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    """A call that succeeds at once throws no dice."""
+    assert play(GOOD, jitter=raising).do("subtract", USER, 7).amount == 7
+    assert faults(caplog) == []
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(3)], ids=repr)
+@pytest.mark.parametrize(
+    ("events", "outcome"), [([GOOD], Outcome.APPLIED), ([REFUSED], Outcome.NOT_APPLIED)]
+)
+def test_program_stopped_in_the_log(
+    play: Play,
+    broken: Callable[[str, Broken], None],
+    events: list[Any],
+    outcome: Outcome,
+    stop: BaseException,
+) -> None:
+    """What stops the program in a handler stops it, and the call knows what became of it."""
+    broken("handler", Broken(stop, logging.ERROR))
+    player = play(*events)
+    call = player.protocol.subtract(USER, 7)
+    with pytest.raises(type(stop)):
+        player.do("run", call)
+    assert (call.outcome, len(call.attempts)) == (outcome, 1)
+
+
+def test_program_stopped_in_the_jitter(play: Play) -> None:
+    """What stops the program while dice are thrown leaves the call given up, and in doubt."""
+
+    def stop() -> float:
+        raise KeyboardInterrupt
+
+    player = play(Response(429, (), b""), jitter=stop)
+    call = player.protocol.subtract(USER, 7)
+    with pytest.raises(KeyboardInterrupt):
+        player.do("run", call)
+    assert call.outcome is Outcome.UNKNOWN
+    assert [attempt.event for attempt in call.attempts] == ["abandoned"]

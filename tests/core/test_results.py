@@ -19,6 +19,7 @@ from creduse_core import (
     CycleStatus,
     CycleType,
     Done,
+    InvalidResponseError,
     Outcome,
     Response,
 )
@@ -141,8 +142,10 @@ def test_both_names_of_the_amount() -> None:
 
 def test_no_cycles() -> None:
     """A user without cycles has a balance of none."""
-    empty: dict[str, object] = {"active_balance": 0, "active_balance_by_cycle": []}
-    assert read("get_balance", BALANCE | empty) == ActiveBalance(USER, 0, ())
+    nothing: tuple[list[object] | None, ...] = ([], None)
+    for none in nothing:
+        empty: dict[str, object] = {"active_balance": 0, "active_balance_by_cycle": none}
+        assert read("get_balance", BALANCE | empty) == ActiveBalance(USER, 0, ())
 
 
 @pytest.mark.parametrize(
@@ -209,6 +212,98 @@ def test_times(text: str, moment: datetime) -> None:
     cycle: Cycle = read("stop_cycle", CYCLE | {"created_at": text})
     assert cycle.created_at == moment
     assert cycle.created_at.tzinfo is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2024-02-29t23:59:59z", END),
+        ("2024-02-29T23:59:59z", END),
+        ("2024-02-29 23:59:59.000Z", END),
+        ("2024-02-29T23:59:59,000+00:00", END),
+        ("2024-02-29T23:59:59.999999999999Z", END.replace(microsecond=999999)),
+        ("2024-02-29T23:59:60Z", END.replace(microsecond=999999)),
+        ("2024-02-29t23:59:60.123z", END.replace(microsecond=999999)),
+        ("2024-03-01T00:59:60+01:00", END.replace(microsecond=999999)),
+        ("2024-02-29T23:59:60", END.replace(microsecond=999999)),
+        ("2024-02-28T24:00:00Z", datetime(2024, 2, 29, tzinfo=UTC)),
+        ("2024-02-28T24:00:00.000", datetime(2024, 2, 29, tzinfo=UTC)),
+        ("2024-02-28t24:00z", datetime(2024, 2, 29, tzinfo=UTC)),
+        ("2024-02-28 24:00:00+01:00", datetime(2024, 2, 28, 23, tzinfo=UTC)),
+    ],
+)
+def test_times_of_rfc_3339(text: str, moment: datetime) -> None:
+    """Times are read that RFC 3339 and ISO 8601 know, and Python alone does not."""
+    assert read("stop_cycle", CYCLE | {"current_cycle_end": text}).current_cycle_end == moment
+    assert part(cycle_end=text).cycle_end == moment
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-02-29T23:59:61Z",
+        "2024-02-29T23:60:60Z",
+        "2024-02-29T24:01:00Z",
+        "2024-02-30T24:00:00Z",
+        "9999-12-31T24:00:00Z",
+        "2024-02-29T23:59:60Y",
+        "2024-02-30",
+        "24:00:00",
+        "",
+        "z",
+    ],
+)
+def test_no_times(text: str) -> None:
+    """What is no time is not read as one, and neither is the first moment after all of them."""
+    call = make("stop_cycle")
+    call.start(0.0)
+    body = json.dumps(CYCLE | {"current_cycle_end": text}).encode()
+    with pytest.raises(
+        InvalidResponseError, match="has current_cycle_end of another type"
+    ) as caught:
+        call.receive_response(Response(200, (), body), 1.0)
+    assert caught.value.outcome is Outcome.APPLIED
+
+
+@pytest.mark.parametrize("text", ["2024-02-29", "20240229", "2024-W09-4"])
+def test_dates(text: str) -> None:
+    """A date alone is that day's first moment for a start, and its last for an end."""
+    first = datetime(2024, 2, 29, tzinfo=UTC)
+    last = first + timedelta(days=1, microseconds=-1)
+    day = dict.fromkeys(("created_at", "current_cycle_start", "current_cycle_end"), text)
+    cycle: Cycle = read("stop_cycle", CYCLE | day)
+    assert (cycle.created_at, cycle.current_cycle_start) == (first, first)
+    assert cycle.current_cycle_end == last
+    found = part(cycle_start=text, cycle_end=text)
+    assert (found.cycle_start, found.cycle_end) == (first, last)
+
+
+@pytest.mark.parametrize("number", ["7.0", "7e0", "0.7e1", "70E-1"])
+def test_whole_floats(number: str) -> None:
+    """A float that is a whole number is one."""
+    body = f'{{"end_user_id": "{USER}", "amount": {number}, "validity_days": {number}}}'
+    added: CreditsAdded = read("add", body)
+    assert (added.amount, added.validity_days) == (7, 7)
+    assert (type(added.amount), type(added.validity_days)) == (int, int)
+    balance = BALANCE | {"active_balance": 53.0}
+    assert read("get_balance", balance).active_balance == 53
+
+
+@pytest.mark.parametrize("method", ARGUMENTS)
+@pytest.mark.parametrize(
+    "odd",
+    [b'"x": "\xff\xfe"', b'"x": NaN, "y": [-Infinity, Infinity]', b'"x": 1e999', b'"\xe9": 1'],
+    ids=["no UTF-8", "NaN", "too large", "Latin-1"],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n "], ids=len)
+def test_oddities_that_do_not_matter(method: str, odd: bytes, mark: bytes) -> None:
+    """A byte order mark, and whatever stands in a field that is passed over, spoil no result."""
+    body = json.dumps(CYCLE | BALANCE | {"amount": 7}).encode()
+    call = make(method)
+    call.start(0.0)
+    done = call.receive_response(Response(200, (), mark + body[:-1] + b", " + odd + b"}"), 1.0)
+    assert isinstance(done, Done)
+    assert done.result.end_user_id == USER
 
 
 def test_offset_is_kept() -> None:

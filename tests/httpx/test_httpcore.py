@@ -110,3 +110,14 @@ def test_what_cannot_be_seen_is_not_drained() -> None:
     """Where a private name is gone, or a mock responds, a connection counts as not drained."""
     assert not _httpcore.is_drained(object())
     assert not _httpcore.is_response_drained(SimpleNamespace(stream=object()))
+
+
+def test_lock_is_taken_off() -> None:
+    """The pool of a transport has the lock that is taken off it."""
+    with httpx.HTTPTransport() as transport:
+        pool: Any = transport._pool  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # what is tested
+        _httpcore.unlock(transport)
+        lock = pool._optional_thread_lock  # noqa: SLF001 - as above
+        with lock, lock:
+            pass
+    _httpcore.unlock(object())

@@ -15,11 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import trustme
-
 from tests.soak import judge
 from tests.soak.drivers import CLIENTS
-from tests.soak.run import ROOT, Run, Server
+from tests.soak.run import ROOT, Run, Server, make_certificate
 
 SHOWN = 10
 """Calls at fault that a report shows in full."""
@@ -39,22 +37,11 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _certificate(folder: str) -> str:
-    """Make a certificate, have the clients of this process trust it, and return the server's file."""
-    authority = trustme.CA()
-    leaf = authority.issue_cert("127.0.0.1")
-    trusted, own = Path(folder, "ca.pem"), Path(folder, "server.pem")
-    authority.cert_pem.write_to_path(str(trusted))
-    leaf.private_key_and_cert_chain_pem.write_to_path(str(own))
-    os.environ["SSL_CERT_FILE"] = str(trusted)
-    return str(own)
-
-
 def soak(client: str, *, tls: bool, seed: int, calls: int, share: float) -> bool:
     """Run one client, report, and return whether all is well."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(seed, share, _certificate(folder) if tls else None)
+        server = Server(seed, share, make_certificate(Path(folder)) if tls else None)
         with Run(
             client=CLIENTS[client].made_by, seed=seed, calls=calls, share=share, server=server
         ) as run:

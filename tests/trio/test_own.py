@@ -61,8 +61,8 @@ def test_wrong_certificate_file(
         file.write_bytes(data)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with pytest.raises(ValueError, match=r"SSL_CERT_FILE is '.*', which holds no certificates: .+"):
-        AsyncCreduseClient(KEY)
-    AsyncCreduseClient(KEY, ssl.create_default_context())
+        AsyncCreduseClient(KEY, base_url="https://api.creduse.com")
+    AsyncCreduseClient(KEY, ssl.create_default_context(), base_url="https://api.creduse.com")
     AsyncCreduseClient(KEY, base_url="http://localhost")
 
 

@@ -1,0 +1,142 @@
+"""Memory does not grow with connections, failures, cancellations and timeouts.
+
+A benchmark of warm calls on one connection cannot see that. The server is that of ``nox -s soak``,
+since it runs in a process of its own: what it remembers does not count.
+"""
+
+import asyncio
+import gc
+import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from creduse import CreduseError, RetryPolicy
+from creduse_core import Call, CreduseProtocol
+from tests.soak.drivers import Asyncio, Trio
+from tests.soak.plans import Cancel, Script, muster
+from tests.soak.run import Note, Server, make_certificate
+
+WARM, MORE = 300, 1000
+AT_ONCE = 5
+TIMEOUT = 0.5
+"""Seconds. Event loops keep the deadlines of calls that are over until they have passed."""
+AT_MOST = 0.5
+"""Blocks of memory for each call: a leak of one object in every call makes one or more."""
+
+
+class Fate(NamedTuple):
+    """What each call meets."""
+
+    faults: tuple[str, ...]
+    """One call after the other has one of these."""
+    timeout: float = TIMEOUT
+    cancel: bool = False
+
+
+FATES = {
+    "new-connections": Fate(("connection-close",)),
+    "failures": Fate(
+        ("reset", "apply-then-close", "cut-body-then-reset", "408-then-close", "302", "then-close")
+    ),
+    "refusals": Fate(("402", "429", "503", "apply-then-not-json", "twice", "surplus-402")),
+    "timeouts": Fate(("apply-then-hang", "drip-head", "drip-body"), timeout=0.005),
+    "cancellations": Fate(("apply-then-hang", "none", "slow"), cancel=True),
+}
+SYNC_FATES = {name: fate for name, fate in FATES.items() if not fate.cancel}
+
+
+@pytest.fixture(params=["plain", "tls"])
+def server(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    monkeypatch.setenv("SSL_CERT_FILE", "")
+    server = Server(0, 0, make_certificate(tmp_path) if request.param == "tls" else None)
+    yield server
+    server.close()
+
+
+def protocol(server: Server) -> CreduseProtocol:
+    return CreduseProtocol(
+        "sk-test", server.url, retry=RetryPolicy(max_attempts=1, attempt_timeout=TIMEOUT)
+    )
+
+
+def made(protocol: CreduseProtocol, number: int, fate: Fate) -> Call[Any]:
+    fault = fate.faults[number % len(fate.faults)]
+    user = Script(number, (fault, fault, fault), number % 256).encode()
+    return protocol.subtract(user, 1 + number, timeout=fate.timeout)
+
+
+def blocks() -> int:
+    for _ in range(3):
+        gc.collect()
+    return sys.getallocatedblocks()
+
+
+@pytest.mark.once
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fate", SYNC_FATES.values(), ids=SYNC_FATES)
+def test_growth_of_synchronous_clients(
+    sync_kind: Any, fate: Fate, server: Server, tmp_path: Path
+) -> None:
+    """A synchronous client holds no more after a thousand connections and faults than before."""
+    trust = ssl.create_default_context(cafile=tmp_path / "ca.pem" if "s:" in server.url else None)
+    with sync_kind.open(protocol(server), trust) as client:
+
+        def calls(first: int, last: int) -> int:
+            for number in range(first, last):
+                with suppress(CreduseError):
+                    client.run(made(client.protocol, number, fate))
+            return blocks()
+
+        before = calls(0, WARM)
+        grown = (calls(WARM, WARM + MORE) - before) / MORE
+        assert grown < AT_MOST
+
+
+@pytest.mark.once
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
+def test_growth_of_asynchronous_clients(
+    async_kind: Any, fate: Fate, server: Server, tmp_path: Path
+) -> None:
+    """Nor does an asynchronous one, which can be cancelled, too."""
+    trust = ssl.create_default_context(cafile=tmp_path / "ca.pem" if "s:" in server.url else None)
+    style = Trio() if async_kind.loop == "trio" else Asyncio(asyncio.new_event_loop)
+
+    note = Note(muster(0))
+
+    async def main() -> None:
+        async with async_kind.connect(trust)(protocol(server)) as client:
+
+            async def run(call: Call[Any]) -> None:
+                with suppress(CreduseError):
+                    await client.run(call)
+
+            async def one(number: int) -> None:
+                call = made(client.protocol, number, fate)
+                if not fate.cancel:
+                    await run(call)
+                elif number % 2:
+                    await style.cancelling(partial(run, call), Cancel("steps", number % 40), note)
+                else:
+                    seconds = number % 40 / 10_000
+                    await style.cancelling(partial(run, call), Cancel("seconds", seconds), note)
+
+            async def calls(first: int, last: int) -> int:
+                for number in range(first, last, AT_ONCE):
+                    await style.together([partial(one, number + n) for n in range(AT_ONCE)])
+                await style.sleep(2 * TIMEOUT)
+                return blocks()
+
+            before = await calls(0, WARM)
+            grown = (await calls(WARM, WARM + MORE) - before) / MORE
+            assert grown < AT_MOST
+
+    async_kind.run(main)
