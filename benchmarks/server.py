@@ -1,7 +1,8 @@
 """A server that does next to nothing, so that what is measured is the client.
 
 It answers by path, in bytes made beforehand: ``/3/subtract`` and ``/3/get-active-balance`` (of 3
-cycles). Under ``/held-NAME/`` answers wait, ``count`` says how many do, and ``release`` sends them.
+cycles). It closes the connection after an answer under ``/closed/``, resets it instead of answering
+under ``/reset/``, and is silent under ``/cancelled/``. Under ``/held-NAME/`` answers wait, ``count`` says how many do, and ``release`` sends them.
 It prints its port and stops when its input ends.
 """
 
@@ -10,6 +11,7 @@ import re
 import resource
 import select
 import socket
+import struct
 import sys
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
@@ -18,12 +20,15 @@ from typing import Final
 USER: Final = "12345678-1234-4678-9234-567812345678"
 """Of version 4, as the published client takes no other."""
 AMOUNT: Final = 5
-CYCLES: Final = (1, 3, 100, 10_000)
+CYCLES: Final = (1, 3, 100, 5_000)
 
 _HEAD: Final = (
     b"HTTP/1.1 200 OK\r\nDate: Tue, 12 Aug 2025 14:35:55 GMT\r\nServer: minimal\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 )
+_OK: Final = b"HTTP/1.1 200 OK\r\n"
+_CLOSING: Final = _OK + b"Connection: close\r\n"
+_LINGER_0: Final = struct.pack("ii", 1, 0)
 _MISSING: Final = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _START: Final = datetime(2025, 8, 12, 14, 35, 55, 423145, tzinfo=UTC)
@@ -117,16 +122,29 @@ class Server:
             piece = b""
         data = self._begun.pop(descriptor, b"") + piece
         if not piece:
-            self._poll.unregister(descriptor)
-            self._connections.pop(descriptor).close()
+            self._close(descriptor)
         elif _whole(data):
-            self._answer(data.split(b" ", 2)[1], connection)
+            self._answer(data.split(b" ", 2)[1], descriptor, connection)
         else:
             self._begun[descriptor] = data
 
-    def _answer(self, path: bytes, connection: socket.socket) -> None:
+    def _close(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        self._connections.pop(descriptor).close()
+
+    def _answer(self, path: bytes, descriptor: int, connection: socket.socket) -> None:
         prefix, _, last = path.rpartition(b"/")
         answer = self._answers.get(path, _MISSING)
+        if prefix == b"/cancelled":
+            return
+        if prefix == b"/reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
+            self._close(descriptor)
+            return
+        if prefix == b"/closed":
+            connection.sendall(self._answers[b"/1/subtract"].replace(_OK, _CLOSING))
+            self._close(descriptor)
+            return
         if prefix.startswith(b"/held-"):
             if last == b"subtract":
                 self._held[prefix].append(connection)

@@ -9,6 +9,7 @@ import gc
 import importlib.metadata
 import inspect
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -85,6 +87,50 @@ REPEAT: Final[Styled] = {"sync": _repeat, "asyncio": _repeat_async, "trio": _rep
 TOGETHER: Final[Styled] = {"sync": _in_threads, "asyncio": _in_tasks, "trio": _in_nursery}
 
 
+# What may fail, or is cancelled. Its own time is short, since event loops keep a deadline until then.
+
+_SOON: Final = 0.5
+
+
+def _fail(call: Callable[..., Any], fate: str) -> Call:
+    seconds = 0.002 if fate == "cancelled" else _SOON  # nobody can cancel it
+
+    def fail() -> None:
+        with suppress(Exception):
+            call(timeout=seconds)
+
+    return fail
+
+
+def _fail_in_asyncio(call: Callable[..., Any], fate: str) -> Call:
+    async def fail() -> None:
+        with suppress(Exception):
+            async with asyncio.timeout(0.002 if fate == "cancelled" else None):
+                await call(timeout=_SOON)
+
+    return fail
+
+
+def _fail_in_trio(call: Callable[..., Any], fate: str) -> Call:
+    import trio
+
+    async def fail() -> None:
+        with suppress(Exception), trio.move_on_after(0.002 if fate == "cancelled" else math.inf):
+            await call(timeout=_SOON)
+
+    return fail
+
+
+async def _trio_sleep(seconds: float) -> None:
+    import trio
+
+    await trio.sleep(seconds)
+
+
+FAIL: Final[Styled] = {"sync": _fail, "asyncio": _fail_in_asyncio, "trio": _fail_in_trio}
+SLEEP: Final[Styled] = {"sync": time.sleep, "asyncio": asyncio.sleep, "trio": _trio_sleep}
+
+
 async def _value(given: Any) -> Any:
     return await given if inspect.isawaitable(given) else given
 
@@ -125,6 +171,7 @@ class Worker:
         self._server = server
         self._subject = SUBJECTS[name]
         self._repeat = REPEAT[self._subject.style]
+        self._sleep = SLEEP[self._subject.style]
         self._together = TOGETHER[self._subject.style]
         self._clients: dict[str, Any] = {}
 
@@ -224,16 +271,20 @@ class Worker:
             held("release")
         return size
 
-    async def growth(self, times: int) -> float:
+    async def growth(self, fate: str, times: int) -> float:
         """Call one after another, and give how many blocks of memory have come since a tenth.
 
         Not the size of the process, which depends on when the garbage collector comes round.
         """
-        call = self._call("subtract", "1")
-        await _value(self._repeat(call, times // 10))
+        call, warm = self._call("subtract", fate), times // 10
+        if fate != "1":
+            call = FAIL[self._subject.style](call, fate)
+        await _value(self._repeat(call, warm))
+        await _value(self._sleep(2 * _SOON))
         before = _blocks()
-        await _value(self._repeat(call, times - times // 10))
-        return (_blocks() - before) / (times - times // 10)
+        await _value(self._repeat(call, times - warm))
+        await _value(self._sleep(2 * _SOON))
+        return (_blocks() - before) / (times - warm)
 
     async def serve(self) -> None:
         """Say that it is there, by its libraries, and do what is told until the input ends."""

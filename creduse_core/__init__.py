@@ -39,7 +39,6 @@ from .messages import (
     ForeignError,
     Request,
     Response,
-    foreign_cause,
     forget_frames,
     is_foreign,
 )
@@ -112,7 +111,6 @@ __all__ = [
     "UserDoesNotExistError",
     "Wait",
     "__version__",
-    "foreign_cause",
     "forget_frames",
     "is_foreign",
     "is_loopback",

@@ -103,6 +103,7 @@ def _check_listener(value: object) -> None:
         raise TypeError("on_attempt must be a plain function that takes an Attempt, or None")
 
 
+_RECEIVED: Final = (Response, Failure)
 _READERS: Final = frozenset({"creduse_core", "enum", "json", "re", "urllib", "uuid"})
 """Whose code reads a response."""
 
@@ -152,11 +153,11 @@ class _Base:
             )
         return call.start(now)
 
-    def _receive(self, call: Call[T], received: object, now: float) -> Done[T] | Wait:
-        """Tell a call what a transport has returned, be it what it may, and then everybody else."""
+    def _receive(self, call: Call[T], received: Response | Failure, now: float) -> Done[T] | Wait:
+        """Tell a call what a transport has returned, and then everybody else."""
         try:
-            if not isinstance(received, Response):
-                return call.receive_failure(_failure(received), now, self._draw())
+            if isinstance(received, Failure):
+                return call.receive_failure(received, now, self._draw())
             try:
                 # A whole 2xx response is never followed by a wait.
                 jitter = 1.0 if 200 <= received.status < 300 else self._draw()
@@ -232,9 +233,9 @@ class _Base:
             self._logger.error(what, exc_info=error)
 
 
-def _failure(returned: object) -> Failure:
-    """Return what a transport has returned, if it is a failure."""
-    if isinstance(returned, Failure):
+def _checked(returned: object) -> Response | Failure:
+    """Return what a transport has returned, or a failure if that is neither of the two."""
+    if isinstance(returned, _RECEIVED):
         return returned
     kind = "None" if returned is None else f"a {type(returned).__name__}"
     return _escaped(TypeError(f"the transport returned {kind}, not a Response or a Failure"))
@@ -315,7 +316,7 @@ class CoreClient(_Base):
                     action = call.wake(transport.now())
                 else:
                     try:
-                        received = transport.send(action)
+                        received = _checked(transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
                         received = _escaped(error, transport)
                     action = self._receive(call, received, transport.now())
@@ -485,7 +486,7 @@ class AsyncCoreClient(_Base):
                     action = call.wake(transport.now())
                 else:
                     try:
-                        received = await transport.send(action)
+                        received = _checked(await transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
                         received = _escaped(error, transport)
                     action = self._receive(call, received, transport.now())

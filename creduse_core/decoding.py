@@ -174,10 +174,13 @@ def _whole(value: object) -> int | None:
 
 
 def _integer(data: Fields, name: str) -> int:
-    value = _whole(data.get(name))
-    if value is None:
+    value = data.get(name)
+    if type(value) is int:  # at once, since nearly all are
+        return value
+    whole = _whole(value)
+    if whole is None:
         raise _misread(data, name, "integer")
-    return value
+    return whole
 
 
 def _optional_integer(data: Fields, name: str) -> int | None:

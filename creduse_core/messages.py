@@ -157,41 +157,18 @@ def is_foreign(error: BaseException, libraries: Container[str]) -> bool:
     """Return whether ``error`` comes from neither of ``libraries``, nor from Python itself for them.
 
     ``libraries`` are top-level names of modules, such as ``"httpx"``. An exception is a library's
-    if its class is, or if the innermost frame of its traceback is; a frame of the standard library
-    counts as theirs, since they call it. See `foreign_cause` for what a library has wrapped.
+    if its class is, or if the innermost frame of its traceback is. A frame of the standard library
+    counts as theirs, since they call it.
     """
     if type(error).__module__.partition(".")[0] in libraries:
         return False
-    names = _modules(error)
-    # Without a traceback it was never raised, so somebody made it to report something.
-    return bool(names) and not (names[-1] in libraries or names[-1] in sys.stdlib_module_names)
-
-
-def foreign_cause(error: Exception, libraries: Container[str]) -> Exception | None:
-    """Return the exception that is not the libraries', be it ``error`` or what it came of.
-
-    A library may take what a signal handler raises inside of it, such as a `TimeoutError`, for its
-    own, and raise another one from it. What the caller was just handling is no cause: it did not
-    come through a library.
-    """
-    for link in chain(error):
-        if (
-            isinstance(link, Exception)
-            and is_foreign(link, libraries)
-            and (link is error or _modules(link)[0] in libraries)
-        ):
-            return link
-    return None
-
-
-def _modules(error: BaseException) -> list[str]:
-    """Return the top-level names of the modules that an exception came through, outermost first."""
-    names: list[str] = []
     traceback = error.__traceback__
-    while traceback is not None:
-        names.append(str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0])
+    if traceback is None:
+        return False  # it was never raised, so somebody made it to report something
+    while traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return names
+    module = str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0]
+    return module not in libraries and module not in sys.stdlib_module_names
 
 
 def chain(error: BaseException, *, contexts: bool = True) -> list[BaseException]:

@@ -262,7 +262,7 @@ def _uuid(value: object) -> tuple[UUID, str]:
         return user, str(user)
     if not isinstance(value, str):
         raise TypeError(f"end_user_id must be a UUID or its text, not {type(value).__name__}")
-    value = str.__str__(value)
+    value = value if type(value) is str else str.__str__(value)
     # UUID() itself takes text that is none, such as one with 0x or _ in it.
     if not _UUID.fullmatch(value):
         raise ValueError(
@@ -277,7 +277,7 @@ def _uuid(value: object) -> tuple[UUID, str]:
 def _count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    value = int.__int__(value)
+    value = value if type(value) is int else int.__int__(value)
     if value < 0:
         raise ValueError(f"{name} must not be negative, but is {value}")
     if value.bit_length() > _LONGEST_COUNT:

@@ -7,7 +7,6 @@ not come in here.
 import base64
 import re
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Final, NoReturn
 
 _STARS: Final = "***"
@@ -111,10 +110,7 @@ def _in_parts(parts: Sequence[str], least: int, least_at_end: int) -> _Spelling:
     beginning = rf"(?:\Z|(?={parts[least - 1]}))"
     for part in reversed(parts[least_at_end : least - 1]):
         beginning = rf"(?:\Z|{part}{beginning})"
-    rest = parts[least - 1 :]
-    # A part may be read in several ways: & or &amp;. The way that the next part agrees with is it.
-    agreeing = (rf"{part}(?={following})|{part}" for part, following in pairwise(rest))
-    return _Spelling("".join(parts[:least_at_end]) + beginning, (*agreeing, rest[-1]))
+    return _Spelling("".join(parts[:least_at_end]) + beginning, parts[least - 1 :])
 
 
 def _hexadecimal(number: int, width: int) -> str:
@@ -159,4 +155,11 @@ def _escaped(api_key: str) -> list[str]:
         return rf"(?:(?:{escaped}){{{count}}}|\\{{{count},{9 * count}}})"
 
     # Backslashes that stand together are one part: nobody can tell whose escapes theirs are.
-    return [spell(match[0]) for match in re.finditer(r"\\+|.", api_key, re.DOTALL)]
+    found = re.findall(r"\\+|[^\\]", api_key)
+    parts = [*map(spell, found)]
+    for position, characters in enumerate(found[:-1]):
+        if characters[0] in "&%=\\":
+            # It may be read in several ways: & or &amp;. The one that the next part agrees with is it.
+            part, following = parts[position : position + 2]
+            parts[position] = f"(?:{part}(?={following})|{part})"
+    return parts

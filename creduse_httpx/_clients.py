@@ -83,7 +83,7 @@ class CreduseClient(CoreClient):
             protocol,
             _transport(protocol, http_client),
             on_attempt=on_attempt,
-            jitter=random.Random().random,  # noqa: S311 - of its own, so that a seed stays a seed
+            jitter=random.SystemRandom().random,  # not a program's own, nor alike after a fork
         )
 
 
@@ -126,7 +126,7 @@ class AsyncCreduseClient(AsyncCoreClient):
             protocol,
             _async_transport(protocol, http_client),
             on_attempt=on_attempt,
-            jitter=random.Random().random,  # noqa: S311 - of its own, so that a seed stays a seed
+            jitter=random.SystemRandom().random,  # not a program's own, nor alike after a fork
         )
 
 

@@ -5,9 +5,9 @@ known, and any I/O, must not.
 """
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import ModuleType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from creduse_core import (
     MAX_BODY_SIZE,
@@ -24,8 +24,8 @@ from creduse_core import (
 from ._foreign import LIBRARIES
 
 IDLE_TIMEOUT: Final = 3.0
-"""Seconds. Servers close an idle connection after 5 and more; a request that meets a closing
-connection ends as UNKNOWN, so ours go first."""
+"""Seconds after which an idle connection is not used again, and is closed at the next call. Servers
+close one after 5 and more, and a request that meets a closing connection ends as UNKNOWN."""
 
 # What an exception of httpx or httpx2 says, by its class's name, as the two share the names but
 # not the classes: whether a retry can help, and whether time ran out. The most derived wins.
@@ -70,7 +70,17 @@ class Heads:
         return url, headers
 
 
-Extensions: TypeAlias = dict[str, Any]
+class Pieces(AsyncIterator[bytes]):
+    """Gives a body. An asynchronous generator would be left open where writing fails."""
+
+    def __init__(self, body: bytes) -> None:
+        """Give ``body`` as one piece."""
+        self._pieces = [body]
+
+    async def __anext__(self) -> bytes:
+        if not self._pieces:
+            raise StopAsyncIteration
+        return self._pieces.pop()
 
 
 class Exchange:
@@ -95,7 +105,7 @@ class Exchange:
         self._size = 0
 
     def request(
-        self, library: ModuleType, heads: Heads, stream: object, extensions: Extensions
+        self, library: ModuleType, heads: Heads, stream: object, extensions: dict[str, Any]
     ) -> Any:
         """Return the library's request. What a client would add to one is not added to it."""
         url, headers = heads.of(self.send.request)
@@ -108,16 +118,21 @@ class Exchange:
         """Return the seconds that are left for the response."""
         return max(0.0, self.deadline - self.now())
 
-    def set_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Take the head of the response."""
-        self._head = (status, headers)
+    def begin_response(self, response: Any) -> bool:
+        """Take the head of the response, and return whether its body is still to be read.
 
-    def add(self, chunk: bytes) -> bool:
-        """Take a piece of the body, and return whether more of it is wanted."""
+        What stands in front of a transport may have read it, and then its stream is at its end.
+        """
+        self._head = (response.status_code, response.headers.raw)
+        if response.is_stream_consumed:
+            self.add(response.content)
+        return not response.is_stream_consumed
+
+    def add(self, chunk: bytes) -> None:
+        """Take a piece of the body."""
         if not self.too_large:
             self._chunks.append(chunk)
             self._size += len(chunk)
-        return not self.too_large
 
     @property
     def too_large(self) -> bool:
@@ -172,6 +187,9 @@ def is_certificate_error(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+CLOSED: Final = "the client is closed"
 
 
 def not_sent(why: str) -> Failure:

@@ -13,6 +13,8 @@ LIBRARIES: Final = frozenset(
         *("httpx", "httpcore", "httpx2", "httpcore2", "h11", "h2", "socksio", "creduse_httpx"),
         *("anyio", "asyncio", "trio", "outcome", "uvloop", "selectors", "socket", "ssl"),
         *("concurrent", "contextlib", "encodings", "threading"),
+        # What stands in for Python's sockets and TLS.
+        *("gevent", "eventlet", "socks", "truststore"),
         # What stands in for httpx's transports, or in front of them.
         *("respx", "pytest_httpx", "vcr", "opentelemetry", "wrapt"),
     }

@@ -6,21 +6,21 @@ asked for is decided here, for both kinds of streams. HTTP is httpcore's and h11
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from threading import RLock
 from typing import Any, Final
 
 import httpcore
 
-from creduse_core import is_loopback
-
-from ._exchange import Exchange
+from ._clocks import under_trio
+from ._exchange import CLOSED, Exchange
 from ._foreign import NETWORK
 from ._httpcore import stream_on
+from ._sockets import SHORTEST, check_loopback, has_record, shut_down
 
-_SHORTEST: Final = 0.001
-"""Seconds. A socket takes a timeout of 0 to mean that it should not wait, and says so oddly."""
+UNASKED: Final = "the server had sent what nobody had asked for"
 
 _LATE: Final = 0.05
 """Seconds in which, after the deadline, what has come by then may still be read."""
@@ -56,10 +56,29 @@ class Line:
         exchange.observed = True
         left = exchange.connect_by - exchange.now()
         if self._is_closed():
-            raise httpcore.LocalProtocolError("the client is closed")
+            raise httpcore.LocalProtocolError(CLOSED)
         if left <= 0:
             raise httpcore.ConnectTimeout("no time was left to connect")
         return left
+
+    def prepare(
+        self, sock: socket.socket, step: Callable[[], object], lock: RLock, share: float = 1.0
+    ) -> None:
+        """Take a step of connecting with a socket, which another thread may shut down meanwhile.
+
+        Within a ``share`` of the time that is left. The socket is closed if it fails.
+        """
+        self.connecting = sock
+        try:
+            sock.settimeout(self.time_to_connect() * share)
+            step()
+        except BaseException:
+            with lock:
+                self.connecting = None
+                sock.close()
+            raise
+        with lock:
+            self.connecting = None
 
     def connected(self, stream: Any) -> None:
         """Take the stream that has been connected, or that TLS has been put on."""
@@ -75,18 +94,16 @@ class Line:
         """
         exchange = self._exchange
         exchange.observed = True
-        # A request begins with its method. What goes to a proxy before it begins with CONNECT, or
-        # is SOCKS's.
-        if exchange.sent or not data.startswith(exchange.send.request.method.encode()):
+        if not self._begins(data):
             by = exchange.deadline if exchange.sent else exchange.connect_by
-            return max(by - exchange.now(), _SHORTEST)
+            return max(by - exchange.now(), SHORTEST)
         left = exchange.left()
         if self._is_closed():
-            raise httpcore.LocalProtocolError("the client is closed")
+            raise httpcore.LocalProtocolError(CLOSED)
         if left <= 0:
             raise httpcore.WriteTimeout("no time was left to send the request")
         if self._has_unread():
-            raise httpcore.RemoteProtocolError("the server had sent what nobody had asked for")
+            raise httpcore.RemoteProtocolError(UNASKED)
         self._used = exchange.sent = True
         return left
 
@@ -98,21 +115,41 @@ class Line:
         looks_at_socket = self._used or self.stream.get_extra_info("ssl_object") is None
         return looks_at_socket and bool(self.stream.get_extra_info("is_readable"))
 
+    def may_show_ticket(self, data: bytes) -> bool:
+        """Return whether the socket of a new TLS connection is readable, before its first request.
+
+        A session ticket makes it so, which only a read through TLS tells from a response.
+        """
+        return (
+            not self._used
+            and self._begins(data)
+            and self.stream.get_extra_info("ssl_object") is not None
+            and bool(self.stream.get_extra_info("is_readable"))
+        )
+
+    def _begins(self, data: bytes) -> bool:
+        # A request begins with its method. What goes to a proxy before it begins with CONNECT, or
+        # is SOCKS's.
+        exchange = self._exchange
+        return not exchange.sent and data.startswith(exchange.send.request.method.encode())
+
     def time_to_read(self) -> float:
         """Return how many seconds a read may take."""
         exchange = self._exchange
+        if exchange.too_large:
+            raise httpcore.ReadTimeout("no more of the response is read")
         now = exchange.now()
         if not exchange.sent:
-            return max(exchange.connect_by - now, _SHORTEST)
+            return max(exchange.connect_by - now, SHORTEST)
         left = exchange.deadline - now
-        if left > _SHORTEST:
+        if left > SHORTEST:
             return left
         # What has come in by now still counts, but only that: it does not take long.
         if self._late_until is None:
             self._late_until = now + _LATE
-        if now > self._late_until or exchange.too_large:
+        if now > self._late_until:
             raise httpcore.ReadTimeout("no whole response came in time")
-        return _SHORTEST
+        return SHORTEST
 
     def has_read(self, size: int, most: int) -> None:
         """Take note of a read of ``size`` bytes, of which there could have been ``most``."""
@@ -122,54 +159,6 @@ class Line:
     def is_reusable(self) -> bool:
         """Return whether all that has come on the connection is known."""
         return self.stream is not None and not self._may_hide
-
-    def give_up(self) -> None:
-        """Read no more of this response."""
-        self._exchange.deadline = self._late_until = 0.0
-
-
-def has_record(stream: Any) -> bool:
-    """Return whether TLS holds bytes of a stream that nobody has read."""
-    ssl_object = None if stream is None else stream.get_extra_info("ssl_object")
-    if ssl_object is None:
-        return False
-    if not isinstance(ssl_object, ssl.SSLObject):  # a socket's own, which keeps no second record
-        return bool(ssl_object.pending())
-    try:
-        ssl_object.read(1)
-    except ssl.SSLWantReadError:
-        return False
-    except ssl.SSLError:
-        pass
-    return True
-
-
-def check_loopback(stream: Any) -> None:
-    """Raise unless a stream leads to this machine: a name such as ``localhost`` may mislead.
-
-    Raises:
-        httpcore.LocalProtocolError: It leads elsewhere.
-    """
-    address = stream.get_extra_info("server_addr")
-    host = str(address[0]) if isinstance(address, tuple) else str(address)
-    if not is_loopback(host):
-        raise httpcore.LocalProtocolError(
-            f"the host of base_url is at {host}, which is not this machine, and over plain http "
-            "anyone on the way can read the API key; pass allow_http=True to send it all the same"
-        )
-
-
-class Pieces(AsyncIterator[bytes]):
-    """Gives pieces. An asynchronous generator would be left open where writing fails."""
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        """Give the last piece first."""
-        self._pieces = pieces
-
-    async def __anext__(self) -> bytes:
-        if not self._pieces:
-            raise StopAsyncIteration
-        return self._pieces.pop()
 
 
 class Stream(httpcore.NetworkStream):
@@ -201,13 +190,31 @@ class Stream(httpcore.NetworkStream):
         timeout: float | None = None,  # noqa: ARG002 - see read
     ) -> "Stream":
         """Agree on TLS."""
+        plain = self._stream.get_extra_info("socket")
         with NETWORK:
-            secure = self._stream.start_tls(
-                ssl_context, server_hostname, self._line.time_to_connect()
-            )
+            if isinstance(plain, ssl.SSLSocket):  # to a proxy; httpcore has TLS within TLS
+                secure = self._stream.start_tls(
+                    ssl_context, server_hostname, self._line.time_to_connect()
+                )
+            else:
+                secure = stream_on(self._handshake(plain, ssl_context, server_hostname))
         stream = Stream(secure, self._line, self._lock)
         self._line.connected(stream)
         return stream
+
+    def _handshake(
+        self, plain: socket.socket, ssl_context: ssl.SSLContext, server_hostname: str | None
+    ) -> ssl.SSLSocket:
+        try:
+            secure = ssl_context.wrap_socket(
+                plain, server_hostname=server_hostname, do_handshake_on_connect=False
+            )
+            self._line.prepare(secure, secure.do_handshake, self._lock)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(error) from error
+        except OSError as error:
+            raise httpcore.ConnectError(error) from error
+        return secure
 
     def get_extra_info(self, info: str) -> Any:
         """Return what the stream knows."""
@@ -224,19 +231,6 @@ class Stream(httpcore.NetworkStream):
         with self._lock, suppress(OSError):  # it has hung up already
             if not self._closed:
                 shut_down(self._stream.get_extra_info("socket"))
-
-
-def shut_down(sock: Any) -> None:
-    """Shut a socket down, of whatever kind, so that nothing is read or written on it any more.
-
-    Not by its own method: an SSLSocket forgets TLS first, and uvloop's has none. Nor through a
-    second descriptor, of which there may be no more.
-    """
-    twin = socket.socket(sock.family, sock.type, fileno=sock.fileno())
-    try:
-        twin.shutdown(socket.SHUT_RDWR)
-    finally:
-        twin.detach()
 
 
 class Backend(httpcore.NetworkBackend):
@@ -268,30 +262,22 @@ class Backend(httpcore.NetworkBackend):
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise httpcore.ConnectError(error) from error
-        for family, kind, protocol, _, address in found:
+        for left, (family, kind, protocol, _, address) in zip(
+            range(len(found), 0, -1), found, strict=True
+        ):
+            sock = socket.socket(family, kind, protocol)
             try:
-                return self._connect(socket.socket(family, kind, protocol), address)
-            except TimeoutError as error:
-                raise httpcore.ConnectTimeout(error) from error
+                # A silent address must leave time for the others.
+                self._line.prepare(sock, partial(sock.connect, address), self._lock, share=1 / left)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 failure = error
-        raise httpcore.ConnectError(failure) from failure
-
-    def _connect(self, sock: socket.socket, address: Any) -> socket.socket:
-        """Connect a socket, which another thread may shut down meanwhile."""
-        line = self._line
-        line.connecting = sock
-        try:
-            sock.settimeout(line.time_to_connect())
-            sock.connect(address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except BaseException:
-            with self._lock:
-                line.connecting = None
-                sock.close()
-            raise
-        line.connecting = None
-        return sock
+            else:
+                return sock
+        kind_of = (
+            httpcore.ConnectTimeout if isinstance(failure, TimeoutError) else httpcore.ConnectError
+        )
+        raise kind_of(failure) from failure
 
 
 class AsyncStream(httpcore.AsyncNetworkStream):
@@ -312,6 +298,10 @@ class AsyncStream(httpcore.AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - httpcore's
         """Write, if that is allowed."""
         with NETWORK:
+            if self._line.may_show_ticket(buffer):
+                with suppress(httpcore.ReadTimeout):
+                    await self._stream.read(1, SHORTEST)
+                    raise httpcore.RemoteProtocolError(UNASKED)
             await self._stream.write(buffer, self._line.time_to_write(buffer))
 
     async def start_tls(
@@ -341,10 +331,10 @@ class AsyncStream(httpcore.AsyncNetworkStream):
 class AsyncBackend(httpcore.AsyncNetworkBackend):
     """Connects over asyncio or trio."""
 
-    def __init__(self, line: Line, *, under_trio: bool) -> None:
-        """Tell the line of what is connected."""
+    def __init__(self, line: Line) -> None:
+        """Tell the line of what is connected, on the event loop that is running."""
         self._line = line
-        self._httpcore = httpcore.TrioBackend() if under_trio else httpcore.AnyIOBackend()
+        self._httpcore = httpcore.TrioBackend() if under_trio() else httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,

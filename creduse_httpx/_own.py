@@ -27,11 +27,12 @@ from creduse_core import (
 )
 from creduse_core.pool import Idle, Pool
 
-from ._clocks import AsyncClock, Clock, current_loop, under_trio
-from ._exchange import IDLE_TIMEOUT, Exchange, Heads, not_sent
+from ._clocks import AsyncClock, Clock, current_loop
+from ._exchange import CLOSED, IDLE_TIMEOUT, Exchange, Heads, Pieces, not_sent
 from ._foreign import CLOSING, LIBRARIES
 from ._httpcore import is_drained, set_backend, unlock
-from ._network import AsyncBackend, Backend, Line, Pieces, shut_down
+from ._network import AsyncBackend, Backend, Line
+from ._sockets import shut_down
 
 _ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
 
@@ -93,7 +94,7 @@ class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
         return iter((self._body,))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return Pieces([self._body])
+        return Pieces(self._body)
 
 
 class Connection:
@@ -114,10 +115,9 @@ class Connection:
         request = self._settings.request(exchange, _Body(exchange.send.request.body))
         response = self._transport.handle_request(request)
         try:
-            exchange.set_head(response.status_code, response.headers.raw)
-            for chunk in response.stream:
-                if not exchange.add(chunk):
-                    self._line.give_up()
+            if exchange.begin_response(response):
+                for chunk in response.stream:
+                    exchange.add(chunk)
         finally:
             # What there is of the response is there by now; closing cannot change it.
             with CLOSING:
@@ -131,10 +131,14 @@ class Connection:
     def shut_down(self) -> None:
         """End the exchange of another thread, or its connecting."""
         with self._lock, suppress(OSError):  # it has hung up already
-            if self._line.connecting is not None:
-                shut_down(self._line.connecting)
+            shut_down(self._line.connecting)
         if self._line.stream is not None:
             self._line.stream.shut_down()
+
+    def forget(self) -> None:
+        """Close the descriptor of a connection that is the parent process's."""
+        if self._line.stream is not None:
+            self._line.stream.get_extra_info("socket").close()
 
     def close(self) -> None:
         """Close the connection, however its exchange has ended.
@@ -151,14 +155,12 @@ class Connection:
 class AsyncConnection:
     """One connection to the server, for the asynchronous client."""
 
-    def __init__(
-        self, settings: Settings, is_closed: Callable[[], bool], *, under_trio: bool
-    ) -> None:
+    def __init__(self, settings: Settings, is_closed: Callable[[], bool]) -> None:
         """Connect when there is a request."""
         self._settings = settings
         self._line = Line(is_closed, loopback_only=settings.loopback_only)
         self._transport = settings.transport(httpx.AsyncHTTPTransport)
-        set_backend(self._transport, AsyncBackend(self._line, under_trio=under_trio))
+        set_backend(self._transport, AsyncBackend(self._line))
 
     async def exchange(self, exchange: Exchange) -> Response:
         """Send the request and return its response, whatever raises in between."""
@@ -166,10 +168,9 @@ class AsyncConnection:
         request = self._settings.request(exchange, _Body(exchange.send.request.body))
         response = await self._transport.handle_async_request(request)
         try:
-            exchange.set_head(response.status_code, response.headers.raw)
-            async for chunk in response.stream:
-                if not exchange.add(chunk):
-                    self._line.give_up()
+            if exchange.begin_response(response):
+                async for chunk in response.stream:
+                    exchange.add(chunk)
         finally:
             with CLOSING:
                 await response.stream.aclose()
@@ -190,10 +191,27 @@ class AsyncConnection:
                     await self._line.stream.aclose()
 
 
+class _Process:
+    """The connections of one process. A fork copies them, and sockets cannot be shared."""
+
+    def __init__(self) -> None:
+        self.idle: Idle[Connection] = Idle(IDLE_TIMEOUT)
+        self.active: dict[int, Connection] = {}
+        """By thread, so that it stays small whatever a signal interrupts."""
+        self.lock = RLock()
+        """For closing what another thread uses, and held while nothing waits. Reentrant, since a
+        signal handler may close, too."""
+
+    def close_idle(self) -> None:
+        """Close the idle connections."""
+        while (connection := self.idle.take()) is not None:
+            connection.close()
+
+
 class OwnTransport(Clock):
     """Sends over connections of its own: as many as there are threads that send.
 
-    There is no lock that a thread waits for, and none that a signal's exception could leave locked.
+    No call waits for another one, and a signal's exception leaves nothing locked.
     """
 
     libraries = LIBRARIES
@@ -206,21 +224,26 @@ class OwnTransport(Clock):
         """
         self._settings = Settings(protocol)
         self._closed = False
-        # For closing what another thread uses. Reentrant, since a signal handler may close, too.
-        self._lock = RLock()
-        # By process: a fork shares the sockets, and two processes on one connection read each
-        # other's responses. The parent's are kept, since closing one would end it for the parent.
-        self._idle: dict[int, Idle[Connection]] = {}
-        # By thread, so that it stays small whatever a signal interrupts.
-        self._active: dict[int, Connection] = {}
+        self._processes = {os.getpid(): _Process()}
 
     def _is_closed(self) -> bool:
         return self._closed
 
+    def _process(self) -> _Process:
+        """Return what is this process's own; after a fork, without the parent's connections."""
+        number = os.getpid()
+        if (process := self._processes.get(number)) is not None:
+            return process
+        for other in tuple(self._processes):
+            if (parent := self._processes.pop(other, None)) is not None:
+                while (connection := parent.idle.take()) is not None:
+                    connection.forget()
+        return self._processes.setdefault(number, _Process())
+
     def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.Transport`."""
         if self._closed:
-            return not_sent("the client is closed")
+            return not_sent(CLOSED)
         exchange = Exchange(send, self.now)
         try:
             return self._send(exchange)
@@ -231,36 +254,40 @@ class OwnTransport(Clock):
             raise
 
     def _send(self, exchange: Exchange) -> Response:
-        idle = self._idle_connections()
-        while (stale := idle.expired(self.now())) is not None:
+        process, thread = self._process(), get_ident()
+        while (stale := process.idle.expired(self.now())) is not None:
             stale.close()
-        connection = idle.take() or Connection(self._settings, self._is_closed, self._lock)
+        connection = process.idle.take() or Connection(
+            self._settings, self._is_closed, process.lock
+        )
+        # A signal handler may call within a call of this thread.
+        before = process.active.get(thread)
         keep = False
         try:
-            self._active[get_ident()] = connection
+            process.active[thread] = connection
             response = connection.exchange(exchange)
-            keep = exchange.send.belongs(response) and connection.is_fit() and not self._closed
+            keep = exchange.send.belongs(response) and connection.is_fit()
             return response
         finally:
-            self._active.pop(get_ident(), None)
+            if before is None:
+                process.active.pop(thread, None)
+            else:
+                process.active[thread] = before
             if keep:
-                idle.keep(connection, self.now())
+                process.idle.keep(connection, self.now())
             else:
                 connection.close()
-
-    def _idle_connections(self) -> Idle[Connection]:
-        process = os.getpid()
-        return self._idle.get(process) or self._idle.setdefault(process, Idle(IDLE_TIMEOUT))
+            if self._closed:
+                process.close_idle()
 
     def close(self) -> None:
         """Close all connections. A call in flight ends at once, and nothing of it is sent later."""
         self._closed = True
-        for connection in tuple(self._active.values()):
-            connection.shut_down()
-        idle = self._idle_connections()
+        process = self._process()
         try:
-            while (unused := idle.take()) is not None:
-                unused.close()
+            for connection in tuple(process.active.copy().values()):
+                connection.shut_down()
+            process.close_idle()
         except ForeignError as foreign:
             raise foreign.error from None
 
@@ -293,7 +320,7 @@ class AsyncOwnTransport(AsyncClock):
 
     def _refusal(self) -> Failure | None:
         if self._closed:
-            return not_sent("the client is closed")
+            return not_sent(CLOSED)
         loop = current_loop()
         self._loop = self._loop or loop
         if self._loop is not loop:
@@ -350,21 +377,20 @@ class AsyncOwnTransport(AsyncClock):
             return
         _wake(self._pool.give_up(waiter))
         if self._closed:
-            raise RuntimeError("the client is closed")
+            raise RuntimeError(CLOSED)
         raise TimeoutError("no connection was free in time")
 
     async def _connection(self) -> AsyncConnection:
         while (stale := self._pool.expired(self.now())) is not None:
             await stale.aclose()
-        return self._pool.take() or AsyncConnection(
-            self._settings, self._is_closed, under_trio=under_trio()
-        )
+        return self._pool.take() or AsyncConnection(self._settings, self._is_closed)
 
     async def aclose(self) -> None:
         """Send nothing any more but what is in flight, wait for that, and close all connections."""
         self._closed = True
         if self._loop is None or self._loop is not current_loop():
-            return  # what it had has gone with its loop
+            self._cut = True  # what it had has gone with its loop, unless that runs elsewhere
+            return
         try:
             if self._active:
                 self._drained = self._drained or anyio.Event()

@@ -22,11 +22,11 @@ from creduse_core import (
 )
 
 from ._clients import AsyncHTTPXClient, HTTPXClient
-from ._clocks import AsyncClock, Clock
-from ._exchange import Exchange, Heads, not_sent
+from ._clocks import AsyncClock, Clock, current_loop
+from ._exchange import CLOSED, Exchange, Heads, Pieces, not_sent
 from ._foreign import CLOSING, LIBRARIES
 from ._httpcore import direct_transport, is_response_drained, speaks_http2, transport_for
-from ._network import Pieces, check_loopback, has_record, shut_down
+from ._sockets import SHORTEST, check_loopback, has_record, shut_down
 from ._tasks import Tasks, new_tasks
 
 # The parts of an exchange in which it waits for the network: within one of them it can be
@@ -48,9 +48,6 @@ _STEPS: Final = frozenset(
 
 _GRACE: Final = 0.2
 """Seconds for what takes none: what httpcore does between two steps."""
-
-_SHORTEST: Final = 0.001
-"""Seconds. A socket takes a timeout of 0 to mean that it should not wait, and says so oddly."""
 
 _LARGE: Final = 64 * 1024
 """Bytes. Of what is read in one piece, an asyncio stream may keep what goes beyond that."""
@@ -142,7 +139,7 @@ def _body_class(library: ModuleType) -> Any:
 
         def __aiter__(self) -> AsyncIterator[bytes]:
             self._once()
-            return Pieces([*self._pieces])
+            return Pieces(*self._pieces)
 
     return Body
 
@@ -212,7 +209,7 @@ class TracedExchange(Exchange):
         if self._stopped or (now >= self.deadline and not self.sent):
             raise TimeoutError("no time was left to send the request")
         if "timeout" in info:
-            info["timeout"] = max(self.connect_by - now, _SHORTEST)
+            info["timeout"] = max(self.connect_by - now, SHORTEST)
         # CONNECT goes to a proxy and carries nothing of the request.
         if step == "send_request_headers" and info["request"].method != b"CONNECT":
             if self.sent:
@@ -220,7 +217,7 @@ class TracedExchange(Exchange):
             self.sent = True
             self.connected = None
         by = self.deadline if self.sent else self.connect_by
-        self._timeouts["write"] = self._timeouts["read"] = max(by - now, _SHORTEST)
+        self._timeouts["write"] = self._timeouts["read"] = max(by - now, SHORTEST)
         self._step = step
 
     def _complete(self, step: str, value: Any) -> None:
@@ -229,23 +226,14 @@ class TracedExchange(Exchange):
         if step == "connect_tcp":
             self._supplied.check_peer(value)
 
-    def begin_response(self, response: Any) -> bool:
-        """Take the head of the response, and return whether its body is still to be read.
-
-        A transport that caches or retries may have read it, and then its stream is at its end.
-        """
-        self.set_head(response.status_code, response.headers.raw)
-        if response.is_stream_consumed:
-            self.add(response.content)
-        return not response.is_stream_consumed
-
     def may_go_on(self, chunk: bytes) -> bool:
         """Take a piece of the body, and return whether to wait for more.
 
         If not, `discard` the connection and go on: what has arrived by now still counts, and
         behind it is the end. To leave the iterator where it is would leave it open.
         """
-        return self.add(chunk) and self.now() < self.deadline
+        self.add(chunk)
+        return not self.too_large and self.now() < self.deadline
 
     def finish(self, response: Any) -> Response:
         """Return the whole response, before its stream is closed; discard what is not to be used."""
@@ -297,7 +285,7 @@ class SuppliedTransport(Clock):
     def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.Transport`."""
         if self._closed or self._http_client.is_closed:
-            return not_sent("the client is closed")
+            return not_sent(CLOSED)
         exchange = TracedExchange(send, self._supplied, self.now)
         try:
             request = exchange.traced_request(exchange.trace)
@@ -337,6 +325,7 @@ class AsyncSuppliedTransport(AsyncClock):
         self._http_client = http_client
         self._closed = False
         self._tasks: Tasks | None = None
+        self._loop: object = None
 
     def _is_closed(self) -> bool:
         return self._closed or self._http_client.is_closed
@@ -344,10 +333,12 @@ class AsyncSuppliedTransport(AsyncClock):
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
         if self._is_closed():
-            return not_sent("the client is closed")
-        self._tasks = self._tasks or new_tasks()
-        if not self._tasks.is_here():
+            return not_sent(CLOSED)
+        loop = current_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
             return not_sent("the client belongs to another event loop: make one client for each")
+        self._tasks = self._tasks or new_tasks()
         exchange = TracedExchange(send, self._supplied, self.now)
         try:
             end = await self._tasks.run(exchange, lambda: self._exchange(exchange))
@@ -360,7 +351,7 @@ class AsyncSuppliedTransport(AsyncClock):
 
     async def _exchange(self, exchange: TracedExchange) -> Response | Failure | ForeignError:
         if self._is_closed():  # while it waited for its turn
-            return not_sent("the client is closed")
+            return not_sent(CLOSED)
         try:
             return await self._send(exchange)
         except ForeignError as foreign:  # for the caller to raise, and not in a task of ours
@@ -394,5 +385,5 @@ class AsyncSuppliedTransport(AsyncClock):
     async def aclose(self) -> None:
         """Send nothing any more, and wait for what cancelled calls have left behind."""
         self._closed = True
-        if self._tasks is not None and self._tasks.is_here():
+        if self._tasks is not None and self._loop is current_loop():
             await self._tasks.drain()

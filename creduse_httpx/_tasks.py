@@ -7,7 +7,6 @@ At most `PLACES` run at a time, and others wait here for their turn: the time th
 on each grows with the number of those that wait in its pool.
 """
 
-import time
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -34,17 +33,8 @@ Run: TypeAlias = Callable[[], Coroutine[Any, Any, End]]
 class Tasks(Protocol):
     """The tasks of one client, on the loop that was running when this was made."""
 
-    @property
-    def now(self) -> Callable[[], float]:
-        """The clock of that loop."""
-        ...
-
-    def is_here(self) -> bool:
-        """Say whether that loop is the one that is running."""
-        ...
-
     async def run(self, exchange: "TracedExchange", run: Run) -> End:
-        """Run an exchange in a task, and give what comes of it."""
+        """Run an exchange in a task, and return what comes of it."""
         ...
 
     async def drain(self) -> None:
@@ -58,14 +48,10 @@ class AsyncioTasks:
     def __init__(self) -> None:
         import asyncio  # noqa: PLC0415 - see above
 
-        self.now = time.monotonic
         self._asyncio = asyncio
         self._loop = asyncio.get_running_loop()
         self._places = asyncio.Semaphore(PLACES)
         self._tasks: set[asyncio.Task[End]] = set()
-
-    def is_here(self) -> bool:
-        return not under_trio() and self._loop is self._asyncio.get_running_loop()
 
     async def run(self, exchange: "TracedExchange", run: Run) -> End:
         asyncio = self._asyncio
@@ -111,14 +97,9 @@ class TrioTasks:
     def __init__(self) -> None:
         import trio  # noqa: PLC0415 - see above
 
-        self.now = trio.current_time
         self._trio = trio
-        self._token = trio.lowlevel.current_trio_token()
         self._places = trio.Semaphore(PLACES)
         self._events: set[trio.Event] = set()
-
-    def is_here(self) -> bool:
-        return under_trio() and self._token is self._trio.lowlevel.current_trio_token()
 
     async def run(self, exchange: "TracedExchange", run: Run) -> End:
         trio = self._trio
@@ -127,12 +108,12 @@ class TrioTasks:
         if waiting.cancelled_caught:
             return exchange.failed(_no_place())
         scope, done = trio.CancelScope(), trio.Event()
-        answer: End | None = None
+        end: End | None = None
 
         async def main() -> None:
-            nonlocal answer
+            nonlocal end
             with scope:
-                answer = await run()
+                end = await run()
             self._events.discard(done)
             self._places.release()
             done.set()
@@ -150,7 +131,7 @@ class TrioTasks:
         except BaseException:  # a KeyboardInterrupt, too, must leave no task that sends
             self._cancel(scope, exchange.stop())
             raise
-        return exchange.failed(_too_slow()) if answer is None else answer
+        return exchange.failed(_too_slow()) if end is None else end
 
     def _cancel(self, scope: "trio.CancelScope", seconds: float) -> None:
         if seconds:
@@ -168,7 +149,7 @@ def _no_place() -> TimeoutError:
 
 
 def _too_slow() -> TimeoutError:
-    return TimeoutError("no whole answer came in time")
+    return TimeoutError("no whole response came in time")
 
 
 def new_tasks() -> Tasks:

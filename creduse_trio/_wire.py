@@ -19,15 +19,16 @@ T = TypeVar("T")
 _PIECE: Final = 16 * 1024
 """Bytes that are read at a time."""
 
-_SIP: Final = 4 * 1024
+_THERE: Final = 32 * 1024
 """Bytes that are read at a time of what is there."""
 
-_READS: Final = 16
-"""How often in a row what is there is read. A response that has come in is read by then; a server
-that sends without end is left behind, in a tenth of a second even if each byte is a record."""
+_READS: Final = 2
+"""How often in a row what is there is read from a socket. Each takes a turn of trio's loop, which is
+long if many tasks are busy; a server that sends without end is left behind."""
 
 _TURNS: Final = 10
-"""Turns of trio's loop in which a stream without a socket gives what it has, if anything."""
+"""Turns in which a stream without a socket gives what it has, if anything, and how often it is read;
+each time in one turn less."""
 
 
 class QuietError(Exception):
@@ -66,7 +67,7 @@ class Wire:
 
     def reader(self) -> Read:
         """Return a function like `read` that raises `QuietError` where it would have to wait."""
-        left = _READS
+        left = _TURNS if self._socket is None else _READS
 
         async def read() -> bytes | bytearray:
             nonlocal left
@@ -75,13 +76,13 @@ class Wire:
             left -= 1
             if self._socket is not None:
                 if self._socket.is_readable():
-                    return await self._stream.receive_some(_SIP)
+                    return await self._stream.receive_some(_THERE)
                 raise QuietError
             # Not with a deadline: a stream may let the loop turn before it looks for what it has,
             # and on a clock that is driven by hand no time passes.
             with trio.CancelScope() as scope:
-                _cancel_after(_TURNS, scope)
-                return await self._stream.receive_some(_SIP)
+                _cancel_after(left, scope)
+                return await self._stream.receive_some(_THERE)
             raise QuietError
 
         return read

@@ -39,12 +39,20 @@ from creduse_sandbox.conformance.concurrency import (
     check_async_crowd,
     check_crowd,
 )
+from creduse_sandbox.conformance.interruption import (
+    INTERRUPTIONS,
+    Interruption,
+    check_interruption,
+    check_interruption_on_asyncio,
+    check_interruption_on_trio,
+)
 from creduse_sandbox.conformance.scenarios import SCENARIOS, TLS_SCENARIOS, Ending, Limit, Scenario
 
 __all__ = [
     "CANCELLATIONS",
     "CLOSINGS",
     "CROWDS",
+    "INTERRUPTIONS",
     "SCENARIOS",
     "TLS_SCENARIOS",
     "AsyncConnect",
@@ -54,6 +62,7 @@ __all__ = [
     "Connect",
     "Crowd",
     "Ending",
+    "Interruption",
     "Limit",
     "Scenario",
     "check",
@@ -63,4 +72,7 @@ __all__ = [
     "check_cancellation",
     "check_closing",
     "check_crowd",
+    "check_interruption",
+    "check_interruption_on_asyncio",
+    "check_interruption_on_trio",
 ]

@@ -311,6 +311,16 @@ def untrue(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
             yield f"{call} says that attempt {attempt.number} was not sent, and it was received"
 
 
+def untrue_when_left(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
+    """Hold what a call says that its caller has left against what the server saw."""
+    yield from untrue(call, entries)
+    proved = [
+        it for it in call.attempts if it.status is not None and it.outcome is Outcome.NOT_APPLIED
+    ]
+    if call.outcome is Outcome.NOT_APPLIED and len(entries) > len(proved):
+        yield f"{call} says NOT_APPLIED, and bytes of it were received that nothing says no to"
+
+
 _BY_THE_LIBRARY: Final = {"host", "content-length", "connection"}
 """Header fields that a library sets. All others are the core's to set."""
 

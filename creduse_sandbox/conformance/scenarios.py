@@ -79,6 +79,8 @@ class Limit(enum.Enum):
     """That takes time, and ports."""
     CLOSE = "close() leaves calls that are under way to their own end"
     """Nothing of them is first sent afterwards, all the same."""
+    SIGNAL = "what a signal's handler raises may be taken for a failure, or leave locks locked"
+    """What the call says is true, all the same."""
 
 
 @dataclass(frozen=True, slots=True)

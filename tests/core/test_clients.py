@@ -240,6 +240,43 @@ def test_foreign_error(play: Play, cause: Exception | None) -> None:
     assert [attempt.event for attempt in call.attempts] == ["not_sent", "abandoned"]
 
 
+@pytest.mark.parametrize(
+    ("libraries", "foreign"),
+    [(None, False), (["json"], True), ([__name__.partition(".")[0]], False)],
+)
+def test_libraries_of_a_transport(play: Play, libraries: list[str] | None, foreign: bool) -> None:  # noqa: FBT001 - a column
+    """Where a transport names its libraries, what others raise in it goes on as it is."""
+
+    def interrupt() -> None:
+        raise LookupError("the task's time is over")
+
+    player = play(interrupt)
+    if libraries is not None:
+        player.client._transport.libraries = libraries  # noqa: SLF001 - the script's own
+    call = subtract()
+    error = end(player, call)
+    assert type(error) is (LookupError if foreign else TransportError)
+    assert call.outcome is Outcome.UNKNOWN
+    assert [attempt.event for attempt in call.attempts] == ["abandoned" if foreign else "broken"]
+
+
+class InterruptedBody(bytes):
+    """A body during whose reading a signal handler raises."""
+
+    __slots__ = ()
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Be interrupted."""
+        raise LookupError(encoding, errors)
+
+
+def test_interrupted_reading(play: Play) -> None:
+    """What a signal handler raises while a response is read goes on as it is."""
+    call = subtract()
+    assert isinstance(end(play(Response(200, (), InterruptedBody())), call), LookupError)
+    assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)
+
+
 @pytest.mark.parametrize("after", [1, 2], ids=["at the first attempt", "at the second"])
 def test_clock_that_fails(play: Play, after: int) -> None:
     """A clock that raises, and goes on raising, ends the call as what it raises."""

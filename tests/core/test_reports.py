@@ -169,7 +169,7 @@ def test_nothing_is_logged_unasked(play: Play, caplog: pytest.LogCaptureFixture)
     assert caplog.records == []
 
 
-async def listen(attempt: Attempt, *_: object) -> None:
+async def listen(attempt: Attempt) -> None:
     """Never run: nobody would await it."""
     raise AssertionError(attempt)
 
@@ -197,7 +197,7 @@ class Listener:
 LISTENERS = {
     "a number": 5,
     "a coroutine function": listen,
-    "a partial of one": partial(partial(listen), 7),
+    "a partial of one": partial(partial(listen)),
     "a coroutine method": Listener().listen,
     "an object with an asynchronous call": Listener(),
     "a partial of such an object": partial(Listener()),
@@ -216,7 +216,8 @@ def test_listener_that_cannot_be_called(play: Play, listener: object) -> None:
 def test_listeners_that_can_be_called(play: Play) -> None:
     """A plain function, a partial of one, a method and a class are listeners."""
     seen: list[Attempt] = []
-    for listener in (seen.append, partial(seen.append), lambda _: 7, repr):
+    listeners: list[Callable[[Attempt], object]] = [seen.append, partial(seen.append), repr]
+    for listener in listeners:
         play(GOOD, on_attempt=listener).do("subtract", USER, 7)
     assert len(seen) == 2
 

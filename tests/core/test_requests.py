@@ -16,6 +16,7 @@ from creduse_core import (
     Request,
     Response,
     RetryPolicy,
+    Secret,
     __version__,
 )
 
@@ -194,3 +195,22 @@ def test_messages_show_no_content() -> None:
     assert repr(Response(200, [("A", "secret")], body)) == "<Response 200, 24 bytes>"
     request = Request("POST", "https://example.com/add", (("A", "secret"),), body)
     assert repr(request) == "<Request POST https://example.com/add, 24 bytes>"
+
+
+def test_credentials_of_a_request() -> None:
+    """A request hides what is a credential, and keeps what is a secret already."""
+    secret = Secret("Bearer k")
+    given: list[tuple[str, str | Secret]] = [
+        ("authorization", "Bearer k"),
+        ("Proxy-Authorization", secret),
+        ("Accept", "*/*"),
+    ]
+    request = Request("GET", "https://example.com", iter(given), b"")
+    hidden = request.hidden_headers
+    assert isinstance(hidden[0][1], Secret)
+    assert hidden[1:] == (("Proxy-Authorization", secret), ("Accept", "*/*"))
+    assert request.headers == (
+        ("authorization", "Bearer k"),
+        ("Proxy-Authorization", "Bearer k"),
+        ("Accept", "*/*"),
+    )

@@ -1,10 +1,18 @@
 """The API key: it goes out in one header, and shows nowhere else."""
 
+import base64
 import copy
+import dataclasses
+import html
+import json
 import pickle
+import random
+import time
 import traceback
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html.entities import html5
 from typing import Any, TypeVar
 
 import pytest
@@ -21,9 +29,12 @@ from creduse_core import (
     InvalidResponseError,
     Response,
     RetryPolicy,
+    Secret,
     TransportError,
     forget_frames,
+    protocol_from_environment,
 )
+from creduse_core.messages import chain
 
 USER = "12345678-1234-5678-1234-567812345678"
 KEY = "sk-live-0123456789"
@@ -281,3 +292,365 @@ def test_last_answer_is_as_it_came() -> None:
     with pytest.raises(APIError):
         call.receive_response(response, 1.0)
     assert call.response is response
+
+
+# In whatever spelling it comes.
+
+ODD_KEY = "sk-live+a/b=c&d<e>f'g~h%i;0123456789"
+
+
+def each(spell: str) -> Callable[[str], str]:
+    """Write each character in one way: a format with its number, or another with itself."""
+    return lambda key: "".join(spell.format(character, ord(character)) for character in key)
+
+
+def beside_letters(spell: str) -> Callable[[str], str]:
+    """Write so all characters but letters and digits."""
+    write = each(spell)
+    return lambda key: "".join(it if it.isalnum() else write(it) for it in key)
+
+
+NAMES = {it: f"&{name}" for name, it in html5.items() if name.endswith(";") and len(it) == 1}
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "JSON": beside_letters("\\u{1:04X}"),
+    "JSON in lower case": each("\\u{1:04x}"),
+    "JSON twice": each("\\\\u{1:04x}"),
+    "JSON in an URL": each("%5Cu{1:04x}"),
+    "JavaScript": each("\\u{{{1:x}}}"),
+    "long escapes": each("\\U{1:08X}"),
+    "source": each("\\x{1:02x}"),
+    "octal": each("\\{1:03o}"),
+    "short octal": beside_letters("\\{1:o}"),
+    "backslashes": beside_letters("\\{0}"),
+    "backslashes, three": beside_letters("\\\\\\{0}"),
+    "URL": lambda key: urllib.parse.quote(key, safe=""),
+    "URL in lower case": each("%{1:02x}"),
+    "URL twice": each("%25{1:02X}"),
+    "URL nine times": each("%" + "25" * 9 + "{1:02X}"),
+    "HTML": html.escape,
+    "HTML twice": lambda key: html.escape(html.escape(key)),
+    "HTML with names": lambda key: "".join(NAMES.get(it, it) for it in key),
+    "HTML with numbers": each("&#{1};"),
+    "HTML with padded numbers": each("&#0{1:03};"),
+    "HTML with hexadecimal numbers": each("&#x{1:x};"),
+    "HTML with capital numbers": each("&#X{1:X};"),
+    "HTML in JSON": lambda key: html.escape(key).replace("&", "\\u0026"),
+    "HTML in an URL": lambda key: urllib.parse.quote(html.escape(key)),
+    "JSON in HTML": lambda key: html.escape(json.dumps(key)[1:-1]),
+    "quoted-printable": each("={1:02X}"),
+    "source of source": lambda key: repr(repr(key))[2:-2],
+    "hexadecimal": lambda key: key.encode().hex(),
+    "capital hexadecimal": lambda key: key.encode().hex().upper(),
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+def test_every_spelling(spell: Callable[[str], str]) -> None:
+    """Each character of a key is found in each of its spellings, and nothing around it is touched."""
+    for key in (KEY, ODD_KEY):
+        assert Secret(key).redact(f"x {spell(key)} y") == "x *** y"
+        assert Secret(key).redact(f"{spell(key)} {spell(key)}") == "*** ***"
+        assert Secret(key).redact(spell(f"x{key[::-1]}y")) == spell(f"x{key[::-1]}y")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_mixture_of_spellings(seed: int) -> None:
+    """Each character may be spelled in its own way, in a key of any characters."""
+    dice = random.Random(seed)  # noqa: S311 - it guards nothing
+    whole = {"hexadecimal", "capital hexadecimal", "source of source"}
+    one_by_one = [spell for name, spell in SPELLINGS.items() if name not in whole]
+    letters = [chr(code) for code in range(33, 127) if chr(code) != "\\"]
+    for _ in range(8):
+        key = "".join(dice.choices(letters, k=dice.randint(8, 40)))
+        text = "".join(dice.choice(one_by_one)(character) for character in key)
+        assert Secret(key).redact(f"x {text} y") == "x *** y", (key, text)
+
+
+BACKSLASHES: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "doubled": each("\\\\{0}"),
+    "URL": each("%5C"),
+    "HTML": each("&#92;"),
+    "JSON": lambda key: json.dumps(key)[1:-1],
+}
+
+
+@pytest.mark.parametrize("spell", BACKSLASHES.values(), ids=BACKSLASHES)
+def test_backslashes_in_a_key(spell: Callable[[str], str]) -> None:
+    """Backslashes in a key are found, one or several, escaped or not."""
+    for key in ("\\0123456789", "a\\b\\\\c-0123456789", "0123456789\\\\\\"):
+        text = "".join(spell(it) if it == "\\" else it for it in key)
+        assert Secret(key).redact(f"x {text} y") == "x *** y"
+
+
+@pytest.mark.parametrize("before", range(7))
+@pytest.mark.parametrize("url_safe", [False, True])
+def test_base64(before: int, url_safe: bool) -> None:  # noqa: FBT001 - a column
+    """A key is found in Base64, wherever in it and in both alphabets."""
+    for key in (KEY, ODD_KEY, "~~~???>>>~~~???", "12345678"):
+        data = b"user:pw"[:before] + key.encode() + b"\n more"
+        encode = base64.urlsafe_b64encode if url_safe else base64.b64encode
+        text = encode(data).decode()
+        whole = text[-(-before * 8 // 6) : (before + len(key)) * 8 // 6]
+        assert Secret(key).redact(text) == text.replace(whole, "***")
+        escaped = urllib.parse.quote(text, safe="")
+        assert Secret(key).redact(escaped) == urllib.parse.quote(text.replace(whole, "***"), "*")
+        assert Secret(key).redact(text.replace("/", "\\/")).count("***") == 1
+
+
+@pytest.mark.parametrize("spell", [str, SPELLINGS["JSON in lower case"], SPELLINGS["hexadecimal"]])
+def test_cut(spell: Callable[[str], str]) -> None:
+    """The beginning of a key is found: 8 characters anywhere, 4 where a text ends with them."""
+    secret = Secret(ODD_KEY)
+    for length in range(1, len(ODD_KEY) + 1):
+        begun = spell(ODD_KEY[:length])
+        assert secret.redact(f"x {begun}") == ("x ***" if length >= 4 else f"x {begun}")
+        assert secret.redact(f"{begun}… y") == ("***… y" if length >= 8 else f"{begun}… y")
+
+
+def test_cut_base64() -> None:
+    """The beginning of a key is found in Base64, too."""
+    secret = Secret(ODD_KEY)
+    text = base64.b64encode(ODD_KEY.encode()).decode().rstrip("=")
+    assert secret.redact(text[:10] + " y") == "*** y"
+    assert secret.redact("x " + text[:5]) == "x ***"
+
+
+WILD = {
+    "backslashes": "\\",
+    "percent signs": "%25",
+    "ampersands": "&amp;",
+    "equals signs": "=3D",
+    "a key's beginning": KEY[:7],
+    "its first character": KEY[:1],
+    "its beginning, escaped": "\\\\u0073",
+    "its beginning in Base64": base64.b64encode(KEY.encode()).decode()[:9],
+    "whole keys": KEY,
+}
+
+
+def seconds(secret: Secret, text: str) -> float:
+    """Measure the processor's time, which no other process adds to: the least of three."""
+    found: list[float] = []
+    for _ in range(3):
+        started = time.process_time()
+        secret.redact(text)
+        found.append(time.process_time() - started)
+    return min(found)
+
+
+@pytest.mark.parametrize("piece", WILD.values(), ids=WILD)
+def test_time(piece: str) -> None:
+    """The time to look for a key grows with the text, and not with its square."""
+    secret = Secret(KEY)
+    size = 2**15 // len(piece)
+    small, large = seconds(secret, piece * size), seconds(secret, piece * size * 8)
+    assert large < 0.01 + 24 * small  # the square would be 64 times
+
+
+# Wherever tools look.
+
+
+def attributes(value: object) -> dict[str, object]:
+    """Give what an object is made of, as tools do that show or serialize anything."""
+    names = [*getattr(value, "__dict__", ())]
+    for kind in type(value).__mro__:
+        slots = getattr(kind, "__slots__", ())
+        names += [slots] if isinstance(slots, str) else slots
+    return {name: getattr(value, name, None) for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("holder", HOLDERS.values(), ids=HOLDERS)
+def test_attributes_do_not_show_it(holder: object) -> None:
+    """Nothing that an object which holds the key is made of shows it."""
+    assert KEY not in repr(attributes(holder))
+    for value in attributes(holder).values():
+        assert KEY not in repr(attributes(value))
+
+
+def test_dataclasses_do_not_store_it() -> None:
+    """A request and a protocol are dataclasses that cannot be turned into dictionaries."""
+    for holder in (PROTOCOL, call_in_flight().request):
+        with pytest.raises(TypeError, match=r"a Secret holds the API key"):
+            dataclasses.asdict(holder)
+
+
+def test_comparisons_do_not_show_it() -> None:
+    """What pytest says of two that are not equal does not show it."""
+    one, other = PROTOCOL, CreduseProtocol(KEY + "x")
+    pairs: list[tuple[object, object]] = [
+        (one, other),
+        (one.add(USER, 7).request, other.add(USER, 7).request),
+        (one.add(USER, 7).request, one.add(USER, 8).request),
+        (one.api_key, other.api_key),
+        ({"key": one.api_key}, {"key": KEY[:0]}),
+    ]
+    for left, right in pairs:
+        with pytest.raises(AssertionError) as caught:
+            assert left == right
+        assert KEY not in str(caught.value)
+
+
+HALF_MADE: list[Any] = [CreduseProtocol, CoreClient, AsyncCoreClient]
+
+
+@pytest.mark.parametrize("kind", HALF_MADE)
+def test_half_made(kind: Any) -> None:
+    """What was not made to its end can be shown: tools show ``self`` of an ``__init__``."""
+    assert repr(kind.__new__(kind)) == f"<{kind.__name__} half made>"
+
+
+def test_failure() -> None:
+    """A failure does not show the words of its cause."""
+    failure = Failure(Delivery.MAYBE_SENT, OSError(KEY), transient=False)
+    assert repr(failure) == "<Failure maybe sent, OSError>"
+
+
+# Frames: what an error tracker shows that leaves out the variables with these names.
+
+DENIED = {
+    *("api_key", "apikey", "auth", "authorization", "cookie", "credentials", "csrftoken"),
+    *("passwd", "password", "private_key", "privatekey", "secret", "sessionid", "set-cookie"),
+    *("token", "x_api_key"),
+}
+
+
+def shown_by(error: BaseException) -> Iterator[tuple[str, str]]:
+    """Give the variables of all frames below a test's, of an error and of all that it came of."""
+    for link in chain(error):
+        traceback = link.__traceback__
+        while traceback is not None:
+            frame = traceback.tb_frame
+            for name, value in frame.f_locals.items():
+                if frame.f_code.co_filename != __file__ and name not in DENIED:
+                    yield f"{frame.f_code.co_name}: {name}", repr(value)
+            traceback = traceback.tb_next
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.parametrize("status", [200, 302, 402, 429, 500])
+def test_frames_of_a_refusal(
+    play: Callable[..., Any], status: int, spell: Callable[[str], str]
+) -> None:
+    """No frame shows a response that repeats the key, whatever its status and spelling."""
+    echoed = spell(KEY)
+    body = json.dumps({"error_code": "INSUFFICIENT_FUNDS", "message": f"bad key {echoed}."})
+    response = Response(status, [("X-Key", f"Bearer {echoed}")], body.encode())
+    with pytest.raises(CreduseError) as caught:
+        play(*[response] * 3).do("subtract", USER, 7)
+    written = json.dumps(echoed)[1:-1]  # in a body
+    found = [*shown_by(caught.value)]
+    assert any(name == "run: call" for name, _ in found)
+    assert [name for name, text in found if echoed in text or written in text or KEY in text] == []
+    assert [
+        text for text in texts(caught.value) if echoed in text or written in text or KEY in text
+    ] == []
+
+
+def raising(cause: Exception) -> Callable[[], None]:
+    """Make a transport's step that raises, and has the key in a variable."""
+
+    def send() -> None:
+        header = f"Bearer {KEY}"
+        raise cause from LookupError(len(header))
+
+    return send
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Failure(Delivery.MAYBE_SENT, OSError(f"with {KEY}"), transient=False),
+        Failure(Delivery.NOT_SENT, OSError("odd"), transient=False, via=f"http://{KEY}:1"),
+        Failure(
+            Delivery.MAYBE_SENT,
+            OSError("cut"),
+            transient=False,
+            response=Response(402, [("X", KEY)], KEY.encode()),
+        ),
+        ValueError(f"with {KEY}"),
+        raising(ValueError("odd")),
+        raising(ValueError(f"with {KEY}")),
+        KEY,
+    ],
+    ids=["cause", "proxy", "head", "raised", "frame", "both", "nonsense"],
+)
+def test_frames_of_a_failure(play: Callable[..., Any], event: object) -> None:
+    """No frame shows what a transport has reported or raised, where that repeats the key."""
+    with pytest.raises(CreduseError) as caught:
+        play(event).do("subtract", USER, 7)
+    assert [name for name, text in shown_by(caught.value) if KEY in text] == []
+    assert [text for text in texts(caught.value) if KEY in text] == []
+
+
+def test_frames_of_a_wait_that_is_too_long(play: Callable[..., Any]) -> None:
+    """No frame shows it where a call ends after a wait."""
+    echo = Response(429, [("X", KEY)], b'{"message": "%b"}' % KEY.encode())
+    with pytest.raises(APIError) as caught:
+        play(echo, oversleep=60.0).do("subtract", USER, 7)
+    assert [name for name, text in shown_by(caught.value) if KEY in text] == []
+
+
+WRONG: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
+    "id": ("subtract", (7, 7), {}),
+    "amount": ("subtract", (USER, "7"), {}),
+    "negative amount": ("add", (USER, -7), {}),
+    "days": ("start_cycle", (USER, 7, 1.5), {}),
+    "timeout": ("stop_cycle", (USER,), {"timeout": -1}),
+    "idempotency key": ("add", (USER, 7), {"idempotency_key": "a b"}),
+    "idempotency key of another type": ("add", (USER, 7), {"idempotency_key": 7}),
+}
+
+
+@pytest.mark.parametrize(("method", "arguments", "named"), WRONG.values(), ids=WRONG)
+def test_frames_of_a_wrong_argument(
+    play: Callable[..., Any], method: str, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    """No frame shows the key of a good client that is given a wrong argument."""
+    with pytest.raises((TypeError, ValueError)) as caught:
+        play().do(method, *arguments, **named)
+    found = [*shown_by(caught.value)]
+    assert found
+    assert [name for name, text in found if KEY in text] == []
+
+
+BAD_KEYS: dict[str, Any] = {
+    "bytes": KEY.encode(),
+    "a list": [KEY],
+    "a line": f"{KEY}\n",
+    "not ASCII": f"{KEY}\u00e9",
+    "two words": f"{KEY} {KEY}",
+    "a secret": Secret(f"{KEY}\n"),
+}
+
+
+def check_wrong_key(make: Callable[[], object]) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        make()
+    found = [*shown_by(caught.value)]
+    assert any(name.endswith(": self") for name, _ in found)
+    assert [name for name, text in found if KEY in text] == []
+
+
+@pytest.mark.parametrize("api_key", BAD_KEYS.values(), ids=BAD_KEYS)
+def test_frames_of_a_wrong_key(api_key: Any) -> None:
+    """No frame shows a key that is refused, but under a name that tools leave out."""
+    options: dict[str, Any] = {"retry": RetryPolicy(), "timeout": 30.0, "allow_http": None}
+    check_wrong_key(lambda: CreduseProtocol(api_key))
+    check_wrong_key(lambda: protocol_from_environment(api_key, base_url=None, **options))
+
+
+def test_frames_of_a_wrong_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor where it came from the environment."""
+    monkeypatch.setenv("CREDUSE_API_KEY", f"{KEY}\n")
+    options: dict[str, Any] = {"retry": RetryPolicy(), "timeout": 30.0, "allow_http": None}
+    check_wrong_key(lambda: protocol_from_environment(None, base_url=None, **options))
+
+
+@pytest.mark.parametrize("url", ["http://example.com", "ftp://example.com", 7])
+def test_frames_of_a_wrong_url(url: Any) -> None:
+    """No frame shows a good key beside a base URL that is refused."""
+    with pytest.raises((TypeError, ValueError)) as caught:
+        CreduseProtocol(KEY, url)
+    assert [name for name, text in shown_by(caught.value) if KEY in text] == []

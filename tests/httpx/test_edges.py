@@ -3,15 +3,22 @@
 import asyncio
 import signal
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 import trio
+import trustme
 
 from creduse import (
     AsyncCreduseClient,
@@ -22,7 +29,8 @@ from creduse import (
     RetryPolicy,
     TransportError,
 )
-from creduse_sandbox import FAULTS, SandboxServer
+from creduse_httpx._network import Line
+from creduse_sandbox import FAULTS, SandboxServer, Shaped
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 KEY = "sk-test"
@@ -234,3 +242,203 @@ def test_name_that_leads_elsewhere(
                 call()
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert server.log == ()
+
+
+FORK = """
+import os, sys, threading, time
+from creduse import CreduseClient, CreduseError
+client = CreduseClient("sk-test", base_url=sys.argv[1], timeout=60)
+user = "12345678-1234-5678-1234-567812345678"
+results = []
+def call():
+    try:
+        results.append(client.add(user, 1).amount)
+    except CreduseError as error:
+        results.append(error.outcome)
+thread = threading.Thread(target=call)
+thread.start()
+time.sleep(0.5)
+child = os.fork()
+if not child:
+    client.close()
+    os._exit(0)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+thread.join()
+client.close()
+os._exit(status or (results != [1]))
+"""
+
+
+def later(head: bytes, body: bytes) -> tuple[bytes, ...]:
+    return (b"", head + body)
+
+
+def test_fork_during_a_call(server: SandboxServer) -> None:
+    """A child that closes the client leaves the parent's call in flight alone."""
+    server.order(Shaped(later, pause=2.0))
+    subprocess.run([sys.executable, "-c", FORK, server.base_url], check=True, timeout=60)
+    assert len(server.applied) == 1
+
+
+@pytest.fixture
+def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ssl.SSLContext:
+    """A server's context, which clients trust that read the environment."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return context
+
+
+def call_with(runner: str, **settings: Any) -> None:
+    """Make one call with a client of the kind that this runner runs."""
+    if runner == "sync":
+        with CreduseClient(KEY, **settings) as client:
+            client.add(USER, 1)
+        return
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, **settings) as client:
+            await client.add(USER, 1)
+
+    RUNNERS[runner](main() if runner == "asyncio" else main)
+
+
+BODY = b'{"end_user_id": "12345678-1234-5678-1234-567812345678", "amount": 1}'
+EARLY = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
+def test_response_before_the_first_request(
+    runner: str,
+    secure: bool,  # noqa: FBT001 - a column
+    raw: Any,
+    certificate: ssl.SSLContext,
+) -> None:
+    """What a server sends on a new connection before the request is not the response to it."""
+    spoken = threading.Event()
+
+    def speak(connection: socket.socket, server: Any) -> None:
+        if secure:
+            connection = certificate.wrap_socket(connection, server_side=True)
+        connection.sendall(EARLY)
+        spoken.set()
+        with suppress(OSError):
+            server.received.append(connection.recv(65536))
+        connection.close()
+
+    server = raw(speak)
+    base_url = server.base_url.replace("http:", "https:") if secure else server.base_url
+    with during_connect(runner, spoken), pytest.raises(TransportError) as caught:
+        call_with(runner, base_url=base_url, retry=ONCE)
+    assert caught.value.outcome is Outcome.NOT_APPLIED
+    assert "nobody had asked for" in str(caught.value)
+
+
+@contextmanager
+def during_connect(runner: str, spoken: threading.Event) -> Iterator[None]:
+    """Hold up a client before it writes until the server has spoken, and that has arrived."""
+    name = "_begins"
+    original = Line._begins  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the moment before a write
+
+    def held_up(line: Line, data: bytes) -> bool:
+        assert spoken.wait(30), runner
+        time.sleep(0.05)
+        return original(line, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Line, name, held_up)
+        yield
+
+
+def test_close_during_a_handshake() -> None:
+    """Closing a client ends a TLS handshake of another thread, and the other calls, too."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        client = CreduseClient(KEY, base_url=url, timeout=60, retry=RetryPolicy(1))
+        ended: list[CreduseError] = []
+
+        def call() -> None:
+            with pytest.raises(CreduseError) as caught:
+                client.add(USER, 1)
+            ended.append(caught.value)
+
+        threads = [threading.Thread(target=call) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        accepted = [listener.accept()[0] for _ in threads]
+        for connection in accepted:
+            assert connection.recv(1)  # the handshake has begun
+        client.close()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        for connection in accepted:
+            connection.close()
+    assert [error.outcome for error in ended] == [Outcome.NOT_APPLIED] * 3
+
+
+def test_silent_address_before_a_good_one(
+    server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address of a host that is silent leaves time for the next one."""
+    port = int(server.base_url.rpartition(":")[2])
+    with full_backlog() as silent_port:
+        addresses = [("127.0.0.1", silent_port), ("127.0.0.1", port)]
+
+        def find(*_: object, **__: object) -> Any:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", it) for it in addresses]
+
+        monkeypatch.setattr(socket, "getaddrinfo", find)
+        policy = RetryPolicy(max_attempts=1, attempt_timeout=4.0)
+        with CreduseClient(KEY, base_url=server.base_url, retry=policy) as client:
+            assert client.add(USER, 1).amount == 1
+
+
+@pytest.mark.parametrize("supplied", [False, True])
+def test_response_that_has_been_read(
+    supplied: bool,  # noqa: FBT001 - a column
+    server: SandboxServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A response that stands read before us, on a connection that closes, is the response."""
+    handle = httpx.HTTPTransport.handle_request
+
+    def handle_and_read(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        response = handle(transport, request)
+        response.read()
+        return response
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", handle_and_read)
+    server.order(Shaped(edit=lambda it: replace(it, headers=(*it.headers, CLOSE))))
+    with (
+        httpx.Client() as http_client,
+        CreduseClient(KEY, http_client if supplied else None, base_url=server.base_url) as client,
+    ):
+        assert client.add(USER, 1).amount == 1
+
+
+CLOSE = ("Connection", "close")
+
+
+def test_call_within_a_call(server: SandboxServer) -> None:
+    """A signal handler may call within a call of the same client, and closing still ends both."""
+    with CreduseClient(KEY, base_url=server.base_url, timeout=60) as client:
+        server.order(FAULTS["request-then-hang"])
+        within: list[int] = []
+
+        def ring(*_: object) -> None:
+            within.append(client.add(USER, 2).amount)
+            threading.Timer(0.1, client.close).start()
+
+        before = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            with pytest.raises(TransportError) as caught:
+                client.add(USER, 1)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert within == [2]
+        assert caught.value.outcome is Outcome.UNKNOWN

@@ -339,6 +339,7 @@ _TRIO: Final = AsyncDriver(Trio())
 CLIENTS: Final = {
     "httpx": Client("creduse_httpx:CreduseClient", run_in_threads),
     "httpx-asyncio": Client("creduse_httpx:AsyncCreduseClient", _ASYNCIO),
+    "httpx-uvloop": Client("creduse_httpx:AsyncCreduseClient", _UVLOOP),
     "httpx-trio": Client("creduse_httpx:AsyncCreduseClient", _TRIO),
     "aiohttp": Client("creduse_aiohttp:AsyncCreduseClient", _ASYNCIO),
     "aiohttp-uvloop": Client("creduse_aiohttp:AsyncCreduseClient", _UVLOOP),

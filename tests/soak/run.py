@@ -28,7 +28,7 @@ from tests.soak.plans import Plan
 ROOT: Final = Path(__file__).parents[2]
 KEY: Final = "sk-soak"
 RETRY: Final = RetryPolicy(
-    initial_delay=0.01, max_delay=0.05, attempt_timeout=0.5, server_replays=True
+    initial_delay=0.01, max_delay=0.05, attempt_timeout=1.0, server_replays=True
 )
 AT_ONCE: Final = (50, 200)
 GENERATION: Final = 5000

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.soak import plans
+from tests.soak.drivers import CLIENTS
 from tests.soak.judge import Entry, Resources, Said, growth, leftovers, overrun, wrongs
 from tests.soak.plans import FAULTS, MUSTER, Script, draw
 
@@ -107,9 +108,7 @@ def test_the_server_knows_nothing_of_creduse() -> None:
 
 @pytest.mark.once
 @pytest.mark.parametrize("wire", ["--plain", "--tls"])
-@pytest.mark.parametrize(
-    "client", ["httpx", "httpx-asyncio", "httpx-trio", "aiohttp", "aiohttp-uvloop", "trio"]
-)
+@pytest.mark.parametrize("client", CLIENTS)
 def test_a_short_run(client: str, wire: str) -> None:
     """Each client comes through a short run, whatever the server does."""
     settings = ("--client", client, wire, "--calls", "300", "--seed", "11")

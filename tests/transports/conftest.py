@@ -268,8 +268,8 @@ def over_requests(protocol: CreduseProtocol, _: ssl.SSLContext) -> Generator[Cor
 EXHAUSTIVE = pytest.mark.exhaustive
 """Left to `nox -s exhaustive`: what differs little from its neighbours."""
 
-_HTTPX = (Limit.TIME,)
-_HTTP_CLIENT = (Limit.TIME, Limit.INTERIM)
+_HTTPX = (Limit.TIME, Limit.CLOSE, Limit.SIGNAL)
+_HTTP_CLIENT = (Limit.TIME, Limit.INTERIM, Limit.CLOSE, Limit.SIGNAL)
 _URLLIB3 = (*_HTTP_CLIENT, Limit.SURPLUS)
 
 SYNC = [

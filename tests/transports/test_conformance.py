@@ -11,11 +11,13 @@ from creduse_sandbox.conformance import (
     CANCELLATIONS,
     CLOSINGS,
     CROWDS,
+    INTERRUPTIONS,
     SCENARIOS,
     TLS_SCENARIOS,
     Cancellation,
     Closing,
     Crowd,
+    Interruption,
     Scenario,
     check,
     check_async,
@@ -24,12 +26,19 @@ from creduse_sandbox.conformance import (
     check_cancellation,
     check_closing,
     check_crowd,
+    check_interruption,
+    check_interruption_on_asyncio,
+    check_interruption_on_trio,
 )
 
 if TYPE_CHECKING:
     from creduse_core import Attempt
 
 ALL = (*SCENARIOS, *TLS_SCENARIOS)
+SOMETIMES_SECURE = pytest.mark.parametrize(
+    "certificate",
+    [pytest.param(None, id="plain"), pytest.param("good", id="tls", marks=pytest.mark.exhaustive)],
+)
 
 
 @pytest.mark.parametrize("scenario", ALL, ids=str)
@@ -78,6 +87,7 @@ def test_async_conformance(
     async_kind.run(main)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("crowd", CROWDS, ids=str)
 def test_crowd(sync_kind: Any, crowd: Crowd, certificate: str | None, authority: Any) -> None:
@@ -90,6 +100,7 @@ def test_crowd(sync_kind: Any, crowd: Crowd, certificate: str | None, authority:
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("crowd", CROWDS, ids=str)
 def test_async_crowd(
@@ -108,6 +119,7 @@ def test_async_crowd(
     async_kind.run(main)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, authority: Any) -> None:
@@ -120,6 +132,7 @@ def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, auth
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_async_closing(
@@ -137,6 +150,7 @@ def test_async_closing(
     async_kind.run(main)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing_with_one_connection(
@@ -152,6 +166,43 @@ def test_closing_with_one_connection(
         )
 
     narrow_kind.run(main)
+
+
+@pytest.mark.once
+# An object that is half made may fail as it goes, as http.client's response does.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@SOMETIMES_SECURE
+@pytest.mark.parametrize("interruption", INTERRUPTIONS, ids=str)
+def test_interruption(
+    sync_kind: Any, interruption: Interruption, certificate: str | None, authority: Any
+) -> None:
+    """Wherever a signal's handler raises, what the call says is true, and the client is whole."""
+    check_interruption(
+        interruption,
+        lambda protocol: sync_kind.open(protocol, authority.trust),
+        certificate=authority.certificates.get(certificate),
+        limits=sync_kind.limits,
+    )
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@SOMETIMES_SECURE
+@pytest.mark.parametrize("interruption", [it for it in INTERRUPTIONS if not it.alarm], ids=str)
+def test_async_interruption(
+    narrow_kind: Any, interruption: Interruption, certificate: str | None, authority: Any
+) -> None:
+    """The same under an event loop."""
+    if narrow_kind.loop == "uvloop":
+        pytest.skip("its steps cannot be counted")
+    check = (
+        check_interruption_on_trio if narrow_kind.loop == "trio" else check_interruption_on_asyncio
+    )
+    check(
+        interruption,
+        narrow_kind.connect(authority.trust, connections=1),
+        certificate=authority.certificates.get(certificate),
+    )
 
 
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])

@@ -109,7 +109,7 @@ class Slow(trio.abc.Stream):
         await self.stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        piece = await self.stream.receive_some(min(max_bytes or 20, 20))
+        piece = await self.stream.receive_some(min(max_bytes or 50, 50))
         self.do()
         return piece
 

@@ -1,0 +1,63 @@
+"""Whose an exception is: a transport's library's, or that of whoever interrupted it."""
+
+import json
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from creduse_core import is_foreign
+
+LIBRARIES = {"library", "helper"}
+
+
+def module(name: str, source: str) -> Any:
+    """Make a module of this name, which need not be imported."""
+    made = types.ModuleType(name)
+    exec(source, vars(made))  # noqa: S102 - a module that is made for this test
+    return made
+
+
+OURS = module(
+    "library.deep",
+    """
+class LibraryError(OSError): pass
+def run(work): work()
+def fail(): raise LibraryError("odd")
+def fail_plainly(): raise TimeoutError("odd")
+""",
+)
+FOREIGN = module("handlers", "def interrupt(): raise TimeoutError('the time is over')")
+NAMELESS = module(
+    "nameless", "def interrupt(): raise TimeoutError('the time is over')\n__name__ = 7"
+)
+WORK: dict[str, tuple[Callable[[], object], bool]] = {
+    "its own class": (OURS.fail, False),
+    "its own frame": (OURS.fail_plainly, False),
+    "another's frame": (FOREIGN.interrupt, True),
+    "a frame of an odd name": (NAMELESS.interrupt, True),
+    "the standard library for it": (lambda: json.loads("{"), False),
+    "another one that calls it": (lambda: OURS.run(FOREIGN.interrupt), True),
+    "it, called by another": (lambda: OURS.run(OURS.fail_plainly), False),
+}
+
+
+@pytest.mark.parametrize(("work", "foreign"), WORK.values(), ids=WORK)
+def test_whose_it_is(work: Callable[[], object], foreign: bool) -> None:  # noqa: FBT001 - a column
+    """An exception is a library's by its class or by the frame that raised it."""
+    with pytest.raises(Exception, match=r".") as caught:
+        OURS.run(work)
+    assert is_foreign(caught.value, LIBRARIES) is foreign
+
+
+def test_class_of_a_library_raised_by_another() -> None:
+    """A library's own exception is the library's, wherever it was raised."""
+    with pytest.raises(OURS.LibraryError) as caught:
+        raise OURS.LibraryError("odd")
+    assert not is_foreign(caught.value, LIBRARIES)
+
+
+def test_never_raised() -> None:
+    """An exception that was only made reports something, and interrupts nothing."""
+    assert not is_foreign(TimeoutError(), LIBRARIES)
