@@ -33,12 +33,13 @@ from creduse_core import (
     RetryPolicy,
     Secret,
     Send,
-    foreign_cause,
     forget_frames,
+    is_foreign,
     is_loopback,
     protocol_from_environment,
     proxy_from_environment,
 )
+from creduse_core.messages import chain
 
 from ._below import HeldResponse, close_soon, is_readable, is_usable, leave_idle, proxy_of
 
@@ -225,9 +226,9 @@ class _Exchange(BytesPayload):
         return Response(response.status, pairs, b"".join(self._chunks))
 
     def _failed(self, error: Exception) -> Failure:
-        foreign = foreign_cause(error, _LIBRARIES)
-        if foreign is not None:
-            raise foreign from None
+        for link in chain(error, contexts=False):  # aiohttp raises its own from what it caught
+            if isinstance(link, Exception) and is_foreign(link, _LIBRARIES):
+                raise link from None
         if self._refused is not None and not self.consumed:
             error = self._refused
         forget_frames(error)
