@@ -178,20 +178,39 @@ def is_foreign(error: BaseException, libraries: Container[str]) -> bool:
 
 
 def chain(error: BaseException, *, contexts: bool = True) -> list[BaseException]:
-    """Give an exception and all that it came of, members of groups included.
+    """Return an exception and all that it came of, members of groups included.
 
-    Without ``contexts``, only what was named as a cause: a context may be what the caller was just
-    handling, and has nothing to do with it.
+    Without ``contexts``, only what was named as a cause. What a caller is just handling is left out
+    in any case: Python makes it a context, but it has nothing to do with the error.
     """
+    running = _running_frames() if contexts else set[object]()
     links: list[BaseException] = []
     found: list[BaseException | None] = [error]
     for link in found:
         if link is not None and not any(link is other for other in links):
             links.append(link)
             found += [link.__cause__, *getattr(link, "exceptions", ())]
-            if contexts:
-                found.append(link.__context__)
+            context = link.__context__ if contexts else None
+            if context is not None and _caught_in(context) not in running:
+                found.append(context)
     return links
+
+
+def _caught_in(error: BaseException) -> object:
+    return None if error.__traceback__ is None else error.__traceback__.tb_frame
+
+
+def _running_frames() -> set[object]:
+    """Return the frames of the callers: what one of them has caught, it is just handling."""
+    # Not at the top: it loads much that only a failure wants.
+    from inspect import currentframe  # noqa: PLC0415
+
+    frames: set[object] = set()
+    frame = currentframe()
+    while frame is not None:
+        frames.add(frame)
+        frame = frame.f_back
+    return frames
 
 
 def forget_frames(error: BaseException) -> None:

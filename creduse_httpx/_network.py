@@ -6,7 +6,7 @@ asked for is decided here, for both kinds of streams. HTTP is httpcore's and h11
 
 import socket
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from threading import RLock
@@ -305,10 +305,10 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         await self.inner.aclose()
 
 
-def _innermost(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _innermost(error: BaseException) -> BaseException:
     """Return one member of a group, since who waits for a cancellation expects no group."""
-    first = group.exceptions[0]
-    return _innermost(first) if isinstance(first, BaseExceptionGroup) else first
+    members: Sequence[BaseException] = getattr(error, "exceptions", ())
+    return _innermost(members[0]) if members else error
 
 
 class AsyncBackend(httpcore.AsyncNetworkBackend):
@@ -317,7 +317,8 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
     def __init__(self, line: Line) -> None:
         """Tell the line of what is connected, on the event loop that is running."""
         self._line = line
-        self._httpcore = httpcore.TrioBackend() if under_trio() else httpcore.AnyIOBackend()
+        # Its types do not say that anyio is always there.
+        self._httpcore: Any = httpcore.TrioBackend() if under_trio() else httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,

@@ -74,10 +74,9 @@ def check_loopback(stream: Any) -> None:
         httpcore.LocalProtocolError: It leads elsewhere.
     """
     try:
-        address = stream.get_extra_info("server_addr")
+        host = str(stream.get_extra_info("server_addr")[0])
     except OSError as error:  # it has been reset meanwhile
         raise httpcore.ConnectError(error) from error
-    host = str(address[0]) if isinstance(address, tuple) else str(address)
     if not is_loopback(host):
         raise httpcore.LocalProtocolError(
             f"the host of base_url is at {host}, which is not this machine, and over plain http "
