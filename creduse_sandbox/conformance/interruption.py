@@ -251,6 +251,28 @@ def _place(frame: FrameType, event: str) -> object:
     return frame.f_code, frame.f_lasti, event, caller and caller.f_code
 
 
+def _words(frame: FrameType | None, event: str) -> str:
+    """Return where this is, in words."""
+    callers: list[str] = []
+    while frame is not None and len(callers) < 4:
+        callers.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+        frame = frame.f_back
+    return f"{' < '.join(callers)} ({event})"
+
+
+_GUARDED: Final = frozenset({"_draw", "_report", "_complain"})
+"""Where the core runs foreign code, which must not change what becomes of a call, whatever it raises."""
+
+
+def _is_guarded(frame: FrameType | None) -> bool:
+    while frame is not None:
+        name = frame.f_globals.get("__name__")
+        if frame.f_code.co_name in _GUARDED and name == "creduse_core.client":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _is_deaf(frame: FrameType | None) -> bool:
     """Say whether Python would drop what is raised here: in what it calls as an object goes."""
     while frame is not None:
@@ -324,7 +346,7 @@ class _Interrupting:
         self._told = self._warm = False
         self._call: Call[Any]
         self._after: Call[Any]
-        self._raised = TimeoutError("raised by a signal's handler")
+        self._raised: BaseException = KeyboardInterrupt()
         self._came: BaseException | None = None
         self._problems: list[str] = []
         self._excusable: list[str] = []
@@ -332,7 +354,8 @@ class _Interrupting:
 
     def handle_alarm(self, *_: object) -> None:
         """Handle the alarm."""
-        raise self._raised.with_traceback(None)
+        self._raised = TimeoutError("raised by a signal's handler")
+        raise self._raised
 
     @contextmanager
     def closing(
@@ -383,8 +406,8 @@ class _Interrupting:
         if place in self._places or _is_deaf(frame):
             return
         self._places.add(place)
-        self._where = f"{frame.f_code.co_qualname}, line {frame.f_lineno} ({event})"
-        self._told = self.is_told()
+        self._where = _words(frame, event)
+        self._told = self.is_told() and not (self._interruption.alarm and _is_guarded(frame))
         sys.setprofile(None)
         signal.raise_signal(_ALARM if self._interruption.alarm else signal.SIGINT)
 
@@ -415,7 +438,7 @@ class _Interrupting:
         return self._after
 
     def _judge_what_came(self) -> None:
-        came, wanted = self._came, self._raised if self._interruption.alarm else KeyboardInterrupt()
+        came, wanted = self._came, self._raised
         own = came is None or isinstance(came, CreduseError)
         if self._where is None:
             if came is not None and not own:

@@ -466,6 +466,9 @@ _KEY_IN_USE: Final = Answer(
     (("Content-Type", "application/json"),),
     b'{"error_code": "KEY_IN_USE", "message": "Wait."}',
 )
+_NO_FUNDS: Final = Answer(
+    402, (("Content-Type", "application/json"),), b'{"error_code": "INSUFFICIENT_FUNDS"}'
+)
 _COOKIE: Final = Answer(429, (("Set-Cookie", "session=1; Path=/"), ("Retry-After", "0")))
 _CHALLENGED: Final = "a 401 with a challenge"
 _CHALLENGE: Final = Answer(401, (("WWW-Authenticate", 'Basic realm="x"'),))
@@ -595,8 +598,9 @@ _FURTHER: Final = (
     Scenario(
         "add-with-key-is-lost-then-refused",
         _add_with_key,
-        (_failed(_UNKNOWN, 2, 1, APIError),),
-        _faults("apply-then-close", "421"),
+        (_failed(_UNKNOWN, 2, 1, InsufficientFundsError),),
+        (FAULTS["apply-then-close"], _NO_FUNDS),
+        words="apply the request, then close; then a 402, which says that funds are insufficient",
     ),
     Scenario(
         "add-with-key-is-lost-then-limited",

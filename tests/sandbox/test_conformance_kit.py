@@ -27,6 +27,7 @@ from creduse_core import (
     CreduseProtocol,
     Delivery,
     Failure,
+    ForeignError,
     Outcome,
     Request,
     Response,
@@ -34,6 +35,7 @@ from creduse_core import (
     State,
     TransportError,
     forget_frames,
+    is_foreign,
 )
 from creduse_core.decoding import Expected, read_answer
 from creduse_core.retry import Event
@@ -120,10 +122,14 @@ def written(http: h11.Connection, send: Send) -> bytes:
     return b"".join(http.send(part) or b"" for part in parts)
 
 
+LIBRARIES = frozenset({"h11", __name__.partition(".")[0]})
+
+
 class Raw:
     """Sends over sockets of its own. It can be shared between threads."""
 
     longest = MAX_BODY_SIZE
+    libraries = LIBRARIES
 
     def __init__(self, protocol: CreduseProtocol) -> None:
         parts = urlsplit(protocol.base_url)
@@ -131,11 +137,14 @@ class Raw:
         assert parts.port is not None
         self.where = parts.hostname, parts.port
         self.idle: list[Link] = []
+        self.busy: set[Link] = set()
+        self.closed = False
 
     def send(self, send: Send) -> Answer:
         begun, progress = self.now(), Progress()
         by, link = begun + send.connect_timeout, None
         try:
+            self.check()
             link = self.take() or self.open(by)
             by = begun + send.timeout
             answer = self.exchange(link, send, by, progress)
@@ -144,26 +153,48 @@ class Raw:
                 self.keep(link)
                 link = None
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-            return progress.failure(error, timed_out=self.now() >= by)
+            return self.failed(progress, error, by)
         finally:
             if link is not None:
+                self.busy.discard(link)
                 link.sock.close()
         return answer
+
+    def check(self) -> None:
+        if self.closed:
+            raise RuntimeError("the transport is closed")
+
+    def failed(self, progress: Progress, error: Exception, by: float) -> Answer:
+        if is_foreign(error, LIBRARIES):
+            raise ForeignError(error) from None
+        return progress.failure(error, timed_out=self.now() >= by)
 
     def take(self) -> Link | None:
         while self.idle:
             link = self.idle.pop()
+            self.busy.add(link)
             if self.is_quiet(link):
                 return link
+            self.busy.discard(link)
             link.sock.close()
         return None
 
     def open(self, by: float) -> Link:
-        return Link(socket.create_connection(self.where, self.left(by)))
+        link = Link(socket.socket())
+        self.busy.add(link)
+        try:
+            link.sock.settimeout(self.left(by))
+            link.sock.connect(self.where)
+        except BaseException:
+            self.busy.discard(link)
+            link.sock.close()
+            raise
+        return link
 
     def exchange(self, link: Link, send: Send, by: float, progress: Progress) -> Response:
         data = written(link.http, send)
         link.sock.settimeout(self.left(by))
+        self.check()  # who closes it afterwards shuts the socket down
         progress.sent = True
         link.sock.sendall(data)
         while not progress.read(link.http, self.longest):
@@ -190,6 +221,7 @@ class Raw:
 
     def keep(self, link: Link) -> None:
         self.idle.append(link)
+        self.busy.discard(link)
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -198,6 +230,13 @@ class Raw:
         return time.monotonic()
 
     def close(self) -> None:
+        self.closed = True
+        for link in list(self.busy):
+            with suppress(OSError):
+                link.sock.shutdown(socket.SHUT_RDWR)
+        self.close_idle()
+
+    def close_idle(self) -> None:
         while self.idle:
             self.idle.pop().sock.close()
 
@@ -450,12 +489,14 @@ class Forgetful(Careless):
 
     def keep(self, link: Link) -> None:
         super().keep(Link(link.sock))
+        self.busy.discard(link)
 
 
 class Wasteful(Raw):
     """Uses no connection again."""
 
     def keep(self, link: Link) -> None:
+        self.busy.discard(link)
         link.sock.close()
 
 
@@ -670,44 +711,54 @@ class AsyncLink:
 class AsyncRaw:
     """Sends over one connection. All bad transports below are made of it."""
 
+    libraries = LIBRARIES | {"anyio", "trio"}
+
     def __init__(self, protocol: CreduseProtocol) -> None:
         parts = urlsplit(protocol.base_url)
         assert parts.hostname is not None
         assert parts.port is not None
         self.where = parts.hostname, parts.port
-        self.place = anyio.Lock()
+        self.place = anyio.Semaphore(1)
         self.idle: list[AsyncLink] = []
+        self.closed = False
+        self.active = 0
         self.count = 0
 
     async def send(self, send: Send) -> Answer:
-        progress, link, sent_by = Progress(), None, anyio.current_time() + send.timeout
+        progress = Progress()
+        self.active += 1
         try:
-            with anyio.fail_after(send.connect_timeout):
-                await self.place.acquire()
-                try:
-                    link = self.idle.pop() if self.idle else await self.open()
-                except BaseException:
-                    self.place.release()
-                    raise
+            with anyio.fail_after(send.timeout):
+                self.check()
+                async with self.place:
+                    return await self.send_alone(send, progress)
         except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
             return progress.failure(error, timed_out=isinstance(error, TimeoutError))
+        finally:
+            self.active -= 1
+
+    async def send_alone(self, send: Send, progress: Progress) -> Answer:
+        link = None
         try:
-            with anyio.fail_after(sent_by - anyio.current_time()):
-                answer = await self.exchange(link, send, progress)
+            with anyio.fail_after(send.connect_timeout):
+                link = self.idle.pop() if self.idle else await self.open()
+            answer = await self.exchange(link, send, progress)
             if send.belongs(answer) and self.is_clean(link):
                 link.http.start_next_cycle()
-                self.idle.append(link)
+                self.keep(link)
                 link = None
-        except Exception as error:  # noqa: BLE001 - as above
-            return progress.failure(error, timed_out=isinstance(error, TimeoutError))
         finally:
-            try:
-                if link is not None:
-                    with anyio.CancelScope(shield=True), suppress(Exception):
-                        await anyio.aclose_forcefully(link.stream)
-            finally:
-                self.place.release()
+            if link is not None:
+                with anyio.CancelScope(shield=True), suppress(Exception):
+                    await anyio.aclose_forcefully(link.stream)
         return answer
+
+    def check(self) -> None:
+        if self.closed:
+            raise RuntimeError("the transport is closed")
+
+    def keep(self, link: AsyncLink) -> None:
+        self.idle.append(link)
 
     async def open(self) -> AsyncLink:
         return AsyncLink(await anyio.connect_tcp(*self.where))
@@ -715,6 +766,7 @@ class AsyncRaw:
     async def exchange(self, link: AsyncLink, send: Send, progress: Progress) -> Response:
         data = written(link.http, send)
         await anyio.lowlevel.checkpoint()
+        self.check()
         progress.sent = True
         await link.stream.send(data)
         while not progress.read(link.http, MAX_BODY_SIZE):
@@ -738,6 +790,12 @@ class AsyncRaw:
         return anyio.current_time()
 
     async def aclose(self) -> None:
+        self.closed = True
+        while self.active:  # noqa: ASYNC110 - it is a test's
+            await anyio.sleep(0.01)
+        await self.close_idle()
+
+    async def close_idle(self) -> None:
         while self.idle:
             await anyio.aclose_forcefully(self.idle.pop().stream)
 
