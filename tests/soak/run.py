@@ -166,6 +166,8 @@ class Run:
         """What is wrong, by call."""
         self.wrong: list[str] = []
         """What is wrong with the run as a whole."""
+        self.known: list[str] = []
+        """What the event loop has complained of and is known to."""
         self.noise: Counter[str] = Counter()
         self.samples: list[judge.Resources] = []
         self.ended_at = time.monotonic()
@@ -355,8 +357,11 @@ class Run:
 
     # Afterwards.
 
-    def judge(self, record: list[judge.Entry]) -> Counter[str]:
-        """Hold what was said against the record, and return how many calls ended in which way."""
+    def judge(self, record: list[judge.Entry], complaints: str) -> Counter[str]:
+        """Hold what was said against the record, and return how many calls ended in which way.
+
+        ``complaints``: a pattern of what the event loop is known to complain of.
+        """
         entries: dict[int, list[judge.Entry]] = {}
         for entry in record:
             entries.setdefault(entry.number, []).append(entry)
@@ -377,5 +382,6 @@ class Run:
             for wrong in judge.wrongs(said, entries.get(number, [])):
                 self.blame(number, wrong)
         self.wrong += judge.growth(self.samples)
-        self.wrong += [f"{count} x {text}" for text, count in self.noise.items()]
+        for text, count in self.noise.items():
+            (self.known if re.match(complaints, text) else self.wrong).append(f"{count} x {text}")
         return ends

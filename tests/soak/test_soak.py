@@ -87,11 +87,11 @@ def test_leftovers(what: str) -> None:
 
 
 def test_growth() -> None:
-    """An object lost in every tenth call is found, and so are bytes that Python does not count."""
+    """An object lost in every fifth call is found, and so are bytes that Python does not count."""
     steady = [HELD, HELD._replace(calls=50_000), HELD._replace(calls=101_000, blocks=102_000)]
     assert not [*growth(steady)]
-    (found,) = growth([*steady, HELD._replace(calls=101_000, blocks=110_000)])
-    assert found == "memory grows: 0.100 blocks for each call, 10000 in all"
+    (found,) = growth([*steady, HELD._replace(calls=101_000, blocks=120_000)])
+    assert found == "memory grows: 0.200 blocks for each call, 20000 in all"
     (found,) = growth([*steady, HELD._replace(calls=101_000, size=250 * 2**20)])
     assert found == "memory grows: 2097 bytes for each call, 200 MiB in all"
 
