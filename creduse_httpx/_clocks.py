@@ -5,6 +5,7 @@ Nothing here sends.
 
 import sys
 import time
+from typing import Any
 
 import anyio
 
@@ -37,6 +38,17 @@ def under_trio() -> bool:
     """Return whether it is trio that runs, and not asyncio."""
     trio = sys.modules.get("trio")
     return trio is not None and bool(trio.lowlevel.in_trio_task())
+
+
+def keep_interrupts_out(*functions: Any) -> None:
+    """Have trio keep a KeyboardInterrupt for the next checkpoint while one of these runs.
+
+    Else it strikes between any two instructions, and a connection's place is lost.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        for function in functions:
+            trio.lowlevel.enable_ki_protection(function)
 
 
 def current_loop() -> object:

@@ -27,7 +27,7 @@ from creduse_core import (
 )
 from creduse_core.pool import Idle, Pool
 
-from ._clocks import AsyncClock, Clock, current_loop
+from ._clocks import AsyncClock, Clock, current_loop, keep_interrupts_out
 from ._exchange import CLOSED, IDLE_TIMEOUT, Exchange, Heads, Pieces, not_sent
 from ._foreign import CLOSING, LIBRARIES
 from ._httpcore import is_drained, set_backend, unlock
@@ -310,6 +310,7 @@ class AsyncOwnTransport(AsyncClock):
         Raises:
             ValueError: The environment names certificates or a proxy that cannot be used.
         """
+        keep_interrupts_out(AsyncOwnTransport.send, AsyncOwnTransport.aclose)
         self._settings = Settings(protocol)
         self._closed = False
         self._cut = False

@@ -5,6 +5,7 @@ sandbox's, or the fault's that was ordered.
 """
 
 import asyncio
+import errno
 import itertools
 import signal
 import socket
@@ -113,7 +114,12 @@ class _Desk:
         return None
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Keep what no client should have to find out, for `SandboxServer.close` to raise."""
+        """Keep what no client should have to find out, for `SandboxServer.close` to raise.
+
+        A peer may have hung up by the time asyncio ends the stream, what was written being out.
+        """
+        if getattr(context.get("exception"), "errno", None) == errno.ENOTCONN:
+            return
         loop.default_exception_handler(context)
         self.errors.append(context.get("exception") or RuntimeError(context["message"]))
 
