@@ -56,14 +56,13 @@ _TRANSIENT: Final[Mapping[type, bool]] = {
 _LIBRARIES: Final = frozenset(
     {
         *("aiohttp", "creduse_aiohttp", "creduse_core"),
-        # What these run on: event loops, threads, name look-up, URLs.
-        *("asyncio", "uvloop", "concurrent", "contextlib", "selectors", "threading"),
-        *("socket", "ssl", "aiohappyeyeballs", "encodings", "idna", "multidict", "urllib", "yarl"),
+        # What these run on.
+        *("aiohappyeyeballs", "idna", "multidict", "uvloop", "yarl"),
         # What stands in for parts of aiohttp: resolvers, connectors to SOCKS proxies, mocks.
-        *("aiodns", "pycares", "aiohttp_socks", "python_socks", "aioresponses"),
+        *("aiodns", "pycares", "aiohttp_socks", "python_socks", "aioresponses", "vcr"),
     }
 )
-"""Top-level modules whose exceptions are this transport's."""
+"""Top-level modules whose exceptions are this transport's, and with them the standard library's."""
 
 _KEEPALIVE: Final = 3.0
 """Seconds. Servers close an idle connection after 5 and more; a request that meets a closing
@@ -122,22 +121,20 @@ class _Exchange(BytesPayload):
         content_length: int | None = None,  # noqa: ARG002 - the body's, as we never set another
     ) -> None:
         """Write the body, and before it the head; or refuse to, so that nothing is sent."""
+        self._connection = writer.transport
         try:
-            connection = await self._checked(writer.transport)
-        except BaseException as error:
-            if writer.transport is not None:
-                writer.transport.abort()  # see _end
-            if isinstance(error, Exception):
-                self._refused = error
+            await self._check(writer.transport)
+        except Exception as error:
+            self._refused = error
             raise
         self._by = self._response_by
-        self._consumed, self._connection = True, connection
+        self._consumed = True
         await writer.write(self._send.request.body)
 
     write_with_length = write
 
-    async def _checked(self, connection: asyncio.WriteTransport | None) -> asyncio.WriteTransport:
-        """Return the connection if the request may be written on it now, else raise why not."""
+    async def _check(self, connection: asyncio.WriteTransport | None) -> None:
+        """Raise if the request must not be written on the connection now."""
         while True:
             if self.consumed or connection is None or not is_usable(connection):
                 raise ConnectionResetError(
@@ -150,7 +147,6 @@ class _Exchange(BytesPayload):
         if time.monotonic() >= self._by:
             raise TimeoutError("no time was left to send the request")
         self._deadline.reschedule(None)  # raises if the exchange is over
-        return connection
 
     # What we do.
 
@@ -181,7 +177,7 @@ class _Exchange(BytesPayload):
         if connection is not None and response is not None and response.connection is not None:
             keep = keep and leave_idle(connection)
         if connection is not None and not keep:
-            # First, since to close a connection waits for TLS to be closed on the other side.
+            # To close a connection waits for TLS to be closed on the other side.
             connection.abort()
         if response is not None:
             (response.release if keep else response.close)()
@@ -230,7 +226,7 @@ class _Exchange(BytesPayload):
         return Response(response.status, pairs, b"".join(self._chunks))
 
     def _failed(self, error: Exception) -> Failure:
-        for link in chain(error, contexts=False):
+        for link in chain(error, contexts=False):  # aiohttp raises its own from what it caught
             if isinstance(link, Exception) and is_foreign(link, _LIBRARIES):
                 raise link from None
         if self._refused is not None and not self.consumed:
@@ -297,6 +293,8 @@ class AiohttpTransport:
     Of a supplied session it uses the connector for that: all that a session adds to requests, and
     does with responses, is its own, and there is no public way to turn all of it off for a request.
     """
+
+    libraries = _LIBRARIES
 
     def __init__(self, protocol: CreduseProtocol, session: aiohttp.ClientSession | None) -> None:
         if session is not None and not isinstance(session, aiohttp.ClientSession):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not all typed
@@ -500,5 +498,5 @@ class AsyncCreduseClient(AsyncCoreClient):
             protocol,
             AiohttpTransport(protocol, session),
             on_attempt=on_attempt,
-            jitter=random.random,
+            jitter=random.SystemRandom().random,  # not a program's own, nor alike after a fork
         )

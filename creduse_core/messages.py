@@ -156,36 +156,61 @@ class ForeignError(BaseException):
 def is_foreign(error: BaseException, libraries: Container[str]) -> bool:
     """Return whether ``error`` comes from neither of ``libraries``, nor from Python itself for them.
 
-    ``libraries`` are top-level names of modules, such as ``"httpx"``. An exception is a library's
-    if its class is, or if the innermost frame of its traceback is. A frame of the standard library
-    counts as theirs, since they call it.
+    ``libraries`` are top-level names of modules, such as ``"httpx"``. The class of an exception
+    decides. For one of Python's own it is the innermost frame of the traceback that is not the
+    standard library's: a handler may raise out of there, as a library may.
     """
-    if type(error).__module__.partition(".")[0] in libraries:
+    defined_in = type(error).__module__.partition(".")[0]
+    if defined_in in libraries:
         return False
+    if defined_in not in sys.stdlib_module_names:
+        return True
+    raised_in = (
+        None  # without a traceback it was never raised: somebody made it to report something
+    )
     traceback = error.__traceback__
-    if traceback is None:
-        return False  # it was never raised, so somebody made it to report something
-    while traceback.tb_next is not None:
+    while traceback is not None:
+        module = str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if module not in sys.stdlib_module_names:
+            raised_in = module
         traceback = traceback.tb_next
-    module = str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0]
-    return module not in libraries and module not in sys.stdlib_module_names
+    return raised_in is not None and raised_in not in libraries
 
 
 def chain(error: BaseException, *, contexts: bool = True) -> list[BaseException]:
-    """Give an exception and all that it came of, members of groups included.
+    """Return an exception and all that it came of, members of groups included.
 
-    Without ``contexts``, only what was named as a cause: a context may be what the caller was just
-    handling, and has nothing to do with it.
+    Without ``contexts``, only what was named as a cause. What a caller is just handling is left out
+    in any case: Python makes it a context, but it has nothing to do with the error.
     """
+    running = _running_frames() if contexts else set[object]()
     links: list[BaseException] = []
     found: list[BaseException | None] = [error]
     for link in found:
         if link is not None and not any(link is other for other in links):
             links.append(link)
             found += [link.__cause__, *getattr(link, "exceptions", ())]
-            if contexts:
-                found.append(link.__context__)
+            context = link.__context__ if contexts else None
+            if context is not None and _caught_in(context) not in running:
+                found.append(context)
     return links
+
+
+def _caught_in(error: BaseException) -> object:
+    return None if error.__traceback__ is None else error.__traceback__.tb_frame
+
+
+def _running_frames() -> set[object]:
+    """Return the frames of the callers: what one of them has caught, it is just handling."""
+    # Not at the top: it loads much that only a failure wants.
+    from inspect import currentframe  # noqa: PLC0415
+
+    frames: set[object] = set()
+    frame = currentframe()
+    while frame is not None:
+        frames.add(frame)
+        frame = frame.f_back
+    return frames
 
 
 def forget_frames(error: BaseException) -> None:

@@ -18,10 +18,9 @@ from creduse_core import (
     Response,
     Send,
     forget_frames,
-    is_foreign,
 )
 
-from ._foreign import LIBRARIES
+from ._foreign import foreign_cause
 
 IDLE_TIMEOUT: Final = 3.0
 """Seconds after which an idle connection is not used again, and is closed at the next call. Servers
@@ -34,7 +33,8 @@ _EXCEPTIONS: Final[Mapping[str, tuple[bool, bool]]] = {
     "NetworkError": (True, False),
     "RemoteProtocolError": (True, False),
     "ProxyError": (True, False),
-    "TimeoutError": (True, True),  # our own
+    "TimeoutError": (True, True),  # our own, as is the next
+    "ConnectionResetError": (True, False),
 }
 
 _NO_HEAD: Final[tuple[int, list[tuple[bytes, bytes]]]] = (0, [])
@@ -158,10 +158,10 @@ class Exchange:
         Raises:
             ForeignError: ``error`` is not the library's.
         """
-        foreign = is_foreign(error, LIBRARIES)
+        foreign = foreign_cause(error)
         self.forget(error)
-        if foreign:
-            raise ForeignError(error)
+        if foreign is not None:
+            raise ForeignError(foreign)
         if self.too_large:
             return self.response()
         rows = (_EXCEPTIONS.get(base.__name__) for base in type(error).__mro__)

@@ -7,10 +7,12 @@ Where such an exception may come up, one of these context managers lets it go on
 from typing import Final
 
 from creduse_core import ForeignError, is_foreign
+from creduse_core.messages import chain
 
 LIBRARIES: Final = frozenset(
     {
-        *("httpx", "httpcore", "httpx2", "httpcore2", "h11", "h2", "socksio", "creduse_httpx"),
+        *("httpx", "httpcore", "httpx2", "httpcore2", "h11", "h2", "socksio", "idna"),
+        "creduse_httpx",
         *("anyio", "asyncio", "trio", "outcome", "uvloop", "selectors", "socket", "ssl"),
         *("concurrent", "contextlib", "encodings", "threading"),
         # What stands in for Python's sockets and TLS.
@@ -20,6 +22,20 @@ LIBRARIES: Final = frozenset(
     }
 )
 """Whose exceptions are a transport's. Any other is a signal handler's, say, and goes on as it is."""
+
+
+def foreign_cause(error: Exception) -> Exception | None:
+    """Return the exception that is not the libraries', be it ``error`` or what it came of.
+
+    What the caller was just handling is no cause: it has not come through a library.
+    """
+    for link in chain(error):
+        if isinstance(link, Exception) and is_foreign(link, LIBRARIES):
+            traceback = link.__traceback__
+            through = "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__"))
+            if link is error or through.partition(".")[0] in LIBRARIES:
+                return link
+    return None
 
 
 class _Network:

@@ -5,6 +5,7 @@ then (tests/httpx/test_httpcore.py).
 """
 
 import socket
+from collections import deque
 from contextlib import nullcontext
 from typing import Any
 
@@ -95,6 +96,27 @@ def is_response_drained(response: Any) -> bool:
     stream = getattr(response.stream, "_httpcore_stream", None)  # httpx's, of the pool's
     stream = getattr(stream, "_stream", None)  # the pool's, of the connection's
     return _is_drained(getattr(stream, "_connection", None))
+
+
+def are_buffers_empty(stream: Any) -> bool:
+    """Return whether nothing lies between the socket of a stream and HTTP: part of a record, say.
+
+    The streams of anyio and trio below httpcore's keep what they have read ahead under private names.
+    https://github.com/agronholm/anyio/blob/4.16.0/src/anyio/streams/tls.py#L96 and
+    https://github.com/python-trio/trio/blob/v0.35.0/src/trio/_ssl.py#L377. A socket of its own reads
+    nothing ahead. Where that cannot be seen, a connection is not reused.
+    """
+    inner = getattr(stream, "_stream", None)  # httpcore's on an event loop
+    if inner is None:
+        return hasattr(stream, "_sock")
+    while (below := getattr(inner, "transport_stream", None)) is not None:  # TLS, of either
+        buffer = getattr(inner, "_read_bio", None) or getattr(inner, "_incoming", None)
+        if getattr(buffer, "pending", True):
+            return False
+        inner = below
+    if hasattr(inner, "_protocol"):  # asyncio's, of anyio
+        return getattr(inner._protocol, "read_queue", True) == deque()  # noqa: SLF001 - see above
+    return type(inner).__module__.partition(".")[0] == "trio"
 
 
 def _is_drained(connection: Any) -> bool:

@@ -6,7 +6,7 @@ asked for is decided here, for both kinds of streams. HTTP is httpcore's and h11
 
 import socket
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from threading import RLock
@@ -17,10 +17,8 @@ import httpcore
 from ._clocks import under_trio
 from ._exchange import CLOSED, Exchange
 from ._foreign import NETWORK
-from ._httpcore import stream_on
-from ._sockets import SHORTEST, check_loopback, has_record, shut_down
-
-UNASKED: Final = "the server had sent what nobody had asked for"
+from ._httpcore import are_buffers_empty, stream_on
+from ._sockets import SHORTEST, UNASKED, check_loopback, has_unread, read_tickets, shut_down
 
 _LATE: Final = 0.05
 """Seconds in which, after the deadline, what has come by then may still be read."""
@@ -42,7 +40,6 @@ class Line:
         self._loopback_only = loopback_only
         self._exchange: Exchange
         self._used = False
-        self._may_hide = False
         self._late_until: float | None = None
 
     def begin(self, exchange: Exchange) -> None:
@@ -95,25 +92,16 @@ class Line:
         exchange = self._exchange
         exchange.observed = True
         if not self._begins(data):
-            by = exchange.deadline if exchange.sent else exchange.connect_by
-            return max(by - exchange.now(), SHORTEST)
+            return max(exchange.left(), SHORTEST) if exchange.sent else self.time_to_connect()
         left = exchange.left()
         if self._is_closed():
             raise httpcore.LocalProtocolError(CLOSED)
         if left <= 0:
             raise httpcore.WriteTimeout("no time was left to send the request")
-        if self._has_unread():
+        if has_unread(self.stream, new=not self._used):
             raise httpcore.RemoteProtocolError(UNASKED)
         self._used = exchange.sent = True
         return left
-
-    def _has_unread(self) -> bool:
-        """Return whether something has come, a response that is there before its request, say."""
-        if has_record(self.stream):  # which the socket does not show
-            return True
-        # On a new connection the socket may show a session ticket.
-        looks_at_socket = self._used or self.stream.get_extra_info("ssl_object") is None
-        return looks_at_socket and bool(self.stream.get_extra_info("is_readable"))
 
     def may_show_ticket(self, data: bytes) -> bool:
         """Return whether the socket of a new TLS connection is readable, before its first request.
@@ -140,7 +128,7 @@ class Line:
             raise httpcore.ReadTimeout("no more of the response is read")
         now = exchange.now()
         if not exchange.sent:
-            return max(exchange.connect_by - now, SHORTEST)
+            return self.time_to_connect()
         left = exchange.deadline - now
         if left > SHORTEST:
             return left
@@ -151,14 +139,9 @@ class Line:
             raise httpcore.ReadTimeout("no whole response came in time")
         return SHORTEST
 
-    def has_read(self, size: int, most: int) -> None:
-        """Take note of a read of ``size`` bytes, of which there could have been ``most``."""
-        # An asyncio stream may keep what goes beyond that, where nobody can see it.
-        self._may_hide = self._may_hide or size >= most
-
     def is_reusable(self) -> bool:
-        """Return whether all that has come on the connection is known."""
-        return self.stream is not None and not self._may_hide
+        """Return whether all that has come on the connection has been read as HTTP."""
+        return self.stream is not None and are_buffers_empty(self.stream.inner)
 
 
 class Stream(httpcore.NetworkStream):
@@ -166,7 +149,7 @@ class Stream(httpcore.NetworkStream):
 
     def __init__(self, stream: httpcore.NetworkStream, line: Line, lock: RLock) -> None:
         """Close, and let close, under ``lock`` alone: a descriptor may be another's by then."""
-        self._stream = stream
+        self.inner = stream
         self._line = line
         self._lock = lock
         self._closed = False
@@ -174,14 +157,12 @@ class Stream(httpcore.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the line knows better
         """Read, as far as the deadline allows."""
         with NETWORK:
-            data = self._stream.read(max_bytes, self._line.time_to_read())
-        self._line.has_read(len(data), max_bytes)
-        return data
+            return self.inner.read(max_bytes, self._line.time_to_read())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - see read
         """Write, if that is allowed."""
         with NETWORK:
-            self._stream.write(buffer, self._line.time_to_write(buffer))
+            self.inner.write(buffer, self._line.time_to_write(buffer))
 
     def start_tls(
         self,
@@ -190,16 +171,16 @@ class Stream(httpcore.NetworkStream):
         timeout: float | None = None,  # noqa: ARG002 - see read
     ) -> "Stream":
         """Agree on TLS."""
-        plain = self._stream.get_extra_info("socket")
+        plain = self.inner.get_extra_info("socket")
         with NETWORK:
             if isinstance(plain, ssl.SSLSocket):  # to a proxy; httpcore has TLS within TLS
-                secure = self._stream.start_tls(
+                secure = self.inner.start_tls(
                     ssl_context, server_hostname, self._line.time_to_connect()
                 )
             else:
                 secure = stream_on(self._handshake(plain, ssl_context, server_hostname))
-        stream = Stream(secure, self._line, self._lock)
-        self._line.connected(stream)
+            stream = Stream(secure, self._line, self._lock)
+            self._line.connected(stream)
         return stream
 
     def _handshake(
@@ -218,19 +199,19 @@ class Stream(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         """Return what the stream knows."""
-        return self._stream.get_extra_info(info)
+        return self.inner.get_extra_info(info)
 
     def close(self) -> None:
         """Close the socket."""
         with self._lock:
             self._closed = True
-            self._stream.close()
+            self.inner.close()
 
     def shut_down(self) -> None:
         """End what another thread is doing on this stream, from this one."""
         with self._lock, suppress(OSError):  # it has hung up already
             if not self._closed:
-                shut_down(self._stream.get_extra_info("socket"))
+                shut_down(self.inner.get_extra_info("socket"))
 
 
 class Backend(httpcore.NetworkBackend):
@@ -252,7 +233,7 @@ class Backend(httpcore.NetworkBackend):
         """Connect to the first address that takes it."""
         with NETWORK:
             stream = Stream(stream_on(self._connect_to_any(host, port)), self._line, self._lock)
-        self._line.connected(stream)
+            self._line.connected(stream)
         return stream
 
     def _connect_to_any(self, host: str, port: int) -> socket.socket:
@@ -285,24 +266,20 @@ class AsyncStream(httpcore.AsyncNetworkStream):
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, line: Line) -> None:
         """Have the rules of ``line``."""
-        self._stream = stream
+        self.inner = stream
         self._line = line
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - httpcore's
         """Read, as far as the deadline allows."""
         with NETWORK:
-            data = await self._stream.read(max_bytes, self._line.time_to_read())
-        self._line.has_read(len(data), max_bytes)
-        return data
+            return await self.inner.read(max_bytes, self._line.time_to_read())
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - httpcore's
         """Write, if that is allowed."""
         with NETWORK:
             if self._line.may_show_ticket(buffer):
-                with suppress(httpcore.ReadTimeout):
-                    await self._stream.read(1, SHORTEST)
-                    raise httpcore.RemoteProtocolError(UNASKED)
-            await self._stream.write(buffer, self._line.time_to_write(buffer))
+                await read_tickets(self.inner)
+            await self.inner.write(buffer, self._line.time_to_write(buffer))
 
     async def start_tls(
         self,
@@ -312,7 +289,7 @@ class AsyncStream(httpcore.AsyncNetworkStream):
     ) -> "AsyncStream":
         """Agree on TLS."""
         with NETWORK:
-            secure = await self._stream.start_tls(
+            secure = await self.inner.start_tls(
                 ssl_context, server_hostname, self._line.time_to_connect()
             )
         stream = AsyncStream(secure, self._line)
@@ -321,11 +298,17 @@ class AsyncStream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         """Return what the stream knows."""
-        return self._stream.get_extra_info(info)
+        return self.inner.get_extra_info(info)
 
     async def aclose(self) -> None:
         """Close the connection."""
-        await self._stream.aclose()
+        await self.inner.aclose()
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return one member of a group, since who waits for a cancellation expects no group."""
+    members: Sequence[BaseException] = getattr(error, "exceptions", ())
+    return _innermost(members[0]) if members else error
 
 
 class AsyncBackend(httpcore.AsyncNetworkBackend):
@@ -334,7 +317,8 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
     def __init__(self, line: Line) -> None:
         """Tell the line of what is connected, on the event loop that is running."""
         self._line = line
-        self._httpcore = httpcore.TrioBackend() if under_trio() else httpcore.AnyIOBackend()
+        # Its types do not say that anyio is always there.
+        self._httpcore: Any = httpcore.TrioBackend() if under_trio() else httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -347,9 +331,14 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
         """Connect."""
         line = self._line
         with NETWORK:
-            connected = await self._httpcore.connect_tcp(
-                host, port, line.time_to_connect(), local_address, socket_options
-            )
+            try:
+                connected = await self._httpcore.connect_tcp(
+                    host, port, line.time_to_connect(), local_address, socket_options
+                )
+            except BaseExceptionGroup as group:  # of the nursery in which trio connects
+                if (ends := group.split(Exception)[1]) is None:
+                    raise
+                raise _innermost(ends) from None
         stream = AsyncStream(connected, line)
         line.connected(stream)
         return stream

@@ -54,6 +54,7 @@ class Settings:
         if not protocol.loopback:
             self.proxy = proxy_from_environment(protocol.base_url)
         self.heads = Heads(httpx)
+        wrong = ""
         try:
             self._context = (
                 httpx.create_ssl_context()
@@ -62,11 +63,13 @@ class Settings:
             )
             self.transport(httpx.HTTPTransport)  # now rather than within a call
         except Exception as error:  # noqa: BLE001 - whatever a setting brings about
-            # Not its cause: that may show the proxy's password.
+            wrong = f"{type(error).__name__}: {error}"
+        if wrong:
+            # Not within the handler: the exception's frames show the proxy's password.
             raise ValueError(
                 "no HTTP transport can be made; see SSL_CERT_FILE, SSL_CERT_DIR, HTTPS_PROXY, "
-                f"HTTP_PROXY, ALL_PROXY: {type(error).__name__}: {error}"
-            ) from None
+                f"HTTP_PROXY, ALL_PROXY: {wrong}"
+            )
 
     def transport(self, kind: Callable[..., Any]) -> Any:
         """Return a new transport, for one connection."""

@@ -5,6 +5,7 @@ Both for clients of our own and for supplied ones. When that is done is theirs t
 
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any, Final
 
 import httpcore
@@ -14,26 +15,54 @@ from creduse_core import is_loopback
 SHORTEST: Final = 0.001
 """Seconds. A socket takes a timeout of 0 to mean that it should not wait, and says so oddly."""
 
+UNASKED: Final = "the server had sent what nobody had asked for"
+
 
 def has_record(stream: Any) -> bool:
-    """Return whether bytes of a TLS stream are there that nobody has read.
-
-    On the event loops, whether TLS has them in its buffer; on a socket of its own, whether they have
-    come. A session ticket is none.
-    """
+    """Return whether TLS holds bytes of a stream that nobody has read."""
     ssl_object = None if stream is None else stream.get_extra_info("ssl_object")
     if ssl_object is None:
         return False
+    if not isinstance(ssl_object, ssl.SSLObject):  # a socket's own
+        return bool(ssl_object.pending())
+    return _says_something(ssl_object.read)
+
+
+def has_unread(stream: Any, *, new: bool = True) -> bool:
+    """Return whether something has come on a stream: a response before its request, say."""
+    secure = stream.get_extra_info("ssl_object") is not None
+    if not (new and secure):
+        # Before a read through TLS, which may take half of a record off the socket.
+        return bool(stream.get_extra_info("is_readable")) or has_record(stream)
+    # The socket of a new connection may show a session ticket.
     sock = stream.get_extra_info("socket")
+    if isinstance(sock, ssl.SSLSocket):
+        sock.settimeout(0.0)  # each step sets it anew
+        return _says_something(sock.recv)
+    return has_record(stream)
+
+
+async def read_tickets(stream: Any) -> None:
+    """Read what makes the socket of a new TLS stream readable, on an event loop.
+
+    Raises:
+        ConnectionResetError: It is more than session tickets.
+    """
     try:
-        if isinstance(sock, ssl.SSLSocket):
-            sock.settimeout(0.0)  # each step sets it anew
-            sock.recv(1)
-        else:
-            ssl_object.read(1)
+        await stream.read(1, SHORTEST)
+    except Exception as error:
+        if type(error).__name__ != "ReadTimeout":  # of httpcore's, or httpcore2's
+            raise
+    else:
+        raise ConnectionResetError(UNASKED)
+
+
+def _says_something(read: Callable[[int], object]) -> bool:
+    try:
+        read(1)
     except ssl.SSLWantReadError:
         return False
-    except OSError:
+    except (ssl.SSLError, ConnectionError):  # but no alarm's TimeoutError
         pass
     return True
 
@@ -45,10 +74,9 @@ def check_loopback(stream: Any) -> None:
         httpcore.LocalProtocolError: It leads elsewhere.
     """
     try:
-        address = stream.get_extra_info("server_addr")
+        host = str(stream.get_extra_info("server_addr")[0])
     except OSError as error:  # it has been reset meanwhile
         raise httpcore.ConnectError(error) from error
-    host = str(address[0]) if isinstance(address, tuple) else str(address)
     if not is_loopback(host):
         raise httpcore.LocalProtocolError(
             f"the host of base_url is at {host}, which is not this machine, and over plain http "

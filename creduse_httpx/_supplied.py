@@ -25,8 +25,22 @@ from ._clients import AsyncHTTPXClient, HTTPXClient
 from ._clocks import AsyncClock, Clock, current_loop
 from ._exchange import CLOSED, Exchange, Heads, Pieces, not_sent
 from ._foreign import CLOSING, LIBRARIES
-from ._httpcore import direct_transport, is_response_drained, speaks_http2, transport_for
-from ._sockets import SHORTEST, check_loopback, has_record, shut_down
+from ._httpcore import (
+    are_buffers_empty,
+    direct_transport,
+    is_response_drained,
+    speaks_http2,
+    transport_for,
+)
+from ._sockets import (
+    SHORTEST,
+    UNASKED,
+    check_loopback,
+    has_record,
+    has_unread,
+    read_tickets,
+    shut_down,
+)
 from ._tasks import Tasks, new_tasks
 
 # The parts of an exchange in which it waits for the network: within one of them it can be
@@ -48,9 +62,6 @@ _STEPS: Final = frozenset(
 
 _GRACE: Final = 0.2
 """Seconds for what takes none: what httpcore does between two steps."""
-
-_LARGE: Final = 64 * 1024
-"""Bytes. Of what is read in one piece, an asyncio stream may keep what goes beyond that."""
 
 _SENT_AGAIN: Final = "a request is sent once, but the client's transport sent it again"
 
@@ -152,6 +163,8 @@ class TracedExchange(Exchange):
         super().__init__(send, now)
         self.connected: Any = None
         """The network stream that was connected for this exchange, until it carries it."""
+        self._fresh: Any = None
+        """The same, TLS included."""
         self._supplied = supplied
         self._timeouts = _TimeOuts(
             pool=send.connect_timeout,
@@ -214,15 +227,34 @@ class TracedExchange(Exchange):
         if step == "send_request_headers" and info["request"].method != b"CONNECT":
             if self.sent:
                 raise RuntimeError(_SENT_AGAIN)
+            if self._fresh is not None and has_unread(self._fresh):
+                raise ConnectionResetError(UNASKED)
             self.sent = True
-            self.connected = None
+            self.connected = self._fresh = None
         by = self.deadline if self.sent else self.connect_by
         self._timeouts["write"] = self._timeouts["read"] = max(by - now, SHORTEST)
         self._step = step
 
+    def stream_with_ticket(self, name: str) -> Any:
+        """Return a new TLS stream whose socket is readable, if the request is to be written next.
+
+        A session ticket makes it so, which only a read through TLS tells from a response.
+        """
+        stream = self._fresh
+        if (
+            stream is None
+            or not name.endswith("send_request_headers.started")
+            or stream.get_extra_info("ssl_object") is None
+            or not stream.get_extra_info("is_readable")
+        ):
+            return None
+        return stream
+
     def _complete(self, step: str, value: Any) -> None:
         if step in {"connect_tcp", "connect_unix_socket"}:
-            self.connected = value
+            self.connected = self._fresh = value
+        elif step == "start_tls":
+            self._fresh = value
         if step == "connect_tcp":
             self._supplied.check_peer(value)
 
@@ -238,11 +270,11 @@ class TracedExchange(Exchange):
     def finish(self, response: Any) -> Response:
         """Return the whole response, before its stream is closed; discard what is not to be used."""
         whole = self.response()
-        large = len(whole.body) + sum(len(name) + len(value) for name, value in whole.headers)
+        stream = response.extensions.get("network_stream")
         if (
-            large >= _LARGE
-            or not is_response_drained(response)
-            or has_record(response.extensions.get("network_stream"))
+            not is_response_drained(response)
+            or not are_buffers_empty(stream)
+            or has_record(stream)
             or not self.send.belongs(whole)
         ):
             discard(response)
@@ -359,6 +391,8 @@ class AsyncSuppliedTransport(AsyncClock):
 
     async def _send(self, exchange: TracedExchange) -> Response | Failure:
         async def trace(name: str, info: dict[str, Any]) -> None:
+            if (stream := exchange.stream_with_ticket(name)) is not None:
+                await read_tickets(stream)
             exchange.trace(name, info)
 
         try:

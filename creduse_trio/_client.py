@@ -400,7 +400,7 @@ class AsyncCreduseClient(AsyncCoreClient):
                 connect=connect,
             ),
             on_attempt=on_attempt,
-            jitter=random.Random().random,  # noqa: S311 - of its own, so that a seed stays a seed
+            jitter=random.SystemRandom().random,  # not a program's own, nor alike after a fork
         )
 
 

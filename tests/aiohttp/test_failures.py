@@ -80,6 +80,8 @@ def test_certificates_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
             AsyncCreduseClient(KEY, base_url="https://api.creduse.com")
         AsyncCreduseClient(KEY, base_url="http://localhost")
         tmp_path.joinpath("empty.pem").touch()
+    monkeypatch.delenv("SSL_CERT_FILE")
+    AsyncCreduseClient(KEY)
 
 
 @pytest.mark.usefixtures("trusted")

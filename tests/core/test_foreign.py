@@ -1,6 +1,5 @@
 """Whose an exception is: a transport's library's, or that of whoever interrupted it."""
 
-import json
 import types
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +25,20 @@ class LibraryError(OSError): pass
 def run(work): work()
 def fail(): raise LibraryError("odd")
 def fail_plainly(): raise TimeoutError("odd")
+def read(): json.loads("{")
+def throw(error): raise error
+import json
 """,
 )
-FOREIGN = module("handlers", "def interrupt(): raise TimeoutError('the time is over')")
+FOREIGN = module(
+    "handlers",
+    """
+import json
+class LimitError(Exception): pass
+def interrupt(): raise TimeoutError("the time is over")
+def read(): json.loads("{")
+""",
+)
 NAMELESS = module(
     "nameless", "def interrupt(): raise TimeoutError('the time is over')\n__name__ = 7"
 )
@@ -37,7 +47,8 @@ WORK: dict[str, tuple[Callable[[], object], bool]] = {
     "its own frame": (OURS.fail_plainly, False),
     "another's frame": (FOREIGN.interrupt, True),
     "a frame of an odd name": (NAMELESS.interrupt, True),
-    "the standard library for it": (lambda: json.loads("{"), False),
+    "the standard library for it": (OURS.read, False),
+    "the standard library for another": (FOREIGN.read, True),
     "another one that calls it": (lambda: OURS.run(FOREIGN.interrupt), True),
     "it, called by another": (lambda: OURS.run(OURS.fail_plainly), False),
 }
@@ -56,6 +67,13 @@ def test_class_of_a_library_raised_by_another() -> None:
     with pytest.raises(OURS.LibraryError) as caught:
         raise OURS.LibraryError("odd")
     assert not is_foreign(caught.value, LIBRARIES)
+
+
+def test_class_of_another_raised_in_a_library() -> None:
+    """An exception whose class is nobody's here is foreign: a thread can be made to raise it."""
+    with pytest.raises(FOREIGN.LimitError) as caught:
+        OURS.throw(FOREIGN.LimitError("over"))
+    assert is_foreign(caught.value, LIBRARIES)
 
 
 def test_never_raised() -> None:

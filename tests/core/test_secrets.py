@@ -654,3 +654,21 @@ def test_frames_of_a_wrong_url(url: Any) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         CreduseProtocol(KEY, url)
     assert [name for name, text in shown_by(caught.value) if KEY in text] == []
+
+
+def test_what_the_caller_is_handling_is_left_alone() -> None:
+    """An exception that the caller is just handling keeps its traceback, and is no cause."""
+
+    def fail() -> None:
+        raise OSError("odd")
+
+    handled = ValueError("the caller's")
+    try:
+        raise handled
+    except ValueError:
+        with pytest.raises(OSError, match="odd") as caught:
+            fail()
+        assert caught.value.__context__ is handled
+        forget_frames(caught.value)
+        assert caught.value.__traceback__ is None
+        assert handled.__traceback__ is not None

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ class SoftTimeLimitError(Exception):
 
 
 @contextmanager
-def alarm(error: BaseException, seconds: float = 0.1) -> Iterator[None]:
+def alarm(error: BaseException, seconds: float = 0.1) -> Generator[None]:
     """Raise ``error`` from a signal handler, in whatever runs then."""
 
     def ring(*_: object) -> None:
@@ -87,7 +87,7 @@ def test_alarm_while_connecting() -> None:
 
 
 @contextmanager
-def full_backlog() -> Iterator[int]:
+def full_backlog() -> Generator[int]:
     """Listen on a port where connecting takes for ever."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -338,7 +338,7 @@ def test_response_before_the_first_request(
 
 
 @contextmanager
-def during_connect(runner: str, spoken: threading.Event) -> Iterator[None]:
+def during_connect(runner: str, spoken: threading.Event) -> Generator[None]:
     """Hold up a client before it writes until the server has spoken, and that has arrived."""
     name = "_begins"
     original = Line._begins  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the moment before a write

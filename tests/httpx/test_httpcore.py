@@ -45,7 +45,7 @@ def test_transports_of_a_client(library: Any) -> None:
 
 def test_direct_transport_falls_back() -> None:
     """Without the private name, the transport is the one that the client has for the URL."""
-    http_client = SimpleNamespace(_transport_for_url=lambda url: f"for {url}")
+    http_client = SimpleNamespace(_transport_for_url="for {}".format)
     assert _httpcore.direct_transport(http_client, "x") == "for x"
 
 
@@ -54,7 +54,7 @@ def test_http2_is_seen(library: Any) -> None:
     with library.HTTPTransport(http2=True) as http2, library.HTTPTransport() as http1:
         assert _httpcore.speaks_http2(http2)
         assert not _httpcore.speaks_http2(http1)
-    assert not _httpcore.speaks_http2(library.MockTransport(lambda _: None))
+    assert not _httpcore.speaks_http2(library.MockTransport(print))
 
 
 def test_backend_is_used(server: SandboxServer) -> None:

@@ -444,9 +444,13 @@ def test_http2_is_rejected(lent: Any) -> None:
     lent.run(main)
 
 
+def not_seen(_transport: object) -> bool:
+    return False
+
+
 def test_http2_is_found_out(lent: Any, tls_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where that cannot be seen beforehand, the first call sends nothing, and says so."""
-    monkeypatch.setattr("creduse_httpx._supplied.speaks_http2", lambda _: False)
+    monkeypatch.setattr("creduse_httpx._supplied.speaks_http2", not_seen)
     base_url, trust = tls_server
 
     async def main() -> None:

@@ -50,7 +50,7 @@ def soak(client: str, *, tls: bool, seed: int, calls: int, share: float) -> bool
             time.sleep(3 if share else 0)  # what the server does later than any client waits for
             stats = server.ask("stats")
             record = [judge.Entry(*row) for row in server.ask("record")]
-            ends = run.judge(record)
+            ends = run.judge(record, CLIENTS[client].complaints)
             server.close()
     first, last = run.samples[0], run.samples[-1]
     grown = last.calls - first.calls
@@ -64,6 +64,8 @@ def soak(client: str, *, tls: bool, seed: int, calls: int, share: float) -> bool
         f"{first.size / 2**20:.0f} to {last.size / 2**20:.0f} MiB\n"
         f"  faults: {', '.join(f'{name} {count}' for name, count in sorted(stats['hits'].items()))}"
     )
+    for complaint in run.known:
+        print(f"  known of the event loop: {complaint}")
     wrongs = [*run.wrong, *(f"call {number}" for number in run.faulty)]
     if not wrongs:
         return True

@@ -14,16 +14,19 @@ UNKNOWN: Final = "UNKNOWN"
 
 SLACK: Final = 1.0
 """Seconds that a call may last beyond its timeout or its cancellation on a healthy machine."""
-LAG: Final = 3.0
+LAG: Final = 8.0
 """How many times the worst delay of the machine meanwhile is forgiven on top."""
+RACE: Final = 0.02
+"""Seconds that a client may take from looking at an idle connection to writing on it; `LAG` again."""
 CLOCKS: Final = 0.001
 """Seconds that the clocks of the kernel's stamps and of the client may differ."""
 BLOCKS: Final = 0.05
 """Blocks of memory that may be added for each call: one object in twenty calls."""
 BYTES: Final = 256
 """Bytes that the process may grow by for each call."""
-MARGIN_BLOCKS: Final = 3000
-MARGIN: Final = 16 * 1024 * 1024
+MARGIN_BLOCKS: Final = 10_000
+"""trio alone keeps up to some fourteen hundred deadlines of calls that are over."""
+MARGIN: Final = 64 * 1024 * 1024
 
 
 class Said(NamedTuple):
@@ -36,6 +39,8 @@ class Said(NamedTuple):
     """Of how many attempts the client says that they may have been sent."""
     silent_from: float = math.inf
     """When the cancellation had reached the caller, or ``close()`` had returned; monotonic."""
+    lag: float = 0.0
+    """The machine's worst meanwhile, in seconds."""
 
 
 class Entry(NamedTuple):
@@ -46,13 +51,15 @@ class Entry(NamedTuple):
     connection: int
     fault: str
     applied: bool
-    raced: bool
-    """A stray response may have come while the request was on its way: nobody could have told."""
+    stray: float = math.inf
+    """How many seconds before a stray response was sent on the connection, if one was."""
 
 
 def wrongs(said: Said, entries: Sequence[Entry]) -> Iterator[str]:
     """Say what is wrong about a call."""
-    if not any(entry.raced for entry in entries):
+    # Where a stray response came between a client's look at the connection and its writing, nobody
+    # could have told it from the request's own.
+    if all(entry.stray > RACE + LAG * said.lag for entry in entries):
         yield from _untruths(said, entries)
     for entry in entries:
         late = entry.sent - said.silent_from

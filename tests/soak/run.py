@@ -69,6 +69,7 @@ class Server:
             text=True,
             cwd=ROOT,
         )
+        self.pid = self._process.pid
         self.url = f"http{'s' * len(extra)}://127.0.0.1:{self._read()}"
 
     def _read(self) -> Any:
@@ -155,6 +156,7 @@ class Run:
         self._outcome = array("b", [-1]) * self._limit
         self._sent = array("b", [0]) * self._limit
         self._silent_from = array("d", [math.inf]) * self._limit
+        self._lag = array("f", [0.0]) * self._limit
         self._ends: list[str] = []
         self._end = array("i", [-1]) * self._limit
         self._mustered = bytearray(self._limit)
@@ -164,6 +166,8 @@ class Run:
         """What is wrong, by call."""
         self.wrong: list[str] = []
         """What is wrong with the run as a whole."""
+        self.known: list[str] = []
+        """What the event loop has complained of and is known to."""
         self.noise: Counter[str] = Counter()
         self.samples: list[judge.Resources] = []
         self.ended_at = time.monotonic()
@@ -246,6 +250,7 @@ class Run:
         self._outcome[number] = _OUTCOMES.index(call.outcome)
         self._sent[number] = sum(attempt.event not in UNSENT for attempt in attempts)
         self._silent_from[number] = note.silent_from
+        self._lag[number] = self.lag.worst(note.begun)
         if note.result is None:
             raised = note.error or note.foreign
             what = "cancelled" if raised is None else type(raised).__name__
@@ -273,10 +278,8 @@ class Run:
             ("its timeout", seconds, note.plan.timeout),
             ("its cancellation", now - note.cancelled, 0.0),
         ):
-            if lasted > allowed + judge.SLACK:
-                lag = self.lag.worst(note.begun)
-                if wrong := judge.overrun(what, lasted, allowed, lag):
-                    self.blame(number, wrong)
+            if wrong := judge.overrun(what, lasted, allowed, self._lag[number]):
+                self.blame(number, wrong)
 
     def _write_end(self, number: int, text: str) -> None:
         if text not in self._ends:
@@ -354,8 +357,11 @@ class Run:
 
     # Afterwards.
 
-    def judge(self, record: list[judge.Entry]) -> Counter[str]:
-        """Hold what was said against the record, and return how many calls ended in which way."""
+    def judge(self, record: list[judge.Entry], complaints: str) -> Counter[str]:
+        """Hold what was said against the record, and return how many calls ended in which way.
+
+        ``complaints``: a pattern of what the event loop is known to complain of.
+        """
         entries: dict[int, list[judge.Entry]] = {}
         for entry in record:
             entries.setdefault(entry.number, []).append(entry)
@@ -370,10 +376,12 @@ class Run:
                 _OUTCOMES[self._outcome[number]].name,
                 self._sent[number],
                 self._silent_from[number],
+                self._lag[number],
             )
             ends[said.outcome if self._end[number] >= 0 else "result"] += 1
             for wrong in judge.wrongs(said, entries.get(number, [])):
                 self.blame(number, wrong)
         self.wrong += judge.growth(self.samples)
-        self.wrong += [f"{count} x {text}" for text, count in self.noise.items()]
+        for text, count in self.noise.items():
+            (self.known if re.match(complaints, text) else self.wrong).append(f"{count} x {text}")
         return ends

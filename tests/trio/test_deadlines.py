@@ -1,5 +1,6 @@
 """Time: whose limit it is that ends a call, and that any clock of trio's will do."""
 
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
@@ -11,7 +12,9 @@ import trio
 from trio.testing import MockClock
 
 from creduse_core import CreduseTimeoutError, Outcome, RetryPolicy, ServerError
+from creduse_trio import AsyncCreduseClient
 
+KEY = "sk-test-0123456789abcdef"
 USER = UUID("12345678-1234-5678-1234-567812345678")
 ONCE = RetryPolicy(max_attempts=1)
 GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
@@ -329,6 +332,39 @@ def test_server_that_sends_without_end(wire: Any) -> None:
         assert pieces < 100
 
     run(main)
+
+
+def test_more_than_is_read() -> None:
+    """Of a long response that is there when the time is over, a bounded part is read."""
+
+    async def main() -> None:
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, MockClock)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            async def serve() -> None:
+                accepted, _ = await trio.to_thread.run_sync(listener.accept)
+                with accepted:
+                    await trio.lowlevel.wait_readable(accepted)
+                    accepted.settimeout(0)
+                    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+                    # In one step, so that it is there and unread when the time is over.
+                    assert accepted.send(head + bytes(1_000_000)) > 100_000
+                    clock.jump(30)
+                    await trio.sleep_forever()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve)
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+                async with AsyncCreduseClient(KEY, base_url=url, retry=ONCE) as client:
+                    call = client.protocol.add(USER, 5)
+                    with pytest.raises(CreduseTimeoutError):
+                        await client.run(call)
+                nursery.cancel_scope.cancel()
+        assert call.response is not None
+        assert 40_000 < len(call.response.body) < 100_000
+
+    trio.run(main, clock=MockClock())
 
 
 @pytest.mark.parametrize("seconds", [5, 30])
