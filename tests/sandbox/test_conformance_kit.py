@@ -962,9 +962,7 @@ def test_kit_passes_what_stands_a_signal(name: str) -> None:
         (Undead, "ctrl-c-meeting-with-nothing", "made 1 attempts, and the server saw 2"),
         (Later, "ctrl-c-meeting-with-nothing", "was first sent after its caller was interrupted"),
         (Fanciful, "ctrl-c-meeting-with-429", r"of a hundred calls afterwards, \d were applied"),
-        (Open, "ctrl-c-on-a-new-connection", "1 connections are left open"),
         (Locking, "ctrl-c-meeting-with-nothing", "a call afterwards, raised nothing in time"),
-        (Unclosable, "ctrl-c-meeting-with-nothing", "to close the client: nothing in time"),
     ],
 )
 def test_bad_interruption_is_found_out(
