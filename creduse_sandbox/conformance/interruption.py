@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
-from creduse_core import Call, CoreClient, CreduseError, CreduseProtocol
+from creduse_core import AsyncCoreClient, Call, CoreClient, CreduseError, CreduseProtocol
 from creduse_sandbox.conformance.checks import (
     AsyncConnect,
     Connect,
@@ -88,35 +88,43 @@ def check_interruption(
         AssertionError: A promise was not kept. It says which, and what the server saw.
         ValueError: This is not the main thread.
     """
-
-    def run(client: CoreClient, call: Call[Any]) -> None:
-        sys.setprofile(interrupting.step)
-        try:
-            client.run(call)
-        finally:
-            sys.setprofile(None)
-
     with _interrupting(interruption, certificate, limits) as interrupting:
         if interrupting.limited:
-            # The next call is another client's.
-            for call in interrupting.calls():
-                with interrupting.closing(connect(interrupting.protocol)) as client:
-                    with interrupting.watching():
-                        run(client, call)
-                    interrupting.after()
-                    interrupting.judge()
-            return
+            _interrupt_clients(interrupting, connect)
+        else:
+            _interrupt_client(interrupting, connect)
+            interrupting.judge_the_end()
+
+
+def _interrupt_client(interrupting: "_Interrupting", connect: Connect) -> None:
+    with interrupting.closing(connect(interrupting.protocol)) as client:
+        for call in interrupting.calls():
+            with interrupting.watching():
+                _run(interrupting, client, call)
+            after = interrupting.after()
+            with interrupting.watching_after():
+                client.run(after)
+            interrupting.judge()
+        for call in interrupting.hundred():
+            client.run(call)
+
+
+def _interrupt_clients(interrupting: "_Interrupting", connect: Connect) -> None:
+    """Interrupt each call on a client of its own, which may be good for nothing afterwards."""
+    for call in interrupting.calls():
         with interrupting.closing(connect(interrupting.protocol)) as client:
-            for call in interrupting.calls():
-                with interrupting.watching():
-                    run(client, call)
-                after = interrupting.after()
-                with interrupting.watching_after():
-                    client.run(after)
-                interrupting.judge()
-            for call in interrupting.hundred():
-                client.run(call)
-        interrupting.judge_the_end()
+            with interrupting.watching():
+                _run(interrupting, client, call)
+            interrupting.after()
+            interrupting.judge()
+
+
+def _run(interrupting: "_Interrupting", client: CoreClient, call: Call[Any]) -> None:
+    sys.setprofile(interrupting.step)
+    try:
+        client.run(call)
+    finally:
+        sys.setprofile(None)
 
 
 def check_interruption_on_asyncio(
@@ -130,35 +138,41 @@ def check_interruption_on_asyncio(
 
     As `check_interruption`. It is no coroutine function, as it runs the loop itself.
     """
-    with (
-        _interrupting(interruption, certificate) as interrupting,
-        asyncio.Runner(loop_factory=loop_factory) as runner,
-    ):
-        manager = connect(interrupting.protocol)
-        client = runner.run(_coroutine(manager.__aenter__))
-
-        async def run(call: Call[Any]) -> None:
-            task = asyncio.current_task()
-            # In a step of its own, which may be its last, it is not told before the next one.
-            interrupting.is_told = lambda: asyncio.current_task() is not task
-            interrupting.is_put_off = True
-            sys.setprofile(interrupting.step)
+    with _interrupting(interruption, certificate) as interrupting:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            manager = connect(interrupting.protocol)
+            client = runner.run(_coroutine(manager.__aenter__))
             try:
-                await client.run(call)
+                _interrupt_on_asyncio(interrupting, runner, client)
             finally:
-                sys.setprofile(None)
-
-        for call in interrupting.calls():
-            with interrupting.watching():
-                runner.run(run(call))
-            after = interrupting.after()
-            with interrupting.watching_after():
-                runner.run(client.run(after))
-            interrupting.judge()
-        for call in interrupting.hundred():
-            runner.run(client.run(call))
-        runner.run(_coroutine(manager.__aexit__, None, None, None))
+                runner.run(_coroutine(manager.__aexit__, None, None, None))
+            del manager, client
         interrupting.judge_the_end()
+
+
+def _interrupt_on_asyncio(
+    interrupting: "_Interrupting", runner: asyncio.Runner, client: AsyncCoreClient
+) -> None:
+    async def run(call: Call[Any]) -> None:
+        task = asyncio.current_task()
+        # In a step of its own, which may be its last, it is not told before the next one.
+        interrupting.is_told = lambda: asyncio.current_task() is not task
+        sys.setprofile(interrupting.step)
+        try:
+            await client.run(call)
+        finally:
+            sys.setprofile(None)
+
+    interrupting.is_put_off = True
+    for call in interrupting.calls():
+        with interrupting.watching():
+            runner.run(run(call))
+        after = interrupting.after()
+        with interrupting.watching_after():
+            runner.run(client.run(after))
+        interrupting.judge()
+    for call in interrupting.hundred():
+        runner.run(client.run(call))
 
 
 async def _coroutine(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -296,7 +310,7 @@ def _interrupting(
         # Between its making and its keeping, nobody can keep a socket from the collector.
         warnings.simplefilter("ignore", ResourceWarning)
         interrupting = _Interrupting(interruption, server, limited=Limit.SIGNAL in limits)
-        with _handler(_ALARM, interrupting.handle_alarm), _handler(_HUNG, _hang_up):
+        with _handler(_ALARM, interrupting.handle_alarm), _handler(_HUNG, interrupting.handle_hung):
             yield interrupting
         gc.collect()
 
@@ -310,21 +324,6 @@ def _handler(number: signal.Signals, handle: Callable[..., object]) -> Generator
         signal.signal(number, usual)
 
 
-def _hang_up(*_: object) -> None:
-    raise _Hung
-
-
-@contextmanager
-def _patience(seconds: float = WITHIN) -> Generator[None, None, None]:
-    """End what is done here where it does not end by itself."""
-    timer = threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), _HUNG))
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 class _Interrupting:
     """Calls that are interrupted, and what is to be said of them."""
 
@@ -332,7 +331,8 @@ class _Interrupting:
         self.protocol: CreduseProtocol = make_protocol(server, PLENTY)
         self.limited = limited
         """`Limit.SIGNAL` is stated."""
-        self.patience = 2 * SOON if limited else WITHIN
+        self._seconds = 2 * SOON if limited else WITHIN
+        self._armed = False
         self.is_over = False
         """What was raised has come out."""
         self.is_told: Callable[[], bool] = lambda: True
@@ -358,6 +358,25 @@ class _Interrupting:
         raise self._raised
 
     @contextmanager
+    def patience(self) -> Generator[None, None, None]:
+        """End what is done here where it does not end by itself."""
+        thread = threading.get_ident()
+        timer = threading.Timer(self._seconds, signal.pthread_kill, (thread, _HUNG))
+        timer.start()
+        self._armed = True
+        try:
+            yield
+        finally:
+            self._armed = False
+            timer.cancel()
+            timer.join()  # no signal comes later
+
+    def handle_hung(self, *_: object) -> None:
+        """Raise what ends a call that does not end by itself."""
+        if self._armed:
+            raise _Hung
+
+    @contextmanager
     def closing(
         self, manager: AbstractContextManager[CoreClient]
     ) -> Generator[CoreClient, None, None]:
@@ -366,15 +385,15 @@ class _Interrupting:
         try:
             yield client
         except BaseException:
-            with suppress(Exception, _Hung), _patience(SOON):
+            with suppress(Exception, _Hung), self.patience():
                 manager.__exit__(None, None, None)
             raise
         try:
-            with _patience(self.patience):
+            with self.patience():
                 manager.__exit__(None, None, None)
         except _Hung as error:
             if not self.limited:
-                self.fail(f"to close it took more: {error!r}")
+                self.fail(f"to close the client: {error!r}")
 
     def calls(self) -> Iterator[Call[Any]]:
         """Return calls to be interrupted, until one has met with no new place.
@@ -417,7 +436,7 @@ class _Interrupting:
         collecting = gc.isenabled()
         gc.disable()  # nothing of it is the call's
         try:
-            with _patience(self.patience):
+            with self.patience():
                 yield
         # A group is no KeyboardInterrupt to who waits for one.
         except (Exception, KeyboardInterrupt, BaseExceptionGroup, _Hung) as error:  # noqa: BLE001 - it is judged
@@ -459,7 +478,7 @@ class _Interrupting:
     def watching_after(self) -> Generator[None, None, None]:
         """Judge what comes out of a call that nothing stands in the way of."""
         try:
-            with _patience():
+            with self.patience():
                 yield
         except (CreduseError, _Hung) as error:
             self._excusable.append(f"{self._after}, a call afterwards, raised {error!r}")

@@ -6,8 +6,10 @@ import json
 import re
 import select
 import socket
+import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +44,9 @@ from creduse_core.retry import Event
 from creduse_sandbox import FAULTS, Sandbox
 from creduse_sandbox.conformance import (
     CANCELLATIONS,
+    CLOSINGS,
+    CROWDS,
+    INTERRUPTIONS,
     SCENARIOS,
     TLS_SCENARIOS,
     Cancellation,
@@ -49,12 +54,22 @@ from creduse_sandbox.conformance import (
     Scenario,
     check,
     check_async,
+    check_async_closing,
+    check_async_crowd,
     check_cancellation,
+    check_closing,
+    check_crowd,
+    check_interruption,
+    check_interruption_on_asyncio,
+    check_interruption_on_trio,
 )
 from creduse_sandbox.conformance.scenarios import API_KEY, USER
 
 NAMED = {scenario.name: scenario for scenario in SCENARIOS}
 CANCELLED = {cancellation.name: cancellation for cancellation in CANCELLATIONS}
+CLOSED = {closing.name: closing for closing in CLOSINGS}
+CROWDED = {crowd.name: crowd for crowd in CROWDS}
+INTERRUPTED = {interruption.name: interruption for interruption in INTERRUPTIONS}
 Answer = Response | Failure
 
 
@@ -649,26 +664,352 @@ def test_reading_on_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_open_connection_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that is closed leaves none."""
     monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.3)
-    made: list[Raw] = []
-
-    class Open(Raw):
-        def close(self) -> None:
-            made.append(self)
-
     with pytest.raises(AssertionError, match="1 connections are left open"):
         hold("add", Open)
-    Raw.close(made[0])
 
 
 def test_foreign_exception_comes_through() -> None:
     """What a transport's clock or sleep raises is nobody's to swallow."""
-
-    class Clockless(Raw):
-        def now(self) -> float:
-            raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
         hold("add", Clockless)
+
+
+# Bad ones that are not for threads, or not to be closed
+
+
+def crowd(name: str, transport: Client, *limits: Limit) -> None:
+    check_crowd(CROWDED[name], lambda to: CoreClient(to, transport(to)), limits=limits)
+
+
+def close(name: str, transport: Client, *limits: Limit) -> None:
+    check_closing(CLOSED[name], lambda to: CoreClient(to, transport(to)), limits=limits)
+
+
+def bent(bend: Bend) -> Client:
+    return lambda to: Bent(to, bend)
+
+
+class Alone(Raw):
+    """Sends one request at a time."""
+
+    def exchange(self, link: Link, send: Send, by: float, progress: Progress) -> Response:
+        if len(self.busy) > 1:
+            raise OSError("two at once")
+        return super().exchange(link, send, by, progress)
+
+
+class Clockless(Raw):
+    """Does not know the time."""
+
+    def now(self) -> float:
+        raise ZeroDivisionError
+
+
+class Open(Raw):
+    """Leaves its connections to the test, when it is closed."""
+
+    def close(self) -> None:
+        self.closed = True
+        OPEN.append(self)
+
+
+OPEN: list[Raw] = []
+
+
+@pytest.fixture(autouse=True)
+def left_open() -> Iterator[None]:
+    """Close what is left open."""
+    yield
+    while OPEN:
+        OPEN.pop().close_idle()
+
+
+class Lasting(Raw):
+    """Leaves what is under way to its own end, when it is closed."""
+
+    def close(self) -> None:
+        self.closed = True
+        self.close_idle()
+
+
+class Heedless(Lasting):
+    """Sends whatever it has begun to send, closed or not."""
+
+    def exchange(self, link: Link, send: Send, by: float, progress: Progress) -> Response:
+        self.closed = False
+        return super().exchange(link, send, by, progress)
+
+
+class Reopening(Raw):
+    """Can be used again."""
+
+    def check(self) -> None:
+        pass
+
+
+def test_kit_passes_good_threads_and_ends() -> None:
+    """The good transport, shared and closed."""
+    for name in CROWDED:
+        crowd(name, Raw)
+    for name in CLOSED:
+        close(name, Raw)
+
+
+@pytest.mark.parametrize(
+    ("transport", "found"),
+    [
+        (Alone, r"raised TransportError\('POST /add: OSError: two at once"),
+        (Clockless, r"raised ZeroDivisionError"),
+        (Wasteful, "four-callers:\n  4 callers took 100 connections"),
+        (Open, r"[1-4] connections are left open"),
+        (bent(make_up), "says APPLIED, and was not"),
+        (bent(altered(body=lambda body: body + b" ")), "nobody made the call with"),
+    ],
+)
+def test_bad_crowd_is_found_out(
+    transport: Client, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that get into each other's way are."""
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 1.0)
+    with pytest.raises(AssertionError, match=found):
+        crowd("four-callers", transport)
+
+
+def test_limit_of_reuse_is_not_held_against_a_crowd() -> None:
+    """It is named, and allows what it says."""
+    with pytest.raises(AssertionError, match=r"allowed with limits=.Limit.REUSE"):
+        crowd("four-callers", Wasteful)
+    crowd("four-callers", Wasteful, Limit.REUSE)
+
+
+def test_slow_crowd_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call may take so many seconds and no more."""
+    monkeypatch.setattr("creduse_sandbox.conformance.concurrency.WITHIN", 0.0)
+    with pytest.raises(AssertionError, match=r"succeeded> took 0\.\d s"):
+        crowd("four-callers", Raw)
+
+
+@pytest.mark.parametrize(
+    ("transport", "name", "found"),
+    [
+        (Lasting, "close-while-meeting-request-then-hang", "calls went on for 2.5 s after"),
+        (Heedless, "close-while-connecting", "was first sent after the client had been closed"),
+        (Reopening, "close-while-meeting-429-seconds", "was first sent after the client had been"),
+        (Reopening, "close-while-meeting-429-seconds", "a call of a closed client raised None"),
+        (bent(deny), "close-while-meeting-apply-then-hang", "says NOT_APPLIED, and was applied"),
+        (bent(doubt), "close-while-connecting", "says UNKNOWN, not NOT_APPLIED"),
+        (bent(leak), "close-while-meeting-request-then-hang", "not that nothing can be sent"),
+        (bent(make_up), "close-while-meeting-apply-then-hang", "ended in a result"),
+    ],
+)
+def test_bad_end_is_found_out(
+    transport: Client, name: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So is what goes on when a client is closed, or says what is not so."""
+    monkeypatch.setattr("creduse_sandbox.conformance.closing.WITHIN", 1.0)
+    with pytest.raises(AssertionError, match=found) as caught:
+        close(name, transport)
+    assert "What the server was to do: " in str(caught.value)
+
+
+def test_limit_of_closing_is_not_held_against_a_transport() -> None:
+    """It is named, and allows what it says."""
+    with pytest.raises(AssertionError, match=r"allowed with limits=.Limit.CLOSE"):
+        close("close-while-meeting-request-then-hang", Lasting)
+    close("close-while-meeting-request-then-hang", Lasting, Limit.CLOSE)
+
+
+def test_slow_end_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To close a client takes no longer than a call may last beyond its time."""
+    monkeypatch.setattr("creduse_sandbox.conformance.closing.SLACK", 0.0)
+    with pytest.raises(AssertionError, match=r"to close it took 0\.\d s"):
+        close("close-while-meeting-request-then-hang", Raw, Limit.CLOSE)
+
+
+def test_connections_that_outlast_their_client_are_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client that is closed leaves none, whatever it met with."""
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.3)
+    with pytest.raises(AssertionError, match=r"[12] connections are left open"):
+        close("close-while-meeting-429-seconds", Open)
+
+
+# Bad ones that do not stand it when a signal's handler raises
+
+
+def interrupt(name: str, transport: Client, *limits: Limit) -> None:
+    interruption = INTERRUPTED[name]
+    check_interruption(interruption, lambda to: CoreClient(to, transport(to)), limits=limits)
+
+
+class Swallowing(Raw):
+    """Takes whatever is raised for a failure."""
+
+    def send(self, send: Send) -> Answer:
+        try:
+            return super().send(send)
+        except BaseException as error:  # noqa: BLE001 - that is what is wrong with it
+            return Failure(Delivery.MAYBE_SENT, OSError(str(error)), transient=False)
+
+
+class Trustful(Raw):
+    """Takes all exceptions for its own."""
+
+    def failed(self, progress: Progress, error: Exception, by: float) -> Answer:
+        return progress.failure(error, timed_out=self.now() >= by)
+
+
+class Locking(Raw):
+    """Has a lock, which stays locked where it is interrupted."""
+
+    def __init__(self, protocol: CreduseProtocol) -> None:
+        super().__init__(protocol)
+        self.lock = threading.Lock()
+
+    def send(self, send: Send) -> Answer:
+        self.lock.acquire()
+        answer = super().send(send)
+        self.lock.release()
+        return answer
+
+
+class Unclosable(Raw):
+    """Needs a lock to be closed, which is locked for good."""
+
+    def close(self) -> None:
+        super().close()
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+
+
+class Placeless(Raw):
+    """Has one place, which whoever is interrupted does not give back."""
+
+    count = 0
+
+    def send(self, send: Send) -> Answer:
+        if self.count:
+            return failure(Delivery.NOT_SENT)
+        self.count = 1
+        answer = super().send(send)
+        self.count = 0
+        return answer
+
+
+class Undead(Raw):
+    """Sends in a thread what it was interrupted in."""
+
+    def send(self, send: Send) -> Answer:
+        try:
+            return super().send(send)
+        except KeyboardInterrupt:
+            # The thread is done before anybody looks.
+            thread = threading.Thread(target=super().send, args=(send,))
+            thread.start()
+            thread.join()
+            raise
+
+
+class Later(Raw):
+    """Sends with the next call what it was interrupted in."""
+
+    missed: Send | None = None
+
+    def send(self, send: Send) -> Answer:
+        if (missed := self.missed) is not None:
+            self.missed = None
+            super().send(missed)
+        try:
+            return super().send(send)
+        except KeyboardInterrupt:
+            self.missed = send
+            raise
+
+
+class Fanciful(Raw):
+    """Makes up the answer of every third call of the same kind in a row."""
+
+    count = 0
+
+    def send(self, send: Send) -> Answer:
+        self.count = self.count + 1 if b'"amount":1,' in send.request.body else 0
+        if self.count < 3:
+            return super().send(send)
+        return Sandbox(api_key=API_KEY).handle(send.request)
+
+
+class Restless(Raw):
+    """Cannot wait."""
+
+    def sleep(self, seconds: float) -> None:
+        raise ZeroDivisionError(seconds)
+
+
+@pytest.mark.parametrize("name", ["ctrl-c-on-a-new-connection", "alarm-meeting-with-429"])
+def test_kit_passes_what_stands_a_signal(name: str) -> None:
+    """The good transport, interrupted at each place."""
+    interrupt(name, Raw)
+
+
+@pytest.mark.parametrize(
+    ("transport", "name", "found"),
+    [
+        (Swallowing, "ctrl-c-meeting-with-nothing", "not in the KeyboardInterrupt that was raised"),
+        (Trustful, "alarm-meeting-with-nothing", "not in the TimeoutError that was raised"),
+        (Placeless, "ctrl-c-meeting-with-nothing", "a call afterwards, raised TransportError"),
+        (Undead, "ctrl-c-meeting-with-nothing", "made 1 attempts, and the server saw 2"),
+        (Later, "ctrl-c-meeting-with-nothing", "was first sent after its caller was interrupted"),
+        (Fanciful, "ctrl-c-meeting-with-429", r"of a hundred calls afterwards, \d were applied"),
+        (Locking, "ctrl-c-meeting-with-nothing", "a call afterwards, raised nothing in time"),
+    ],
+)
+def test_bad_interruption_is_found_out(
+    transport: Client, name: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said about it names the promise, and the place at which it was broken."""
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 1.0)
+    if "in time" in found:
+        monkeypatch.setattr("creduse_sandbox.conformance.interruption.WITHIN", 1.0)
+    with pytest.raises(AssertionError, match=found):
+        interrupt(name, transport)
+
+
+@pytest.mark.parametrize(
+    ("transport", "name"),
+    [
+        (Trustful, "alarm-meeting-with-nothing"),
+        (Locking, "ctrl-c-meeting-with-nothing"),
+        (Unclosable, "ctrl-c-meeting-with-nothing"),
+    ],
+)
+def test_limit_of_signals_is_not_held_against_a_transport(
+    transport: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It allows what it says, and no Ctrl-C that comes to nothing."""
+    monkeypatch.setattr("creduse_sandbox.conformance.interruption.SOON", 0.01)
+    interrupt(name, transport, Limit.SIGNAL)
+    with pytest.raises(AssertionError, match="not in the KeyboardInterrupt"):
+        interrupt("ctrl-c-meeting-with-nothing", Swallowing, Limit.SIGNAL)
+
+
+def test_limit_of_signals_is_named() -> None:
+    """Where it would allow what is found."""
+    with pytest.raises(AssertionError, match=r"allowed with limits=.Limit.SIGNAL"):
+        interrupt("alarm-meeting-with-nothing", Trustful)
+
+
+def test_foreign_exception_comes_through_an_interruption() -> None:
+    """It is neither a call's failure nor what was raised."""
+    with pytest.raises(ZeroDivisionError):
+        interrupt("ctrl-c-meeting-with-429", Restless)
+
+
+def test_interruption_is_for_the_main_thread() -> None:
+    """Signals go there."""
+    with ThreadPoolExecutor(1) as threads, pytest.raises(ValueError, match="main thread"):
+        threads.submit(interrupt, "ctrl-c-meeting-with-nothing", Raw).result()
 
 
 # Under an event loop
@@ -930,6 +1271,177 @@ def test_async_broken_promise_is_found_out(
         run_loop(main)
 
 
+class AsyncAlone(AsyncRaw):
+    """Fails where another call is under way."""
+
+    async def send(self, send: Send) -> Answer:
+        if self.active:
+            return failure(Delivery.NOT_SENT)
+        return await super().send(send)
+
+
+class AsyncHeedless(AsyncRaw):
+    """Does not mind whether it is closed, nor wait for what is under way."""
+
+    def check(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        await self.close_idle()
+
+
+class AsyncOpen(AsyncRaw):
+    """Leaves its connections to the test, when it is closed."""
+
+    async def aclose(self) -> None:
+        self.closed = True
+        ASYNC_OPEN.append(self)
+
+
+ASYNC_OPEN: list[AsyncRaw] = []
+
+
+def finally_closed(check: Callable[[], Coroutine[Any, Any, None]]) -> Main:
+    """Close what is left open, on its loop."""
+
+    async def main() -> None:
+        try:
+            await check()
+        finally:
+            while ASYNC_OPEN:
+                await ASYNC_OPEN.pop().close_idle()
+
+    return main
+
+
+def test_kit_passes_good_tasks(run_loop: Callable[[Main], None]) -> None:
+    """The good transport, shared."""
+
+    async def main() -> None:
+        await check_async_crowd(CROWDED["four-callers"], narrow(AsyncRaw))
+
+    run_loop(main)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_kit_passes_good_ends_of_tasks(run_loop: Callable[[Main], None], name: str) -> None:
+    """The good transport, closed."""
+
+    async def main() -> None:
+        await check_async_closing(CLOSED[name], narrow(AsyncRaw))
+
+    run_loop(main)
+
+
+@pytest.mark.parametrize(
+    ("transport", "found"),
+    [(AsyncAlone, "raised TransportError"), (AsyncOpen, "1 connections are left open")],
+)
+def test_bad_crowd_of_tasks_is_found_out(
+    run_loop: Callable[[Main], None],
+    transport: type[AsyncRaw],
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tasks that get into each other's way are."""
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 1.0)
+
+    async def main() -> None:
+        await check_async_crowd(CROWDED["four-callers"], narrow(transport))
+
+    with pytest.raises(AssertionError, match=found):
+        run_loop(finally_closed(main))
+
+
+@pytest.mark.parametrize(
+    ("transport", "name", "found"),
+    [
+        (AsyncHeedless, "close-while-connecting", "was first sent after the client had been"),
+        (AsyncHeedless, "close-while-meeting-429-seconds", "a call of a closed client raised None"),
+        (AsyncOpen, "close-while-meeting-429-seconds", "1 connections are left open"),
+    ],
+)
+def test_bad_end_of_tasks_is_found_out(
+    run_loop: Callable[[Main], None],
+    transport: type[AsyncRaw],
+    name: str,
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So is what goes on when a client is closed."""
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 1.0)
+
+    async def main() -> None:
+        await check_async_closing(CLOSED[name], narrow(transport))
+
+    with pytest.raises(AssertionError, match=found):
+        run_loop(finally_closed(main))
+
+
+INTERRUPT: dict[Callable[[Main], None], Callable[..., None]] = {
+    run_asyncio: check_interruption_on_asyncio,
+    run_trio: check_interruption_on_trio,
+}
+
+
+class TrioBreaking(AsyncRaw):
+    """Breaks a system task of trio's when it is interrupted."""
+
+    async def send(self, send: Send) -> Answer:
+        """Send, or break."""
+        try:
+            return await super().send(send)
+        except KeyboardInterrupt:
+            trio.lowlevel.spawn_system_task(self.fail)
+            raise
+
+    async def fail(self) -> None:
+        """Fail."""
+        raise ZeroDivisionError
+
+
+class TrioHanging(AsyncRaw):
+    """Goes on for ever when it is interrupted."""
+
+    async def send(self, send: Send) -> Answer:
+        """Send, or hang."""
+        try:
+            return await super().send(send)
+        except KeyboardInterrupt:
+            await trio.sleep_forever()
+            raise
+
+
+def test_kit_passes_what_stands_ctrl_c_on_asyncio() -> None:
+    """The good transport, interrupted at each place."""
+    check_interruption_on_asyncio(INTERRUPTED["ctrl-c-meeting-with-429"], narrow(AsyncRaw))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("loop", "transport", "found"),
+    [
+        (run_asyncio, Deaf, "not in the KeyboardInterrupt that was raised"),
+        (run_asyncio, Losing, "a call afterwards, raised TransportError"),
+        (run_trio, Losing, "a call afterwards, raised TransportError"),
+        (run_trio, TrioBreaking, "it ended all of trio: TrioInternalError"),
+        (run_trio, TrioHanging, "it ended all of trio: nothing in time"),
+        (run_asyncio, Inventive, r"of a hundred calls afterwards, \d were applied"),
+    ],
+)
+def test_bad_ctrl_c_is_found_out(
+    loop: Callable[[Main], None],
+    transport: type[AsyncRaw],
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is said about it names the promise, and the place at which it was broken."""
+    if "in time" in found:
+        monkeypatch.setattr("creduse_sandbox.conformance.interruption.WITHIN", 1.0)
+    with pytest.raises(AssertionError, match=found):
+        INTERRUPT[loop](INTERRUPTED["ctrl-c-meeting-with-nothing"], narrow(transport))
+
+
 @pytest.mark.parametrize(
     ("transport", "cancellation", "found"),
     [
@@ -988,23 +1500,14 @@ def test_async_open_connection_is_found_out(
     """A client that is closed leaves none, whether or not its calls were cancelled."""
     monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.3)
 
-    made: list[AsyncRaw] = []
-
-    class Open(AsyncRaw):
-        async def aclose(self) -> None:
-            made.append(self)
-
     async def main() -> None:
-        try:
-            if cancelled:
-                await check_cancellation(Cancellation("meeting-with-nothing"), narrow(Open))
-            else:
-                await check_async(NAMED["add"], narrow(Open))
-        finally:
-            await AsyncRaw.aclose(made[0])
+        if cancelled:
+            await check_cancellation(Cancellation("meeting-with-nothing"), narrow(AsyncOpen))
+        else:
+            await check_async(NAMED["add"], narrow(AsyncOpen))
 
     with pytest.raises(AssertionError, match="1 connections are left open"):
-        run_loop(main)
+        run_loop(finally_closed(main))
 
 
 def test_call_without_end_is_found_out(
