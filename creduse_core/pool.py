@@ -8,6 +8,7 @@ from collections import deque
 from typing import Generic, TypeVar
 
 C = TypeVar("C")
+K = TypeVar("K")
 W = TypeVar("W")
 
 
@@ -32,6 +33,25 @@ class Idle(Generic[C]):
             return self._idle.pop()[0]
         except IndexError:
             return None
+
+    def take_into(self, users: dict[K, C], user: K) -> C | None:
+        """Return the same, noted in ``users`` before it leaves here.
+
+        So an exception that a signal handler raises in between loses no connection.
+        """
+        while self._idle:
+            last = self._idle[-1]
+            users[user] = last[0]
+            try:
+                self._idle.remove(last)
+            except ValueError:  # another thread has taken it meanwhile
+                continue
+            return last[0]
+        return None
+
+    def __contains__(self, connection: C) -> bool:
+        """Return whether a connection is idle."""
+        return any(connection is other for other, _ in tuple(self._idle))
 
     def expired(self, now: float) -> C | None:
         """Return a connection that has been idle for too long, to be closed; call until none is."""

@@ -260,26 +260,30 @@ class OwnTransport(Clock):
         process, thread = self._process(), get_ident()
         while (stale := process.idle.expired(self.now())) is not None:
             stale.close()
-        connection = process.idle.take() or Connection(
-            self._settings, self._is_closed, process.lock
-        )
         # A signal handler may call within a call of this thread.
-        before = process.active.get(thread)
+        before, users = process.active.get(thread), process.active
         keep = False
         try:
-            process.active[thread] = connection
+            connection = process.idle.take_into(users, thread)
+            if connection is None:
+                connection = users[thread] = Connection(
+                    self._settings, self._is_closed, process.lock
+                )
             response = connection.exchange(exchange)
             keep = exchange.send.belongs(response) and connection.is_fit()
             return response
         finally:
+            # By what is noted: an exception may have come before ``connection`` was set.
+            used = users.get(thread)
             if before is None:
-                process.active.pop(thread, None)
+                users.pop(thread, None)
             else:
-                process.active[thread] = before
-            if keep:
-                process.idle.keep(connection, self.now())
-            else:
-                connection.close()
+                users[thread] = before
+            if used is not None and used is not before:
+                if keep:
+                    process.idle.keep(used, self.now())
+                elif used not in process.idle:
+                    used.close()
             if self._closed:
                 process.close_idle()
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from creduse_core.pool import Pool
+from creduse_core.pool import Idle, Pool
 
 IDLE_TIMEOUT = 2.0
 
@@ -120,3 +120,53 @@ def test_every_sequence(places: int) -> None:
             model.throw_away()
         assert model.queue == []
         assert [model.pool.enter() for _ in range(places + 1)] == [True] * places + [False]
+
+
+class Racing(dict[str, str]):
+    """Somebody else takes a connection in the moment in which it is noted here."""
+
+    def __init__(self, idle: Idle[str], times: int) -> None:
+        super().__init__()
+        self._idle, self._times = idle, times
+
+    def __setitem__(self, user: str, connection: str) -> None:
+        if self._times:
+            self._times -= 1
+            assert self._idle.take() == connection
+        super().__setitem__(user, connection)
+
+
+def test_taken_into_what_notes_it() -> None:
+    """A connection is noted before it leaves the idle ones, and another thread may be faster."""
+    idle: Idle[str] = Idle(3.0)
+    users: dict[str, str] = {}
+    assert idle.take_into(users, "thread") is None
+    for connection in ("first", "second", "third"):
+        idle.keep(connection, 0.0)
+    assert "third" in idle
+    assert idle.take_into(users, "thread") == "third"
+    assert users == {"thread": "third"}
+    assert "third" not in idle
+    racing = Racing(idle, 1)
+    assert idle.take_into(racing, "thread") == "first"
+    assert racing == {"thread": "first"}
+    idle.keep("last", 0.0)
+    assert idle.take_into(Racing(idle, 1), "thread") is None
+
+
+def test_expired_and_taken_meanwhile() -> None:
+    """A connection that another thread takes is not closed as one that has expired."""
+
+    class Late(float):
+        """A time that is compared while another thread takes the connection."""
+
+        def __gt__(self, other: object) -> bool:
+            taken.append(idle.take())
+            return False
+
+    taken: list[str | None] = []
+    idle: Idle[str] = Idle(Late(0.0))
+    idle.keep("first", 0.0)
+    idle._idle[0] = ("first", Late(0.0))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the moment between two steps
+    assert idle.expired(1.0) is None
+    assert taken == ["first"]
