@@ -50,7 +50,7 @@ def proxy_from_environment(base_url: str) -> Proxy | None:
     """Return the proxy that the environment names for ``base_url``, if any.
 
     From ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` or the system's settings,
-    as `urllib.request` reads them.
+    as ``urllib.request`` reads them.
 
     Raises:
         ValueError: What the environment names is not the URL of a proxy.

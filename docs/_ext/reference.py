@@ -40,8 +40,10 @@ _HTTPX: Final = "https://www.python-httpx.org/api"
 _PAGES: Final = {
     f"{_PYTHON}/collections.abc.html#collections.abc.": (
         "collections.abc",
-        "Awaitable Callable Iterable Mapping Sequence Generator",
+        "Awaitable Callable Container Iterable Mapping Sequence Generator",
     ),
+    f"{_PYTHON}/asyncio-runner.html#asyncio.": ("asyncio", "Runner"),
+    f"{_PYTHON}/asyncio-eventloop.html#asyncio.": ("asyncio", "AbstractEventLoop"),
     f"{_PYTHON}/contextlib.html#contextlib.": (
         "contextlib",
         "AbstractContextManager AbstractAsyncContextManager",
@@ -68,8 +70,9 @@ _ALSO: Final = {  # as they are called elsewhere
     "aiohttp.client.ClientSession": "aiohttp.ClientSession",
     "aiohttp.helpers.AppKey": "aiohttp.web.AppKey",
     "aiohttp.web_app.Application": "aiohttp.web.Application",
-    "creduse_httpx._async.AsyncHTTPXClient": "httpx.AsyncClient",
-    "creduse_httpx._sync.HTTPXClient": "httpx.Client",
+    "asyncio.events.AbstractEventLoop": "asyncio.AbstractEventLoop",
+    "creduse_httpx._clients.AsyncHTTPXClient": "httpx.AsyncClient",
+    "creduse_httpx._clients.HTTPXClient": "httpx.Client",
     "datetime": "datetime.datetime",
     "web.AppKey": "aiohttp.web.AppKey",
 }
