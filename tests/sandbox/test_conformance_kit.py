@@ -874,16 +874,6 @@ class Locking(Raw):
         return answer
 
 
-class Unclosable(Raw):
-    """Needs a lock to be closed, which is locked for good."""
-
-    def close(self) -> None:
-        super().close()
-        lock = threading.Lock()
-        lock.acquire()
-        lock.acquire()
-
-
 class Placeless(Raw):
     """Has one place, which whoever is interrupted does not give back."""
 
@@ -981,7 +971,6 @@ def test_bad_interruption_is_found_out(
     [
         (Trustful, "alarm-meeting-with-nothing"),
         (Locking, "ctrl-c-meeting-with-nothing"),
-        (Unclosable, "ctrl-c-meeting-with-nothing"),
     ],
 )
 def test_limit_of_signals_is_not_held_against_a_transport(

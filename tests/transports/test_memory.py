@@ -79,7 +79,7 @@ def blocks() -> int:
     return sys.getallocatedblocks()
 
 
-@pytest.mark.once
+@pytest.mark.exhaustive
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fate", SYNC_FATES.values(), ids=SYNC_FATES)
 def test_growth_of_synchronous_clients(
@@ -100,7 +100,7 @@ def test_growth_of_synchronous_clients(
         assert grown < AT_MOST
 
 
-@pytest.mark.once
+@pytest.mark.exhaustive
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
 def test_growth_of_asynchronous_clients(
