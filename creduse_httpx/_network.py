@@ -246,11 +246,11 @@ class Backend(httpcore.NetworkBackend):
         for left, (family, kind, protocol, _, address) in zip(
             range(len(found), 0, -1), found, strict=True
         ):
-            sock = socket.socket(family, kind, protocol)
             try:
+                sock = socket.socket(family, kind, protocol)  # a machine may not know the family
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 # A silent address must leave time for the others.
                 self._line.prepare(sock, partial(sock.connect, address), self._lock, share=1 / left)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 failure = error
             else:

@@ -397,6 +397,21 @@ def test_silent_address_before_a_good_one(
             assert client.add(USER, 1).amount == 1
 
 
+def test_address_of_an_unknown_family(
+    server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address whose family the machine does not know leaves the next one to be tried."""
+    port = int(server.base_url.rpartition(":")[2])
+
+    def find(*_: object, **__: object) -> Any:
+        good = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+        return [(9999, socket.SOCK_STREAM, 6, "", ("nowhere", port)), good]
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    with CreduseClient(KEY, base_url=server.base_url) as client:
+        assert client.add(USER, 1).amount == 1
+
+
 @pytest.mark.parametrize("supplied", [False, True])
 def test_response_that_has_been_read(
     supplied: bool,  # noqa: FBT001 - a column
