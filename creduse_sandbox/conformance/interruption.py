@@ -310,7 +310,12 @@ def _interrupting(
         # Between its making and its keeping, nobody can keep a socket from the collector.
         warnings.simplefilter("ignore", ResourceWarning)
         interrupting = _Interrupting(interruption, server, limited=Limit.SIGNAL in limits)
-        with _handler(_ALARM, interrupting.handle_alarm), _handler(_HUNG, interrupting.handle_hung):
+        with (
+            # A shell has it ignored in what it runs in the background.
+            _handler(signal.SIGINT, signal.default_int_handler),
+            _handler(_ALARM, interrupting.handle_alarm),
+            _handler(_HUNG, interrupting.handle_hung),
+        ):
             yield interrupting
         gc.collect()
 

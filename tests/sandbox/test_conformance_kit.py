@@ -955,6 +955,8 @@ def test_kit_passes_what_stands_a_signal(name: str) -> None:
         (Locking, "ctrl-c-meeting-with-nothing", "a call afterwards, raised nothing in time"),
     ],
 )
+# What it lost where it was interrupted goes with the error, whose traceback holds the transport.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_bad_interruption_is_found_out(
     transport: Client, name: str, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

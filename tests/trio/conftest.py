@@ -1,6 +1,5 @@
 """What the tests of the trio client share: sandboxes on sockets, and servers without one."""
 
-import signal
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -195,11 +194,3 @@ class Steps(trio.abc.Instrument):
 @pytest.fixture
 def stepping() -> type[Steps]:
     return Steps
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Have SIGINT heard: a shell has it ignored by what it runs in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

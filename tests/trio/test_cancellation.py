@@ -42,7 +42,6 @@ ENDED = [
 ]
 
 
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("name", "warm", "how"), ENDED)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ended_at_every_step(
@@ -441,7 +440,6 @@ async def answer_twice(stream: trio.abc.Stream, wires: Any) -> None:
         await stream.send_all(ANSWER)
 
 
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("where", ["before", "after", "at a line"])
 @pytest.mark.parametrize("serve", [answer, answer_twice])
 def test_interrupted_anywhere(wire: Any, stepping: Any, where: str, serve: Any) -> None:

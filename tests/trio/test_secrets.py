@@ -52,7 +52,6 @@ def test_what_is_looked_for() -> None:
     assert KEY in held(ExceptionGroup("several", [caught.value]))
 
 
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", ["cancelled", "interrupted"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ended_at_every_step(site: Any, stepping: Any, how: str, when: str) -> None:
