@@ -71,12 +71,16 @@ def check_loopback(stream: Any) -> None:
     """Raise unless a stream leads to this machine: a name such as ``localhost`` may mislead.
 
     Raises:
+        httpcore.ConnectError: It leads nowhere any more.
         httpcore.LocalProtocolError: It leads elsewhere.
     """
     try:
-        host = str(stream.get_extra_info("server_addr")[0])
-    except OSError as error:  # it has been reset meanwhile
-        raise httpcore.ConnectError(error) from error
+        address = stream.get_extra_info("server_addr")
+    except OSError:
+        address = None
+    if address is None:
+        raise httpcore.ConnectError("the connection was reset as soon as it was made")
+    host = str(address[0])
     if not is_loopback(host):
         raise httpcore.LocalProtocolError(
             f"the host of base_url is at {host}, which is not this machine, and over plain http "

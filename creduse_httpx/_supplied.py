@@ -333,6 +333,11 @@ class SuppliedTransport(Clock):
         except BaseException as error:
             exchange.forget(error)
             raise
+        finally:
+            # httpcore leaves it open where a step of connecting is reported as taken and raises.
+            if exchange.connected is not None:
+                with CLOSING:
+                    exchange.connected.close()
 
     def _read(self, response: Any, exchange: TracedExchange) -> Response:
         if exchange.begin_response(response):

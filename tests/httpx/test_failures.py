@@ -2,7 +2,10 @@
 
 import logging
 import pickle
+import select
 import socket
+import struct
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from creduse import (
     RetryPolicy,
     TransportError,
 )
+from creduse_httpx._sockets import check_loopback
 from creduse_sandbox import SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
@@ -148,5 +152,33 @@ def test_no_key_anywhere(
             assert key.encode() not in pickle.dumps(error)
             assert "POST /add" in caplog.text
             assert key.encode() in server.received[0]
+
+    harness.run(main)
+
+
+def test_reset_before_its_peer_is_looked_at(
+    harness: Any, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is reset as soon as it is made is tried again, as any other."""
+    connected = threading.Semaphore(0)
+
+    def reset(connection: socket.socket, _: Any) -> None:
+        connected.acquire()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def check_late(stream: Any) -> None:
+        connected.release()
+        select.select([stream.get_extra_info("socket")], [], [], 30)
+        check_loopback(stream)
+
+    for module in ("_network", "_supplied"):
+        monkeypatch.setattr(f"creduse_httpx.{module}.check_loopback", check_late)
+
+    async def main() -> None:
+        async with harness.connect(raw(reset).base_url, retry=NO_WAIT) as client:
+            with pytest.raises(TransportError, match="reset") as caught:
+                await client.add(USER, 1)
+        assert caught.value.outcome is Outcome.NOT_APPLIED
+        assert len(caught.value.attempts) == 3
 
     harness.run(main)
