@@ -3,6 +3,7 @@
 Both for clients of our own and for supplied ones. When that is done is theirs to say.
 """
 
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -76,7 +77,9 @@ def check_loopback(stream: Any) -> None:
     """
     try:
         address = stream.get_extra_info("server_addr")
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:  # a signal handler's
+            raise
         address = None
     if address is None:
         raise httpcore.ConnectError("the connection was reset as soon as it was made")

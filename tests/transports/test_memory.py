@@ -28,6 +28,9 @@ TIMEOUT = 0.5
 """Seconds. Event loops keep the deadlines of calls that are over until they have passed."""
 AT_MOST = 0.5
 """Blocks of memory for each call: a leak of one object in every call makes one or more."""
+ROUNDS = 4
+"""What leaks does so in each of them; what a busy machine puts off is there in one or two."""
+IN_UVLOOP = "uvloop keeps what is cancelled in a TLS handshake, whoever makes the request"
 
 
 class Fate(NamedTuple):
@@ -37,6 +40,11 @@ class Fate(NamedTuple):
     """One call after the other has one of these."""
     timeout: float = TIMEOUT
     cancel: bool = False
+
+    @property
+    def interrupts(self) -> bool:
+        """Say whether a call can end in the middle of a handshake."""
+        return self.cancel or self.timeout < TIMEOUT
 
 
 FATES = {
@@ -51,7 +59,7 @@ FATES = {
 SYNC_FATES = {name: fate for name, fate in FATES.items() if not fate.cancel}
 
 
-@pytest.fixture(params=["plain", "tls"])
+@pytest.fixture(params=["plain", pytest.param("tls", marks=pytest.mark.exhaustive)])
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Server]:
@@ -79,7 +87,11 @@ def blocks() -> int:
     return sys.getallocatedblocks()
 
 
-@pytest.mark.exhaustive
+def grows(counts: list[int]) -> bool:
+    return counts[-1] - counts[-2] >= AT_MOST * MORE
+
+
+@pytest.mark.once
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fate", SYNC_FATES.values(), ids=SYNC_FATES)
 def test_growth_of_synchronous_clients(
@@ -95,19 +107,25 @@ def test_growth_of_synchronous_clients(
                     client.run(made(client.protocol, number, fate))
             return blocks()
 
-        before = calls(0, WARM)
-        grown = (calls(WARM, WARM + MORE) - before) / MORE
-        assert grown < AT_MOST
+        counts = [calls(0, WARM)]
+        for first in range(WARM, WARM + ROUNDS * MORE, MORE):
+            counts.append(calls(first, first + MORE))
+            if not grows(counts):
+                return
+        pytest.fail(f"blocks of memory, every {MORE} calls: {counts}")
 
 
-@pytest.mark.exhaustive
+@pytest.mark.once
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
 def test_growth_of_asynchronous_clients(
     async_kind: Any, fate: Fate, server: Server, tmp_path: Path
 ) -> None:
     """Nor does an asynchronous one, which can be cancelled, too."""
-    trust = ssl.create_default_context(cafile=tmp_path / "ca.pem" if "s:" in server.url else None)
+    tls = server.url.startswith("https:")
+    if async_kind.loop == "uvloop" and tls and fate.interrupts:
+        pytest.skip(IN_UVLOOP)
+    trust = ssl.create_default_context(cafile=tmp_path / "ca.pem" if tls else None)
     style = Trio() if async_kind.loop == "trio" else Asyncio(asyncio.new_event_loop)
 
     note = Note(muster(0))
@@ -135,8 +153,11 @@ def test_growth_of_asynchronous_clients(
                 await style.sleep(2 * TIMEOUT)
                 return blocks()
 
-            before = await calls(0, WARM)
-            grown = (await calls(WARM, WARM + MORE) - before) / MORE
-            assert grown < AT_MOST
+            counts = [await calls(0, WARM)]
+            for first in range(WARM, WARM + ROUNDS * MORE, MORE):
+                counts.append(await calls(first, first + MORE))
+                if not grows(counts):
+                    return
+            pytest.fail(f"blocks of memory, every {MORE} calls: {counts}")
 
     async_kind.run(main)
