@@ -7,7 +7,6 @@ asked for is decided here, for both kinds of streams. HTTP is httpcore's and h11
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from threading import RLock
 from typing import Any, Final
@@ -18,7 +17,7 @@ from ._clocks import under_trio
 from ._exchange import CLOSED, Exchange
 from ._foreign import NETWORK
 from ._httpcore import are_buffers_empty, stream_on
-from ._sockets import SHORTEST, UNASKED, check_loopback, has_unread, read_tickets, shut_down
+from ._sockets import SHORTEST, UNASKED, check_loopback, has_unread, read_tickets
 
 _LATE: Final = 0.05
 """Seconds in which, after the deadline, what has come by then may still be read."""
@@ -33,7 +32,8 @@ class Line:
     def __init__(self, is_closed: Callable[[], bool], *, loopback_only: bool) -> None:
         """Send nothing once ``is_closed``; with ``loopback_only`` to nobody but this machine."""
         self.stream: Any = None
-        """The stream as it is now, TLS included."""
+        """httpcore's stream as it is now, TLS included. Not ours, which leads here: a connection
+        that nobody has any more, whatever a signal interrupted, is closed without the collector."""
         self.connecting: socket.socket | None = None
         """The socket that is being connected."""
         self._is_closed = is_closed
@@ -141,7 +141,7 @@ class Line:
 
     def is_reusable(self) -> bool:
         """Return whether all that has come on the connection has been read as HTTP."""
-        return self.stream is not None and are_buffers_empty(self.stream.inner)
+        return self.stream is not None and are_buffers_empty(self.stream)
 
 
 class Stream(httpcore.NetworkStream):
@@ -149,20 +149,19 @@ class Stream(httpcore.NetworkStream):
 
     def __init__(self, stream: httpcore.NetworkStream, line: Line, lock: RLock) -> None:
         """Close, and let close, under ``lock`` alone: a descriptor may be another's by then."""
-        self.inner = stream
+        self._inner = stream
         self._line = line
         self._lock = lock
-        self._closed = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the line knows better
         """Read, as far as the deadline allows."""
         with NETWORK:
-            return self.inner.read(max_bytes, self._line.time_to_read())
+            return self._inner.read(max_bytes, self._line.time_to_read())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - see read
         """Write, if that is allowed."""
         with NETWORK:
-            self.inner.write(buffer, self._line.time_to_write(buffer))
+            self._inner.write(buffer, self._line.time_to_write(buffer))
 
     def start_tls(
         self,
@@ -171,17 +170,16 @@ class Stream(httpcore.NetworkStream):
         timeout: float | None = None,  # noqa: ARG002 - see read
     ) -> "Stream":
         """Agree on TLS."""
-        plain = self.inner.get_extra_info("socket")
+        plain = self._inner.get_extra_info("socket")
         with NETWORK:
             if isinstance(plain, ssl.SSLSocket):  # to a proxy; httpcore has TLS within TLS
-                secure = self.inner.start_tls(
+                secure = self._inner.start_tls(
                     ssl_context, server_hostname, self._line.time_to_connect()
                 )
             else:
                 secure = stream_on(self._handshake(plain, ssl_context, server_hostname))
-            stream = Stream(secure, self._line, self._lock)
-            self._line.connected(stream)
-        return stream
+            self._line.connected(secure)
+        return Stream(secure, self._line, self._lock)
 
     def _handshake(
         self, plain: socket.socket, ssl_context: ssl.SSLContext, server_hostname: str | None
@@ -199,19 +197,12 @@ class Stream(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         """Return what the stream knows."""
-        return self.inner.get_extra_info(info)
+        return self._inner.get_extra_info(info)
 
     def close(self) -> None:
         """Close the socket."""
         with self._lock:
-            self._closed = True
-            self.inner.close()
-
-    def shut_down(self) -> None:
-        """End what another thread is doing on this stream, from this one."""
-        with self._lock, suppress(OSError):  # it has hung up already
-            if not self._closed:
-                shut_down(self.inner.get_extra_info("socket"))
+            self._inner.close()
 
 
 class Backend(httpcore.NetworkBackend):
@@ -232,9 +223,9 @@ class Backend(httpcore.NetworkBackend):
     ) -> Stream:
         """Connect to the first address that takes it."""
         with NETWORK:
-            stream = Stream(stream_on(self._connect_to_any(host, port)), self._line, self._lock)
+            stream = stream_on(self._connect_to_any(host, port))
             self._line.connected(stream)
-        return stream
+        return Stream(stream, self._line, self._lock)
 
     def _connect_to_any(self, host: str, port: int) -> socket.socket:
         self._line.time_to_connect()
@@ -266,20 +257,20 @@ class AsyncStream(httpcore.AsyncNetworkStream):
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, line: Line) -> None:
         """Have the rules of ``line``."""
-        self.inner = stream
+        self._inner = stream
         self._line = line
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - httpcore's
         """Read, as far as the deadline allows."""
         with NETWORK:
-            return await self.inner.read(max_bytes, self._line.time_to_read())
+            return await self._inner.read(max_bytes, self._line.time_to_read())
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - httpcore's
         """Write, if that is allowed."""
         with NETWORK:
             if self._line.may_show_ticket(buffer):
-                await read_tickets(self.inner)
-            await self.inner.write(buffer, self._line.time_to_write(buffer))
+                await read_tickets(self._inner)
+            await self._inner.write(buffer, self._line.time_to_write(buffer))
 
     async def start_tls(
         self,
@@ -289,20 +280,19 @@ class AsyncStream(httpcore.AsyncNetworkStream):
     ) -> "AsyncStream":
         """Agree on TLS."""
         with NETWORK:
-            secure = await self.inner.start_tls(
+            secure = await self._inner.start_tls(
                 ssl_context, server_hostname, self._line.time_to_connect()
             )
-        stream = AsyncStream(secure, self._line)
-        self._line.connected(stream)
-        return stream
+        self._line.connected(secure)
+        return AsyncStream(secure, self._line)
 
     def get_extra_info(self, info: str) -> Any:
         """Return what the stream knows."""
-        return self.inner.get_extra_info(info)
+        return self._inner.get_extra_info(info)
 
     async def aclose(self) -> None:
         """Close the connection."""
-        await self.inner.aclose()
+        await self._inner.aclose()
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -339,6 +329,5 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
                 if (ends := group.split(Exception)[1]) is None:
                     raise
                 raise _innermost(ends) from None
-        stream = AsyncStream(connected, line)
-        line.connected(stream)
-        return stream
+        line.connected(connected)
+        return AsyncStream(connected, line)

@@ -133,10 +133,11 @@ class Connection:
 
     def shut_down(self) -> None:
         """End the exchange of another thread, or its connecting."""
+        line = self._line
         with self._lock, suppress(OSError):  # it has hung up already
-            shut_down(self._line.connecting)
-        if self._line.stream is not None:
-            self._line.stream.shut_down()
+            shut_down(line.connecting)
+            if line.stream is not None:
+                shut_down(line.stream.get_extra_info("socket"))
 
     def forget(self) -> None:
         """Close the descriptor of a connection that is the parent process's."""
@@ -148,7 +149,7 @@ class Connection:
 
         Not by the transport: a signal's exception may have left a lock of its pool locked.
         """
-        with CLOSING:
+        with CLOSING, self._lock:  # a descriptor may be another's once it is closed
             if self._line.stream is not None:
                 self._line.stream.close()
             elif not self._is_known:

@@ -14,7 +14,7 @@ UNKNOWN: Final = "UNKNOWN"
 
 SLACK: Final = 1.0
 """Seconds that a call may last beyond its timeout or its cancellation on a healthy machine."""
-LAG: Final = 8.0
+LAG: Final = 3.0
 """How many times the worst delay of the machine meanwhile is forgiven on top."""
 RACE: Final = 0.02
 """Seconds that a client may take from looking at an idle connection to writing on it; `LAG` again."""

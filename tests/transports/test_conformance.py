@@ -179,7 +179,7 @@ def test_closing_with_one_connection(
     narrow_kind.run(main)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.once
 # An object that is half made may fail as it goes, as http.client's response does.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @SOMETIMES_SECURE
