@@ -19,6 +19,14 @@ _SHORT_AT_END: Final = 4
 """Characters of a key that are taken out where a text ends with them: somebody has cut it there."""
 
 
+_GAP: Final = (
+    r"(?:(?:\0|\\{1,8}(?:u0000|x00)){1,3}"
+    r"|=?(?:[\r\n]|\\{1,8}(?:[rn]|u000[aAdD])){1,4}(?:[ \t]|\\{1,8}t){0,80})?"
+)
+"""What may stand between two characters, escaped or not: the zeros of UTF-16 and UTF-32, or the
+end of a line, as in MIME, and what the next one is indented by."""
+
+
 def no_pickle(self: object) -> NoReturn:
     """Stand in as ``__reduce__`` for whatever holds the API key, since a pickle would store it."""
     raise TypeError(f"a {type(self).__name__} holds the API key, so it cannot be pickled or copied")
@@ -51,8 +59,9 @@ class Secret:
         """Return ``text`` without the secret, in whatever spelling it stands there.
 
         The spellings of a character are its own, and those of JSON, URLs, HTML, quoted-printable
-        and source code, escaped again or not. The secret is also found in hexadecimal and in
-        Base64. At least its first 8 characters, or 4 where the text ends, are taken for all of it.
+        and source code, escaped again or not. The secret is also found in hexadecimal, in Base64,
+        in UTF-16 that was read as something else, and broken into lines. At least its first 8
+        characters, or 4 where the text ends, are taken for all of it.
         """
         if self._spellings is None:  # few calls fail, so few keys are ever looked for
             self._spellings = tuple(_spellings(self._text))
@@ -107,6 +116,7 @@ def _spellings(api_key: str) -> Iterable[_Spelling]:
 
 def _in_parts(parts: Sequence[str], least: int, least_at_end: int) -> _Spelling:
     """Take at least so many parts for the secret, and fewer where a text ends with them."""
+    parts = [parts[0], *(_GAP + part for part in parts[1:])]
     beginning = rf"(?:\Z|(?={parts[least - 1]}))"
     for part in reversed(parts[least_at_end : least - 1]):
         beginning = rf"(?:\Z|{part}{beginning})"

@@ -310,6 +310,11 @@ def beside_letters(spell: str) -> Callable[[str], str]:
     return lambda key: "".join(it if it.isalnum() else write(it) for it in key)
 
 
+def broken(end: str) -> Callable[[str], str]:
+    """Write it in lines of five characters."""
+    return lambda key: end.join(key[start : start + 5] for start in range(0, len(key), 5))
+
+
 NAMES = {it: f"&{name}" for name, it in html5.items() if name.endswith(";") and len(it) == 1}
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "plain": str,
@@ -342,6 +347,12 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "source of source": lambda key: repr(repr(key))[2:-2],
     "hexadecimal": lambda key: key.encode().hex(),
     "capital hexadecimal": lambda key: key.encode().hex().upper(),
+    "lines": broken("\n"),
+    "indented lines": broken("\r\n\t "),
+    "lines in JSON": broken("\\r\\n"),
+    "lines of quoted-printable": broken("=\r\n"),
+    "UTF-16": "\0".join,
+    "UTF-32": "\0\0\0".join,
 }
 
 
@@ -397,6 +408,16 @@ def test_base64(before: int, url_safe: bool) -> None:  # noqa: FBT001 - a column
         escaped = urllib.parse.quote(text, safe="")
         assert Secret(key).redact(escaped) == urllib.parse.quote(text.replace(whole, "***"), "*")
         assert Secret(key).redact(text.replace("/", "\\/")).count("***") == 1
+
+
+def test_base64_in_lines() -> None:
+    """A key is found in MIME's Base64, wherever its lines end."""
+    for before in range(80):
+        text = base64.encodebytes(b"x" * before + ODD_KEY.encode() + b"\n more").decode()
+        whole = text.replace("\n", "")
+        start, end = -(-before * 8 // 6), (before + len(ODD_KEY)) * 8 // 6
+        redacted = Secret(ODD_KEY).redact(text).replace("\n", "")
+        assert redacted == f"{whole[:start]}***{whole[end:]}"
 
 
 @pytest.mark.parametrize("spell", [str, SPELLINGS["JSON in lower case"], SPELLINGS["hexadecimal"]])

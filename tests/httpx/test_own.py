@@ -113,6 +113,24 @@ def test_another_loop(server: SandboxServer, runner: str) -> None:
     assert len(server.applied) == 2
 
 
+@pytest.mark.parametrize("harness", [(it, "own") for it in ("sync", *RUNNERS)], indirect=True)
+def test_old_connection(
+    harness: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that has been idle for too long is closed, and not used again."""
+    monkeypatch.setattr("creduse_httpx._own.IDLE_TIMEOUT", 0.0)
+
+    async def main() -> None:
+        async with harness.connect(server.base_url) as client:
+            for _ in range(3):
+                await client.add(USER, 1)
+            server.settle()
+            assert server.connections == 1
+
+    harness.run(main)
+    assert [entry.connection for entry in server.log] == [1, 2, 3]
+
+
 def test_unused_async_client_closes(eventful: Any) -> None:
     """A client that was never used closes."""
 
