@@ -87,6 +87,11 @@ def blocks() -> int:
     return sys.getallocatedblocks()
 
 
+def cancel(number: int) -> Cancel:
+    """Return when a call is cancelled: after so many steps of the loop, or so much time."""
+    return Cancel(*(("steps", number % 40) if number % 2 else ("seconds", number % 40 / 10_000)))
+
+
 def grows(counts: list[int]) -> bool:
     return counts[-1] - counts[-2] >= AT_MOST * MORE
 
@@ -138,14 +143,10 @@ def test_growth_of_asynchronous_clients(
                     await client.run(call)
 
             async def one(number: int) -> None:
-                call = made(client.protocol, number, fate)
-                if not fate.cancel:
-                    await run(call)
-                elif number % 2:
-                    await style.cancelling(partial(run, call), Cancel("steps", number % 40), note)
-                else:
-                    seconds = number % 40 / 10_000
-                    await style.cancelling(partial(run, call), Cancel("seconds", seconds), note)
+                calling = partial(run, made(client.protocol, number, fate))
+                await (
+                    style.cancelling(calling, cancel(number), note) if fate.cancel else calling()
+                )
 
             async def calls(first: int, last: int) -> int:
                 for number in range(first, last, AT_ONCE):
