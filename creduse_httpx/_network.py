@@ -326,8 +326,6 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
                     host, port, line.time_to_connect(), local_address, socket_options
                 )
             except BaseExceptionGroup as group:  # of the nursery in which trio connects
-                if (ends := group.split(Exception)[1]) is None:
-                    raise
-                raise _innermost(ends) from None
+                raise _innermost(group.split(Exception)[1] or group) from None
         line.connected(connected)
         return AsyncStream(connected, line)

@@ -81,7 +81,7 @@ def test_certificates_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
         AsyncCreduseClient(KEY, base_url="http://localhost")
         tmp_path.joinpath("empty.pem").touch()
     monkeypatch.delenv("SSL_CERT_FILE")
-    AsyncCreduseClient(KEY)
+    AsyncCreduseClient(KEY, base_url="https://api.creduse.com")
 
 
 @pytest.mark.usefixtures("trusted")

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import select
+import signal
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -919,6 +920,35 @@ class Later(Raw):
             raise
 
 
+class Restive(Raw):
+    """Takes an alarm for a failure, and sends twice again."""
+
+    def send(self, send: Send) -> Answer:
+        try:
+            return super().send(send)
+        except TimeoutError as error:
+            super().send(send)
+            super().send(send)
+            return Failure(Delivery.MAYBE_SENT, OSError(str(error)), transient=False)
+
+
+class Unending(Raw):
+    """Has no end to its closing."""
+
+    def close(self) -> None:
+        super().close()
+        threading.Event().wait()
+
+
+class Neglectful(Raw):
+    """Leaves its connections open."""
+
+    forgotten: ClassVar[list[Link]] = []
+
+    def close(self) -> None:
+        self.forgotten.extend(self.idle)
+
+
 class Fanciful(Raw):
     """Makes up the answer of every third call of the same kind in a row."""
 
@@ -954,6 +984,9 @@ def test_kit_passes_what_stands_a_signal(name: str) -> None:
         (Later, "ctrl-c-meeting-with-nothing", "was first sent after its caller was interrupted"),
         (Fanciful, "ctrl-c-meeting-with-429", r"of a hundred calls afterwards, \d were applied"),
         (Locking, "ctrl-c-meeting-with-nothing", "a call afterwards, raised nothing in time"),
+        (Unending, "ctrl-c-meeting-with-nothing", "to close the client: nothing in time"),
+        (Restive, "alarm-meeting-with-nothing", "made 1 attempts, and the server saw 2"),
+        (Neglectful, "ctrl-c-meeting-with-nothing", r"\d connections are left open"),
     ],
 )
 # What it lost where it was interrupted goes with the error, whose traceback holds the transport.
@@ -967,6 +1000,8 @@ def test_bad_interruption_is_found_out(
         monkeypatch.setattr("creduse_sandbox.conformance.interruption.WITHIN", 1.0)
     with pytest.raises(AssertionError, match=found):
         interrupt(name, transport)
+    while Neglectful.forgotten:
+        Neglectful.forgotten.pop().sock.close()
 
 
 @pytest.mark.parametrize(
@@ -990,6 +1025,16 @@ def test_limit_of_signals_is_named() -> None:
     """Where it would allow what is found."""
     with pytest.raises(AssertionError, match=r"allowed with limits=.Limit.SIGNAL"):
         interrupt("alarm-meeting-with-nothing", Trustful)
+
+
+def test_late_signal_of_the_kits_own_is_ignored() -> None:
+    """What would end a call that hangs may come when that call is over."""
+
+    def late(protocol: CreduseProtocol) -> Raw:
+        signal.raise_signal(signal.SIGUSR2)
+        return Raw(protocol)
+
+    interrupt("ctrl-c-meeting-with-nothing", late)
 
 
 def test_foreign_exception_comes_through_an_interruption() -> None:

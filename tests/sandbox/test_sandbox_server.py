@@ -1,6 +1,7 @@
 """The server over real sockets."""
 
 import asyncio
+import errno
 import http.client
 import json
 import os
@@ -621,6 +622,19 @@ def test_failure_inside_is_raised_by_reset(server: SandboxServer) -> None:
     assert caught.group_contains(ZeroDivisionError)
     assert server.log == ()
     server.reset()
+
+
+def test_peer_that_is_gone_is_no_failure_inside() -> None:
+    """Where asyncio ends a stream that a peer has left, nothing is raised, be it late or not."""
+
+    def fail(_: Request) -> bool:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    with SandboxServer() as server:
+        server.order(Answer(503), when=fail)
+        with dial(server) as stream:
+            stream.sendall(message())
+            assert stream.recv(1) == b""
 
 
 def test_loop_of_its_own() -> None:

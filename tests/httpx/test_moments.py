@@ -1,0 +1,588 @@
+"""What happens between two steps of a call: closing, cancelling, signals, and bytes that come too soon.
+
+Where such a moment is too short to be met, a step is made to wait for it; what comes then is real.
+"""
+
+import asyncio
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+import trio
+import trustme
+
+from creduse import (
+    AsyncCreduseClient,
+    CreduseClient,
+    CreduseTimeoutError,
+    Outcome,
+    RetryPolicy,
+    TransportError,
+)
+from creduse_httpx import _network, _supplied
+from creduse_httpx._foreign import CLOSING
+from creduse_httpx._httpcore import stream_on
+from creduse_sandbox import FAULTS, SandboxServer
+
+USER = UUID("12345678-1234-5678-1234-567812345678")
+KEY = "sk-test-0123456789abcdef"
+ONCE = RetryPolicy(max_attempts=1)
+GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
+
+
+def wait_for_bytes(stream: Any) -> None:
+    """Wait, the event loop included, until something has come on a connection."""
+    select.select([stream.get_extra_info("socket")], [], [], 30)
+
+
+# Bytes that come too soon
+
+
+def answer_unasked(connection: socket.socket, server: Any) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    connection.sendall(head % len(GOOD) + GOOD)
+    server.request(connection)
+
+
+def test_response_before_the_first_request(
+    harness: Any, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response that is there when a connection has been made is nobody's."""
+    for module in (_network, _supplied):
+        monkeypatch.setattr(module, "check_loopback", wait_for_bytes)
+
+    async def main() -> None:
+        async with harness.connect(server.base_url, retry=ONCE) as client:
+            with pytest.raises(TransportError, match="nobody had asked for") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+    server = raw(answer_unasked)
+    harness.run(main)
+    assert server.received == []
+
+
+@pytest.fixture
+def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> trustme.CA:
+    """An authority that clients trust which read the environment."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return authority
+
+
+def served(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    return context
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    return context
+
+
+def test_no_tls_any_more(
+    harness: Any, raw: Any, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes right after a handshake and is no TLS is nobody's response, and nothing is sent."""
+    context = served(authority)
+    context.num_tickets = 0  # they would be readable, too
+
+    def speak_plainly(connection: socket.socket, server: Any) -> None:
+        secure = context.wrap_socket(connection.dup(), server_side=True)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        with suppress(OSError), secure:
+            server.received += filter(None, [secure.recv(65536)])
+
+    connected, complete = _network.Line.connected, _supplied.TracedExchange._complete  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
+
+    def connect(line: Any, stream: Any) -> None:
+        connected(line, stream)
+        if stream.get_extra_info("ssl_object") is not None:
+            wait_for_bytes(stream)
+
+    def take(exchange: Any, step: str, value: Any) -> None:
+        complete(exchange, step, value)
+        if step == "start_tls":
+            wait_for_bytes(value)
+
+    monkeypatch.setattr(_network.Line, "connected", connect)
+    monkeypatch.setattr(_supplied.TracedExchange, "_complete", take)
+
+    async def main() -> None:
+        settings: dict[str, Any] = {"base_url": url, "retry": ONCE}
+        if harness.lent:
+            settings["http_client"] = harness.http_client(verify=trusting(authority))
+        async with harness.connect(**settings) as client:
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+        if harness.lent:
+            closing = getattr(settings["http_client"], "close" if harness.sync else "aclose")()
+            await closing if closing is not None else None
+
+    server = raw(speak_plainly)
+    url = server.base_url.replace("http:", "https:")
+    harness.run(main)
+    assert server.received == []
+
+
+# Closing
+
+
+def test_closed_while_a_name_is_looked_up(
+    server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is connected for a client that was closed meanwhile."""
+    look_up = socket.getaddrinfo
+
+    def close_first(*arguments: Any, **settings: Any) -> Any:
+        client.close()
+        return look_up(*arguments, **settings)
+
+    client = CreduseClient(KEY, base_url=server.base_url)
+    monkeypatch.setattr(socket, "getaddrinfo", close_first)
+    with pytest.raises(TransportError, match="closed") as caught:
+        client.add(USER, 1)
+    assert caught.value.outcome is Outcome.NOT_APPLIED
+    server.settle()
+    assert server.connections == 0
+
+
+def test_closed_as_soon_as_it_is_connected(
+    server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent for a client that was closed meanwhile."""
+
+    def close(_: Any) -> None:
+        client.close()
+
+    client = CreduseClient(KEY, base_url=server.base_url)
+    monkeypatch.setattr(_network, "check_loopback", close)
+    with pytest.raises(TransportError, match="closed") as caught:
+        client.add(USER, 1)
+    assert caught.value.outcome is Outcome.NOT_APPLIED
+    assert server.log == ()
+
+
+def test_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that nobody knows is NOT_APPLIED, and may be known to the next attempt."""
+
+    def find_nothing(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_nothing)
+    with (
+        CreduseClient(KEY, base_url="https://nowhere.invalid", retry=RetryPolicy(2, 0)) as client,
+        pytest.raises(TransportError, match="not known") as caught,
+    ):
+        client.add(USER, 1)
+    assert caught.value.outcome is Outcome.NOT_APPLIED
+    assert len(caught.value.attempts) == 2
+
+
+def test_what_closing_suppresses() -> None:
+    """Whoever closes a connection hears of a Ctrl-C."""
+    with pytest.raises(KeyboardInterrupt), CLOSING:
+        raise KeyboardInterrupt
+
+
+def test_alarm_within_close(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal handler raises while a client is closed comes out as it is."""
+    error = TimeoutError("over")
+
+    def ring(*_: object) -> None:
+        raise error
+
+    client = CreduseClient(KEY, base_url=server.base_url)
+    client.add(USER, 1)
+    close = socket.socket.close
+
+    def close_late(sock: socket.socket) -> None:
+        close(sock)
+        if threading.current_thread() is threading.main_thread():
+            monkeypatch.undo()
+            signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, ring)
+    try:
+        monkeypatch.setattr(socket.socket, "close", close_late)
+        with pytest.raises(TimeoutError) as caught:
+            client.close()
+        assert caught.value is error
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    client.close()
+
+
+# Signals
+
+
+def test_interrupted_as_it_takes_a_connection(server: SandboxServer) -> None:
+    """A connection that a signal meets on its way from the idle ones to its user is still idle."""
+
+    class Interrupting(dict[int, Any]):
+        def __setitem__(self, key: int, value: Any) -> None:
+            super().__setitem__(key, value)
+            process.active = {}
+            raise KeyboardInterrupt
+
+    with CreduseClient(KEY, base_url=server.base_url) as client:
+        client.add(USER, 1)
+        transport: Any = client._transport  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as above
+        (process,) = transport._processes.values()  # noqa: SLF001 - as above
+        process.active = Interrupting()
+        with pytest.raises(KeyboardInterrupt):
+            client.add(USER, 2)
+        client.add(USER, 3)
+    assert [entry.connection for entry in server.log] == [1, 1]
+
+
+def test_interrupted_over_a_supplied_client(server: SandboxServer) -> None:
+    """Ctrl-C in a call abandons it: UNKNOWN, and the connection is not used again."""
+    server.order(FAULTS["apply-then-hang"])
+
+    def interrupt() -> None:
+        while not server.log or server.log[0].body is None:
+            threading.Event().wait(0.01)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    main = threading.get_ident()
+    with (
+        ThreadPoolExecutor(1) as threads,
+        httpx.Client() as http_client,
+        CreduseClient(KEY, http_client, base_url=server.base_url) as client,
+    ):
+        call = client.protocol.add(USER, 1)
+        threads.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            client.run(call)
+        assert call.outcome is Outcome.UNKNOWN
+        assert client.add(USER, 1).amount == 1
+    assert len({entry.connection for entry in server.log}) == 2
+
+
+def test_alarm_as_a_peer_is_looked_up(
+    server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An OSError of a signal handler's is no reset of the connection."""
+    error = OSError(errno.EIO, "over")
+    with socket.socket() as sock:
+        stream_class = type(stream_on(sock))
+
+    def look(stream: Any, name: str) -> Any:
+        if name == "server_addr":
+            raise error
+        return real(stream, name)
+
+    real = stream_class.get_extra_info
+    monkeypatch.setattr(stream_class, "get_extra_info", look)
+    with (
+        CreduseClient(KEY, base_url=server.base_url) as client,
+        pytest.raises(OSError, match="over") as caught,
+    ):
+        client.add(USER, 1)
+    assert caught.value is error
+    assert server.log == ()
+
+
+def test_called_while_something_is_handled(server: SandboxServer) -> None:
+    """What a caller is handling is not taken for the reason why its call fails."""
+    with server.refusing(), CreduseClient(KEY, base_url=server.base_url, retry=ONCE) as client:
+        try:
+            os.environ["THE_CALLERS_OWN"]
+        except KeyError:
+            with pytest.raises(TransportError, match="refused"):
+                client.add(USER, 1)
+
+
+# The tasks in which exchanges over a supplied client run
+
+
+async def both(first: Callable[[], Any], second: Callable[[], Any]) -> None:
+    """Run both, on the loop that is running."""
+    if "trio" in sys.modules and trio.lowlevel.in_trio_task():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)
+            nursery.start_soon(second)
+    else:
+        await asyncio.gather(first(), second())
+
+
+async def pause(seconds: float) -> None:
+    if trio.lowlevel.in_trio_task():
+        await trio.sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def supplied(request: pytest.FixtureRequest) -> Callable[[Callable[[], Any]], None]:
+    """Run a coroutine function on one event loop or the other."""
+    return trio.run if request.param == "trio" else lambda main: asyncio.run(main())
+
+
+def test_wait_for_a_turn(
+    supplied: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that gets no turn within its time is NOT_APPLIED; one that gets it is served."""
+    monkeypatch.setattr("creduse_httpx._tasks.PLACES", 1)
+    server.order(FAULTS["apply-then-hang"])
+
+    async def main() -> None:
+        async with (
+            httpx.AsyncClient() as http_client,
+            AsyncCreduseClient(KEY, http_client, base_url=server.base_url, retry=ONCE) as client,
+        ):
+
+            async def hang() -> None:
+                with pytest.raises(CreduseTimeoutError):
+                    await client.add(USER, 1, timeout=1.0)
+
+            async def wait() -> None:
+                await pause(0.1)
+                with pytest.raises(CreduseTimeoutError, match="no connection was free") as caught:
+                    await client.add(USER, 2, timeout=0.2)
+                assert caught.value.outcome is Outcome.NOT_APPLIED
+                assert (await client.add(USER, 3, timeout=60)).amount == 3
+
+            await both(hang, wait)
+
+    supplied(main)
+    assert [json.loads(entry.body or b"")["amount"] for entry in server.applied] == [1, 3]
+
+
+def test_cancelled_in_the_pool(supplied: Any, server: SandboxServer) -> None:
+    """A call that is cancelled while it waits in httpcore's pool sends nothing, nor loses a place."""
+    server.order(FAULTS["apply-then-hang"])
+
+    async def main() -> None:
+        limits = httpx.Limits(max_connections=1)
+        async with (
+            httpx.AsyncClient(limits=limits) as http_client,
+            AsyncCreduseClient(KEY, http_client, base_url=server.base_url, retry=ONCE) as client,
+        ):
+
+            async def hang() -> None:
+                with pytest.raises(CreduseTimeoutError):
+                    await client.add(USER, 1, timeout=0.5)
+
+            async def leave() -> None:
+                await pause(0.1)
+                if trio.lowlevel.in_trio_task():
+                    with trio.move_on_after(0.1):
+                        await client.add(USER, 2, timeout=2.0)
+                else:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.1):
+                            await client.add(USER, 2, timeout=2.0)
+
+            await both(hang, leave)
+            assert (await client.add(USER, 3)).amount == 3
+            await client.aclose()  # which waits for what is left
+
+    supplied(main)
+    assert [json.loads(entry.body or b"")["amount"] for entry in server.applied] == [1, 3]
+
+
+def test_cancelled_before_its_task_begins(server: SandboxServer) -> None:
+    """A call that is cancelled at its first checkpoint under trio sends nothing."""
+
+    async def main() -> None:
+        async with (
+            httpx.AsyncClient() as http_client,
+            AsyncCreduseClient(KEY, http_client, base_url=server.base_url) as client,
+        ):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await client.add(USER, 1)
+
+    trio.run(main)
+    assert server.log == ()
+
+
+def test_cancelled_as_a_step_ends(
+    supplied: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is to end as its connection has been made takes no further step."""
+    trace = _supplied.TracedExchange.trace
+
+    def stop_at(exchange: Any, name: str, info: dict[str, Any]) -> None:
+        if name == "connection.connect_tcp.complete":
+            exchange.stop()
+        trace(exchange, name, info)
+
+    monkeypatch.setattr(_supplied.TracedExchange, "trace", stop_at)
+
+    async def main() -> None:
+        async with (
+            httpx.AsyncClient() as http_client,
+            AsyncCreduseClient(KEY, http_client, base_url=server.base_url, retry=ONCE) as client,
+        ):
+            with pytest.raises(TransportError, match="no time was left") as caught:
+                await client.add(USER, 1)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+    supplied(main)
+    assert server.log == ()
+
+
+def test_another_loop_of_a_supplied_client() -> None:
+    """On another event loop than that of its first call it sends nothing, and says so."""
+    requests: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(200, content=GOOD)
+
+    http_client = httpx.AsyncClient(transport=httpx.MockTransport(handle))
+    client = AsyncCreduseClient(KEY, http_client, base_url="https://api.creduse.com")
+    asyncio.run(client.add(USER, 5))
+    with pytest.raises(TransportError, match="another event loop"):
+        asyncio.run(client.add(USER, 5))
+    assert len(requests) == 1
+
+
+def test_supplied_transport_with_an_error_of_its_own(lent: Any) -> None:
+    """An exception of somebody else's code is no failure of the network, and comes out as it is."""
+    error = ZeroDivisionError("not the network's")
+
+    def handle(_: Any) -> Any:
+        raise error
+
+    async def main() -> None:
+        async with (
+            lent.lend(transport=lent.library.MockTransport(handle)) as http_client,
+            lent.connect("https://api.creduse.com", http_client=http_client) as client,
+        ):
+            call = client.protocol.add(USER, 1)
+            with pytest.raises(ZeroDivisionError) as caught:
+                await client.run(call)
+            assert caught.value is error
+
+    lent.run(main)
+
+
+class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body without end, and without a socket."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            threading.Event().wait(0.01)
+            yield b" "
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            await pause(0.01)
+            yield b" "
+
+
+def test_endless_body_without_a_socket() -> None:
+    """Where no socket can be shut down, the call ends at the next piece that comes too late."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Endless()))
+    with (
+        httpx.Client(transport=transport) as http_client,
+        CreduseClient(KEY, http_client, base_url="https://api.creduse.com") as client,
+        pytest.raises(CreduseTimeoutError) as caught,
+    ):
+        client.add(USER, 1, timeout=0.2)
+    assert caught.value.outcome is Outcome.UNKNOWN
+
+
+# Where something else is in the way
+
+
+def test_read_before_us(eventful: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response that instrumentation has read is taken as it was read."""
+
+    async def handle(*_: Any) -> httpx.Response:
+        return httpx.Response(200, content=GOOD)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", handle)
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url="https://api.creduse.com") as client:
+            assert (await client.add(USER, 5)).amount == 5
+
+    eventful.run(main)
+
+
+def test_without_trio(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that runs on asyncio needs no trio."""
+    monkeypatch.delitem(sys.modules, "trio")
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            assert (await client.add(USER, 5)).amount == 5
+
+    asyncio.run(main())
+
+
+def is_elsewhere(_: str) -> bool:
+    return False
+
+
+def tunnel(target: tuple[str, int], context: ssl.SSLContext) -> Callable[..., None]:
+    """Be a proxy that is itself reached over TLS, and connect to ``target`` whatever is asked."""
+
+    def copy(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def behave(connection: socket.socket, server: Any) -> None:
+        with (
+            context.wrap_socket(connection.dup(), server_side=True) as near,
+            socket.create_connection(target) as far,
+        ):
+            server.received.append(near.recv(65536))
+            near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=copy, args=(far, near))
+            back.start()
+            copy(near, far)
+            back.join()
+
+    return behave
+
+
+@pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
+def test_proxy_over_tls(
+    runner: str, raw: Any, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS goes through a proxy that is itself reached over TLS, and the proxy sees no key."""
+    with SandboxServer(api_key=KEY, ssl_context=served(authority)) as sandbox:
+        port = int(sandbox.base_url.rpartition(":")[2])
+        proxy = raw(tunnel(("127.0.0.1", port), served(authority)))
+        monkeypatch.setenv("HTTPS_PROXY", proxy.base_url.replace("http:", "https:"))
+        # The certificate is for 127.0.0.1, and what goes there usually goes through no proxy.
+        monkeypatch.setattr("creduse_core.protocol.is_loopback", is_elsewhere)
+        url = sandbox.base_url
+        if runner == "sync":
+            with CreduseClient(KEY, base_url=url) as client:
+                assert client.add(USER, 5).amount == 5
+        else:
+
+            async def main() -> None:
+                async with AsyncCreduseClient(KEY, base_url=url) as client:
+                    assert (await client.add(USER, 5)).amount == 5
+
+            trio.run(main) if runner == "trio" else asyncio.run(main())
+        assert len(sandbox.applied) == 1
+        assert proxy.received[0].startswith(b"CONNECT 127.0.0.1:")
+        assert KEY.encode() not in proxy.received[0]
