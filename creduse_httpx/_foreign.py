@@ -25,16 +25,10 @@ LIBRARIES: Final = frozenset(
 
 
 def foreign_cause(error: Exception) -> Exception | None:
-    """Return the exception that is not the libraries', be it ``error`` or what it came of.
-
-    What the caller was just handling is no cause: it has not come through a library.
-    """
+    """Return the exception that is not the libraries', be it ``error`` or what it came of."""
     for link in chain(error):
         if isinstance(link, Exception) and is_foreign(link, LIBRARIES):
-            traceback = link.__traceback__
-            through = "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__"))
-            if link is error or through.partition(".")[0] in LIBRARIES:
-                return link
+            return link
     return None
 
 

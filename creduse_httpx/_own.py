@@ -140,9 +140,8 @@ class Connection:
                 shut_down(line.stream.get_extra_info("socket"))
 
     def forget(self) -> None:
-        """Close the descriptor of a connection that is the parent process's."""
-        if self._line.stream is not None:
-            self._line.stream.get_extra_info("socket").close()
+        """Close the descriptor of an idle connection that is the parent process's."""
+        self._line.stream.get_extra_info("socket").close()
 
     def close(self) -> None:
         """Close the connection, however its exchange has ended.
@@ -239,9 +238,9 @@ class OwnTransport(Clock):
         if (process := self._processes.get(number)) is not None:
             return process
         for other in tuple(self._processes):
-            if (parent := self._processes.pop(other, None)) is not None:
-                while (connection := parent.idle.take()) is not None:
-                    connection.forget()
+            parent = self._processes.pop(other, None)
+            while parent is not None and (connection := parent.idle.take()) is not None:
+                connection.forget()
         return self._processes.setdefault(number, _Process())
 
     def send(self, send: Send) -> Response | Failure:

@@ -6,16 +6,15 @@ Where such a moment is too short to be met, a step is made to wait for it; what 
 import asyncio
 import errno
 import json
-import os
 import select
 import signal
 import socket
 import ssl
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -32,10 +31,12 @@ from creduse import (
     RetryPolicy,
     TransportError,
 )
+from creduse_core import AsyncCoreClient, CreduseProtocol
 from creduse_httpx import _network, _supplied
 from creduse_httpx._foreign import CLOSING
 from creduse_httpx._httpcore import stream_on
 from creduse_sandbox import FAULTS, SandboxServer
+from creduse_sandbox.conformance import CANCELLATIONS, check_cancellation
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 KEY = "sk-test-0123456789abcdef"
@@ -197,7 +198,9 @@ def test_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_closing_suppresses() -> None:
-    """Whoever closes a connection hears of a Ctrl-C."""
+    """Whoever closes a connection hears of a Ctrl-C, and not of the network."""
+    with CLOSING:
+        raise httpx.CloseError("reset")
     with pytest.raises(KeyboardInterrupt), CLOSING:
         raise KeyboardInterrupt
 
@@ -305,7 +308,7 @@ def test_called_while_something_is_handled(server: SandboxServer) -> None:
     """What a caller is handling is not taken for the reason why its call fails."""
     with server.refusing(), CreduseClient(KEY, base_url=server.base_url, retry=ONCE) as client:
         try:
-            os.environ["THE_CALLERS_OWN"]
+            dict[str, int]()["the caller's own"]
         except KeyError:
             with pytest.raises(TransportError, match="refused"):
                 client.add(USER, 1)
@@ -391,29 +394,30 @@ def test_cancelled_in_the_pool(supplied: Any, server: SandboxServer) -> None:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(0.1):
                             await client.add(USER, 2, timeout=2.0)
+                await client.aclose()  # which waits for what is left
 
             await both(hang, leave)
-            assert (await client.add(USER, 3)).amount == 3
-            await client.aclose()  # which waits for what is left
+            async with AsyncCreduseClient(KEY, http_client, base_url=server.base_url) as another:
+                assert (await another.add(USER, 3)).amount == 3
 
     supplied(main)
     assert [json.loads(entry.body or b"")["amount"] for entry in server.applied] == [1, 3]
 
 
-def test_cancelled_before_its_task_begins(server: SandboxServer) -> None:
-    """A call that is cancelled at its first checkpoint under trio sends nothing."""
+def test_cancelled_at_each_step(supplied: Any) -> None:
+    """Over a supplied client, too, what a cancelled call says is true, and the next one succeeds."""
+
+    @asynccontextmanager
+    async def connect(protocol: CreduseProtocol) -> AsyncGenerator[AsyncCoreClient]:
+        async with httpx.AsyncClient() as http_client:
+            transport = _supplied.AsyncSuppliedTransport(protocol, http_client)
+            async with AsyncCoreClient(protocol, transport) as client:
+                yield client
 
     async def main() -> None:
-        async with (
-            httpx.AsyncClient() as http_client,
-            AsyncCreduseClient(KEY, http_client, base_url=server.base_url) as client,
-        ):
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                await client.add(USER, 1)
+        await check_cancellation(CANCELLATIONS[0], connect)
 
-    trio.run(main)
-    assert server.log == ()
+    supplied(main)
 
 
 def test_cancelled_as_a_step_ends(

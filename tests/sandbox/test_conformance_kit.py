@@ -1015,7 +1015,7 @@ def test_limit_of_signals_is_not_held_against_a_transport(
     transport: Client, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It allows what it says, and no Ctrl-C that comes to nothing."""
-    monkeypatch.setattr("creduse_sandbox.conformance.interruption.SOON", 0.01)
+    monkeypatch.setattr("creduse_sandbox.conformance.interruption.SOON", 0.5)
     interrupt(name, transport, Limit.SIGNAL)
     with pytest.raises(AssertionError, match="not in the KeyboardInterrupt"):
         interrupt("ctrl-c-meeting-with-nothing", Swallowing, Limit.SIGNAL)
