@@ -63,7 +63,7 @@ def check(error: BaseException) -> None:
 
 
 def garbage(head: bytes, body: bytes) -> tuple[bytes, ...]:
-    return (b"HTTP/1.1 200 OK\r\nX-Key: " + KEY.encode() + b"\x00\r\n" + head + body,)
+    return (b"HTTP/1.1 " + KEY.encode() + b"\r\n" + head + body,)
 
 
 def bad_chunk(_head: bytes, _body: bytes) -> tuple[bytes, ...]:
