@@ -111,6 +111,7 @@ class Line:
         return (
             not self._used
             and self._begins(data)
+            and self._exchange.left() > 0
             and self.stream.get_extra_info("ssl_object") is not None
             and bool(self.stream.get_extra_info("is_readable"))
         )
@@ -268,7 +269,7 @@ class AsyncStream(httpcore.AsyncNetworkStream):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - httpcore's
         """Write, if that is allowed."""
         with NETWORK:
-            if self._line.may_show_ticket(buffer):
+            while self._line.may_show_ticket(buffer):
                 await read_tickets(self._inner)
             await self._inner.write(buffer, self._line.time_to_write(buffer))
 

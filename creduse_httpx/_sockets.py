@@ -46,6 +46,8 @@ def has_unread(stream: Any, *, new: bool = True) -> bool:
 async def read_tickets(stream: Any) -> None:
     """Read what makes the socket of a new TLS stream readable, on an event loop.
 
+    Again where it still is: a busy loop may not have come to read anything.
+
     Raises:
         ConnectionResetError: It is more than session tickets.
     """

@@ -244,6 +244,7 @@ class TracedExchange(Exchange):
         if (
             stream is None
             or not name.endswith("send_request_headers.started")
+            or not self.left()
             or stream.get_extra_info("ssl_object") is None
             or not stream.get_extra_info("is_readable")
         ):
@@ -396,7 +397,7 @@ class AsyncSuppliedTransport(AsyncClock):
 
     async def _send(self, exchange: TracedExchange) -> Response | Failure:
         async def trace(name: str, info: dict[str, Any]) -> None:
-            if (stream := exchange.stream_with_ticket(name)) is not None:
+            while (stream := exchange.stream_with_ticket(name)) is not None:
                 await read_tickets(stream)
             exchange.trace(name, info)
 

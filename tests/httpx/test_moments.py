@@ -35,6 +35,7 @@ from creduse_core import AsyncCoreClient, CreduseProtocol
 from creduse_httpx import _network, _supplied
 from creduse_httpx._foreign import CLOSING
 from creduse_httpx._httpcore import stream_on
+from creduse_httpx._sockets import read_tickets
 from creduse_sandbox import FAULTS, SandboxServer
 from creduse_sandbox.conformance import CANCELLATIONS, check_cancellation
 
@@ -122,6 +123,15 @@ def test_no_tls_any_more(
         if step == "start_tls":
             wait_for_bytes(value)
 
+    looks: list[object] = []
+
+    async def look(stream: Any) -> None:
+        looks.append(stream)
+        if len(looks) > 1:  # at first, as on a busy loop, nothing is read in time
+            await read_tickets(stream)
+
+    for module in (_network, _supplied):
+        monkeypatch.setattr(module, "read_tickets", look)
     monkeypatch.setattr(_network.Line, "connected", connect)
     monkeypatch.setattr(_supplied.TracedExchange, "_complete", take)
 
@@ -418,6 +428,29 @@ def test_cancelled_at_each_step(supplied: Any) -> None:
         await check_cancellation(CANCELLATIONS[0], connect)
 
     supplied(main)
+
+
+def test_no_time_before_its_task_begins(
+    supplied: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call whose time is over before its task takes a step says that it did not send."""
+
+    def none_left(_: object) -> float:
+        return 0.0
+
+    monkeypatch.setattr(_supplied.TracedExchange, "left", none_left)
+
+    async def main() -> None:
+        async with (
+            httpx.AsyncClient() as http_client,
+            AsyncCreduseClient(KEY, http_client, base_url=server.base_url, retry=ONCE) as client,
+        ):
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 1)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+    supplied(main)
+    assert server.log == ()
 
 
 def test_cancelled_as_a_step_ends(
