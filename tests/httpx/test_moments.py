@@ -98,19 +98,9 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-def test_no_tls_any_more(
-    harness: Any, raw: Any, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What comes right after a handshake and is no TLS is nobody's response, and nothing is sent."""
-    context = served(authority)
-    context.num_tickets = 0  # they would be readable, too
-
-    def speak_plainly(connection: socket.socket, server: Any) -> None:
-        secure = context.wrap_socket(connection.dup(), server_side=True)
-        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        with suppress(OSError), secure:
-            server.received += filter(None, [secure.recv(65536)])
-
+@pytest.fixture
+def looked_at_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what comes right after a handshake be there before anybody looks."""
     connected, complete = _network.Line.connected, _supplied.TracedExchange._complete  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
 
     def connect(line: Any, stream: Any) -> None:
@@ -134,6 +124,19 @@ def test_no_tls_any_more(
         monkeypatch.setattr(module, "read_tickets", look)
     monkeypatch.setattr(_network.Line, "connected", connect)
     monkeypatch.setattr(_supplied.TracedExchange, "_complete", take)
+
+
+@pytest.mark.usefixtures("looked_at_late")
+def test_no_tls_any_more(harness: Any, raw: Any, authority: trustme.CA) -> None:
+    """What comes right after a handshake and is no TLS is nobody's response, and nothing is sent."""
+    context = served(authority)
+    context.num_tickets = 0  # they would be readable, too
+
+    def speak_plainly(connection: socket.socket, server: Any) -> None:
+        secure = context.wrap_socket(connection.dup(), server_side=True)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        with suppress(OSError), secure:
+            server.received += filter(None, [secure.recv(65536)])
 
     async def main() -> None:
         settings: dict[str, Any] = {"base_url": url, "retry": ONCE}
