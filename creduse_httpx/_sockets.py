@@ -31,13 +31,14 @@ def has_record(stream: Any) -> bool:
 
 def has_unread(stream: Any, *, new: bool = True) -> bool:
     """Return whether something has come on a stream: a response before its request, say."""
-    secure = stream.get_extra_info("ssl_object") is not None
-    if not (new and secure):
+    secure = stream.get_extra_info("ssl_object")
+    if not (new and secure is not None):
         # Before a read through TLS, which may take half of a record off the socket.
         return bool(stream.get_extra_info("is_readable")) or has_record(stream)
     # The socket of a new connection may show a session ticket.
     sock = stream.get_extra_info("socket")
-    if isinstance(sock, ssl.SSLSocket):
+    # Within a proxy's TLS, the proxy's socket would show the ticket as something said.
+    if isinstance(sock, ssl.SSLSocket) and not isinstance(secure, ssl.SSLObject):
         sock.settimeout(0.0)  # each step sets it anew
         return _says_something(sock.recv)
     return has_record(stream)
