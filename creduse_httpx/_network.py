@@ -32,8 +32,8 @@ class Line:
     def __init__(self, is_closed: Callable[[], bool], *, loopback_only: bool) -> None:
         """Send nothing once ``is_closed``; with ``loopback_only`` to nobody but this machine."""
         self.stream: Any = None
-        """httpcore's stream as it is now, TLS included. Not ours, which leads here: a connection
-        that nobody has any more, whatever a signal interrupted, is closed without the collector."""
+        """httpcore's stream as it is now, TLS included. Not ours, which refers to this object: without
+        that cycle, Python closes a connection at once when a signal has lost it."""
         self.connecting: socket.socket | None = None
         """The socket that is being connected."""
         self._is_closed = is_closed

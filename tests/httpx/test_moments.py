@@ -53,7 +53,7 @@ def wait_for_bytes(stream: Any) -> None:
 # Bytes that come too soon
 
 
-def answer_unasked(connection: socket.socket, server: Any) -> None:
+def respond_unasked(connection: socket.socket, server: Any) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     connection.sendall(head % len(GOOD) + GOOD)
     server.request(connection)
@@ -72,14 +72,14 @@ def test_response_before_the_first_request(
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
 
-    server = raw(answer_unasked)
+    server = raw(respond_unasked)
     harness.run(main)
     assert server.received == []
 
 
 @pytest.fixture
 def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> trustme.CA:
-    """An authority that clients trust which read the environment."""
+    """Make an authority that the environment names, so that clients trust it."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -100,7 +100,7 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture
 def looked_at_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have what comes right after a handshake be there before anybody looks."""
+    """Let bytes that come right after a handshake arrive before the client looks for them."""
     connected, complete = _network.Line.connected, _supplied.TracedExchange._complete  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
 
     def connect(line: Any, stream: Any) -> None:
@@ -211,7 +211,7 @@ def test_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_closing_suppresses() -> None:
-    """Whoever closes a connection hears of a Ctrl-C, and not of the network."""
+    """Closing suppresses what the network raises, and lets a Ctrl-C through."""
     with CLOSING:
         raise httpx.CloseError("reset")
     with pytest.raises(KeyboardInterrupt), CLOSING:
@@ -332,7 +332,7 @@ def test_called_while_something_is_handled(server: SandboxServer) -> None:
 
 async def both(first: Callable[[], Any], second: Callable[[], Any]) -> None:
     """Run both, on the loop that is running."""
-    if "trio" in sys.modules and trio.lowlevel.in_trio_task():
+    if trio.lowlevel.in_trio_task():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first)
             nursery.start_soon(second)
