@@ -31,7 +31,7 @@ def is_usable(transport: asyncio.BaseTransport) -> bool:
     aiohttp takes those for the next response. Its parser says whether a response has begun; the one
     in Python, which stands in for the compiled one, only by its lines.
     """
-    if transport.is_closing():
+    if transport.is_closing() or getattr(transport.get_extra_info("ssl_object"), "has_part", False):
         return False
     protocol: Any = transport.get_protocol()
     parser = getattr(protocol, "_parser", None)

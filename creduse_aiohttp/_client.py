@@ -40,6 +40,7 @@ from creduse_core import (
     proxy_from_environment,
 )
 from creduse_core.messages import chain
+from creduse_core.tls import WholeRecords
 
 from ._below import HeldResponse, close_soon, is_readable, is_usable, leave_idle, proxy_of
 
@@ -255,6 +256,7 @@ def _cancellations() -> int:
 def _tls_context() -> ssl.SSLContext:
     """Return a context as the environment is now: aiohttp's own is as it was at its import."""
     context = ssl.create_default_context()
+    context.sslobject_class = WholeRecords
     file = os.environ.get("SSL_CERT_FILE")
     if file:
         # OpenSSL would trust nobody, and not say why.

@@ -8,7 +8,7 @@ to `CoreClient`; or drive a `Call` by hand:
     call.receive_response(Response(…), now)     # Done(result), Wait(seconds), or raises
 
 Rooms, each importing only those before it: secret, messages, models, errors, decoding, retry, call,
-protocol, environment, pool, client.
+protocol, environment, pool, tls, client.
 """
 
 from ._version import __version__

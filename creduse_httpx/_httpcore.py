@@ -108,10 +108,12 @@ def are_buffers_empty(stream: Any) -> bool:
     """
     inner = getattr(stream, "_stream", None)  # httpcore's on an event loop
     if inner is None:
-        return hasattr(stream, "_sock")
+        ssl_object = getattr(stream, "ssl_obj", None)  # within a proxy's TLS
+        return hasattr(stream, "_sock") and not getattr(ssl_object, "has_part", False)
     while (below := getattr(inner, "transport_stream", None)) is not None:  # TLS, of either
         buffer = getattr(inner, "_read_bio", None) or getattr(inner, "_incoming", None)
-        if getattr(buffer, "pending", True):
+        ssl_object = getattr(inner, "_ssl_object", None)
+        if getattr(buffer, "pending", True) or getattr(ssl_object, "has_part", False):
             return False
         inner = below
     if hasattr(inner, "_protocol"):  # asyncio's, of anyio

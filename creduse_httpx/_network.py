@@ -17,7 +17,7 @@ from ._clocks import under_trio
 from ._exchange import CLOSED, Exchange
 from ._foreign import NETWORK
 from ._httpcore import are_buffers_empty, stream_on
-from ._sockets import SHORTEST, UNASKED, check_loopback, has_unread, read_tickets
+from ._sockets import SHORTEST, UNASKED, check_loopback, has_unread, read_ticket, read_ticket_async
 
 _LATE: Final = 0.05
 """Seconds in which, after the deadline, what has come by then may still be read."""
@@ -98,7 +98,7 @@ class Line:
             raise httpcore.LocalProtocolError(CLOSED)
         if left <= 0:
             raise httpcore.WriteTimeout("no time was left to send the request")
-        if has_unread(self.stream, new=not self._used):
+        if has_unread(self.stream, new=not self._used) or not are_buffers_empty(self.stream):
             raise httpcore.RemoteProtocolError(UNASKED)
         self._used = exchange.sent = True
         return left
@@ -162,6 +162,8 @@ class Stream(httpcore.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - see read
         """Write, if that is allowed."""
         with NETWORK:
+            while self._line.may_show_ticket(buffer):
+                read_ticket(self._inner)
             self._inner.write(buffer, self._line.time_to_write(buffer))
 
     def start_tls(
@@ -270,7 +272,7 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         """Write, if that is allowed."""
         with NETWORK:
             while self._line.may_show_ticket(buffer):
-                await read_tickets(self._inner)
+                await read_ticket_async(self._inner)
             await self._inner.write(buffer, self._line.time_to_write(buffer))
 
     async def start_tls(

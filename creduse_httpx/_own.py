@@ -26,6 +26,7 @@ from creduse_core import (
     proxy_from_environment,
 )
 from creduse_core.pool import Idle, Pool
+from creduse_core.tls import WholeRecords
 
 from ._clocks import AsyncClock, Clock, current_loop, keep_interrupts_out
 from ._exchange import CLOSED, IDLE_TIMEOUT, Exchange, Heads, Pieces, not_sent
@@ -61,6 +62,7 @@ class Settings:
                 if protocol.base_url.startswith("https:")
                 else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used, but httpx wants one
             )
+            self._context.sslobject_class = WholeRecords
             self.transport(httpx.HTTPTransport)  # now rather than within a call
         except Exception as error:  # noqa: BLE001 - whatever a setting brings about
             wrong = f"{type(error).__name__}: {error}"
@@ -73,12 +75,13 @@ class Settings:
 
     def transport(self, kind: Callable[..., Any]) -> Any:
         """Return a new transport, for one connection."""
-        return kind(
-            verify=self._context,
-            trust_env=False,
-            limits=_ONE,
-            proxy=None if self.proxy is None else self.proxy.url.reveal(),
-        )
+        return kind(verify=self._context, trust_env=False, limits=_ONE, proxy=self._httpx_proxy())
+
+    def _httpx_proxy(self) -> httpx.Proxy | None:
+        if self.proxy is None:
+            return None
+        url = httpx.URL(self.proxy.url.reveal())
+        return httpx.Proxy(url, ssl_context=self._context if url.scheme == "https" else None)
 
     def request(self, exchange: Exchange, stream: object) -> Any:
         """Return httpx's request."""

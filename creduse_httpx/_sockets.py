@@ -6,15 +6,20 @@ Both for clients of our own and for supplied ones. When that is done is theirs t
 import errno
 import socket
 import ssl
-from collections.abc import Callable
 from typing import Any, Final
 
 import httpcore
 
 from creduse_core import is_loopback
+from creduse_core.tls import length_of_records
+
+from ._foreign import NETWORK
 
 SHORTEST: Final = 0.001
 """Seconds. A socket takes a timeout of 0 to mean that it should not wait, and says so oddly."""
+
+_PEEK: Final = 64 * 1024
+"""Bytes. Session tickets are shorter."""
 
 UNASKED: Final = "the server had sent what nobody had asked for"
 
@@ -26,49 +31,60 @@ def has_record(stream: Any) -> bool:
         return False
     if not isinstance(ssl_object, ssl.SSLObject):  # a socket's own
         return bool(ssl_object.pending())
-    return _says_something(ssl_object.read)
+    try:
+        ssl_object.read(1)
+    except ssl.SSLError as error:
+        return not isinstance(error, ssl.SSLWantReadError)
+    return True
 
 
 def has_unread(stream: Any, *, new: bool = True) -> bool:
-    """Return whether something has come on a stream: a response before its request, say."""
-    secure = stream.get_extra_info("ssl_object")
-    if not (new and secure is not None):
-        # Before a read through TLS, which may take half of a record off the socket.
-        return bool(stream.get_extra_info("is_readable")) or has_record(stream)
-    # The socket of a new connection may show a session ticket.
-    sock = stream.get_extra_info("socket")
-    # Within a proxy's TLS, the proxy's socket would show the ticket as something said.
-    if isinstance(sock, ssl.SSLSocket) and not isinstance(secure, ssl.SSLObject):
-        sock.settimeout(0.0)  # each step sets it anew
-        return _says_something(sock.recv)
+    """Return whether something has come on a stream: a response before its request, say.
+
+    Before the first request over TLS that is for `read_ticket` to find on the socket: a ticket may
+    come at any moment.
+    """
+    if not (new and stream.get_extra_info("ssl_object")) and stream.get_extra_info("is_readable"):
+        return True
     return has_record(stream)
 
 
-async def read_tickets(stream: Any) -> None:
-    """Read what makes the socket of a new TLS stream readable, on an event loop.
-
-    Again where it still is: a busy loop may not have come to read anything.
+def read_ticket(stream: Any) -> None:
+    """Read what makes the socket of a new TLS stream readable.
 
     Raises:
-        ConnectionResetError: It is more than session tickets.
+        ConnectionResetError: It is more than a session ticket, or part of a record.
     """
+    sock = stream.get_extra_info("socket")
+    # A read through TLS would take a part off it. An SSLSocket's own method knows no flags.
+    begun = b"" if sock is None else socket.socket.recv(sock, _PEEK, socket.MSG_PEEK)
+    if length_of_records(begun) < len(begun):
+        raise ConnectionResetError(UNASKED)
     try:
-        await stream.read(1, SHORTEST)
-    except Exception as error:
-        if type(error).__name__ != "ReadTimeout":  # of httpcore's, or httpcore2's
-            raise
+        with NETWORK:
+            stream.read(1, SHORTEST)
+    except Exception as error:  # noqa: BLE001 - it may be raised again
+        _raise_unless_over(error)
     else:
         raise ConnectionResetError(UNASKED)
 
 
-def _says_something(read: Callable[[int], object]) -> bool:
+async def read_ticket_async(stream: Any) -> None:
+    """Do the same on an event loop, which may be so busy that nothing is read.
+
+    A part of a record is for `creduse_core.tls.WholeRecords` to tell.
+    """
     try:
-        read(1)
-    except ssl.SSLWantReadError:
-        return False
-    except (ssl.SSLError, ConnectionError):  # but no alarm's TimeoutError
-        pass
-    return True
+        await stream.read(1, SHORTEST)
+    except Exception as error:  # noqa: BLE001 - it may be raised again
+        _raise_unless_over(error)
+    else:
+        raise ConnectionResetError(UNASKED)
+
+
+def _raise_unless_over(error: Exception) -> None:
+    if type(error).__name__ != "ReadTimeout":  # of httpcore's, or httpcore2's
+        raise error
 
 
 def check_loopback(stream: Any) -> None:

@@ -38,7 +38,8 @@ from ._sockets import (
     check_loopback,
     has_record,
     has_unread,
-    read_tickets,
+    read_ticket,
+    read_ticket_async,
     shut_down,
 )
 from ._tasks import Tasks, new_tasks
@@ -320,8 +321,14 @@ class SuppliedTransport(Clock):
         if self._closed or self._http_client.is_closed:
             return not_sent(CLOSED)
         exchange = TracedExchange(send, self._supplied, self.now)
+
+        def trace(name: str, info: dict[str, Any]) -> None:
+            while (stream := exchange.stream_with_ticket(name)) is not None:
+                read_ticket(stream)
+            exchange.trace(name, info)
+
         try:
-            request = exchange.traced_request(exchange.trace)
+            request = exchange.traced_request(trace)
             response = self._supplied.transport(request.url).handle_request(request)
             try:
                 return self._read(response, exchange)
@@ -398,7 +405,7 @@ class AsyncSuppliedTransport(AsyncClock):
     async def _send(self, exchange: TracedExchange) -> Response | Failure:
         async def trace(name: str, info: dict[str, Any]) -> None:
             while (stream := exchange.stream_with_ticket(name)) is not None:
-                await read_tickets(stream)
+                await read_ticket_async(stream)
             exchange.trace(name, info)
 
         try:

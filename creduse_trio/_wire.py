@@ -11,6 +11,7 @@ from typing import Final, TypeAlias, TypeVar
 import trio
 
 from creduse_core import is_foreign
+from creduse_core.tls import length_of_records
 
 Read: TypeAlias = Callable[[], Awaitable[bytes | bytearray]]
 
@@ -168,9 +169,7 @@ class TlsWire(Wire):
             return
         self._incoming.write(data)
         self._record += data
-        # Type, version, length, and that many bytes (RFC 8446, 5.1).
-        while len(self._record) >= (size := 5 + int.from_bytes(self._record[3:5])):
-            del self._record[:size]
+        del self._record[: length_of_records(self._record)]
 
 
 def _cancel_after(turns: int, scope: trio.CancelScope) -> None:

@@ -26,6 +26,7 @@ ROOMS = [
     "protocol",
     "environment",
     "pool",
+    "tls",
     "client",
 ]
 # What opens sockets, runs programs, looks at a clock, throws dice or is slow to load.
@@ -49,7 +50,12 @@ HEAVY = [
     "urllib.request",
 ]
 # The only modules with anything impure in them, and where they may be used.
-IMPURE = {"os": {"environment"}, "urllib.request": {"environment"}, "logging": {"client"}}
+IMPURE = {
+    "os": {"environment"},
+    "urllib.request": {"environment"},
+    "logging": {"client"},
+    "ssl": {"tls"},
+}
 PURE = {
     "base64",
     "collections",

@@ -35,7 +35,7 @@ from creduse_core import AsyncCoreClient, CreduseProtocol
 from creduse_httpx import _network, _supplied
 from creduse_httpx._foreign import CLOSING
 from creduse_httpx._httpcore import stream_on
-from creduse_httpx._sockets import read_tickets
+from creduse_httpx._sockets import read_ticket_async
 from creduse_sandbox import FAULTS, SandboxServer
 from creduse_sandbox.conformance import CANCELLATIONS, check_cancellation
 
@@ -118,10 +118,10 @@ def looked_at_late(monkeypatch: pytest.MonkeyPatch) -> None:
     async def look(stream: Any) -> None:
         looks.append(stream)
         if len(looks) > 1:  # at first, as on a busy loop, nothing is read in time
-            await read_tickets(stream)
+            await read_ticket_async(stream)
 
     for module in (_network, _supplied):
-        monkeypatch.setattr(module, "read_tickets", look)
+        monkeypatch.setattr(module, "read_ticket_async", look)
     monkeypatch.setattr(_network.Line, "connected", connect)
     monkeypatch.setattr(_supplied.TracedExchange, "_complete", take)
 
@@ -626,3 +626,64 @@ def test_proxy_over_tls(
         assert len(sandbox.applied) == 1
         assert proxy.received[0].startswith(b"CONNECT 127.0.0.1:")
         assert KEY.encode() not in proxy.received[0]
+
+
+@pytest.mark.parametrize("half", [None, 1, 40], ids=["whole", "a byte", "half"])
+@pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
+def test_response_before_the_first_request_through_a_proxy_over_tls(
+    runner: str,
+    half: int | None,
+    raw: Any,
+    authority: trustme.CA,
+    monkeypatch: pytest.MonkeyPatch,
+    tls_in_parts: Any,
+) -> None:
+    """What comes through two layers of TLS before a request is not the response to it."""
+    monkeypatch.setattr("creduse_core.protocol.is_loopback", is_elsewhere)
+    begins, spoken = _network.Line._begins, threading.Event()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
+    waited: list[bool] = []
+    contexts = [served(authority), served(authority)]
+    for context in contexts:
+        context.num_tickets = 0
+
+    def wait(line: Any, data: bytes) -> bool:
+        if data.startswith(b"POST") and not waited:
+            assert spoken.wait(30)
+            wait_for_bytes(line.stream)
+            waited.append(True)
+        return begins(line, data)
+
+    monkeypatch.setattr(_network.Line, "_begins", wait)
+
+    def speak(connection: socket.socket, server: Any) -> None:
+        tls = tls_in_parts(contexts[0], connection)
+        connection.sendall(tls.handshake())
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(GOOD)
+        sealed = tls.seal(head + GOOD)
+        connection.sendall(sealed[:half])
+        spoken.set()
+        server.received.append(tls.request())
+        connection.sendall(sealed[half:])
+
+    server = raw(speak)
+    proxy = raw(tunnel(("127.0.0.1", int(server.base_url.rpartition(":")[2])), contexts[1]))
+    monkeypatch.setenv("HTTPS_PROXY", proxy.base_url.replace("http:", "https:"))
+    url = server.base_url.replace("http:", "https:")
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=url, retry=ONCE) as client:
+            await client.add(USER, 5)
+
+    def call() -> None:
+        with CreduseClient(KEY, base_url=url, retry=ONCE) as client:
+            client.add(USER, 5)
+
+    run: dict[str, Callable[[], None]] = {
+        "sync": call,
+        "asyncio": lambda: asyncio.run(main()),
+        "trio": lambda: trio.run(main),
+    }
+    with pytest.raises(TransportError, match="nobody had asked for") as caught:
+        run[runner]()
+    assert caught.value.outcome is Outcome.NOT_APPLIED
+    assert server.received == []

@@ -1,0 +1,128 @@
+"""TLS in whole records, over memory: every way to cut what comes from a peer in two."""
+
+import ssl
+
+import pytest
+
+from creduse_core.tls import WholeRecords, length_of_records
+
+TEXT = b"HTTP/1.1 200 OK\r\n"
+
+
+def context(kind: int) -> ssl.SSLContext:
+    """Make one that needs no certificate."""
+    made = ssl.SSLContext(kind)
+    made.check_hostname = False
+    made.verify_mode = ssl.CERT_NONE
+    made.maximum_version = ssl.TLSVersion.TLSv1_2
+    made.set_ciphers("AECDH-AES128-SHA:@SECLEVEL=0")
+    return made
+
+
+class Pair:
+    """A client that takes whole records alone, and a server of Python's."""
+
+    def __init__(self) -> None:
+        ours = context(ssl.PROTOCOL_TLS_CLIENT)
+        ours.sslobject_class = WholeRecords
+        self.to_client, self.to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.sent = ssl.MemoryBIO()
+        """By the server, and not with the client yet."""
+        self.client = ours.wrap_bio(self.to_client, self.to_server)
+        assert isinstance(self.client, WholeRecords)
+        self.server = context(ssl.PROTOCOL_TLS_SERVER).wrap_bio(
+            self.to_server, self.sent, server_side=True
+        )
+        done: set[ssl.SSLObject] = set()
+        while len(done) < 2:
+            for side in (self.client, self.server):
+                try:
+                    side.do_handshake()
+                    done.add(side)
+                except ssl.SSLWantReadError:
+                    pass
+                # A byte at a time: the whole records among them are what counts.
+                while self.sent.pending:
+                    self.to_client.write(self.sent.read(1))
+                    assert not self.client.has_part or self.sent.pending
+
+    def said(self) -> bytes:
+        """Read what the client can."""
+        try:
+            return self.client.read(100)
+        except ssl.SSLWantReadError:
+            return b""
+
+
+def record() -> tuple[Pair, bytes]:
+    pair = Pair()
+    pair.server.write(TEXT)
+    return pair, pair.sent.read()
+
+
+def test_every_part_of_a_record() -> None:
+    """However much of a record has come, it is seen; and with its rest it is read."""
+    pair, data = record()
+    for size in range(len(data) + 1):
+        pair, data = record()
+        pair.to_client.write(data[:size])
+        assert pair.said() == (TEXT if size == len(data) else b"")
+        assert pair.client.has_part is (0 < size < len(data))  # type: ignore[attr-defined]  # checked when it was made
+        pair.to_client.write(data[size:])
+        assert pair.said() == (b"" if size == len(data) else TEXT)
+        assert pair.client.has_part is False  # type: ignore[attr-defined]  # as above
+
+
+def test_part_behind_a_record() -> None:
+    """A part that comes with a whole record is seen, though nobody has read as far as that."""
+    pair, data = record()
+    pair.server.write(TEXT)
+    pair.to_client.write(data + pair.sent.read()[:7])
+    assert pair.client.has_part is True  # type: ignore[attr-defined]  # checked when it was made
+    assert pair.said() == TEXT
+    assert pair.client.write(b"GET") == 3
+    assert pair.client.has_part is True  # type: ignore[attr-defined]  # as above
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_end(size: int) -> None:
+    """The end of the stream ends TLS at once, also within a record."""
+    pair, data = record()
+    pair.to_client.write(data[:size])
+    pair.to_client.write_eof()
+    for _ in range(2):
+        with pytest.raises(ssl.SSLEOFError):
+            pair.client.read(1)
+    assert pair.client.has_part is False  # type: ignore[attr-defined]  # checked when it was made
+
+
+def test_orderly_end() -> None:
+    """Both sides can end TLS."""
+    pair = Pair()
+    with pytest.raises(ssl.SSLWantReadError):
+        pair.server.unwrap()
+    pair.to_client.write(pair.sent.read())
+    assert pair.said() == b""
+    pair.client.unwrap()
+    pair.server.unwrap()
+
+
+def test_read_into() -> None:
+    """What is there can be read into a buffer, as asyncio does."""
+    pair, data = record()
+    pair.to_client.write(data)
+    buffer = bytearray(100)
+    pair.client.read(100, buffer)
+    assert buffer.rstrip(b"\0") == TEXT
+
+
+@pytest.mark.parametrize(
+    "data", [b"HTTP/1.1 200 OK\r\n", b"\x16\x01\x01\x00\x05", b"\x17\x03\x03\xff\xff"]
+)
+def test_no_record(data: bytes) -> None:
+    """What is no TLS is passed on, for OpenSSL to reject before its length has come."""
+    assert length_of_records(data) == len(data)
+    pair = Pair()
+    pair.to_client.write(data)
+    with pytest.raises(ssl.SSLError):
+        pair.client.read(1)
