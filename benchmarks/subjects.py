@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KEY: Final = "sk-0123456789abcdef0123456789abcdef"
 HEADERS: Final = {"Authorization": f"Bearer {KEY}"}
-PLACES: Final = 100
+MAX_CONCURRENT: Final = 100
 """Connections at a time: as many as our clients have, and as httpx and aiohttp have by default."""
 TIMEOUT: Final = 60
 """Seconds: a thousand calls at once wait for their connections longer than httpx's default."""
@@ -156,7 +156,7 @@ class H11Pool(H11):
         import trio
 
         super().__init__(url)
-        self.places = trio.CapacityLimiter(PLACES)
+        self.places = trio.CapacityLimiter(MAX_CONCURRENT)
 
     async def call(self, method: str, path: str, asked: dict[str, object]) -> Any:
         async with self.places:

@@ -56,7 +56,7 @@ class _Show:
 
     def begin(self, asked: str) -> None:
         if asked == _LAST:
-            self._server.order(_BUSY)
+            self._server.inject(_BUSY)
 
     def on_attempt(self, attempt: Attempt) -> None:
         if attempt.status == _BUSY.status:

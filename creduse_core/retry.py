@@ -59,7 +59,13 @@ EVENTS: dict[str, Event] = {
         ("abandoned", _U, _U, False, "the caller was cancelled while it was in flight"),
         ("misread", _A, _A, False, "a 2xx answer that is ours, but part of it is unreadable"),
         ("cut", _U, _U, True, "a 2xx answer that was cut, or ran out of time"),
-        ("not_ours", _U, _U, False, "any other 2xx answer"),
+        (
+            "mismatched",
+            _U,
+            _U,
+            False,
+            "a 2xx response that names another user or amount, or is not valid JSON",
+        ),
         ("refused", _N, _N, False, "4xx with an error code that says that no credits moved"),
         ("rejected", _N, _U, False, "any other 4xx that says: this request was not carried out"),
         ("conflict", _U, _U, True, "any other 409"),
@@ -99,7 +105,7 @@ def event_of_status(status: int, code: str | None) -> Event:
 def event_of_response(response: Response, reading: Bad) -> Event:
     """Find the row for a whole response that has no result."""
     if 200 <= response.status < 300:
-        return EVENTS["misread" if reading.ours else "not_ours"]
+        return EVENTS["misread" if reading.ours else "mismatched"]
     return event_of_status(response.status, reading.envelope.error_code)
 
 
@@ -110,7 +116,7 @@ def event_of_failure(failure: Failure) -> Event:
     if failure.response is None:
         return EVENTS["no_answer" if failure.transient else "broken"]
     if 200 <= failure.response.status < 300:
-        return EVENTS["cut" if failure.transient else "not_ours"]
+        return EVENTS["cut" if failure.transient else "mismatched"]
     return event_of_status(failure.response.status, None)
 
 

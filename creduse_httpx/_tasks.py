@@ -3,7 +3,7 @@
 A cancellation of the caller's does not reach such a task but where that is safe: at other points
 httpcore would lose the connection's place in its pool for good (encode/httpcore, issue 1093).
 
-At most `PLACES` run at a time, and others wait here for their turn: the time that httpcore spends
+At most `MAX_CONCURRENT` run at a time, and others wait here for their turn: the time that httpcore spends
 on each grows with the number of those that wait in its pool.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ._supplied import TracedExchange
 
-PLACES: Final = 100
+MAX_CONCURRENT: Final = 100
 
 End: TypeAlias = Response | Failure | ForeignError
 Run: TypeAlias = Callable[[], Coroutine[Any, Any, End]]
@@ -50,7 +50,7 @@ class AsyncioTasks:
 
         self._asyncio = asyncio
         self._loop = asyncio.get_running_loop()
-        self._places = asyncio.Semaphore(PLACES)
+        self._places = asyncio.Semaphore(MAX_CONCURRENT)
         self._tasks: set[asyncio.Task[End]] = set()
 
     async def run(self, exchange: "TracedExchange", run: Run) -> End:
@@ -98,7 +98,7 @@ class TrioTasks:
         import trio  # noqa: PLC0415 - see above
 
         self._trio = trio
-        self._places = trio.Semaphore(PLACES)
+        self._places = trio.Semaphore(MAX_CONCURRENT)
         self._events: set[trio.Event] = set()
 
     async def run(self, exchange: "TracedExchange", run: Run) -> End:

@@ -1,7 +1,7 @@
 """A Creduse of one's own, for tests: nothing leaves the machine.
 
     with SandboxServer() as server:
-        server.order(Answer(503))  # the first request meets with this, all others with the sandbox
+        server.inject(Answer(503))  # the first request meets with this, all others with the sandbox
         with CreduseClient("any-key", base_url=server.base_url) as client:
             client.add(user, 100)
         assert [entry.path for entry in server.applied] == ["/add"]

@@ -73,7 +73,7 @@ def _check_fault(fault: object) -> None:
 
 
 @dataclass(slots=True)
-class _Order:
+class _Injected:
     fault: Fault
     times: int
     when: Callable[[Request], bool] | None
@@ -90,7 +90,7 @@ class _Order:
 class _Desk:
     """What the connections of one server share with it.
 
-    ``sandbox``, ``orders`` and ``log`` are touched under the lock alone; a connection holds it for
+    ``sandbox``, ``injected`` and ``log`` are touched under the lock alone; a connection holds it for
     as long as it works on what it received, so whoever has read an answer finds it in the log.
     It is reentrant for the sake of the orders' predicates. The rest is the loop's thread's.
     """
@@ -99,7 +99,7 @@ class _Desk:
     clock: Clock
     ssl_context: ssl.SSLContext | None
     lock: threading.RLock = field(default_factory=threading.RLock)
-    orders: list[_Order] = field(default_factory=list[_Order])
+    injected: list[_Injected] = field(default_factory=list[_Injected])
     log: dict[int, LogEntry] = field(default_factory=dict[int, LogEntry])
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     connection_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -107,10 +107,10 @@ class _Desk:
     errors: list[Exception] = field(default_factory=list[Exception])
 
     def take_order(self, request: Request, stages: set[Stage]) -> Fault | None:
-        for order in self.orders:
-            if order.matches(request, stages):
-                order.times -= 1
-                return order.fault
+        for injected in self.injected:
+            if injected.matches(request, stages):
+                injected.times -= 1
+                return injected.fault
         return None
 
     def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -468,7 +468,7 @@ class SandboxServer:
         with self._desk.lock:
             return self._desk.sandbox.handle(request)
 
-    def order(
+    def inject(
         self, fault: Fault, times: int = 1, when: Callable[[Request], bool] | None = None
     ) -> None:
         """Have the next ``times`` requests for which ``when`` holds meet with ``fault``.
@@ -489,7 +489,7 @@ class SandboxServer:
         if fault.stage is Stage.CONNECTED and when is not None:
             raise ValueError("there is no request yet when a connection is dropped at CONNECTED")
         with self._desk.lock:
-            self._desk.orders.append(_Order(fault, times, when))
+            self._desk.injected.append(_Injected(fault, times, when))
 
     def advance(self, *, days: float) -> None:
         """Move the sandbox's clock ahead, and no other: credits expire, cycles are renewed.
@@ -519,7 +519,7 @@ class SandboxServer:
         with self._desk.lock:
             self._ahead = timedelta()
             self._desk.sandbox = self._fresh()
-            self._desk.orders.clear()
+            self._desk.injected.clear()
             self._desk.log.clear()
         self._raise_errors()
 
@@ -685,7 +685,7 @@ def serve(
     """Serve a sandbox until SIGINT or SIGTERM, then stop cleanly.
 
     ``ready`` is called with the base URL once connections are accepted. ``orders`` are faults to
-    `SandboxServer.order` beforehand, and how many times. Only the main thread can do this, since
+    `SandboxServer.inject` beforehand, and how many times. Only the main thread can do this, since
     signals go there.
 
     Raises:
@@ -694,7 +694,7 @@ def serve(
     """
     server = SandboxServer(host=host, port=port, api_key=api_key)
     for fault, times in orders:
-        server.order(fault, times)
+        server.inject(fault, times)
     asyncio.run(_serve_until_signal(server, ready))
 
 

@@ -81,7 +81,7 @@ class TrioTransport:
         self._home: object = None
         self._closed = False
 
-    def _at_home(self) -> bool:
+    def _is_current_loop(self) -> bool:
         """Return whether this is the run and the process of the first call.
 
         Sockets belong to the run that opened them. A child that is forked shares them with its
@@ -191,7 +191,7 @@ class TrioTransport:
     def _check(self) -> None:
         if self._closed:
             raise RuntimeError("the client is closed")
-        if not self._at_home():
+        if not self._is_current_loop():
             if not trio.lowlevel.in_trio_run():
                 raise RuntimeError(
                     "creduse_trio is for trio; under asyncio use creduse's own client"
@@ -252,7 +252,9 @@ class TrioTransport:
     async def aclose(self) -> None:
         """Close the idle connections. Calls in flight go on to their end, and close theirs then."""
         self._closed = True
-        if self._at_home():  # elsewhere they are not ours to touch, nor is a forked child's loop
+        if (
+            self._is_current_loop()
+        ):  # elsewhere they are not ours to touch, nor is a forked child's loop
             while (idle := self._pool.take()) is not None:
                 await idle.wire.close()
             await trio.lowlevel.checkpoint()  # as all of trio's functions do

@@ -83,11 +83,11 @@ if __name__ == "__main__":
         protocol = CreduseProtocol("any-key", server.base_url)
         drive(protocol.add(user, 100))
 
-        server.order(FAULTS["429"])  # too many requests, once
+        server.inject(FAULTS["429"])  # too many requests, once
         call = protocol.subtract(user, 30)
         print("taken:", drive(call).amount, "attempts:", len(call.attempts))
 
-        server.order(FAULTS["apply-then-reset"])  # the answer gets lost
+        server.inject(FAULTS["apply-then-reset"])  # the answer gets lost
         try:
             drive(protocol.subtract(user, 30))
         except CreduseError as error:

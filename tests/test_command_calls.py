@@ -98,7 +98,7 @@ def test_balance_of_anything(server: SandboxServer, ask: Ask) -> None:
         _cycle("9999-12-31T23:59:59-05:00", 5, status="\x1b[31m☃", cycle_type="one-time"),
         _cycle("2025-08-14T23:59:59Z", 43),
     ]
-    server.order(_answer(active_balance=48, active_balance_by_cycle=cycles))
+    server.inject(_answer(active_balance=48, active_balance_by_cycle=cycles))
     status, out, _ = ask("balance", USER)
     assert status == 0
     assert out.splitlines()[1:] == [
@@ -106,13 +106,13 @@ def test_balance_of_anything(server: SandboxServer, ask: Ask) -> None:
         "    43  2025-08-14 23:59:59 UTC",
         r"     5  9999-12-31 23:59:59 UTC-05:00  one-time, \x1b[31m\u2603",
     ]
-    server.order(_answer(active_balance=0, active_balance_by_cycle=[]))
+    server.inject(_answer(active_balance=0, active_balance_by_cycle=[]))
     assert ask("balance", USER) == (0, "0 credits\n", "")
 
 
 def test_days_that_the_service_does_not_tell(server: SandboxServer, ask: Ask) -> None:
     """Days are told where the answer tells them."""
-    server.order(_answer(amount=5))
+    server.inject(_answer(amount=5))
     assert ask("add", USER, "5") == (0, "Added 5 credits.\n", "")
 
 
@@ -231,7 +231,7 @@ def test_failures(server: SandboxServer, ask: Ask, failing: Failing) -> None:
     """The exit status says the outcome; so does a line on stderr, or an object on stdout."""
     ask("add", USER, "1000")
     if failing.fault is not None:
-        server.order(failing.fault, times=2)
+        server.inject(failing.fault, times=2)
 
     status, out, err = ask(*failing.arguments)
     assert (status, out) == (failing.status, "")
@@ -258,13 +258,13 @@ def test_failures(server: SandboxServer, ask: Ask, failing: Failing) -> None:
 def test_error_code(server: SandboxServer, ask: Ask) -> None:
     """The object of a failure has the service's own code, or null."""
     assert json.loads(ask("balance", USER, "--json")[1])["error_code"] == "USER_DOES_NOT_EXIST"
-    server.order(FAULTS["apply-then-reset"])
+    server.inject(FAULTS["apply-then-reset"])
     assert json.loads(ask("add", USER, "1", "--json")[1])["error_code"] is None
 
 
 def test_verbose(server: SandboxServer, ask: Ask) -> None:
     """With ``--verbose`` each attempt is a line on standard error; the output is as without."""
-    server.order(BUSY_AT_ONCE)
+    server.inject(BUSY_AT_ONCE)
     status, out, err = ask("add", USER, "5", "--verbose")
     assert (status, out) == (0, "Added 5 credits, valid for 31 days.\n")
     first, second = err.splitlines()
@@ -278,7 +278,7 @@ def test_key_that_is_not_known(
     """A key that the server refuses, and repeats in its words, is not shown."""
     monkeypatch.setenv("CREDUSE_API_KEY", "sk-another-0123")
     envelope = {"error_code": "UNAUTHORIZED", "message": "No such key: sk-another-0123"}
-    server.order(Answer(401, (), json.dumps(envelope).encode()), times=2)
+    server.inject(Answer(401, (), json.dumps(envelope).encode()), times=2)
     status, _, err = ask("add", USER, "5", "--verbose")
     assert status == 1
     assert err.count("No such key: ***") == 2
@@ -289,7 +289,7 @@ def test_key_that_is_not_known(
 
 def test_idempotency_key(server: SandboxServer, ask: Ask) -> None:
     """``--idempotency-key`` has a call that may have been applied tried again, under that key."""
-    server.order(FAILED_AT_ONCE, times=2)
+    server.inject(FAILED_AT_ONCE, times=2)
     assert ask("add", USER, "5")[0] == 3
     assert ask("add", USER, "5", "--idempotency-key", "order-17")[0] == 0
     sent = [dict(entry.headers).get("Idempotency-Key") for entry in server.log]
@@ -533,9 +533,9 @@ def test_outside_of_the_main_thread(
     assert in_a_thread("add", USER, "5") == 0
     assert in_a_thread("subtract", USER, "6") == 1
     assert in_a_thread("subtract", USER, "-6") == 2
-    server.order(FAULTS["apply-then-reset"])
+    server.inject(FAULTS["apply-then-reset"])
     assert in_a_thread("subtract", USER, "4") == 3
-    server.order(FAULTS["mistyped-field"])
+    server.inject(FAULTS["mistyped-field"])
     assert in_a_thread("add", USER, "5") == 4
     out, err = capsys.readouterr()
     assert out == "Added 5 credits, valid for 31 days.\n"
@@ -612,7 +612,7 @@ def test_exception_of_a_signal_handler_while_waiting(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What is raised between two attempts ends the call, and the status says its outcome."""
-    server.order(BUSY_FOR_LONG)
+    server.inject(BUSY_FOR_LONG)
 
     def arm(text: str) -> None:  # the wait of 20 seconds begins when this has been written
         if text.startswith("attempt 1"):
@@ -637,7 +637,7 @@ def test_exception_of_a_signal_handler_in_flight(
     server: SandboxServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is raised while a request is in flight does not hide that it may have been applied."""
-    server.order(FAULTS["apply-then-hang"])
+    server.inject(FAULTS["apply-then-hang"])
 
     def ring() -> None:
         _arrived(server)
@@ -692,7 +692,7 @@ def test_interrupted(
     server: SandboxServer, arguments: list[str], fault: Fault, status: int, said: str
 ) -> None:
     """Ctrl-C in the middle of a call says whether it may have been applied, in words and status."""
-    server.order(fault)
+    server.inject(fault)
     with creduse(*arguments, "--verbose") as process:
         assert process.stderr is not None
         if isinstance(fault, Answer):
@@ -712,7 +712,7 @@ def test_interrupted(
 
 def test_interrupted_json(server: SandboxServer) -> None:
     """With ``--json`` the end of an interrupted call is an object, too."""
-    server.order(FAULTS["request-then-hang"])
+    server.inject(FAULTS["request-then-hang"])
     with creduse("add", USER, "5", "--json") as process:
         _arrived(server)
         process.send_signal(signal.SIGINT)
@@ -762,7 +762,7 @@ def test_full_disk(ask: Ask, arguments: list[str], status: int, advice: str) -> 
 
 def test_standard_error_that_fails(server: SandboxServer) -> None:
     """That nothing can be said on standard error changes neither the call nor the exit status."""
-    server.order(FAULTS["503"])
+    server.inject(FAULTS["503"])
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
         for status in 3, 0:
             with creduse("add", USER, "5", "--verbose", stderr=full) as process:

@@ -1,6 +1,6 @@
 """Mocks and instrumentation for httpx and aiohttp see our clients' calls, and say what they can.
 
-They are in ``nox -s 'plugins(plugin=mocks)'``. `httpx.MockTransport` is in tests/httpx/test_lent.py.
+They are in ``nox -s 'plugins(plugin=mocks)'``. `httpx.MockTransport` is in tests/httpx/test_supplied.py.
 """
 
 import asyncio
@@ -61,11 +61,11 @@ Ask = Callable[[Calls], list[Any]]
 """Makes calls with a client of one kind, and gives the result of each or its error."""
 
 
-def ask_sync(calls: Calls, *, lent: bool) -> list[Any]:
+def ask_sync(calls: Calls, *, supplied: bool) -> list[Any]:
     answers: list[Any] = []
     with (
         httpx.Client() as http_client,
-        CreduseClient("any", http_client if lent else None, retry=NO_WAIT) as client,
+        CreduseClient("any", http_client if supplied else None, retry=NO_WAIT) as client,
     ):
         for name, *arguments in calls:
             try:
@@ -86,15 +86,17 @@ async def ask_async(client: Any, calls: Calls) -> list[Any]:
     return answers
 
 
-async def ask_httpx(calls: Calls, lent: bool) -> list[Any]:  # noqa: FBT001 - trio.run takes no keywords
+async def ask_httpx(calls: Calls, supplied: bool) -> list[Any]:  # noqa: FBT001 - trio.run takes no keywords
     async with httpx.AsyncClient() as http_client:
-        client = AsyncCreduseClient("any", http_client if lent else None, retry=NO_WAIT)
+        client = AsyncCreduseClient("any", http_client if supplied else None, retry=NO_WAIT)
         return await ask_async(client, calls)
 
 
-async def ask_aiohttp(calls: Calls, *, lent: bool) -> list[Any]:
+async def ask_aiohttp(calls: Calls, *, supplied: bool) -> list[Any]:
     async with aiohttp.ClientSession() as session:
-        client = creduse_aiohttp.AsyncCreduseClient("any", session if lent else None, retry=NO_WAIT)
+        client = creduse_aiohttp.AsyncCreduseClient(
+            "any", session if supplied else None, retry=NO_WAIT
+        )
         return await ask_async(client, calls)
 
 
@@ -104,24 +106,24 @@ def service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDUSE_BASE_URL", URL)
 
 
-@pytest.fixture(params=[False, True], ids=["own", "lent"])
-def lent(request: pytest.FixtureRequest) -> bool:
+@pytest.fixture(params=[False, True], ids=["own", "supplied"])
+def supplied(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
 @pytest.fixture(params=["sync", "asyncio", "trio"])
-def over_httpx(request: pytest.FixtureRequest, lent: bool) -> Ask:  # noqa: FBT001 - a fixture
+def over_httpx(request: pytest.FixtureRequest, supplied: bool) -> Ask:  # noqa: FBT001 - a fixture
     ways: dict[str, Ask] = {
-        "sync": lambda calls: ask_sync(calls, lent=lent),
-        "asyncio": lambda calls: asyncio.run(ask_httpx(calls, lent)),
-        "trio": lambda calls: trio.run(ask_httpx, calls, lent),
+        "sync": lambda calls: ask_sync(calls, supplied=supplied),
+        "asyncio": lambda calls: asyncio.run(ask_httpx(calls, supplied)),
+        "trio": lambda calls: trio.run(ask_httpx, calls, supplied),
     }
     return ways[request.param]
 
 
 @pytest.fixture
-def over_aiohttp(lent: bool) -> Ask:  # noqa: FBT001 - a fixture
-    return lambda calls: asyncio.run(ask_aiohttp(calls, lent=lent))
+def over_aiohttp(supplied: bool) -> Ask:  # noqa: FBT001 - a fixture
+    return lambda calls: asyncio.run(ask_aiohttp(calls, supplied=supplied))
 
 
 def check(answers: list[Any]) -> None:
@@ -272,27 +274,27 @@ def test_aioresponses_lets_through(over_aiohttp: Ask, creduse_sandbox: SandboxSe
     assert len(creduse_sandbox.applied) == 1
 
 
-def test_aiointercept(lent: bool) -> None:  # noqa: FBT001 - a fixture
+def test_aiointercept(supplied: bool) -> None:  # noqa: FBT001 - a fixture
     """As aiointercept is a server, what it answers is the answer, and a lost one is UNKNOWN."""
 
     async def main() -> None:
         async with aiointercept(mock_external_urls=True) as mock:
             for method, path, status, fields in ANSWERS:
                 mock.add(URL + path, method, status=status, payload=fields)
-            check(await ask_aiohttp(CALLS, lent=lent))
+            check(await ask_aiohttp(CALLS, supplied=supplied))
             mock.post(f"{URL}/stop-cycle", exception=True)
-            (error,) = await ask_aiohttp([("stop_cycle", USER)], lent=lent)
+            (error,) = await ask_aiohttp([("stop_cycle", USER)], supplied=supplied)
             assert error.outcome is Outcome.UNKNOWN
 
     asyncio.run(main())
 
 
-def test_aiointercept_lets_through(lent: bool, creduse_sandbox: SandboxServer) -> None:  # noqa: FBT001 - a fixture
+def test_aiointercept_lets_through(supplied: bool, creduse_sandbox: SandboxServer) -> None:  # noqa: FBT001 - a fixture
     """It leaves addresses alone, and so the sandbox's."""
 
     async def main() -> None:
         async with aiointercept(mock_external_urls=True):
-            (added,) = await ask_aiohttp([ADD], lent=lent)
+            (added,) = await ask_aiohttp([ADD], supplied=supplied)
             assert added.amount == 5
 
     asyncio.run(main())

@@ -62,7 +62,7 @@ def start_sandbox(text: str, server: SandboxServer, _: ModuleType) -> str:
         server.reset()
         fault, times = found.groups()
         if fault:
-            server.order(FAULTS[fault], int(times))
+            server.inject(FAULTS[fault], int(times))
     return ""
 
 

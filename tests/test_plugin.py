@@ -29,7 +29,7 @@ def test_first(creduse_sandbox, request):
     request.config.url = creduse_sandbox.base_url
     with CreduseClient() as client:
         client.add(USER, 100)
-    creduse_sandbox.order(FAULTS["500"], 1000)
+    creduse_sandbox.inject(FAULTS["500"], 1000)
     creduse_sandbox.advance(days=400)
 
 def test_second(creduse_sandbox, request):
@@ -86,7 +86,7 @@ def test_behind_another():
         raise ValueError from error
 
 def test_with(creduse_sandbox):
-    creduse_sandbox.order(FAULTS["apply-then-close"])
+    creduse_sandbox.inject(FAULTS["apply-then-close"])
     CreduseClient().add(USER, 5)
 
 def test_of_its_own():
@@ -149,7 +149,7 @@ def test_that_fails():
 
 WRONG = """
 def test_first(creduse_sandbox):
-    creduse_sandbox.order(FAULTS["500"], when=lambda _: 1 / 0)
+    creduse_sandbox.inject(FAULTS["500"], when=lambda _: 1 / 0)
     with CreduseClient() as client, pytest.raises(CreduseError):
         client.add(USER, 100)
 
@@ -171,7 +171,7 @@ def test_in_a_hurry(creduse_sandbox, _):
 SHARED = """
 async def subtract_and_look(client, creduse_sandbox, amount):
     creduse_sandbox.direct.add(USER, 100)
-    creduse_sandbox.order(FAULTS["apply-then-reset"])
+    creduse_sandbox.inject(FAULTS["apply-then-reset"])
     try:
         await client.subtract(USER, amount)
     except CreduseError as error:

@@ -115,7 +115,7 @@ async def _cancel_once(
 ) -> bool:
     server.reset()
     if cancellation.fault is not None:
-        server.order(cancellation.fault)
+        server.inject(cancellation.fault)
     asked, obeyed = await _cancel_at(step, lambda: client.run(call))
     server.settle()
     before = server.log

@@ -174,7 +174,7 @@ class _Trial:
         self._limits = limits
         self._watched: list[_Watched] = []
         self._requests: list[tuple[Request, float]] = []
-        server.order(Answer(500), when=self._look)
+        server.inject(Answer(500), when=self._look)
         server.handle(self.protocol.add(USER, BALANCE).request)
 
     def _look(self, request: Request) -> bool:
@@ -189,10 +189,10 @@ class _Trial:
         scenario, server = self._scenario, self.server
         if scenario.used:
             if scenario.before is not None:
-                server.order(scenario.before)
+                server.inject(scenario.before)
             yield self._calm.get_balance(USER)
         for fault in scenario.faults:
-            server.order(fault)
+            server.inject(fault)
         with server.refusing() if scenario.refuse else nullcontext():
             yield scenario.make(self.protocol)
         if scenario.again is not None:

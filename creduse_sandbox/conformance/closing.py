@@ -164,7 +164,7 @@ def _ending(
 ) -> Generator["_Ending", None, None]:
     with SandboxServer(api_key=API_KEY, ssl_context=certificate) as server:
         if closing.fault is not None:
-            server.order(closing.fault, _CALLS)
+            server.inject(closing.fault, _CALLS)
         yield _Ending(closing, server, timeout)
 
 

@@ -116,7 +116,7 @@ def _gathering(
     crowd: Crowd, certificate: ssl.SSLContext | None, limits: Sequence[Limit]
 ) -> Generator["_Gathering", None, None]:
     with SandboxServer(api_key=API_KEY, ssl_context=certificate) as server:
-        server.order(_LATER, crowd.callers * crowd.calls)
+        server.inject(_LATER, crowd.callers * crowd.calls)
         yield _Gathering(crowd, server, limits)
 
 

@@ -416,7 +416,7 @@ class _Interrupting:
                     pass
             server.reset()
             if interruption.fault is not None:
-                server.order(interruption.fault)
+                server.inject(interruption.fault)
             self._where, self._came, self.is_over = None, None, False
             self._problems, self._excusable = [], []
             self._call = self.protocol.add(USER, AMOUNT, timeout=WITHIN)

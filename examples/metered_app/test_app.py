@@ -63,6 +63,6 @@ def test_no_work_without_certainty(fault: str, creduse_sandbox: SandboxServer) -
         assert (await ask(client))[0] == 503
 
     creduse_sandbox.direct.add(USER, 12)
-    creduse_sandbox.order(FAULTS[fault])
+    creduse_sandbox.inject(FAULTS[fault])
     with_app(test)
     assert [entry.path for entry in creduse_sandbox.log] == ["/subtract"]

@@ -93,7 +93,7 @@ def test_a_read_is_not_repeated_behind_our_back(
         async with connect(server.base_url, retry=once) as client:
             for fault in ("head-then-close", "request-then-close", "request-then-reset"):
                 await client.add(USER, 1)
-                server.order(FAULTS[fault], 3)
+                server.inject(FAULTS[fault], 3)
                 before = len(server.log)
                 with pytest.raises(TransportError) as caught:
                     await client.get_balance(USER)
@@ -111,11 +111,11 @@ def test_connection_of_a_foreign_answer_is_not_used_again(
     async def main() -> None:
         async with connect(server.base_url) as client:
             for fault in ("wrong-user", "wrong-amount", "huge-body", "301", "204"):
-                server.order(FAULTS[fault])
+                server.inject(FAULTS[fault])
                 with pytest.raises(CreduseError):
                     await client.add(USER, 1)
             await client.add(USER, 1)
-            server.order(FAULTS["500"])
+            server.inject(FAULTS["500"])
             with pytest.raises(CreduseError):
                 await client.add(USER, 1)
             await client.add(USER, 1)
@@ -134,7 +134,7 @@ def test_tls(run: Any, secure_server: SandboxServer, trust: ssl.SSLContext) -> N
         ):
             await client.add(USER, 1)
             await client.get_balance(USER)
-            secure_server.order(FAULTS["wrong-user"])
+            secure_server.inject(FAULTS["wrong-user"])
             with pytest.raises(CreduseError):
                 await client.add(USER, 1)
             await client.add(USER, 1)

@@ -235,7 +235,7 @@ def test_the_next_call_keeps_its_connection(run: Any, server: SandboxServer) -> 
 
     aiohttp gives the connection to the next call as soon as the answer is in.
     """
-    server.order(Shaped(body_later, pause=0.2))
+    server.inject(Shaped(body_later, pause=0.2))
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -146,7 +146,7 @@ def test_no_tls_on_the_other_side(run: Any, connect: Any, server: SandboxServer)
 
 def test_silent_server(run: Any, connect: Any, server: SandboxServer) -> None:
     """A write waits for its answer as long as the call may last, once; its outcome is UNKNOWN."""
-    server.order(FAULTS["apply-then-hang"], 4)
+    server.inject(FAULTS["apply-then-hang"], 4)
 
     async def main() -> None:
         policy = RetryPolicy(initial_delay=0, attempt_timeout=0.5)
@@ -393,7 +393,7 @@ def test_no_key_anywhere(
 ) -> None:
     """The key is in no repr, error, traceback, pickle, or debug log of any logger."""
     caplog.set_level(logging.DEBUG)
-    server.order(FAULTS[fault])
+    server.inject(FAULTS[fault])
 
     async def main() -> None:
         async with connect(server.base_url, retry=ONCE) as client:

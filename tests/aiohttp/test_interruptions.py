@@ -371,7 +371,7 @@ def test_no_descriptor_is_left(run: Any, connect: Any, server: SandboxServer) ->
     async def main() -> None:
         async with connect(server.base_url, retry=RetryPolicy(max_attempts=1)) as client:
             await client.add(USER, 1)
-            server.order(FAULTS["wrong-user"])
+            server.inject(FAULTS["wrong-user"])
             resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))  # less than there are
             try:
                 with pytest.raises(CreduseError):

@@ -65,14 +65,14 @@ def test_nothing_is_added_or_taken_away(run: Any, server: SandboxServer) -> None
             ) as session,
             AsyncCreduseClient(KEY, session, base_url=server.base_url) as client,
         ):
-            server.order(Answer(429, (("Retry-After", "0"), ("Set-Cookie", "ours=1"))))
+            server.inject(Answer(429, (("Retry-After", "0"), ("Set-Cookie", "ours=1"))))
             await client.add(USER, 10)
             with pytest.raises(InsufficientFundsError):
                 await client.subtract(USER, 11)
-            server.order(FAULTS["308"])
+            server.inject(FAULTS["308"])
             with pytest.raises(InvalidResponseError):
                 await client.add(USER, 10)
-            server.order(FAULTS["gzip"])
+            server.inject(FAULTS["gzip"])
             with pytest.raises(InvalidResponseError, match="compressed"):
                 await client.add(USER, 10)
             assert [cookie.key for cookie in jar] == ["theirs"]

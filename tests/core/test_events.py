@@ -52,7 +52,7 @@ ROWS = {
     "abandoned": (UNKNOWN, UNKNOWN, NO),
     "misread": (APPLIED, APPLIED, NO),
     "cut": (UNKNOWN, UNKNOWN, YES),
-    "not_ours": (UNKNOWN, UNKNOWN, NO),
+    "mismatched": (UNKNOWN, UNKNOWN, NO),
     "refused": (NOT, NOT, NO),
     "rejected": (NOT, UNKNOWN, NO),
     "conflict": (UNKNOWN, UNKNOWN, YES),
@@ -118,7 +118,7 @@ def row_of_failure(failure: Failure) -> str:
     if failure.response is None:
         return "no_answer" if failure.transient else "broken"
     if 200 <= failure.response.status <= 299:
-        return "cut" if failure.transient else "not_ours"
+        return "cut" if failure.transient else "mismatched"
     return row_of_status(failure.response.status, None)
 
 
@@ -195,7 +195,7 @@ def test_error_of_each_answer(code: str | None, kind: Kind) -> None:
         with pytest.raises(CreduseError) as caught:
             call.receive_response(answer(status, **fields), 1.0)
         error, (attempt,) = caught.value, call.attempts
-        row = "not_ours" if 200 <= status <= 299 else row_of_status(status, code)
+        row = "mismatched" if 200 <= status <= 299 else row_of_status(status, code)
         proved = evidence(row, kind)
         by_code = CODES.get(code or "") if 400 <= status <= 499 else None
         assert type(error) is (by_code or class_of_status(status)), status
@@ -230,9 +230,9 @@ def test_error_of_each_failure(kind: Kind) -> None:
     [
         (answer(200, end_user_id=USER, amount=7), "done"),
         (answer(299, end_user_id=USER, amount=7), "done"),
-        (answer(200, end_user_id=USER, amount=8), "not_ours"),
-        (answer(200, end_user_id=USER, amount=7, error_code="NEW"), "not_ours"),
-        (answer(200, end_user_id=USER, amount=7, error_code=5), "not_ours"),
+        (answer(200, end_user_id=USER, amount=8), "mismatched"),
+        (answer(200, end_user_id=USER, amount=7, error_code="NEW"), "mismatched"),
+        (answer(200, end_user_id=USER, amount=7, error_code=5), "mismatched"),
         (answer(200, end_user_id=USER, amount=7, error_code=None), "done"),
         (answer(200, end_user_id=USER, amount=7, error_code=""), "done"),
         (answer(409, error_code=None), "conflict"),
@@ -244,7 +244,7 @@ def test_error_of_each_failure(kind: Kind) -> None:
         (Response(409, (), b"error_code"), "conflict"),
         (answer(418, error_code=""), "unproven"),
         (answer(418, error_code="x"), "rejected"),
-        (Response(200, (), b"ok"), "not_ours"),
+        (Response(200, (), b"ok"), "mismatched"),
     ],
     ids=[
         "ours",

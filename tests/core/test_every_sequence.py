@@ -102,7 +102,7 @@ STEPS = (
         InvalidResponseError,
         answer(200, RESULT | {"validity_days": "7", "active_balance": "7"}),
     ),
-    Step("not_ours", UNKNOWN, FINAL, InvalidResponseError, answer(200, "ok")),
+    Step("mismatched", UNKNOWN, FINAL, InvalidResponseError, answer(200, "ok")),
     Step("cut", UNKNOWN, AGAIN, InvalidResponseError, lost(transient=True, head=answer(200))),
     Step(
         "cut",

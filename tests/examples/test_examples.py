@@ -179,14 +179,14 @@ def test_environment(
         sent.extend(value for name, value in request.headers if name.lower() == "authorization")
         return False
 
-    server.order(FAULTS["503"], when=see)
+    server.inject(FAULTS["503"], when=see)
     connect(server.base_url).add(USER, 30)
     assert sent == [f"Bearer {KEY}"]
 
 
 def test_cookies(client: CoreClient, server: SandboxServer) -> None:
     """A cookie that is set does not come back."""
-    server.order(Answer(429, (("Set-Cookie", "a=b"),)))
+    server.inject(Answer(429, (("Set-Cookie", "a=b"),)))
     client.subtract(USER, 30)
     assert all(name.lower() != "cookie" for entry in server.log for name, _ in entry.headers)
 
@@ -194,7 +194,7 @@ def test_cookies(client: CoreClient, server: SandboxServer) -> None:
 @pytest.mark.parametrize("scheme", ["http"])
 def test_threads(client: CoreClient, server: SandboxServer) -> None:
     """Threads share a transport, and none takes another's failure for its own."""
-    server.order(FAULTS["request-then-reset"], times=20)
+    server.inject(FAULTS["request-then-reset"], times=20)
     outcomes: list[Outcome] = []
 
     def spend() -> None:

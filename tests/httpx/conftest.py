@@ -54,11 +54,11 @@ def run_plain(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 class Harness:
     """One kind of client, and the loop that it runs on."""
 
-    def __init__(self, runner: str, lent: str) -> None:
+    def __init__(self, runner: str, supplied: str) -> None:
         self.runner = runner
         self.sync = runner == "sync"
-        self.library: ModuleType = httpx2 if lent == "httpx2" else httpx
-        self.lent = lent != "own"
+        self.library: ModuleType = httpx2 if supplied == "httpx2" else httpx
+        self.supplied = supplied != "own"
 
     def run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a test's coroutine."""
@@ -76,7 +76,7 @@ class Harness:
         return (self.library.Client if self.sync else self.library.AsyncClient)(**settings)
 
     @asynccontextmanager
-    async def lend(self, **settings: Any) -> AsyncGenerator[Any]:
+    async def http_client_with(self, **settings: Any) -> AsyncGenerator[Any]:
         """Make a client of the library, and close it at the end."""
         http_client = self.http_client(**settings)
         yield http_client
@@ -90,7 +90,7 @@ class Harness:
         self, base_url: str, *, http_client: Any = None, **settings: Any
     ) -> AsyncGenerator[Any]:
         """Make a client of ours, on one of the library's if that is the kind."""
-        made = self.http_client() if http_client is None and self.lent else None
+        made = self.http_client() if http_client is None and self.supplied else None
         http_client = http_client or made
         if self.sync:
             with CreduseClient(KEY, http_client, base_url=base_url, **settings) as client:
@@ -107,7 +107,9 @@ class Harness:
 
 
 KINDS = [
-    (runner, lent) for runner in ("sync", "asyncio", "trio") for lent in ("own", "httpx", "httpx2")
+    (runner, supplied)
+    for runner in ("sync", "asyncio", "trio")
+    for supplied in ("own", "httpx", "httpx2")
 ]
 
 
@@ -120,7 +122,7 @@ LENT = [kind for kind in KINDS if kind[1] != "own"]
 
 
 @pytest.fixture(params=LENT, ids="-".join)
-def lent(request: pytest.FixtureRequest) -> Harness:
+def supplied(request: pytest.FixtureRequest) -> Harness:
     return Harness(*request.param)
 
 

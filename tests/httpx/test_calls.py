@@ -154,7 +154,7 @@ def test_busy_server_is_tried_again(harness: Any, server: SandboxServer) -> None
 
     async def main() -> None:
         async with harness.connect(server.base_url, on_attempt=heard.append) as client:
-            server.order(Answer(429, (("Retry-After", "0"),)))
+            server.inject(Answer(429, (("Retry-After", "0"),)))
             await client.add(USER, 10)
 
     harness.run(main)
@@ -172,11 +172,11 @@ def test_server_error(harness: Any, server: SandboxServer) -> None:
     async def main() -> None:
         async with harness.connect(server.base_url, retry=NO_WAIT) as client:
             await client.add(USER, 10)
-            server.order(Answer(503))
+            server.inject(Answer(503))
             with pytest.raises(ServerError) as caught:
                 await client.subtract(USER, 5)
             assert caught.value.outcome is Outcome.UNKNOWN
-            server.order(Answer(503), times=2)
+            server.inject(Answer(503), times=2)
             assert (await client.get_balance(USER)).active_balance == 10
 
     harness.run(main)
@@ -189,7 +189,7 @@ def test_idempotency_key_travels(harness: Any, server: SandboxServer) -> None:
 
     async def main() -> None:
         async with harness.connect(server.base_url, retry=policy) as client:
-            server.order(Answer(500))
+            server.inject(Answer(500))
             await client.add(USER, 10, idempotency_key="order-1")
 
     harness.run(main)
@@ -212,7 +212,7 @@ def test_answer_that_is_not_ours(harness: Any, server: SandboxServer, answer: An
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
-            server.order(answer)
+            server.inject(answer)
             with pytest.raises(InvalidResponseError) as caught:
                 await client.subtract(USER, 5)
             assert caught.value.outcome is Outcome.UNKNOWN
@@ -227,7 +227,7 @@ def test_answer_that_is_ours_but_misread(harness: Any, server: SandboxServer) ->
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
-            server.order(ours())
+            server.inject(ours())
             with pytest.raises(InvalidResponseError, match="created_at") as caught:
                 await client.start_cycle(USER, 5)
             assert caught.value.outcome is Outcome.APPLIED
@@ -242,7 +242,7 @@ def test_too_large(harness: Any, server: SandboxServer) -> None:
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
-            server.order(Answer(200, (), b" " * (2 * MAX_BODY_SIZE)))
+            server.inject(Answer(200, (), b" " * (2 * MAX_BODY_SIZE)))
             with pytest.raises(InvalidResponseError, match="larger than 1048576 bytes") as caught:
                 await client.subtract(USER, 5)
             assert caught.value.response is not None
@@ -259,7 +259,7 @@ def test_redirect(harness: Any, server: SandboxServer, location: str) -> None:
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
-            server.order(Answer(307, (("Location", location),)))
+            server.inject(Answer(307, (("Location", location),)))
             with pytest.raises(InvalidResponseError, match="307") as caught:
                 await client.get_balance(USER)
             assert caught.value.response is not None
@@ -291,7 +291,7 @@ def test_key_in_no_error(harness: Any, server: SandboxServer) -> None:
         async with harness.connect(server.base_url) as client:
             key = client.protocol.api_key.reveal()
             body = json.dumps({"error_code": "BAD_KEY", "message": f"no such key: {key}"}).encode()
-            server.order(Answer(401, (), body))
+            server.inject(Answer(401, (), body))
             with pytest.raises(APIError) as caught:
                 await client.add(USER, 5)
             assert key not in str(caught.value)

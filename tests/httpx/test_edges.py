@@ -65,7 +65,7 @@ def alarm(error: BaseException, seconds: float = 0.1) -> Generator[None]:
 def test_signal_handler_that_raises(server: SandboxServer, error: Exception, name: str) -> None:
     """An exception of a signal handler's abandons the call, and comes out as it is."""
     with CreduseClient(KEY, base_url=server.base_url) as client:
-        server.order(FAULTS[name])
+        server.inject(FAULTS[name])
         call = client.protocol.get_balance(USER)
         with pytest.raises(type(error)) as caught, alarm(error):
             client.run(call)
@@ -109,7 +109,7 @@ def full_backlog() -> Generator[int]:
 def test_close_ends_a_call(server: SandboxServer, name: str) -> None:
     """Closing a client ends what another thread has in flight, long before its time is over."""
     client = CreduseClient(KEY, base_url=server.base_url, timeout=60, retry=ONCE)
-    server.order(FAULTS[name])
+    server.inject(FAULTS[name])
     ended: list[CreduseError] = []
 
     def call() -> None:
@@ -275,7 +275,7 @@ def later(head: bytes, body: bytes) -> tuple[bytes, ...]:
 
 def test_fork_during_a_call(server: SandboxServer) -> None:
     """A child that closes the client leaves the parent's call in flight alone."""
-    server.order(Shaped(later, pause=2.0))
+    server.inject(Shaped(later, pause=2.0))
     subprocess.run([sys.executable, "-c", FORK, server.base_url], check=True, timeout=60)
     assert len(server.applied) == 1
 
@@ -427,7 +427,7 @@ def test_response_that_has_been_read(
         return response
 
     monkeypatch.setattr(httpx.HTTPTransport, "handle_request", handle_and_read)
-    server.order(Shaped(edit=lambda it: replace(it, headers=(*it.headers, CLOSE))))
+    server.inject(Shaped(edit=lambda it: replace(it, headers=(*it.headers, CLOSE))))
     with (
         httpx.Client() as http_client,
         CreduseClient(KEY, http_client if supplied else None, base_url=server.base_url) as client,
@@ -441,7 +441,7 @@ CLOSE = ("Connection", "close")
 def test_call_within_a_call(server: SandboxServer) -> None:
     """A signal handler may call within a call of the same client, and closing still ends both."""
     with CreduseClient(KEY, base_url=server.base_url, timeout=60) as client:
-        server.order(FAULTS["request-then-hang"])
+        server.inject(FAULTS["request-then-hang"])
         within: list[int] = []
 
         def ring(*_: object) -> None:

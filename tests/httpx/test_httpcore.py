@@ -77,7 +77,7 @@ def test_without_the_backend(server: SandboxServer, monkeypatch: pytest.MonkeyPa
     with CoreClient(protocol, _own.OwnTransport(protocol)) as client:
         for _ in range(2):
             client.add(USER, 1)
-        server.order(FAULTS["request-then-close"])
+        server.inject(FAULTS["request-then-close"])
         with pytest.raises(TransportError) as caught:
             client.add(USER, 1)
         assert caught.value.outcome is Outcome.UNKNOWN

@@ -140,13 +140,13 @@ def test_no_tls_any_more(harness: Any, raw: Any, authority: trustme.CA) -> None:
 
     async def main() -> None:
         settings: dict[str, Any] = {"base_url": url, "retry": ONCE}
-        if harness.lent:
+        if harness.supplied:
             settings["http_client"] = harness.http_client(verify=trusting(authority))
         async with harness.connect(**settings) as client:
             with pytest.raises(TransportError) as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
-        if harness.lent:
+        if harness.supplied:
             closing = getattr(settings["http_client"], "close" if harness.sync else "aclose")()
             await closing if closing is not None else None
 
@@ -271,7 +271,7 @@ def test_interrupted_as_it_takes_a_connection(server: SandboxServer) -> None:
 
 def test_interrupted_over_a_supplied_client(server: SandboxServer) -> None:
     """Ctrl-C in a call abandons it: UNKNOWN, and the connection is not used again."""
-    server.order(FAULTS["apply-then-hang"])
+    server.inject(FAULTS["apply-then-hang"])
 
     def interrupt() -> None:
         while not server.log or server.log[0].body is None:
@@ -348,17 +348,17 @@ async def pause(seconds: float) -> None:
 
 
 @pytest.fixture(params=["asyncio", "trio"])
-def supplied(request: pytest.FixtureRequest) -> Callable[[Callable[[], Any]], None]:
+def run_async(request: pytest.FixtureRequest) -> Callable[[Callable[[], Any]], None]:
     """Run a coroutine function on one event loop or the other."""
     return trio.run if request.param == "trio" else lambda main: asyncio.run(main())
 
 
 def test_wait_for_a_turn(
-    supplied: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+    run_async: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that gets no turn within its time is NOT_APPLIED; one that gets it is served."""
-    monkeypatch.setattr("creduse_httpx._tasks.PLACES", 1)
-    server.order(FAULTS["apply-then-hang"])
+    monkeypatch.setattr("creduse_httpx._tasks.MAX_CONCURRENT", 1)
+    server.inject(FAULTS["apply-then-hang"])
 
     async def main() -> None:
         async with (
@@ -379,13 +379,13 @@ def test_wait_for_a_turn(
 
             await both(hang, wait)
 
-    supplied(main)
+    run_async(main)
     assert [json.loads(entry.body or b"")["amount"] for entry in server.applied] == [1, 3]
 
 
-def test_cancelled_in_the_pool(supplied: Any, server: SandboxServer) -> None:
+def test_cancelled_in_the_pool(run_async: Any, server: SandboxServer) -> None:
     """A call that is cancelled while it waits in httpcore's pool sends nothing, nor loses a place."""
-    server.order(FAULTS["apply-then-hang"])
+    server.inject(FAULTS["apply-then-hang"])
 
     async def main() -> None:
         limits = httpx.Limits(max_connections=1)
@@ -413,11 +413,11 @@ def test_cancelled_in_the_pool(supplied: Any, server: SandboxServer) -> None:
             async with AsyncCreduseClient(KEY, http_client, base_url=server.base_url) as another:
                 assert (await another.add(USER, 3)).amount == 3
 
-    supplied(main)
+    run_async(main)
     assert [json.loads(entry.body or b"")["amount"] for entry in server.applied] == [1, 3]
 
 
-def test_cancelled_at_each_step(supplied: Any) -> None:
+def test_cancelled_at_each_step(run_async: Any) -> None:
     """Over a supplied client, too, what a cancelled call says is true, and the next one succeeds."""
 
     @asynccontextmanager
@@ -430,11 +430,11 @@ def test_cancelled_at_each_step(supplied: Any) -> None:
     async def main() -> None:
         await check_cancellation(CANCELLATIONS[0], connect)
 
-    supplied(main)
+    run_async(main)
 
 
 def test_no_time_before_its_task_begins(
-    supplied: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+    run_async: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call whose time is over before its task takes a step says that it did not send."""
 
@@ -452,12 +452,12 @@ def test_no_time_before_its_task_begins(
                 await client.add(USER, 1)
             assert caught.value.outcome is Outcome.NOT_APPLIED
 
-    supplied(main)
+    run_async(main)
     assert server.log == ()
 
 
 def test_cancelled_as_a_step_ends(
-    supplied: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+    run_async: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that is to end as its connection has been made takes no further step."""
     trace = _supplied.TracedExchange.trace
@@ -478,7 +478,7 @@ def test_cancelled_as_a_step_ends(
                 await client.add(USER, 1)
             assert caught.value.outcome is Outcome.NOT_APPLIED
 
-    supplied(main)
+    run_async(main)
     assert server.log == ()
 
 
@@ -498,7 +498,7 @@ def test_another_loop_of_a_supplied_client() -> None:
     assert len(requests) == 1
 
 
-def test_supplied_transport_with_an_error_of_its_own(lent: Any) -> None:
+def test_supplied_transport_with_an_error_of_its_own(supplied: Any) -> None:
     """An exception of somebody else's code is no failure of the network, and comes out as it is."""
     error = ZeroDivisionError("not the network's")
 
@@ -507,15 +507,17 @@ def test_supplied_transport_with_an_error_of_its_own(lent: Any) -> None:
 
     async def main() -> None:
         async with (
-            lent.lend(transport=lent.library.MockTransport(handle)) as http_client,
-            lent.connect("https://api.creduse.com", http_client=http_client) as client,
+            supplied.http_client_with(
+                transport=supplied.library.MockTransport(handle)
+            ) as http_client,
+            supplied.connect("https://api.creduse.com", http_client=http_client) as client,
         ):
             call = client.protocol.add(USER, 1)
             with pytest.raises(ZeroDivisionError) as caught:
                 await client.run(call)
             assert caught.value is error
 
-    lent.run(main)
+    supplied.run(main)
 
 
 class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):

@@ -34,8 +34,8 @@ USER = UUID("12345678-1234-5678-1234-567812345678")
 NO_WAIT = RetryPolicy(initial_delay=0)
 
 
-def test_nothing_is_added(lent: Any, server: SandboxServer) -> None:
-    """Neither auth, headers, cookies, params nor a base URL of a lent client reach our request."""
+def test_nothing_is_added(supplied: Any, server: SandboxServer) -> None:
+    """Neither auth, headers, cookies, params nor a base URL of a supplied client reach our request."""
     settings = {
         "auth": ("somebody", "else"),
         "headers": {"Authorization": "Basic eA==", "X-Theirs": "1"},
@@ -47,17 +47,17 @@ def test_nothing_is_added(lent: Any, server: SandboxServer) -> None:
 
     async def main() -> None:
         async with (
-            lent.lend(**settings) as http_client,
-            lent.connect(server.base_url, http_client=http_client) as client,
+            supplied.http_client_with(**settings) as http_client,
+            supplied.connect(server.base_url, http_client=http_client) as client,
         ):
-            server.order(Answer(429, (("Retry-After", "0"), ("Set-Cookie", "ours=1"))))
+            server.inject(Answer(429, (("Retry-After", "0"), ("Set-Cookie", "ours=1"))))
             await client.add(USER, 10)
-            server.order(Answer(308, (("Location", server.base_url + "/add"),)))
+            server.inject(Answer(308, (("Location", server.base_url + "/add"),)))
             with pytest.raises(InvalidResponseError):
                 await client.add(USER, 10)
             assert dict(http_client.cookies) == {"theirs": "1"}
 
-    lent.run(main)
+    supplied.run(main)
     assert [entry.status for entry in server.log] == [429, 200, 308]
     for entry in server.log:
         assert entry.path == "/add"
@@ -65,7 +65,7 @@ def test_nothing_is_added(lent: Any, server: SandboxServer) -> None:
         assert not names & {"x-theirs", "cookie"}
 
 
-def test_hooks_do_not_come_between(lent: Any, server: SandboxServer) -> None:
+def test_hooks_do_not_come_between(supplied: Any, server: SandboxServer) -> None:
     """An event hook, such as one that raises for a status, is not run for our requests."""
     seen: list[object] = []
 
@@ -81,45 +81,47 @@ def test_hooks_do_not_come_between(lent: Any, server: SandboxServer) -> None:
 
     async def main() -> None:
         async with (
-            lent.lend(event_hooks=hooks if lent.sync else async_hooks) as http_client,
-            lent.connect(server.base_url, http_client=http_client) as client,
+            supplied.http_client_with(
+                event_hooks=hooks if supplied.sync else async_hooks
+            ) as http_client,
+            supplied.connect(server.base_url, http_client=http_client) as client,
         ):
             await client.add(USER, 10)
             with pytest.raises(InsufficientFundsError):
                 await client.subtract(USER, 11)
-            assert http_client.event_hooks["response"] == [hook if lent.sync else async_hook]
+            assert http_client.event_hooks["response"] == [hook if supplied.sync else async_hook]
 
-    lent.run(main)
+    supplied.run(main)
     assert seen == []
 
 
-def test_lent_client_stays_open(lent: Any, server: SandboxServer) -> None:
-    """Closing our client leaves a lent one open and in use, its connections shared."""
+def test_lent_client_stays_open(supplied: Any, server: SandboxServer) -> None:
+    """Closing our client leaves a supplied one open and in use, its connections shared."""
 
     async def main() -> None:
-        async with lent.lend() as http_client:
-            async with lent.connect(server.base_url, http_client=http_client) as client:
+        async with supplied.http_client_with() as http_client:
+            async with supplied.connect(server.base_url, http_client=http_client) as client:
                 await client.add(USER, 10)
             assert not http_client.is_closed
-            async with lent.connect(server.base_url, http_client=http_client) as client:
+            async with supplied.connect(server.base_url, http_client=http_client) as client:
                 await client.add(USER, 10)
 
-    lent.run(main)
+    supplied.run(main)
     assert [entry.connection for entry in server.log] == [1, 1]
 
 
-def test_lent_client_closed_by_its_owner(lent: Any, server: SandboxServer) -> None:
-    """When the owner has closed a lent client, nothing is sent, and the error says why."""
+def test_lent_client_closed_by_its_owner(supplied: Any, server: SandboxServer) -> None:
+    """When the owner has closed a supplied client, nothing is sent, and the error says why."""
 
     async def main() -> None:
-        async with lent.lend() as http_client:
-            connected = lent.connect(server.base_url, http_client=http_client)
+        async with supplied.http_client_with() as http_client:
+            connected = supplied.connect(server.base_url, http_client=http_client)
         async with connected as client:
             with pytest.raises(TransportError, match="the client is closed") as caught:
                 await client.add(USER, 10)
             assert caught.value.outcome is Outcome.NOT_APPLIED
 
-    lent.run(main)
+    supplied.run(main)
     assert server.log == ()
 
 
@@ -159,29 +161,31 @@ def head_only(connection: socket.socket, server: Any) -> None:
         server.stopping.wait()
 
 
-def test_full_pool(lent: Any, raw: Any) -> None:
+def test_full_pool(supplied: Any, raw: Any) -> None:
     """Waiting in vain for a connection of a full pool is NOT_APPLIED, and nothing was sent."""
     server = raw(head_only)
     policy = RetryPolicy(initial_delay=0, attempt_timeout=0.05)
 
     async def main() -> None:
-        async with lent.lend(limits=lent.library.Limits(max_connections=1)) as http_client:
+        async with supplied.http_client_with(
+            limits=supplied.library.Limits(max_connections=1)
+        ) as http_client:
             request = http_client.build_request("GET", server.base_url, content=b"{}")
             held = http_client.send(request, stream=True)
-            held = held if lent.sync else await held
-            async with lent.connect(
+            held = held if supplied.sync else await held
+            async with supplied.connect(
                 server.base_url, http_client=http_client, retry=policy
             ) as client:
                 with pytest.raises(CreduseTimeoutError, match="PoolTimeout") as caught:
                     await client.add(USER, 5)
                 assert caught.value.outcome is Outcome.NOT_APPLIED
                 assert len(caught.value.attempts) == 3
-            if lent.sync:
+            if supplied.sync:
                 held.close()
             else:
                 await held.aclose()
 
-    lent.run(main)
+    supplied.run(main)
     assert len(server.received) == 1
 
 
@@ -191,14 +195,14 @@ def refuse_connect(connection: socket.socket, server: Any) -> None:
     connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
-def test_proxy_that_refuses(lent: Any, raw: Any) -> None:
+def test_proxy_that_refuses(supplied: Any, raw: Any) -> None:
     """What a proxy refuses to connect has not been sent: it saw a CONNECT, and no key."""
     server = raw(refuse_connect)
 
     async def main() -> None:
         async with (
-            lent.lend(proxy=server.base_url) as http_client,
-            lent.connect(
+            supplied.http_client_with(proxy=server.base_url) as http_client,
+            supplied.connect(
                 "https://service.invalid", http_client=http_client, retry=NO_WAIT
             ) as client,
         ):
@@ -206,14 +210,14 @@ def test_proxy_that_refuses(lent: Any, raw: Any) -> None:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
 
-    lent.run(main)
+    supplied.run(main)
     assert len(server.received) == 3
     for received in server.received:
         assert received.startswith(b"CONNECT service.invalid:443 ")
         assert b"authorization" not in received.lower()
 
 
-def over_sandbox(lent: Any, sandbox: Sandbox) -> Any:
+def over_sandbox(supplied: Any, sandbox: Sandbox) -> Any:
     """Make the library's transport that hands each request to a sandbox without a socket."""
 
     def handle(request: Any) -> Any:
@@ -221,27 +225,27 @@ def over_sandbox(lent: Any, sandbox: Sandbox) -> Any:
             request.method, str(request.url), tuple(request.headers.items()), request.content
         )
         answer = sandbox.handle(ours)
-        return lent.library.Response(
+        return supplied.library.Response(
             answer.status, headers=list(answer.headers), content=answer.body
         )
 
-    return lent.library.MockTransport(handle)
+    return supplied.library.MockTransport(handle)
 
 
-def test_sandbox_without_a_socket(lent: Any) -> None:
+def test_sandbox_without_a_socket(supplied: Any) -> None:
     """`Sandbox.handle` serves behind a mock transport."""
 
     async def main() -> None:
         async with (
-            lent.lend(transport=over_sandbox(lent, Sandbox())) as http_client,
-            lent.connect("https://api.creduse.com", http_client=http_client) as client,
+            supplied.http_client_with(transport=over_sandbox(supplied, Sandbox())) as http_client,
+            supplied.connect("https://api.creduse.com", http_client=http_client) as client,
         ):
             await client.add(USER, 10)
             with pytest.raises(InsufficientFundsError):
                 await client.subtract(USER, 11)
             assert (await client.get_balance(USER)).active_balance == 10
 
-    lent.run(main)
+    supplied.run(main)
 
 
 @pytest.mark.parametrize(
@@ -252,19 +256,21 @@ def test_sandbox_without_a_socket(lent: Any) -> None:
         ("PoolTimeout", Outcome.NOT_APPLIED),
     ],
 )
-def test_transport_that_does_not_trace(lent: Any, name: str, outcome: Outcome) -> None:
+def test_transport_that_does_not_trace(supplied: Any, name: str, outcome: Outcome) -> None:
     """Where nothing tells how far a request came, its failure is UNKNOWN, whatever its type.
 
     PoolTimeout alone is raised before a transport begins.
     """
 
     def handle(request: Any) -> Any:
-        raise getattr(lent.library, name)("simulated", request=request)
+        raise getattr(supplied.library, name)("simulated", request=request)
 
     async def main() -> None:
         async with (
-            lent.lend(transport=lent.library.MockTransport(handle)) as http_client,
-            lent.connect(
+            supplied.http_client_with(
+                transport=supplied.library.MockTransport(handle)
+            ) as http_client,
+            supplied.connect(
                 "https://api.creduse.com", http_client=http_client, retry=NO_WAIT
             ) as client,
         ):
@@ -272,30 +278,32 @@ def test_transport_that_does_not_trace(lent: Any, name: str, outcome: Outcome) -
                 await client.add(USER, 10)
             assert caught.value.outcome is outcome
 
-    lent.run(main)
+    supplied.run(main)
 
 
-def test_too_large_without_a_socket(lent: Any) -> None:
+def test_too_large_without_a_socket(supplied: Any) -> None:
     """An answer larger than the cap is refused on a transport without sockets, too."""
 
     def handle(_: Any) -> Any:
-        return lent.library.Response(200, content=b" " * (17 * 1024 * 1024))
+        return supplied.library.Response(200, content=b" " * (17 * 1024 * 1024))
 
     async def main() -> None:
         async with (
-            lent.lend(transport=lent.library.MockTransport(handle)) as http_client,
-            lent.connect("https://api.creduse.com", http_client=http_client) as client,
+            supplied.http_client_with(
+                transport=supplied.library.MockTransport(handle)
+            ) as http_client,
+            supplied.connect("https://api.creduse.com", http_client=http_client) as client,
         ):
             with pytest.raises(InvalidResponseError, match="larger than"):
                 await client.add(USER, 10)
 
-    lent.run(main)
+    supplied.run(main)
 
 
-def test_class_that_closes_when_it_is_deleted(lent: Any, server: SandboxServer) -> None:
-    """A lent client whose class closes itself when deleted is not closed by what we make of it."""
+def test_class_that_closes_when_it_is_deleted(supplied: Any, server: SandboxServer) -> None:
+    """A supplied client whose class closes itself when deleted is not closed by what we make of it."""
     closed: list[object] = []
-    library_class = lent.library.Client if lent.sync else lent.library.AsyncClient
+    library_class = supplied.library.Client if supplied.sync else supplied.library.AsyncClient
 
     class Closing(library_class):  # type: ignore[misc,valid-type]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
         def __del__(self) -> None:
@@ -303,17 +311,17 @@ def test_class_that_closes_when_it_is_deleted(lent: Any, server: SandboxServer) 
 
     async def main() -> None:
         http_client = Closing()
-        async with lent.connect(server.base_url, http_client=http_client) as client:
+        async with supplied.connect(server.base_url, http_client=http_client) as client:
             await client.add(USER, 1)
         del client
         gc.collect()
         assert closed == []
-        if lent.sync:
+        if supplied.sync:
             http_client.close()
         else:
             await http_client.aclose()
 
-    lent.run(main)
+    supplied.run(main)
     assert len(server.applied) == 1
 
 
@@ -352,22 +360,22 @@ class Retrying:
         await self._transport.aclose()
 
 
-def retrying(lent: Any) -> Any:
-    library = lent.library
-    base = library.BaseTransport if lent.sync else library.AsyncBaseTransport
-    made = library.HTTPTransport() if lent.sync else library.AsyncHTTPTransport()
+def retrying(supplied: Any) -> Any:
+    library = supplied.library
+    base = library.BaseTransport if supplied.sync else library.AsyncBaseTransport
+    made = library.HTTPTransport() if supplied.sync else library.AsyncHTTPTransport()
     return type("Transport", (Retrying, base), {})(made)
 
 
 @pytest.mark.parametrize("name", ["502", "apply-then-reset", "apply-then-close"])
-def test_transport_that_retries(lent: Any, server: SandboxServer, name: str) -> None:
+def test_transport_that_retries(supplied: Any, server: SandboxServer, name: str) -> None:
     """A supplied client's transport that sends again by itself sends a write once."""
-    server.order(FAULTS[name])
+    server.inject(FAULTS[name])
 
     async def main() -> None:
         async with (
-            lent.lend(transport=retrying(lent)) as http_client,
-            lent.connect(server.base_url, http_client=http_client, retry=NO_WAIT) as client,
+            supplied.http_client_with(transport=retrying(supplied)) as http_client,
+            supplied.connect(server.base_url, http_client=http_client, retry=NO_WAIT) as client,
         ):
             with pytest.raises(CreduseError, match="a request is sent once") as caught:
                 await client.add(USER, 10)
@@ -375,15 +383,15 @@ def test_transport_that_retries(lent: Any, server: SandboxServer, name: str) -> 
             assert len(caught.value.attempts) == 1
             await client.add(USER, 1)
 
-    lent.run(main)
+    supplied.run(main)
     assert len(server.log) == 2
 
 
-def test_transport_that_reads_before_it_sends(lent: Any, server: SandboxServer) -> None:
+def test_transport_that_reads_before_it_sends(supplied: Any, server: SandboxServer) -> None:
     """A supplied client's transport may read the body before it sends the request."""
-    library = lent.library
-    base = library.BaseTransport if lent.sync else library.AsyncBaseTransport
-    made = library.HTTPTransport() if lent.sync else library.AsyncHTTPTransport()
+    library = supplied.library
+    base = library.BaseTransport if supplied.sync else library.AsyncBaseTransport
+    made = library.HTTPTransport() if supplied.sync else library.AsyncHTTPTransport()
 
     class Reading(base):  # type: ignore[misc,valid-type]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
         def handle_request(self, request: Any) -> Any:
@@ -402,68 +410,70 @@ def test_transport_that_reads_before_it_sends(lent: Any, server: SandboxServer) 
 
     async def main() -> None:
         async with (
-            lent.lend(transport=Reading()) as http_client,
-            lent.connect(server.base_url, http_client=http_client) as client,
+            supplied.http_client_with(transport=Reading()) as http_client,
+            supplied.connect(server.base_url, http_client=http_client) as client,
         ):
             await client.add(USER, 10)
 
-    lent.run(main)
+    supplied.run(main)
     assert len(server.applied) == 1
 
 
-def test_body_is_read_once(lent: Any) -> None:
+def test_body_is_read_once(supplied: Any) -> None:
     """A transport that reports no steps, and reads the body again, is refused the second reading."""
-    if not lent.sync:
+    if not supplied.sync:
         pytest.skip("the body is the same")
 
-    class Twice(lent.library.BaseTransport):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
+    class Twice(supplied.library.BaseTransport):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
         def handle_request(self, request: Any) -> Any:
             return b"".join([*request.stream, *request.stream])
 
     async def main() -> None:
         async with (
-            lent.lend(transport=Twice()) as http_client,
-            lent.connect("https://api.creduse.com", http_client=http_client) as client,
+            supplied.http_client_with(transport=Twice()) as http_client,
+            supplied.connect("https://api.creduse.com", http_client=http_client) as client,
         ):
             with pytest.raises(TransportError, match="a request is sent once") as caught:
                 await client.add(USER, 10)
             assert caught.value.outcome is Outcome.UNKNOWN
 
-    lent.run(main)
+    supplied.run(main)
 
 
-def test_http2_is_rejected(lent: Any) -> None:
+def test_http2_is_rejected(supplied: Any) -> None:
     """A client that may speak HTTP/2 is a ValueError when it is supplied."""
 
     async def main() -> None:
-        async with lent.lend(http2=True) as http_client:
+        async with supplied.http_client_with(http2=True) as http_client:
             with pytest.raises(ValueError, match="HTTP/2 is not supported"):
-                async with lent.connect("https://api.creduse.com", http_client=http_client):
+                async with supplied.connect("https://api.creduse.com", http_client=http_client):
                     pass
 
-    lent.run(main)
+    supplied.run(main)
 
 
 def not_seen(_transport: object) -> bool:
     return False
 
 
-def test_http2_is_found_out(lent: Any, tls_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http2_is_found_out(
+    supplied: Any, tls_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where that cannot be seen beforehand, the first call sends nothing, and says so."""
     monkeypatch.setattr("creduse_httpx._supplied.speaks_http2", not_seen)
     base_url, trust = tls_server
 
     async def main() -> None:
         async with (
-            lent.lend(http2=True, verify=trust) as http_client,
-            lent.connect(base_url, http_client=http_client, retry=NO_WAIT) as client,
+            supplied.http_client_with(http2=True, verify=trust) as http_client,
+            supplied.connect(base_url, http_client=http_client, retry=NO_WAIT) as client,
         ):
             with pytest.raises(TransportError, match="HTTP/2 is not supported") as caught:
                 await client.add(USER, 10)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert len(caught.value.attempts) == 1
 
-    lent.run(main)
+    supplied.run(main)
 
 
 @pytest.fixture
@@ -500,7 +510,7 @@ def be_a_proxy(connection: socket.socket, server: Any) -> None:
 
 
 def test_no_proxy_of_the_environment_to_this_machine(
-    lent: Any, server: SandboxServer, raw: Any, monkeypatch: pytest.MonkeyPatch
+    supplied: Any, server: SandboxServer, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls to this machine do not go to the environment's proxy, the key in the clear."""
     proxy = raw(be_a_proxy)
@@ -508,28 +518,28 @@ def test_no_proxy_of_the_environment_to_this_machine(
 
     async def main() -> None:
         async with (
-            lent.lend() as http_client,
-            lent.connect(server.base_url, http_client=http_client) as client,
+            supplied.http_client_with() as http_client,
+            supplied.connect(server.base_url, http_client=http_client) as client,
         ):
             await client.add(USER, 10)
 
-    lent.run(main)
+    supplied.run(main)
     assert proxy.received == []
     assert len(server.applied) == 1
 
 
-def test_own_proxy_to_this_machine(lent: Any, server: SandboxServer, raw: Any) -> None:
+def test_own_proxy_to_this_machine(supplied: Any, server: SandboxServer, raw: Any) -> None:
     """A proxy that the client was made with is used, to this machine too."""
     proxy = raw(be_a_proxy)
 
     async def main() -> None:
         async with (
-            lent.lend(proxy=proxy.base_url) as http_client,
-            lent.connect(server.base_url, http_client=http_client) as client,
+            supplied.http_client_with(proxy=proxy.base_url) as http_client,
+            supplied.connect(server.base_url, http_client=http_client) as client,
         ):
             with pytest.raises(ServerError):
                 await client.add(USER, 10)
 
-    lent.run(main)
+    supplied.run(main)
     assert len(proxy.received) == 1
     assert server.log == ()

@@ -258,7 +258,7 @@ def test_fault(server: SandboxServer, name: str, expected: Expected) -> None:
     """
     data, end, applied = expected
     fault = FAULTS[name]
-    server.order(fault)
+    server.inject(fault)
     kept = end is Action.KEEP
     with dial(server) as stream:
         send(stream, message() + message("/add", "Connection: close"))
@@ -283,7 +283,7 @@ def test_fault(server: SandboxServer, name: str, expected: Expected) -> None:
 
 def test_reset_at_once(server: SandboxServer) -> None:
     """The reset may come before the client knows that it is connected; no request is logged."""
-    server.order(FAULTS["connect-then-reset"])
+    server.inject(FAULTS["connect-then-reset"])
     with pytest.raises(ConnectionResetError), dial(server) as stream:
         stream.recv(1)
     with dial(server) as stream:
@@ -295,7 +295,7 @@ def test_reset_at_once(server: SandboxServer) -> None:
 
 def test_endless(server: SandboxServer) -> None:
     """They come until the peer leaves, which is no failure."""
-    server.order(FAULTS["endless-100"])
+    server.inject(FAULTS["endless-100"])
     with dial(server) as stream:
         stream.sendall(message())
         assert read(stream, 3 * len(CONTINUE)) == 3 * CONTINUE
@@ -309,7 +309,7 @@ def test_close_ends_what_hangs(stage: Stage, action: Action) -> None:
     """Connections that wait for their peers to leave do not hold up the server's close."""
     began = time.monotonic()
     with SandboxServer() as server:
-        server.order(Drop(stage, action))
+        server.inject(Drop(stage, action))
         stream = dial(server)
         stream.sendall(message())
         eventually(lambda: stage is Stage.CONNECTED or bool(server.log and server.log[0].fault))
@@ -322,7 +322,7 @@ def test_close_ends_what_hangs(stage: Stage, action: Action) -> None:
 def test_close_ends_what_is_being_written(name: str) -> None:
     """An answer that is still coming is cut off."""
     with SandboxServer() as server:
-        server.order(FAULTS[name])
+        server.inject(FAULTS[name])
         stream = dial(server)
         stream.sendall(message())
         assert stream.recv(1)
@@ -333,7 +333,7 @@ def test_close_ends_what_is_being_written(name: str) -> None:
 @pytest.mark.parametrize("name", FAULTS)
 def test_client_that_leaves_early(server: SandboxServer, name: str) -> None:
     """It may reset its connection whenever it likes; the server serves on and closes well."""
-    server.order(FAULTS[name])
+    server.inject(FAULTS[name])
     with suppress(ConnectionResetError), dial(server) as stream:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
         send(stream, message())
@@ -347,7 +347,7 @@ def test_client_that_leaves_early(server: SandboxServer, name: str) -> None:
 
 def test_requests_meanwhile_wait(server: SandboxServer) -> None:
     """What comes while an answer drips is served after it, and counted as its own."""
-    server.order(Shaped(lambda head, body: (head, body), pause=0.01))
+    server.inject(Shaped(lambda head, body: (head, body), pause=0.01))
     with dial(server) as stream:
         stream.sendall(message())
         read(stream, HEAD_SIZE)
@@ -365,7 +365,7 @@ def test_shaped_answer(server: SandboxServer) -> None:
         pause=0.001,
         then=Action.RESET,
     )
-    server.order(fault)
+    server.inject(fault)
     with dial(server) as stream:
         stream.sendall(message())
         assert read_all(stream) == (answer(b"down", status=503, kind=""), Action.RESET)
@@ -376,7 +376,7 @@ def test_shaped_answer(server: SandboxServer) -> None:
 @pytest.mark.parametrize("name", ["wrong-amount", "apply-then-close", "wrong-user"])
 def test_refusal_under_a_fault(server: SandboxServer, name: str) -> None:
     """What the sandbox refuses is not applied by a fault either."""
-    server.order(FAULTS[name])
+    server.inject(FAULTS[name])
     with dial(server) as stream:
         stream.sendall(message("/subtract", "Connection: close"))
         came, _ = read_all(stream)
@@ -394,7 +394,7 @@ def test_shape_that_fails(pause: float | None) -> None:
 
     server = SandboxServer()
     server.start()
-    server.order(Shaped(fail, pause=pause))
+    server.inject(Shaped(fail, pause=pause))
     with dial(server) as stream:
         stream.sendall(message())
         assert read_all(stream)[1] is Action.CLOSE
@@ -412,8 +412,8 @@ def test_orders_at_their_stages(server: SandboxServer) -> None:
         seen.append(request)
         return request.url == "/subtract"
 
-    server.order(Answer(418))
-    server.order(Drop(Stage.HEAD, Action.CLOSE), when=look)
+    server.inject(Answer(418))
+    server.inject(Drop(Stage.HEAD, Action.CLOSE), when=look)
     for path, expected in (("/add", b"HTTP/1.1 418 "), ("/subtract", b""), ("/add", LAST)):
         with dial(server) as stream:
             send(stream, message(path, "Connection: close"))
@@ -425,7 +425,7 @@ def test_orders_at_their_stages(server: SandboxServer) -> None:
 
 def test_head_drop_withholds_100_continue(server: SandboxServer) -> None:
     """Who waits for the word to go on does not get it."""
-    server.order(FAULTS["head-then-close"])
+    server.inject(FAULTS["head-then-close"])
     with dial(server) as stream:
         stream.sendall(message("/add", "Expect: 100-continue").removesuffix(GOOD))
         assert read_all(stream) == (b"", Action.CLOSE)
@@ -440,7 +440,7 @@ def test_order_takes_a_fault(server: SandboxServer, given: Any, hint: str) -> No
     """What is none is refused before it is ordered; a name is told where its fault is."""
     what = "one of FAULTS, or an Answer, Drop or Shaped of your own"
     with pytest.raises(TypeError, match=rf"^fault must be {what}, not \w+{hint}$"):
-        server.order(given)
+        server.inject(given)
     with dial(server) as stream:
         stream.sendall(message())
         assert read(stream, len(answer())) == answer()
@@ -449,7 +449,7 @@ def test_order_takes_a_fault(server: SandboxServer, given: Any, hint: str) -> No
 def test_connected_takes_no_predicate(server: SandboxServer) -> None:
     """There is no request for it to look at."""
     with pytest.raises(ValueError, match="no request yet"):
-        server.order(FAULTS["connect-then-hang"], when=lambda _: True)
+        server.inject(FAULTS["connect-then-hang"], when=lambda _: True)
 
 
 def test_drop_keeps_nothing() -> None:

@@ -134,7 +134,7 @@ def test_request_and_goodbye_at_once(
 
 def test_goodbye_amid_an_answer(server: SandboxServer, context: ssl.SSLContext) -> None:
     """It ends even what has no end."""
-    server.order(FAULTS["endless-100"])
+    server.inject(FAULTS["endless-100"])
     with secure(server, context) as stream:
         stream.sendall(MESSAGE)
         assert stream.recv(1024) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -147,7 +147,7 @@ def test_goodbye_amid_an_answer(server: SandboxServer, context: ssl.SSLContext) 
 @pytest.mark.parametrize("name", ["close-after", "cut-body-then-close", "apply-then-close"])
 def test_close_says_goodbye(server: SandboxServer, context: ssl.SSLContext, name: str) -> None:
     """A stream that ends in order has its close_notify, whatever was in it."""
-    server.order(FAULTS[name])
+    server.inject(FAULTS[name])
     with secure(server, context) as stream:
         stream.sendall(MESSAGE)
         read_all(stream)
@@ -156,7 +156,7 @@ def test_close_says_goodbye(server: SandboxServer, context: ssl.SSLContext, name
 
 def test_cut_after(server: SandboxServer, context: ssl.SSLContext) -> None:
     """The answer is whole, and the stream ends without close_notify."""
-    server.order(FAULTS["cut-after"])
+    server.inject(FAULTS["cut-after"])
     with secure(server, context) as stream:
         stream.sendall(MESSAGE)
         assert read_answer(stream).endswith(BODY)
@@ -169,7 +169,7 @@ def test_surplus_in_one_segment(server: SandboxServer, authority: trustme.CA) ->
     context = ssl.create_default_context()
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # whose records tell what is in them
     authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
-    server.order(FAULTS["surplus"])
+    server.inject(FAULTS["surplus"])
     with secure(server, context) as stream:
         stream.sendall(MESSAGE)
         with beneath(stream) as bare:
@@ -186,7 +186,7 @@ def test_surplus_in_one_segment(server: SandboxServer, authority: trustme.CA) ->
 @pytest.mark.parametrize("action", [Action.CLOSE, Action.CUT])
 def test_closed_before_the_handshake(server: SandboxServer, action: Action) -> None:
     """Not one byte of TLS comes."""
-    server.order(Drop(Stage.CONNECTED, action))
+    server.inject(Drop(Stage.CONNECTED, action))
     with dial(server) as stream:
         assert stream.recv(1) == b""
     assert server.log == ()
@@ -194,14 +194,14 @@ def test_closed_before_the_handshake(server: SandboxServer, action: Action) -> N
 
 def test_reset_before_the_handshake(server: SandboxServer) -> None:
     """The reset may come before the client knows that it is connected."""
-    server.order(Drop(Stage.CONNECTED, Action.RESET))
+    server.inject(Drop(Stage.CONNECTED, Action.RESET))
     with pytest.raises(ConnectionResetError), dial(server) as stream:
         stream.recv(1)
 
 
 def test_reset(server: SandboxServer, context: ssl.SSLContext) -> None:
     """The socket below is reset."""
-    server.order(FAULTS["apply-then-reset"])
+    server.inject(FAULTS["apply-then-reset"])
     with secure(server, context) as stream:
         stream.sendall(MESSAGE)
         with beneath(stream) as bare, pytest.raises(ConnectionResetError):
@@ -218,7 +218,7 @@ def test_not_http(server: SandboxServer, context: ssl.SSLContext) -> None:
 
 def test_large_answer(server: SandboxServer, context: ssl.SSLContext) -> None:
     """An answer of many records comes whole."""
-    server.order(FAULTS["huge-body"])
+    server.inject(FAULTS["huge-body"])
     with secure(server, context) as stream:
         stream.sendall(MESSAGE)
         data = bytearray()
@@ -245,7 +245,7 @@ def test_client_that_does_not_trust(server: SandboxServer) -> None:
 def test_handshakes_do_not_hold_up_close(server: SandboxServer) -> None:
     """A client that is silent, one that stops midway, and one that is never read."""
     threads = threading.active_count()
-    server.order(FAULTS["connect-then-hang"])
+    server.inject(FAULTS["connect-then-hang"])
     streams = [dial(server) for _ in range(3)]
     for stream in streams[:2]:
         stream.sendall(b"\x16\x03\x01\x02\x00")

@@ -292,10 +292,10 @@ def test_too_large_a_body(server: SandboxServer, *, chunked: bool) -> None:
 def test_orders(server: SandboxServer) -> None:
     """The first that matches and is not used up applies; then the sandbox is back."""
     busy = Answer(429, (("Retry-After", "1"),))
-    server.order(busy, when=lambda request: request.url == "/subtract")
+    server.inject(busy, when=lambda request: request.url == "/subtract")
     down, teapot = Answer(503, (("Content-Type", "text/plain"),), b'"down"'), Answer(418)
-    server.order(down, times=2)
-    server.order(teapot)
+    server.inject(down, times=2)
+    server.inject(teapot)
     with closing(connect(server)) as connection:
         sock = connection.sock
         assert ask(connection, "/add")[::2] == (503, "down")
@@ -316,7 +316,7 @@ def test_order_sees_the_whole_request(server: SandboxServer) -> None:
         seen.append((request, len(server.log)))
         return False
 
-    server.order(Answer(503), when=look)
+    server.inject(Answer(503), when=look)
     with closing(connect(server)) as connection:
         assert ask(connection, "/add")[0] == 200
     ((request, logged),) = seen
@@ -327,9 +327,9 @@ def test_order_sees_the_whole_request(server: SandboxServer) -> None:
 
 def test_answer_frames_itself(server: SandboxServer) -> None:
     """A Date of one's own stays, a closing answer closes, and 204 and 304 have no body."""
-    server.order(Answer(204, (("Date", "today"),), b"dropped"))
-    server.order(Answer(304))
-    server.order(Answer(200, (("connection", "close"),), b"{}"))
+    server.inject(Answer(204, (("Date", "today"),), b"dropped"))
+    server.inject(Answer(304))
+    server.inject(Answer(200, (("connection", "close"),), b"{}"))
     with dial(server) as stream:
         stream.sendall(message() * 3)
         for expected in (204, 304):
@@ -403,7 +403,7 @@ def test_reset(server: SandboxServer) -> None:
     with closing(connect(server)) as connection:
         sock = connection.sock
         ask(connection, "/add")
-        server.order(Answer(503))
+        server.inject(Answer(503))
         server.reset()
         emptied = server.log
         assert emptied == ()
@@ -475,7 +475,7 @@ def test_handle() -> None:
 
 def test_handle_meets_no_order(server: SandboxServer) -> None:
     """What was ordered waits for a request that comes over a connection."""
-    server.order(Answer(503))
+    server.inject(Answer(503))
     request = Request("POST", "/add", tuple(HEADERS.items()), json.dumps(GOOD).encode())
     assert server.handle(request).status == 200
     with closing(connect(server)) as connection:
@@ -485,7 +485,7 @@ def test_handle_meets_no_order(server: SandboxServer) -> None:
 def test_direct() -> None:
     """A test's own calls go to the same ledger, with its key, past the log and what was ordered."""
     with SandboxServer(api_key=KEY) as server, closing(connect(server)) as connection:
-        server.order(Answer(503))
+        server.inject(Answer(503))
         with server.direct as direct:
             direct.add(USER, 5)
         with pytest.raises(InsufficientFundsError):
@@ -600,7 +600,7 @@ def test_failure_inside_is_raised_by_close() -> None:
 
     server = SandboxServer()
     server.start()
-    server.order(Answer(503), when=fail)
+    server.inject(Answer(503), when=fail)
     with dial(server) as stream:
         stream.sendall(message())
         assert stream.recv(1) == b""
@@ -613,7 +613,7 @@ def test_failure_inside_is_raised_by_close() -> None:
 
 def test_failure_inside_is_raised_by_reset(server: SandboxServer) -> None:
     """What comes next begins anew, and what went wrong is not raised again."""
-    server.order(Answer(503), when=lambda _: bool(1 / 0))
+    server.inject(Answer(503), when=lambda _: bool(1 / 0))
     with dial(server) as stream:
         stream.sendall(message())
         assert stream.recv(1) == b""
@@ -635,7 +635,7 @@ def test_peer_that_is_gone_is_no_failure_inside() -> None:
         return False
 
     with SandboxServer() as server:
-        server.order(Answer(503), when=fail_soon)
+        server.inject(Answer(503), when=fail_soon)
         with closing(connect(server)) as connection:
             assert ask(connection, "/add")[0] == 200
 
@@ -652,7 +652,7 @@ def test_loop_of_its_own() -> None:
     set_policy(uvloop.EventLoopPolicy())
     try:
         with SandboxServer() as server, closing(connect(server)) as connection:
-            server.order(Answer(503), when=look)
+            server.inject(Answer(503), when=look)
             assert ask(connection, "/add")[0] == 200
     finally:
         set_policy(None)

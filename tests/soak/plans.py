@@ -89,7 +89,7 @@ ENDLESS: Final = frozenset(
 
 MUSTER: Final = "muster"
 """Not a fault: the server holds the response until a hundred such requests are there."""
-PLACES: Final = 100
+MAX_CONCURRENT: Final = 100
 """The connections of a client."""
 
 _NAMES: Final = (*FAULTS, MUSTER)

@@ -151,7 +151,7 @@ class Run:
         self._dice = random.Random(seed)  # noqa: S311 - nothing is secret here
         self._next = 0
         self.generations = min(max(GENERATIONS.start, calls // GENERATION), GENERATIONS[-1])
-        self._limit = 1 + calls + self.generations * (MUSTERS * plans.PLACES + AT_ONCE[1])
+        self._limit = 1 + calls + self.generations * (MUSTERS * plans.MAX_CONCURRENT + AT_ONCE[1])
         # Allocated now, so that they do not look like growth later.
         self._outcome = array("b", [-1]) * self._limit
         self._sent = array("b", [0]) * self._limit
@@ -208,15 +208,15 @@ class Run:
         """
         met = 0
         for _ in range(MUSTERS):
-            numbers = range(self._next, self._next + plans.PLACES)
-            self._mustered[numbers.start : numbers.stop] = b"\1" * plans.PLACES
+            numbers = range(self._next, self._next + plans.MAX_CONCURRENT)
+            self._mustered[numbers.start : numbers.stop] = b"\1" * plans.MAX_CONCURRENT
             self.server.ask("calm")
-            yield Block(plans.PLACES, self._numbers(plans.PLACES))
+            yield Block(plans.MAX_CONCURRENT, self._numbers(plans.MAX_CONCURRENT))
             self.server.ask("storm")
             met = sum(self._end[number] < 0 for number in numbers)
-            if met == plans.PLACES:
+            if met == plans.MAX_CONCURRENT:
                 return
-        self.wrong.append(f"of {plans.PLACES} calls at a time only {met} met on the server")
+        self.wrong.append(f"of {plans.MAX_CONCURRENT} calls at a time only {met} met on the server")
 
     def last(self) -> tuple[Block, float]:
         """Return calls among which the client is closed, after so many seconds."""

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from tests.soak.plans import FAULTS, MUSTER, PLACES, Script
+from tests.soak.plans import FAULTS, MAX_CONCURRENT, MUSTER, Script
 
 _SO_TIMESTAMPNS: Final = 35  # Linux's asm-generic/socket.h; the socket module does not have it
 _TIMESPEC: Final = struct.Struct("qq")
@@ -393,7 +393,7 @@ def close_when_idle(x: Exchange) -> Steps:
 def muster(x: Exchange) -> Steps:
     mustered = x.server.mustered
     mustered.append(x)
-    if len(mustered) == PLACES:
+    if len(mustered) == MAX_CONCURRENT:
         for each in mustered:
             each.send(each.apply())
         mustered.clear()

@@ -146,7 +146,7 @@ async def own_async_httpx(
         yield client
 
 
-def lent_httpx(library: "ModuleType") -> Any:
+def supplied_httpx(library: "ModuleType") -> Any:
     @contextmanager
     def connect(protocol: CreduseProtocol, trust: ssl.SSLContext) -> Generator[CoreClient]:
         with (
@@ -162,7 +162,7 @@ def lent_httpx(library: "ModuleType") -> Any:
     return connect
 
 
-def lent_async_httpx(library: "ModuleType") -> Any:
+def supplied_async_httpx(library: "ModuleType") -> Any:
     @asynccontextmanager
     async def connect(
         protocol: CreduseProtocol, trust: ssl.SSLContext, listener: Listener, connections: int
@@ -196,7 +196,7 @@ async def own_aiohttp(
 
 
 @asynccontextmanager
-async def lent_aiohttp(
+async def supplied_aiohttp(
     protocol: CreduseProtocol, trust: ssl.SSLContext, listener: Listener, connections: int
 ) -> AsyncGenerator[AsyncCoreClient]:
     async with (
@@ -274,8 +274,8 @@ _URLLIB3 = (*_HTTP_CLIENT, Limit.SURPLUS)
 
 SYNC = [
     Sync("httpx-sync-own", own_httpx),
-    Sync("httpx-sync-lent", lent_httpx(httpx), _HTTPX, EXHAUSTIVE),
-    Sync("httpx-sync-httpx2", lent_httpx(httpx2), _HTTPX, EXHAUSTIVE),
+    Sync("httpx-sync-supplied", supplied_httpx(httpx), _HTTPX, EXHAUSTIVE),
+    Sync("httpx-sync-httpx2", supplied_httpx(httpx2), _HTTPX, EXHAUSTIVE),
     Sync("urllib", over_urllib, (*_HTTP_CLIENT, Limit.REUSE), EXHAUSTIVE),
     Sync("urllib3", over_urllib3, _URLLIB3),
     Sync("requests", over_requests, _URLLIB3, EXHAUSTIVE),
@@ -286,15 +286,15 @@ OWN = [
 NARROW = [
     *(Async(f"httpx-{loop}-own", loop, own_async_httpx) for loop in ("asyncio", "trio")),
     Async("httpx-uvloop-own", "uvloop", own_async_httpx, (), EXHAUSTIVE),
-    Async("aiohttp-asyncio-lent", "asyncio", lent_aiohttp),
-    Async("aiohttp-uvloop-lent", "uvloop", lent_aiohttp, (), EXHAUSTIVE),
+    Async("aiohttp-asyncio-supplied", "asyncio", supplied_aiohttp),
+    Async("aiohttp-uvloop-supplied", "uvloop", supplied_aiohttp, (), EXHAUSTIVE),
     Async("trio", "trio", own_trio),
     *(
-        Async(f"httpx-{loop}-{lent}", loop, lent_async_httpx(library), (), marks)
-        for loop, lent, library, marks in (
-            ("asyncio", "lent", httpx, EXHAUSTIVE),
+        Async(f"httpx-{loop}-{supplied}", loop, supplied_async_httpx(library), (), marks)
+        for loop, supplied, library, marks in (
+            ("asyncio", "supplied", httpx, EXHAUSTIVE),
             ("asyncio", "httpx2", httpx2, EXHAUSTIVE),
-            ("trio", "lent", httpx, EXHAUSTIVE),
+            ("trio", "supplied", httpx, EXHAUSTIVE),
             ("trio", "httpx2", httpx2, EXHAUSTIVE),
         )
     ),

@@ -57,7 +57,7 @@ def orders(server: SandboxServer, answer: bytes, pieces: int) -> None:
     parts = [answer[at : at + size] for at in range(0, len(answer), size)] or [b""]
     pause = None if pieces == 1 else 0.001
     server.reset()
-    server.order(Shaped(lambda _head, _body: parts, pause=pause, then=Action.CLOSE))
+    server.inject(Shaped(lambda _head, _body: parts, pause=pause, then=Action.CLOSE))
 
 
 def judge(call: Call[Any], result: Any, begun: float) -> None:
@@ -157,7 +157,7 @@ def order_endless(server: SandboxServer) -> None:
     piece = b" " * 65536
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % ENDLESS
     parts = (head, *(piece for _ in range(ENDLESS // len(piece))))
-    server.order(Shaped(lambda _head, _body: parts, pause=0.0, then=Action.CLOSE))
+    server.inject(Shaped(lambda _head, _body: parts, pause=0.0, then=Action.CLOSE))
 
 
 def judge_size(error: InvalidResponseError) -> None:

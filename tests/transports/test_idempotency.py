@@ -56,7 +56,7 @@ def test_same_key_on_every_attempt(sync_kind: Any, authority: Any) -> None:
     with SandboxServer() as server:
         protocol = CreduseProtocol("sk-test", server.base_url, retry=REPLAYS)
         for name in ("apply-then-close", "cut-body-then-reset"):
-            server.order(FAULTS[name])
+            server.inject(FAULTS[name])
         with sync_kind.open(protocol, authority.trust) as client:
             assert client.add(USER, 9, idempotency_key="a-b~!").amount == 9
             with pytest.raises(ValueError, match="idempotency_key"):

@@ -67,7 +67,7 @@ def test_load(async_kind: Any, seed: int, authority: Any) -> None:
         chosen = dice.sample(range(CALLS), CALLS // 2)
         cancel = {number: dice.uniform(0, 1.5) for number in chosen}
         for name in MISFORTUNES:
-            server.order(FAULTS[name], CALLS, unlucky)
+            server.inject(FAULTS[name], CALLS, unlucky)
         before = async_kind.tasks()
         async with async_kind.connect(authority.trust)(protocol) as client:
             await (run_trio if async_kind.loop == "trio" else run_asyncio)(client, calls, cancel)

@@ -96,7 +96,7 @@ def make(server: SandboxServer, timeout: float = 0.5) -> CreduseProtocol:
 @pytest.mark.parametrize("name", MET)
 def test_failures(sync_kind: Any, name: str, authority: Any, server: SandboxServer) -> None:
     """A call that fails shows the key nowhere."""
-    server.order(MET[name])
+    server.inject(MET[name])
     with sync_kind.open(make(server), authority.trust) as client:
         with pytest.raises(CreduseError) as caught:
             client.add(USER, 5)
@@ -113,7 +113,7 @@ def test_async_failures(async_kind: Any, name: str, authority: Any, server: Sand
                 await client.add(USER, 5)
             check(caught.value)
 
-    server.order(MET[name])
+    server.inject(MET[name])
     async_kind.run(main)
 
 
@@ -137,7 +137,7 @@ def test_cancellation(async_kind: Any, name: str, authority: Any, server: Sandbo
             for error in caught:
                 check(error)
 
-    server.order(FAULTS[name])
+    server.inject(FAULTS[name])
     async_kind.run(main)
     assert caught
 
@@ -177,7 +177,7 @@ def test_interrupted(sync_kind: Any, authority: Any, server: SandboxServer) -> N
         pytest.skip("an example leaves its library's frames on what interrupts it")
     with sync_kind.open(make(server), authority.trust) as client:
         for seconds in (0.05, 0.1):
-            server.order(FAULTS["request-then-hang"])
+            server.inject(FAULTS["request-then-hang"])
             with pytest.raises(KeyboardInterrupt) as caught, interrupting(seconds):
                 client.add(USER, 5, timeout=20.0)
             check(caught.value)

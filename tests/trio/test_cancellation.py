@@ -82,7 +82,7 @@ def test_ended_at_every_step(
             if warm:
                 await client.add(USER, 1)
             if fault is not None:
-                server.order(fault)
+                server.inject(fault)
             tasks = trio.lowlevel.current_statistics().tasks_living
             call = client.protocol.add(USER, 77, timeout=0.05)
             called = await run(client, call, steps)

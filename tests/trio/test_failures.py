@@ -68,7 +68,7 @@ def test_which_connections_are_used_again(site: Any, name: str) -> None:
 
     async def main() -> None:
         async with site.client(retry=ONCE) as client:
-            site.server.order(FAULTS[name])
+            site.server.inject(FAULTS[name])
             call = client.protocol.add(USER, 5)
             try:
                 await client.run(call)
@@ -104,7 +104,7 @@ def test_discarding_without_descriptors(site: Any) -> None:
     async def main() -> None:
         async with site.client(retry=ONCE) as client:
             await client.add(USER, 5)
-            site.server.order(FAULTS["wrong-user"])
+            site.server.inject(FAULTS["wrong-user"])
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
             try:
                 with pytest.raises(InvalidResponseError):
@@ -127,7 +127,7 @@ def test_surplus_that_comes_later(site: Any) -> None:
 
     async def main() -> None:
         async with site.client() as client:
-            site.server.order(FAULTS["surplus-later"])
+            site.server.inject(FAULTS["surplus-later"])
             await client.add(USER, 5)
             await trio.sleep(0.2)
             assert (await client.get_balance(USER)).active_balance == 5
@@ -517,7 +517,7 @@ def test_no_key_in_errors(site: Any) -> None:
     async def main() -> None:
         async with site.client(retry=ONCE) as client:
             for fault in (echo, FAULTS["not-http"], FAULTS["cut-body-then-reset"]):
-                site.server.order(fault)
+                site.server.inject(fault)
                 with pytest.raises(CreduseError) as caught:
                     await client.add(USER, 5)
                 link: BaseException | None = caught.value
@@ -534,7 +534,7 @@ def test_server_that_hangs(site: Any) -> None:
     async def main() -> None:
         policy = RetryPolicy(initial_delay=0, attempt_timeout=0.5)
         async with site.client(retry=policy, max_connections=1) as client:
-            site.server.order(FAULTS["request-then-hang"], times=4)
+            site.server.inject(FAULTS["request-then-hang"], times=4)
             with pytest.raises(CreduseTimeoutError) as caught:
                 await client.add(USER, 5, timeout=1)
             assert caught.value.outcome is Outcome.UNKNOWN

@@ -188,10 +188,10 @@ def test_nothing_grows(site: Any) -> None:
 
     async def once(client: AsyncCreduseClient) -> None:
         for name in GROWING:
-            site.server.order(FAULTS[name])
+            site.server.inject(FAULTS[name])
             with suppress(CreduseError):
                 await client.add(USER, 5)
-        site.server.order(FAULTS["request-then-hang"])
+        site.server.inject(FAULTS["request-then-hang"])
         with suppress(CreduseError):
             await client.add(USER, 5, timeout=0.002)
         for checkpoints in range(12):

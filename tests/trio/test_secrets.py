@@ -115,7 +115,7 @@ def test_failures(site: Any, name: str) -> None:
     async def main() -> None:
         async with site.client(retry=ONCE) as client:
             for _ in range(2):
-                site.server.order(FAULTS[name])
+                site.server.inject(FAULTS[name])
                 with pytest.raises(CreduseError) as caught:
                     await client.add(USER, 5, timeout=0.3)
                 assert KEY not in held(caught.value)
