@@ -51,14 +51,38 @@ _N, _U, _A = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
 EVENTS: dict[str, Event] = {
     name: Event(name, evidence, with_key, transient, description)
     for name, evidence, with_key, transient, description in (
-        ("done", _A, _A, False, "a 2xx answer that is ours, whole and readable"),
-        ("not_sent", _N, _N, True, "nothing was sent: DNS, refused, connect or pool time-out"),
-        ("unsendable", _N, _N, False, "nothing was sent, nor can be: certificate, closed client"),
-        ("no_answer", _U, _U, True, "perhaps sent, and no head came back"),
-        ("broken", _U, _U, False, "perhaps sent, and the transport says not to try again"),
-        ("abandoned", _U, _U, False, "the caller was cancelled while it was in flight"),
-        ("misread", _A, _A, False, "a 2xx answer that is ours, but part of it is unreadable"),
-        ("cut", _U, _U, True, "a 2xx answer that was cut, or ran out of time"),
+        ("done", _A, _A, False, "a 2xx response to this request, complete and valid"),
+        (
+            "not_sent",
+            _N,
+            _N,
+            True,
+            "nothing was sent: name look-up, connection refused, connect or pool timeout",
+        ),
+        (
+            "unsendable",
+            _N,
+            _N,
+            False,
+            "nothing was sent, and a retry cannot help: certificate, closed client",
+        ),
+        ("no_response", _U, _U, True, "may have been sent, and no response arrived"),
+        (
+            "broken",
+            _U,
+            _U,
+            False,
+            "may have been sent, and the transport says that a retry cannot help",
+        ),
+        ("abandoned", _U, _U, False, "the caller cancelled the call in flight"),
+        (
+            "misread",
+            _A,
+            _A,
+            False,
+            "a 2xx response to this request, with a missing or invalid field",
+        ),
+        ("cut", _U, _U, True, "a 2xx response that was cut off or timed out"),
         (
             "mismatched",
             _U,
@@ -67,12 +91,12 @@ EVENTS: dict[str, Event] = {
             "a 2xx response that names another user or amount, or is not valid JSON",
         ),
         ("refused", _N, _N, False, "4xx with an error code that says that no credits moved"),
-        ("rejected", _N, _U, False, "any other 4xx that says: this request was not carried out"),
+        ("rejected", _N, _U, False, "any other 4xx that means: the request was not carried out"),
         ("conflict", _U, _U, True, "any other 409"),
         ("rate_limited", _N, _U, True, "any other 429"),
         ("request_timeout", _U, _U, True, "any other 408"),
         ("server_error", _U, _U, True, "5xx, save 501 and 505"),
-        ("unproven", _U, _U, False, "any other status as a final answer: 1xx, 3xx, 501 …"),
+        ("unproven", _U, _U, False, "any other status: 1xx, 3xx, 501, …"),
     )
 }
 """NOT_APPLIED and APPLIED need proof; everything else is UNKNOWN."""
@@ -114,7 +138,7 @@ def event_of_failure(failure: Failure) -> Event:
     if failure.delivery is Delivery.NOT_SENT:
         return EVENTS["not_sent" if failure.transient else "unsendable"]
     if failure.response is None:
-        return EVENTS["no_answer" if failure.transient else "broken"]
+        return EVENTS["no_response" if failure.transient else "broken"]
     if 200 <= failure.response.status < 300:
         return EVENTS["cut" if failure.transient else "mismatched"]
     return event_of_status(failure.response.status, None)

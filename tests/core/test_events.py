@@ -47,7 +47,7 @@ ROWS = {
     "done": (APPLIED, APPLIED, NO),
     "not_sent": (NOT, NOT, YES),
     "unsendable": (NOT, NOT, NO),
-    "no_answer": (UNKNOWN, UNKNOWN, YES),
+    "no_response": (UNKNOWN, UNKNOWN, YES),
     "broken": (UNKNOWN, UNKNOWN, NO),
     "abandoned": (UNKNOWN, UNKNOWN, NO),
     "misread": (APPLIED, APPLIED, NO),
@@ -116,7 +116,7 @@ def row_of_failure(failure: Failure) -> str:
     if failure.delivery is Delivery.NOT_SENT:
         return "not_sent" if failure.transient else "unsendable"
     if failure.response is None:
-        return "no_answer" if failure.transient else "broken"
+        return "no_response" if failure.transient else "broken"
     if 200 <= failure.response.status <= 299:
         return "cut" if failure.transient else "mismatched"
     return row_of_status(failure.response.status, None)

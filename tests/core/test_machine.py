@@ -320,7 +320,7 @@ def test_history() -> None:
     assert (first.number, first.method, first.path, first.status) == (1, "POST", "/subtract", None)
     assert (first.event, first.outcome) == ("not_sent", Outcome.NOT_APPLIED)
     assert (first.error, first.started, first.ended) == ("OSError: refused", 10.0, 11.0)
-    assert (second.number, second.event, second.outcome) == (2, "no_answer", Outcome.UNKNOWN)
+    assert (second.number, second.event, second.outcome) == (2, "no_response", Outcome.UNKNOWN)
     assert (second.started, second.ended) == (12.0, 13.5)
     assert caught.value.attempts == (first, second)
 

@@ -265,7 +265,7 @@ def test_framing(wire: Any, data: bytes, said: str) -> None:
             with pytest.raises(kind, match=said) as caught:
                 await client.run(call)
             assert caught.value.outcome is Outcome.UNKNOWN
-            assert caught.value.attempts[0].event == ("cut" if said == CUT else "no_answer")
+            assert caught.value.attempts[0].event == ("cut" if said == CUT else "no_response")
 
     trio.run(main)
 
