@@ -126,10 +126,11 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def lint(session: nox.Session) -> None:
-    """Check style and format."""
+    """Check style, format, and which module imports which."""
     session.install(*group("lint"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check", *session.posargs)
+    session.run("lint-imports")
 
 
 @nox.session(python=OLDEST)

@@ -33,13 +33,14 @@ from creduse_core import (
     RetryPolicy,
     Secret,
     Send,
+    exception_chain,
     forget_frames,
     is_foreign,
     is_loopback,
     protocol_from_environment,
     proxy_from_environment,
 )
-from creduse_core.messages import chain
+from creduse_core.pool import IDLE_TIMEOUT
 from creduse_core.tls import WholeRecords
 
 from ._below import HeldResponse, close_soon, is_readable, is_usable, leave_idle, proxy_of
@@ -65,10 +66,6 @@ _LIBRARIES: Final = frozenset(
 )
 """Top-level modules whose exceptions are this transport's, and with them the standard library's."""
 
-_KEEPALIVE: Final = 3.0
-"""Seconds. Servers close an idle connection after 5 and more; a request that meets a closing
-connection ends as UNKNOWN, so ours go first."""
-
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout()
 _NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
 
@@ -92,9 +89,7 @@ class _Exchange(BytesPayload):
         self._transport = transport
         self._send = send
         self._chunks: list[bytes] = []
-        now = time.monotonic()  # the clock of uvloop's loops is too coarse to tell
-        self._by = now + send.connect_timeout  # and from when it is written:
-        self._response_by = now + send.timeout
+        self._by = send.connect_by  # until the request is written; then send.deadline
         self._deadline = asyncio.timeout_at(None)
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
@@ -128,7 +123,7 @@ class _Exchange(BytesPayload):
         except Exception as error:
             self._refused = error
             raise
-        self._by = self._response_by
+        self._by = self._send.deadline
         self._consumed = True
         await writer.write(self._send.request.body)
 
@@ -220,14 +215,12 @@ class _Exchange(BytesPayload):
         return self._whole(response)
 
     def _whole(self, response: aiohttp.ClientResponse) -> Response:
-        pairs = (
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in response.raw_headers
-        )
-        return Response(response.status, pairs, b"".join(self._chunks))
+        return Response.from_raw(response.status, response.raw_headers, b"".join(self._chunks))
 
     def _failed(self, error: Exception) -> Failure:
-        for link in chain(error, contexts=False):  # aiohttp raises its own from what it caught
+        for link in exception_chain(
+            error, contexts=False
+        ):  # aiohttp raises its own from what it caught
             if isinstance(link, Exception) and is_foreign(link, _LIBRARIES):
                 raise link from None
         if self._refused is not None and not self.consumed:
@@ -404,7 +397,9 @@ class AiohttpTransport:
         loop, given = asyncio.get_running_loop(), self._given
         connector = None if given is None else given.connector
         if connector is None:
-            connector = aiohttp.TCPConnector(limit=100, keepalive_timeout=_KEEPALIVE, ssl=self._tls)
+            connector = aiohttp.TCPConnector(
+                limit=100, keepalive_timeout=IDLE_TIMEOUT, ssl=self._tls
+            )
             close_soon(connector)
         try:
             session = aiohttp.ClientSession(

@@ -1,18 +1,19 @@
-"""The sans-IO core of the Creduse client: requests out, results in, nothing sent by itself.
+"""The sans-IO core of the Creduse client. It makes requests and reads responses, and sends nothing.
 
-Standard library only. To use it over an HTTP library of your own, write a `Transport` and hand it
-to `CoreClient`; or drive a `Call` by hand:
+It needs the standard library alone. To use it over your own HTTP library, write a `Transport` and
+pass it to `CoreClient`; or drive a `Call` by hand:
 
     call = CreduseProtocol(api_key).subtract(end_user_id, 50)
     send = call.start(now)                      # send.request is what to send
     call.receive_response(Response(…), now)     # Done(result), Wait(seconds), or raises
 
-Rooms, each importing only those before it: secret, messages, models, errors, decoding, retry, call,
-protocol, environment, pool, tls, client.
+Modules, each importing only those before it: secret, foreign, messages, models, errors, arguments,
+decoding, retry, reports, call, protocol, environment, pool, tls, client.
 """
 
 from ._version import __version__
-from .call import TRANSITIONS, Call, Done, Input, Reply, Send, State, Wait
+from .arguments import is_loopback
+from .call import TRANSITIONS, Call, Done, Input, Send, State, Wait
 from .client import AsyncCoreClient, AsyncTransport, CoreClient, Transport
 from .environment import Proxy, protocol_from_environment, proxy_from_environment
 from .errors import (
@@ -32,16 +33,8 @@ from .errors import (
     TransportError,
     UserDoesNotExistError,
 )
-from .messages import (
-    MAX_BODY_SIZE,
-    Delivery,
-    Failure,
-    ForeignError,
-    Request,
-    Response,
-    forget_frames,
-    is_foreign,
-)
+from .foreign import ForeignError, exception_chain, forget_frames, is_foreign
+from .messages import MAX_BODY_SIZE, Delivery, Failure, HeaderPairs, Request, Response
 from .models import (
     ActiveBalance,
     Attempt,
@@ -53,7 +46,7 @@ from .models import (
     CycleType,
     Outcome,
 )
-from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol, is_loopback
+from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol
 from .retry import EVENTS, Event, Kind, RetryPolicy
 from .secret import Secret
 
@@ -89,6 +82,7 @@ __all__ = [
     "Event",
     "Failure",
     "ForeignError",
+    "HeaderPairs",
     "Input",
     "InsufficientFundsError",
     "InvalidResponseError",
@@ -98,7 +92,6 @@ __all__ = [
     "Outcome",
     "Proxy",
     "RateLimitError",
-    "Reply",
     "Request",
     "Response",
     "RetryPolicy",
@@ -111,6 +104,7 @@ __all__ = [
     "UserDoesNotExistError",
     "Wait",
     "__version__",
+    "exception_chain",
     "forget_frames",
     "is_foreign",
     "is_loopback",

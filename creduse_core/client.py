@@ -1,10 +1,8 @@
-"""The clients: the five methods, and the one loop that drives a call over a transport.
+"""The clients: the five methods, and the loop that drives a call over a transport.
 
-A transport is the only thing that knows how to send and how to wait. The two clients are written
-side by side, and one script of events in the tests drives both.
+How to send and how to wait does not belong here: only a transport knows it.
 """
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Container
@@ -13,16 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
+from .arguments import check_on_attempt
 from .call import Call, Done, Send, State, Wait
 from .errors import CreduseError, LocalProtocolError
-from .messages import (
-    Delivery,
-    Failure,
-    ForeignError,
-    Response,
-    forget_frames,
-    is_foreign,
-)
+from .foreign import ForeignError, forget_frames, is_foreign
+from .messages import Delivery, Failure, Response
 from .models import ActiveBalance, Attempt, CreditsAdded, CreditsSubtracted, Cycle
 from .protocol import CreduseProtocol
 
@@ -33,81 +26,64 @@ T = TypeVar("T")
 
 
 class Transport(Protocol):
-    """What a synchronous HTTP library must be made to do; see `CoreClient`."""
+    """Sends requests over a synchronous HTTP library. Pass one to `CoreClient`."""
 
     def send(self, send: Send) -> Response | Failure:
-        """Send ``send.request`` once, and say what came of it.
+        """Send ``send.request`` once, and return the response or the failure.
 
-        Report `Delivery.NOT_SENT` only if not one byte of the request can have left. Follow no
-        redirect, add no credentials or cookies, never send by yourself a second time. Stop
-        reading a body that grows larger than ``MAX_BODY_SIZE`` and give what there is. Do not use
-        a connection again if ``send.belongs(response)`` is false. Raise nothing but what
-        cancels the caller, and `ForeignError`: any other exception, and any other value, counts as
-        maybe sent and not transient. But where a transport has an attribute ``libraries``, the
-        top-level names of modules, what `is_foreign` to those goes on as it is.
+        - Return `Delivery.NOT_SENT` only if not one byte of the request can have left.
+        - Do not follow redirects, add credentials or cookies, or send the request a second time.
+        - Stop reading a body that is larger than ``MAX_BODY_SIZE``, and return what you have read.
+        - Do not use the connection again if ``send.belongs(response)`` is false.
+        - Raise only exceptions that cancel the caller, and `ForeignError`. The client takes any
+          other exception, and any other value, for a failure that is maybe sent and not transient.
+          If the transport has an attribute ``libraries``, the top-level names of modules, then
+          exceptions that are `is_foreign` to them propagate instead.
         """
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for this time."""
         ...
 
     def now(self) -> float:
-        """Give the time in seconds on a clock that does not go back."""
+        """Return the time in seconds, on a clock that does not go back."""
         ...
 
     def close(self) -> None:
-        """Close what the transport has opened, and nothing that it was given."""
+        """Close the connections that the transport has opened, and nothing that was supplied."""
         ...
 
 
 class AsyncTransport(Protocol):
-    """What an asynchronous HTTP library must be made to do; as `Transport`.
+    """Sends requests over an asynchronous HTTP library. Pass one to `AsyncCoreClient`.
 
-    Once cancellation has reached the caller of ``send``, no byte of the request may be first sent.
+    The same rules as for `Transport` hold. Once a cancellation has reached the caller of ``send``,
+    the transport must not begin to send the request.
     """
 
     async def send(self, send: Send) -> Response | Failure:
-        """Send ``send.request`` once, and say what came of it; see `Transport.send`."""
+        """Send ``send.request`` once, and return the response or the failure. See `Transport.send`."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for this time."""
         ...
 
     def now(self) -> float:
-        """Give the time in seconds on a clock that does not go back."""
+        """Return the time in seconds, on a clock that does not go back."""
         ...
 
     async def aclose(self) -> None:
-        """Close what the transport has opened, and nothing that it was given."""
+        """Close the connections that the transport has opened, and nothing that was supplied."""
         ...
-
-
-_NEVER_RUN: Final = (
-    inspect.iscoroutinefunction,
-    inspect.isgeneratorfunction,
-    inspect.isasyncgenfunction,
-)
-"""Functions of which a call runs not one line."""
-
-
-def _check_listener(value: object) -> None:
-    function = value
-    while isinstance(function, functools.partial):
-        function = function.func
-    called = getattr(function, "__call__", None)  # noqa: B004 - it is looked at, too
-    if value is not None and (
-        called is None or any(never(it) for never in _NEVER_RUN for it in (function, called))
-    ):
-        raise TypeError("on_attempt must be a plain function that takes an Attempt, or None")
 
 
 _RECEIVED: Final = (Response, Failure)
 _READERS: Final = frozenset({"creduse_core", "enum", "json", "re", "urllib", "uuid"})
-"""Whose code reads a response."""
+"""The modules that decode a response."""
 
-_DEBUG: Final = 10  # logging.DEBUG, which is not there yet
+_DEBUG: Final = 10  # logging.DEBUG; logging is imported later
 
 
 def _no_jitter() -> float:
@@ -115,7 +91,7 @@ def _no_jitter() -> float:
 
 
 class _Base:
-    """What both clients share: everything but the sending and the waiting."""
+    """What both clients share: everything but sending and waiting."""
 
     def __init__(
         self,
@@ -124,8 +100,8 @@ class _Base:
         on_attempt: Callable[[Attempt], object] | None = None,
         jitter: Callable[[], float] = _no_jitter,
     ) -> None:
-        _check_listener(on_attempt)
-        # Here rather than above, so that importing the core stays cheap.
+        check_on_attempt(on_attempt)
+        # Imported here to keep the import of the core fast.
         import logging  # noqa: PLC0415
 
         self._protocol = protocol
@@ -136,17 +112,17 @@ class _Base:
 
     def __repr__(self) -> str:
         protocol: CreduseProtocol | None = getattr(self, "_protocol", None)
-        # Tools show the variables of an __init__ that raised, too.
-        where = "half made" if protocol is None else protocol.base_url
+        # Tools also show an object whose __init__ has raised.
+        where = "not initialized" if protocol is None else protocol.base_url
         return f"<{type(self).__name__} {where}>"
 
     @property
     def protocol(self) -> CreduseProtocol:
-        """Makes the calls for ``run``."""
+        """The protocol, which makes the calls for ``run``."""
         return self._protocol
 
     def _start(self, call: Call[Any], now: float) -> Send:
-        # The transport was made for one host: what it trusts and which proxy it takes, too.
+        # The transport was made for one host, with its TLS settings and its proxy.
         if not call.request.url.startswith(self._prefix):
             raise ValueError(
                 f"the call is for {call.request.url}, but the client for {self._protocol.base_url}"
@@ -154,18 +130,18 @@ class _Base:
         return call.start(now)
 
     def _receive(self, call: Call[T], received: Response | Failure, now: float) -> Done[T] | Wait:
-        """Tell a call what a transport has returned, and then everybody else."""
+        """Report to the call what a transport has returned, then to the log and the listener."""
         try:
             if isinstance(received, Failure):
                 return call.receive_failure(received, now, self._draw())
             try:
-                # A whole 2xx response is never followed by a wait.
+                # The client never waits after a whole 2xx response.
                 jitter = 1.0 if 200 <= received.status < 300 else self._draw()
                 return call.receive_response(received, now, jitter)
             except (CreduseError, LocalProtocolError):
                 raise
             except Exception as error:
-                # Its parts are not of their types; or a signal handler has raised.
+                # A part of the response has a wrong type, or a signal handler has raised.
                 if call.state is not State.IN_FLIGHT or is_foreign(error, _READERS):
                     raise
                 failure = _escaped(error)
@@ -175,35 +151,35 @@ class _Base:
                 self._report(call)
 
     def _abandon(self, call: Call[Any], now: Callable[[], float]) -> None:
-        """End a call that the caller left, unless it has ended by itself."""
+        """End a call whose caller was cancelled, unless the call has ended."""
         if call.state.live:
             sent = call.state is State.IN_FLIGHT
             try:
                 moment = now()
-            except Exception:  # noqa: BLE001 - the clock itself may be what raised
+            except Exception:  # noqa: BLE001 - perhaps the clock raised
                 moment = math.nan
             call.abandon(moment)
             if sent:
                 self._report(call)
 
-    # Foreign code, which must not change what becomes of a call: the credits have moved or not.
+    # Other people's code. It must not change the result of a call, whose credits may have moved.
 
     def _draw(self) -> float:
         try:
             jitter = self._jitter()
             if 0.0 <= jitter <= 1.0:
                 return float(jitter)
-            raise ValueError(f"jitter returned {jitter!r}, not a number from 0 to 1")  # noqa: TRY301 - told of below
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told of
-            self._complain("jitter failed; the wait is not shortened", error)
+            raise ValueError(f"jitter returned {jitter!r}, not a number from 0 to 1")  # noqa: TRY301 - logged below
+        except Exception as error:  # noqa: BLE001 - it is logged
+            self._complain("jitter failed; the client waits for the whole delay", error)
             return 1.0
 
     def _report(self, call: Call[Any]) -> None:
-        """Tell the log and the listener of the last attempt."""
+        """Report the last attempt to the log and the listener."""
         try:
             if self._logger.isEnabledFor(_DEBUG):
                 self._log(call.attempts[-1])
-        except Exception as error:  # noqa: BLE001 - a filter or a handler, which is told of
+        except Exception as error:  # noqa: BLE001 - of a filter or a handler
             self._complain("logging raised; the call goes on", error)
         if self._on_attempt is None:
             return
@@ -211,8 +187,8 @@ class _Base:
             returned = self._on_attempt(call.attempts[-1])
             if inspect.iscoroutine(returned):
                 returned.close()
-                raise TypeError("on_attempt returned a coroutine, which nobody awaits")  # noqa: TRY301 - told of below
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told of
+                raise TypeError("on_attempt returned a coroutine, which the client does not await")  # noqa: TRY301 - logged below
+        except Exception as error:  # noqa: BLE001 - it is logged
             self._complain("on_attempt raised; the call goes on", error)
 
     def _log(self, attempt: Attempt) -> None:
@@ -228,13 +204,13 @@ class _Base:
         )
 
     def _complain(self, what: str, error: Exception) -> None:
-        """Log an exception, if logging can."""
+        """Log an exception, unless logging raises."""
         with suppress(Exception):
             self._logger.error(what, exc_info=error)
 
 
 def _checked(returned: object) -> Response | Failure:
-    """Return what a transport has returned, or a failure if that is neither of the two."""
+    """Return the response or failure of a transport, or a failure for anything else."""
     if isinstance(returned, _RECEIVED):
         return returned
     kind = "None" if returned is None else f"a {type(returned).__name__}"
@@ -242,37 +218,38 @@ def _checked(returned: object) -> Response | Failure:
 
 
 def _escaped(error: Exception, transport: object = None) -> Failure:
-    """Report what a transport should not have raised: all that is sure is that nothing is.
+    """Return a failure for an exception of a transport, which should have returned one itself.
 
-    A transport of ours has ``libraries``, and makes a `Failure` of what those raise itself. So any
-    other exception is a signal handler's, say, and goes on.
+    A transport with ``libraries`` returns failures for all exceptions of those libraries. So any
+    other exception is not the transport's, and propagates.
     """
     libraries: Container[str] | None = getattr(transport, "libraries", None)
     if libraries is not None and is_foreign(error, libraries):
         raise ForeignError(error)
-    # Not at the top: it reads source, which only who mends a transport wants.
+    # Imported here, since only the author of a transport needs it.
     from traceback import format_tb  # noqa: PLC0415
 
     if error.__traceback__ is not None:
-        # As text, since the transport's frames may hold the API key.
-        with suppress(Exception):  # of its own making, which may refuse a note
+        # As text, since the transport's frames can hold the API key.
+        with suppress(Exception):  # an exception class can reject notes
             error.add_note("".join(format_tb(error.__traceback__)))
     forget_frames(error)
     return Failure(Delivery.MAYBE_SENT, error, transient=False)
 
 
 class CoreClient(_Base):
-    """A synchronous client over a transport of your own.
+    """A synchronous client over your own transport. Use it with ``with``, or call ``close()``.
 
     - ``protocol``: makes the calls.
-    - ``transport``: four methods, see `Transport`.
-    - ``on_attempt``: called with an `Attempt` after each. If it raises, that is logged.
-    - ``jitter``: returns a number from 0 to 1 that shortens a wait; pass ``random.Random().random``,
-      so that many clients do not come back all at once. If it raises, that is logged.
+    - ``transport``: has four methods; see `Transport`.
+    - ``on_attempt``: is called with an `Attempt` after each attempt. If it raises, the client logs
+      the exception.
+    - ``jitter``: returns a number from 0 to 1, the part of a delay to wait. Pass
+      ``random.Random().random``, so that clients do not all retry at the same time. If it raises,
+      the client logs the exception.
 
-    Each method raises ``TypeError`` or ``ValueError`` for a wrong argument, before anything is
-    sent, and else a `CreduseError`, whose ``outcome`` says whether credits moved.
-    Use it with ``with``, or ``close()`` it.
+    A wrong argument raises ``TypeError`` or ``ValueError`` before anything is sent. A call that
+    fails raises a `CreduseError`, whose ``outcome`` says whether credits moved.
     """
 
     def __init__(
@@ -298,14 +275,14 @@ class CoreClient(_Base):
         self.close()
 
     def close(self) -> None:
-        """Close the connections that the client has opened, but no client that it was given."""
+        """Close the connections that the client has opened. A supplied client stays open."""
         self._transport.close()
 
     def run(self, call: Call[T]) -> T:
-        """Drive a call to its end: give its result, or raise its error.
+        """Run a call and return its result, or raise its error.
 
-        For ``call = client.protocol.subtract(…)``, to read ``call.response`` and
-        ``call.attempts`` afterwards. A call for another ``base_url`` is a ``ValueError``.
+        With ``call = client.protocol.subtract(…)`` you can read ``call.response`` and
+        ``call.attempts`` afterwards. A call for another ``base_url`` raises ``ValueError``.
         """
         transport = self._transport
         action: Send | Wait | Done[T] = self._start(call, transport.now())
@@ -317,7 +294,7 @@ class CoreClient(_Base):
                 else:
                     try:
                         received = _checked(transport.send(action))
-                    except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
+                    except Exception as error:  # noqa: BLE001 - a fault in a transport
                         received = _escaped(error, transport)
                     action = self._receive(call, received, transport.now())
         except ForeignError as foreign:
@@ -340,8 +317,8 @@ class CoreClient(_Base):
     ) -> CreditsAdded:
         """Give an end user credits, once.
 
-        They can be spent until the end of the day ``validity_days`` from now (``None``: the
-        service's own 31). ``timeout``: seconds for the whole call, else the client's.
+        The user can spend them until the end of the day ``validity_days`` from now. ``None`` means
+        the service's own 31. ``timeout``: seconds for the whole call, by default the client's.
         ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
         """
         return self.run(
@@ -364,8 +341,9 @@ class CoreClient(_Base):
     ) -> CreditsSubtracted:
         """Take credits from an end user: all of ``amount``, or none.
 
-        Raises `InsufficientFundsError` if there are fewer. ``timeout``: seconds for the whole
-        call, else the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        Raises `InsufficientFundsError` if the user has fewer. ``timeout``: seconds for the whole
+        call, by default the client's. ``idempotency_key``: needs
+        ``RetryPolicy(server_replays=True)``.
         """
         return self.run(
             self._protocol.subtract(
@@ -382,10 +360,10 @@ class CoreClient(_Base):
         timeout: float | None = None,
         idempotency_key: str | None = None,
     ) -> Cycle:
-        """Give an end user ``amount`` credits now and anew every ``validity_days``.
+        """Give an end user ``amount`` credits now, and again every ``validity_days``.
 
-        What is left at the end of a span is lost. Raises `ActiveCycleExistsError` if a cycle is
-        running. ``timeout``: seconds for the whole call, else the client's.
+        Credits that are left at the end of a cycle are lost. Raises `ActiveCycleExistsError` if the
+        user has a cycle. ``timeout``: seconds for the whole call, by default the client's.
         ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
         """
         return self.run(
@@ -405,10 +383,10 @@ class CoreClient(_Base):
         timeout: float | None = None,
         idempotency_key: str | None = None,
     ) -> Cycle:
-        """Do not renew an end user's cycle; its credits can be spent until its end.
+        """Stop an end user's cycle. The user can spend its credits until its end.
 
-        Raises `NoActiveCycleError` if there is none. ``timeout``: seconds for the whole call,
-        else the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        Raises `NoActiveCycleError` if there is none. ``timeout``: seconds for the whole call, by
+        default the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
         """
         return self.run(
             self._protocol.stop_cycle(end_user_id, timeout=timeout, idempotency_key=idempotency_key)
@@ -417,32 +395,33 @@ class CoreClient(_Base):
     def get_balance(
         self, end_user_id: UUID | str, *, timeout: float | None = None
     ) -> ActiveBalance:
-        """Read what an end user can spend now, in all and cycle by cycle.
+        """Return the credits that an end user can spend now, in all and for each cycle.
 
-        Raises `UserDoesNotExistError` for a user the service does not know. ``timeout``: seconds
-        for the whole call, else the client's.
+        Raises `UserDoesNotExistError` for a user that the service does not know. ``timeout``:
+        seconds for the whole call, by default the client's.
         """
         return self.run(self._protocol.get_balance(end_user_id, timeout=timeout))
 
     def get_active_balance(
         self, end_user_id: UUID | str, *, timeout: float | None = None
     ) -> ActiveBalance:
-        """Do the same as ``get_balance``: the API's documentation has both names."""
+        """Return the same as ``get_balance``. The API's documentation has both names."""
         return self.get_balance(end_user_id, timeout=timeout)
 
 
 class AsyncCoreClient(_Base):
-    """An asynchronous client over a transport of your own.
+    """An asynchronous client over your own transport. Use it with ``async with``, or await ``aclose()``.
 
     - ``protocol``: makes the calls.
-    - ``transport``: four methods, see `AsyncTransport`.
-    - ``on_attempt``: called with an `Attempt` after each. If it raises, that is logged.
-    - ``jitter``: returns a number from 0 to 1 that shortens a wait; pass ``random.Random().random``,
-      so that many clients do not come back all at once. If it raises, that is logged.
+    - ``transport``: has four methods; see `AsyncTransport`.
+    - ``on_attempt``: is called with an `Attempt` after each attempt. If it raises, the client logs
+      the exception.
+    - ``jitter``: returns a number from 0 to 1, the part of a delay to wait. Pass
+      ``random.Random().random``, so that clients do not all retry at the same time. If it raises,
+      the client logs the exception.
 
-    Each method raises ``TypeError`` or ``ValueError`` for a wrong argument, before anything is
-    sent, and else a `CreduseError`, whose ``outcome`` says whether credits moved.
-    Use it with ``async with``, or ``await aclose()`` it.
+    A wrong argument raises ``TypeError`` or ``ValueError`` before anything is sent. A call that
+    fails raises a `CreduseError`, whose ``outcome`` says whether credits moved.
     """
 
     def __init__(
@@ -468,14 +447,14 @@ class AsyncCoreClient(_Base):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections that the client has opened, but no client that it was given."""
+        """Close the connections that the client has opened. A supplied client stays open."""
         await self._transport.aclose()
 
     async def run(self, call: Call[T]) -> T:
-        """Drive a call to its end: give its result, or raise its error.
+        """Run a call and return its result, or raise its error.
 
-        For ``call = client.protocol.subtract(…)``, to read ``call.response`` and
-        ``call.attempts`` afterwards. A call for another ``base_url`` is a ``ValueError``.
+        With ``call = client.protocol.subtract(…)`` you can read ``call.response`` and
+        ``call.attempts`` afterwards. A call for another ``base_url`` raises ``ValueError``.
         """
         transport = self._transport
         action: Send | Wait | Done[T] = self._start(call, transport.now())
@@ -487,7 +466,7 @@ class AsyncCoreClient(_Base):
                 else:
                     try:
                         received = _checked(await transport.send(action))
-                    except Exception as error:  # noqa: BLE001 - a fault in somebody's transport
+                    except Exception as error:  # noqa: BLE001 - a fault in a transport
                         received = _escaped(error, transport)
                     action = self._receive(call, received, transport.now())
         except ForeignError as foreign:
@@ -510,8 +489,8 @@ class AsyncCoreClient(_Base):
     ) -> CreditsAdded:
         """Give an end user credits, once.
 
-        They can be spent until the end of the day ``validity_days`` from now (``None``: the
-        service's own 31). ``timeout``: seconds for the whole call, else the client's.
+        The user can spend them until the end of the day ``validity_days`` from now. ``None`` means
+        the service's own 31. ``timeout``: seconds for the whole call, by default the client's.
         ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
         """
         return await self.run(
@@ -534,8 +513,9 @@ class AsyncCoreClient(_Base):
     ) -> CreditsSubtracted:
         """Take credits from an end user: all of ``amount``, or none.
 
-        Raises `InsufficientFundsError` if there are fewer. ``timeout``: seconds for the whole
-        call, else the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        Raises `InsufficientFundsError` if the user has fewer. ``timeout``: seconds for the whole
+        call, by default the client's. ``idempotency_key``: needs
+        ``RetryPolicy(server_replays=True)``.
         """
         return await self.run(
             self._protocol.subtract(
@@ -552,10 +532,10 @@ class AsyncCoreClient(_Base):
         timeout: float | None = None,
         idempotency_key: str | None = None,
     ) -> Cycle:
-        """Give an end user ``amount`` credits now and anew every ``validity_days``.
+        """Give an end user ``amount`` credits now, and again every ``validity_days``.
 
-        What is left at the end of a span is lost. Raises `ActiveCycleExistsError` if a cycle is
-        running. ``timeout``: seconds for the whole call, else the client's.
+        Credits that are left at the end of a cycle are lost. Raises `ActiveCycleExistsError` if the
+        user has a cycle. ``timeout``: seconds for the whole call, by default the client's.
         ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
         """
         return await self.run(
@@ -575,10 +555,10 @@ class AsyncCoreClient(_Base):
         timeout: float | None = None,
         idempotency_key: str | None = None,
     ) -> Cycle:
-        """Do not renew an end user's cycle; its credits can be spent until its end.
+        """Stop an end user's cycle. The user can spend its credits until its end.
 
-        Raises `NoActiveCycleError` if there is none. ``timeout``: seconds for the whole call,
-        else the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        Raises `NoActiveCycleError` if there is none. ``timeout``: seconds for the whole call, by
+        default the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
         """
         return await self.run(
             self._protocol.stop_cycle(end_user_id, timeout=timeout, idempotency_key=idempotency_key)
@@ -587,15 +567,15 @@ class AsyncCoreClient(_Base):
     async def get_balance(
         self, end_user_id: UUID | str, *, timeout: float | None = None
     ) -> ActiveBalance:
-        """Read what an end user can spend now, in all and cycle by cycle.
+        """Return the credits that an end user can spend now, in all and for each cycle.
 
-        Raises `UserDoesNotExistError` for a user the service does not know. ``timeout``: seconds
-        for the whole call, else the client's.
+        Raises `UserDoesNotExistError` for a user that the service does not know. ``timeout``:
+        seconds for the whole call, by default the client's.
         """
         return await self.run(self._protocol.get_balance(end_user_id, timeout=timeout))
 
     async def get_active_balance(
         self, end_user_id: UUID | str, *, timeout: float | None = None
     ) -> ActiveBalance:
-        """Do the same as ``get_balance``: the API's documentation has both names."""
+        """Return the same as ``get_balance``. The API's documentation has both names."""
         return await self.get_balance(end_user_id, timeout=timeout)

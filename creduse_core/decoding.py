@@ -1,7 +1,8 @@
-"""From the bytes of an answer to a result, or to what is wrong with it.
+"""Decodes the body of a response into a result, or says what is wrong with it.
 
-Liberal where the service's own documents disagree, strict in what proves that an answer is ours.
-Nothing here decides what an answer means for the call: `creduse_core.retry` does.
+Decoding is liberal where the service's own documents disagree. It is strict where a field proves that
+the response belongs to the request. What a response means for the call does not belong here: see
+`creduse_core.retry`.
 """
 
 import json
@@ -29,22 +30,22 @@ Fields = dict[str, Any]
 
 
 class MisreadError(ValueError):
-    """A field of the answer is missing or of another type than the contract's."""
+    """A field of the response is missing, or has another type than in the contract."""
 
 
 class Expected(NamedTuple, Generic[T]):
-    """What an answer must say to be this request's own, and how to read it."""
+    """What a response must repeat to belong to its request, and how to decode it."""
 
     end_user_id: UUID
     end_user_id_text: str
     amount: int | None
-    """The amount that the answer must repeat; ``None`` where it repeats none."""
+    """The amount that the response must repeat; ``None`` if it repeats none."""
     decode: Callable[[Fields, UUID], T]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Envelope:
-    """The service's error body. Each part may be missing."""
+    """The fields of the service's error body. Each can be missing, and ``repr`` quotes none."""
 
     error_code: str | None = None
     message: str | None = None
@@ -53,60 +54,60 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """There is no result in the answer."""
+    """Why a response is not a result."""
 
     problem: str
-    """What is wrong with it, in words that continue "the answer …"."""
-    ours: bool = False
-    """It names the user (and amount) that were asked for, and no error."""
+    """What is wrong. It continues the words "the response …"."""
+    is_own: bool = False
+    """Whether the response names the user and amount of its request, and no error."""
     envelope: Envelope = Envelope()
 
 
-def read_answer(response: Response, expected: Expected[T]) -> T | Bad:
-    """Read a whole answer, of any status: give the result. Never raises, whatever the bytes."""
+def read_response(response: Response, expected: Expected[T]) -> T | Bad:
+    """Return the result of a whole response of any status, or what is wrong. Never raises."""
     data = _read_object(response)
     if isinstance(data, str):
         return Bad(data)
     if not 200 <= response.status < 300 or data.get("error_code"):
         return Bad("carries an error", envelope=_read_envelope(data))
     if not _names(data.get("end_user_id"), expected):
-        return Bad("does not name the end user that was asked for")
+        return Bad("does not name the end user of the request")
     if expected.amount is not None and _whole(data.get("amount")) != expected.amount:
-        return Bad("does not name the amount that was asked for")
+        return Bad("does not name the amount of the request")
     try:
         return expected.decode(data, expected.end_user_id)
     except MisreadError as error:
-        return Bad(str(error), ours=True)
+        return Bad(str(error), is_own=True)
 
 
 def _read_object(response: Response) -> Fields | str:
-    """Give the body's JSON object, or what is wrong with the body."""
+    """Return the body's JSON object, or what is wrong with the body."""
     if len(response.body) > MAX_BODY_SIZE:
         return f"is larger than {MAX_BODY_SIZE} bytes"
     try:
-        # What is not UTF-8 is replaced: in what proves anything it shows, and the rest may be odd.
+        # Invalid UTF-8 is replaced: a field that proves something then differs, and others do not matter.
         data = _load(response.body.decode("utf-8", "replace").strip(" \t\n\r\ufeff"))
     except (ValueError, RecursionError):
-        # A compressed body is never JSON, so there is no need to look at the header before.
+        # A compressed body is never JSON, so the header matters only now.
         coding = response.header("Content-Encoding")
         if coding is None or coding.lower() == "identity":
             return "is not JSON"
         return "is compressed, which was not asked for"
-    return data if _is_object(data) else "is JSON, but no object"
+    return data if _is_object(data) else "is JSON, but not an object"
 
 
 def _load(text: str) -> object:
-    """Do what ``json.loads`` does, for text without blanks around it, in half the time."""
+    """Do the same as ``json.loads`` in half the time, for text without white space around it."""
     decoder = _DECODER if len(text) <= _SHORT else _LONG_DECODER
     data, end = decoder.raw_decode(text)
     if end != len(text):
-        raise ValueError("something follows the JSON")
+        raise ValueError("text follows the JSON")
     return data
 
 
-def _few(number: Callable[[str], N]) -> Callable[[str], N]:
+def _bounded(number: Callable[[str], N]) -> Callable[[str], N]:
     def read(digits: str) -> N:
-        if len(digits) > _MOST_DIGITS:
+        if len(digits) > _MAX_DIGITS:
             raise ValueError("too many digits")
         return number(digits)
 
@@ -114,12 +115,11 @@ def _few(number: Callable[[str], N]) -> Callable[[str], N]:
 
 
 _SHORT: Final = 4096
-"""Characters. In a shorter text no number has enough digits to take long."""
-_MOST_DIGITS: Final = 1000
-"""To read a number takes time that grows with the square of its digits, and Python's own limit may
-be off."""
+"""Characters. The numbers in a shorter text are short enough."""
+_MAX_DIGITS: Final = 1000
+"""The time to read a number grows with the square of its digits, and Python's own limit can be off."""
 _DECODER: Final = json.JSONDecoder()
-_LONG_DECODER: Final = json.JSONDecoder(parse_int=_few(int), parse_float=_few(float))
+_LONG_DECODER: Final = json.JSONDecoder(parse_int=_bounded(int), parse_float=_bounded(float))
 
 
 def _is_object(data: object) -> TypeGuard[Fields]:
@@ -152,7 +152,7 @@ def _read_envelope(data: Fields) -> Envelope:
     )
 
 
-# The fields. Each takes the object and the field's name, and raises MisreadError.
+# Fields. Each function takes the object and the field's name, and raises MisreadError.
 
 
 def _misread(data: Fields, name: str, wanted: str) -> MisreadError:
@@ -162,11 +162,11 @@ def _misread(data: Fields, name: str, wanted: str) -> MisreadError:
 
 
 _EXACT: Final = 2**53
-"""Beyond this a float is no exact number."""
+"""Larger floats are not exact."""
 
 
 def _whole(value: object) -> int | None:
-    if type(value) is int:  # a bool is an int to isinstance, but not to JSON
+    if type(value) is int:  # a bool is an int for isinstance, but not in JSON
         return value
     if type(value) is float and -_EXACT <= value <= _EXACT and value.is_integer():
         return int(value)
@@ -175,7 +175,7 @@ def _whole(value: object) -> int | None:
 
 def _integer(data: Fields, name: str) -> int:
     value = data.get(name)
-    if type(value) is int:  # at once, since nearly all are
+    if type(value) is int:  # the common case
         return value
     whole = _whole(value)
     if whole is None:
@@ -188,7 +188,7 @@ def _optional_integer(data: Fields, name: str) -> int | None:
 
 
 def _time(data: Fields, name: str, *, end: bool = False) -> datetime:
-    """Read a time. A date alone stands for its first moment, or its last one if it is an ``end``."""
+    """Return a time. A date means its first moment, or its last one if it is an ``end``."""
     value = data.get(name)
     if type(value) is str:
         try:
@@ -207,7 +207,7 @@ def _moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        # What RFC 3339 and ISO 8601 have beyond Python: z, a leap second, the end of a day.
+        # RFC 3339 and ISO 8601 have more than Python reads: z, a leap second, the end of a day.
         text = text.upper()
         if match := _LEAP_SECOND.fullmatch(text):
             return datetime.fromisoformat(f"{match[1]}:59.999999{match[2]}")
@@ -243,23 +243,23 @@ def _word(data: Fields, name: str, known: Mapping[str, W]) -> W | str | None:
     raise _misread(data, name, "text")
 
 
-# The results. Each takes an object that has been found to be about the user.
+# Results. Each function takes an object that names the right user.
 
 
 def credits_added(data: Fields, end_user_id: UUID) -> CreditsAdded:
-    """Read the answer to ``POST /add``."""
+    """Return the result of ``POST /add``."""
     return CreditsAdded(
         end_user_id, _integer(data, "amount"), _optional_integer(data, "validity_days")
     )
 
 
 def credits_subtracted(data: Fields, end_user_id: UUID) -> CreditsSubtracted:
-    """Read the answer to ``POST /subtract``."""
+    """Return the result of ``POST /subtract``."""
     return CreditsSubtracted(end_user_id, _integer(data, "amount"))
 
 
 def cycle(data: Fields, end_user_id: UUID) -> Cycle:
-    """Read the answer to ``POST /start-cycle`` and ``POST /stop-cycle``."""
+    """Return the result of ``POST /start-cycle`` or ``POST /stop-cycle``."""
     return Cycle(
         end_user_id,
         _integer(data, "amount"),
@@ -272,12 +272,12 @@ def cycle(data: Fields, end_user_id: UUID) -> Cycle:
 
 
 def active_balance(data: Fields, end_user_id: UUID) -> ActiveBalance:
-    """Read the answer to ``GET /get-active-balance``."""
+    """Return the result of ``GET /get-active-balance``."""
     total = _integer(data, "active_balance")
     cycles: list[CycleBalance] = []
     for item in _list(data, "active_balance_by_cycle"):
         if not _is_object(item):
-            raise MisreadError("has a cycle that is no object")
+            raise MisreadError("has a cycle that is not an object")
         # Older documentation calls a cycle's amount active_balance.
         amount = "active_balance" if "amount" not in item and "active_balance" in item else "amount"
         cycles.append(

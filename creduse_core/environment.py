@@ -1,6 +1,6 @@
-"""What clients take from the environment: settings that are not given, and a proxy.
+"""Settings and the proxy that clients read from the environment.
 
-The only module of the core that looks at the machine it runs on. Nothing here sends.
+Only this module of the core reads it. I/O does not belong here.
 """
 
 import os
@@ -20,10 +20,10 @@ def protocol_from_environment(
     timeout: float,
     allow_http: bool | None,
 ) -> CreduseProtocol:
-    """Return a protocol, with what is ``None`` taken from the environment.
+    """Return a protocol. Arguments that are ``None`` are read from the environment.
 
-    Reads ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL`` and ``CREDUSE_ALLOW_HTTP`` (``1``). A key or
-    URL that is set but empty is an error, not a default: it was meant to say something.
+    The variables are ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL`` and ``CREDUSE_ALLOW_HTTP`` (``1``).
+    An empty key or URL raises ``ValueError``.
     """
     if api_key is None:
         api_key = os.environ.get("CREDUSE_API_KEY")
@@ -38,28 +38,28 @@ def protocol_from_environment(
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy that the environment names."""
+    """A proxy that is set in the environment."""
 
     shown: str
     """Its URL without user name and password, for errors."""
     url: Secret
-    """Its URL, which may hold a password."""
+    """Its URL, which can hold a password."""
 
 
 def proxy_from_environment(base_url: str) -> Proxy | None:
-    """Return the proxy that the environment names for ``base_url``, if any.
+    """Return the proxy that the environment sets for ``base_url``, if any.
 
-    From ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` or the system's settings,
-    as ``urllib.request`` reads them.
+    ``urllib.request`` reads ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY``, ``NO_PROXY`` and the
+    system's settings.
 
     Raises:
-        ValueError: What the environment names is not the URL of a proxy.
+        ValueError: The value is not the URL of a proxy.
     """
-    # Not at the top: it loads sockets, TLS and much else, which only a client wants.
+    # Imported here, since it loads sockets and TLS, which only a client needs.
     from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415, TID251
 
     parts = urlsplit(base_url)
-    # A secret from the first, since tools show the variables of a failure.
+    # A secret at once, since tools show the variables of a failure.
     url = Secret(getproxies().get(parts.scheme) or getproxies().get("all") or "")
     if not url.reveal() or proxy_bypass(parts.netloc):
         return None
@@ -68,7 +68,7 @@ def proxy_from_environment(base_url: str) -> Proxy | None:
         return proxy
     raise ValueError(
         "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY must be a URL such as http://proxy.example:3128; "
-        "it is not shown here, since it may hold a password, in which %23 stands for #, "
+        "it is not shown here, since it can hold a password, in which %23 stands for #, "
         "%2F for /, %3F for ? and %40 for @"
     )
 

@@ -1,4 +1,4 @@
-"""Every error that a call can end in.
+"""The exceptions that a call can raise. How their messages are made does not belong here.
 
     CreduseError                     .outcome .attempts
     ├── APIError                     .status_code .error_code .message .timestamp .retry_after .response
@@ -14,10 +14,10 @@
     ├── InvalidResponseError         .response
     └── TransportError
         └── CreduseTimeoutError
-    LocalProtocolError               a RuntimeError: the core was driven wrongly
+    LocalProtocolError               a RuntimeError: wrong use of the core
 
-Wrong arguments are no `CreduseError`: they raise ``TypeError`` and ``ValueError`` before anything
-is sent. Each error pickles and copies; none holds the API key.
+Wrong arguments raise ``TypeError`` or ``ValueError`` before anything is sent. Every error can be
+pickled and copied. None holds the API key.
 """
 
 from collections.abc import Mapping
@@ -28,15 +28,15 @@ from .models import Attempt, Outcome
 
 
 class CreduseError(Exception):
-    """A call that ended without a result. ``outcome`` says whether it moved credits all the same.
+    """A call ended without a result. ``outcome`` says whether credits moved all the same.
 
-    The arguments beyond the message have defaults so that tests can raise one by hand.
+    All arguments have defaults, so that tests can raise one.
     """
 
     outcome: Outcome
-    """What is certain about the whole call, all its attempts included."""
+    """What is certain about the whole call, with all its attempts."""
     attempts: tuple[Attempt, ...]
-    """What was tried, in order."""
+    """The attempts, in order."""
 
     def __init__(
         self,
@@ -51,21 +51,21 @@ class CreduseError(Exception):
 
 
 class APIError(CreduseError):
-    """The service, or something in front of it, answered with an error."""
+    """The service, or a proxy in front of it, responded with an error."""
 
     status_code: int | None
     error_code: str | None
     """The service's own code, such as ``INSUFFICIENT_FUNDS``, if it sent one."""
     message: str | None
-    """The service's own words, if it sent any: printable, and at most some 400 characters."""
+    """The service's own message, if it sent one: printable, at most about 400 characters."""
     timestamp: datetime | None
-    """When the service says it happened; aware."""
+    """The time that the service gives, if any. It is aware."""
     retry_after: float | None
-    """Seconds that the answer asks to wait before calling again (RFC 9110, 10.2.3)."""
+    """Seconds that the response asks to wait before the next call (RFC 9110, 10.2.3)."""
     response: Response | None
-    """The answer, with the API key taken out should it have been repeated there."""
+    """The response. If it repeated the API key, the key is replaced by ``***``."""
 
-    def __init__(  # noqa: PLR0913 - what an answer can say, each by its name
+    def __init__(  # noqa: PLR0913 - one for each field
         self,
         message: str = "",
         *,
@@ -86,15 +86,15 @@ class APIError(CreduseError):
         self.response = response
 
 
-# A class that bears the meaning of a known code is raised only with the outcome NOT_APPLIED.
+# The classes of known codes are raised only with the outcome NOT_APPLIED.
 
 
 class AmountNegativeError(APIError):
-    """The service refuses a negative amount. The client refuses it first, as a ``ValueError``."""
+    """The service rejects a negative amount. The client rejects it first, with a ``ValueError``."""
 
 
 class InsufficientFundsError(APIError):
-    """The end user has fewer credits than were to be subtracted. None were taken."""
+    """The end user has fewer credits than ``amount``. None were taken."""
 
 
 class UserDoesNotExistError(APIError):
@@ -114,26 +114,27 @@ class NoActiveCycleError(APIError):
 
 
 class AuthenticationError(APIError):
-    """The API key was not accepted (401), or not for this (403)."""
+    """The service rejects the API key (401), or does not allow it this call (403)."""
 
 
 class RateLimitError(APIError):
-    """Too many requests (429); ``retry_after`` says how long to wait, if the service did."""
+    """Too many requests (429). ``retry_after`` says how long to wait, if the service says so."""
 
 
 class ServerError(APIError):
-    """The service failed (5xx). That proves nothing: a write may have been applied."""
+    """The service failed (5xx). A write may have been applied."""
 
 
 class InvalidResponseError(CreduseError):
-    """An answer came that is outside the contract: cut, a redirect, not JSON, not about our user.
+    """The response is outside the contract: cut off, a redirect, not JSON, about another user.
 
-    Where ``outcome`` is ``APPLIED``, the answer proves that the credits moved, and only the rest
-    of it could not be read. An ``error_code`` under 2xx, which proves nothing, is in the message.
+    With the outcome ``APPLIED``, the response proves that the credits moved, but a field of it is
+    missing or invalid. An ``error_code`` under 2xx proves nothing; it is in the message.
     """
 
     response: Response | None
-    """The answer, as far as it came, with the API key taken out should it be repeated there."""
+    """The response, or the part of it that arrived. If it repeated the API key, the key is replaced by
+    ``***``."""
 
     def __init__(
         self,
@@ -148,15 +149,15 @@ class InvalidResponseError(CreduseError):
 
 
 class TransportError(CreduseError):
-    """No answer came. The HTTP library's own exception is the ``__cause__``."""
+    """No response arrived. The HTTP library's own exception is the ``__cause__``."""
 
 
 class CreduseTimeoutError(TransportError):
-    """No whole answer came within the time of the call, or of an attempt."""
+    """No whole response arrived within the time of the call, or of an attempt."""
 
 
 class LocalProtocolError(RuntimeError):
-    """The core was driven wrongly: an input that its state does not allow. Nothing has changed."""
+    """Wrong use of the core: an input that the call's state does not allow. Nothing has changed."""
 
 
 ERROR_CODES: Mapping[str, type[APIError]] = {
@@ -167,12 +168,12 @@ ERROR_CODES: Mapping[str, type[APIError]] = {
     "ACTIVE_CYCLE_EXISTS": ActiveCycleExistsError,
     "NO_ACTIVE_CYCLE": NoActiveCycleError,
 }
-"""Known codes of the service: each says that no credits moved. One picks the class where that is
-sure: under a 4xx, and if no earlier attempt of the call may have been applied."""
+"""The service's known codes. Each says that no credits moved. The class is used where that is sure:
+under a 4xx, and if no earlier attempt of the call can have been applied."""
 
 ERROR_STATUSES: Mapping[int, type[APIError]] = {
     401: AuthenticationError,
     403: AuthenticationError,
     429: RateLimitError,
 } | dict.fromkeys(range(500, 600), ServerError)
-"""The class for a status where no code picks one; any other 4xx is `APIError`."""
+"""The classes of statuses, for responses without a known code. Any other 4xx is an `APIError`."""

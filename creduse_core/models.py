@@ -1,6 +1,6 @@
-"""What a call gives: its result, its outcome and the history of its attempts.
+"""What a call returns: its result, its outcome and its attempts.
 
-Plain frozen data, named as on the wire. Nothing here decodes, decides or sends.
+These are frozen data, with the names of the wire. Decoding and decisions do not belong here.
 """
 
 import enum
@@ -10,17 +10,17 @@ from uuid import UUID
 
 
 class Outcome(enum.IntEnum):
-    """Whether a call moved credits: what can be proved, and no more.
+    """Whether a call moved credits, as far as that is proved.
 
-    They are ordered: the outcome of a call is the greatest among its attempts.
+    Outcomes are ordered. The outcome of a call is the greatest of its attempts.
     """
 
     NOT_APPLIED = 0
-    """It is certain that nothing was applied. Calling again is safe."""
+    """No credits moved. It is safe to call again."""
     UNKNOWN = 1
-    """It may have been applied. Read the balance before doing it again."""
+    """Credits may have moved. Read the balance before you call again."""
     APPLIED = 2
-    """It was applied. Do not do it again."""
+    """Credits moved. Do not call again."""
 
     def __str__(self) -> str:
         return self.name
@@ -30,35 +30,35 @@ class Outcome(enum.IntEnum):
 
 
 class CycleType(enum.StrEnum):
-    """How a cycle came about."""
+    """The kind of a cycle."""
 
     ONE_TIME = "one-time"
-    """Opened by ``add``; gone after its end."""
+    """``add`` opened it. It ends once."""
     RECURRING = "recurring"
-    """Opened by ``start_cycle``; renews itself at its end until stopped."""
+    """``start_cycle`` opened it. It is renewed at its end until it is stopped."""
 
 
 class CycleStatus(enum.StrEnum):
-    """Whether a recurring cycle goes on. The service may also send null, read as ``None``."""
+    """Whether a recurring cycle will be renewed. The service can also send null, read as ``None``."""
 
     ACTIVE = "active"
     CANCELED = "canceled"
-    """Stopped: its credits can be spent until its end, and it is not renewed."""
+    """It is stopped. Its credits can be spent until its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class CreditsAdded:
-    """The answer to ``add``: ``amount`` credits were added for ``end_user_id``."""
+    """The result of ``add``: ``end_user_id`` got ``amount`` credits."""
 
     end_user_id: UUID
     amount: int
     validity_days: int | None = None
-    """Days that the credits can be spent, where the service says it."""
+    """Days in which the credits can be spent, if the service says so."""
 
 
 @dataclass(frozen=True, slots=True)
 class CreditsSubtracted:
-    """The answer to ``subtract``: ``amount`` credits were taken from ``end_user_id``."""
+    """The result of ``subtract``: ``amount`` credits were taken from ``end_user_id``."""
 
     end_user_id: UUID
     amount: int
@@ -66,9 +66,9 @@ class CreditsSubtracted:
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """The answer to ``start_cycle`` and ``stop_cycle``: the recurring cycle as it now stands.
+    """The result of ``start_cycle`` and ``stop_cycle``: the recurring cycle as it is now.
 
-    Times are aware; one that the service sends without an offset is read as UTC.
+    Times are aware. A time without an offset is read as UTC.
     """
 
     end_user_id: UUID
@@ -76,11 +76,11 @@ class Cycle:
     created_at: datetime
     current_cycle_start: datetime
     current_cycle_end: datetime
-    """The last moment in which this span's credits can be spent."""
+    """The last moment at which the credits of this cycle can be spent."""
     status: CycleStatus | str | None = None
-    """A plain ``str`` where the service sends a status not known here."""
+    """A plain ``str`` if this version does not know the status."""
     cycle_type: CycleType | str | None = None
-    """``None`` where the service does not say; its documented answers do not."""
+    """``None`` if the service does not say. Its documented responses do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +92,25 @@ class CycleBalance:
     amount: int
     """Credits left in the cycle."""
     starting_amount: int | None = None
-    """Credits that it began with, where the service says it."""
+    """Credits at the beginning of the cycle, if the service says so."""
     status: CycleStatus | str | None = None
     cycle_type: CycleType | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveBalance:
-    """The answer to ``get_balance``: what ``end_user_id`` can spend now."""
+    """The result of ``get_balance``: what ``end_user_id`` can spend now."""
 
     end_user_id: UUID
     active_balance: int
-    """Credits that can be spent, over all cycles."""
+    """Credits that can be spent, in all cycles."""
     active_balance_by_cycle: tuple[CycleBalance, ...]
-    """The same, cycle by cycle, in the order of the answer."""
+    """The same for each cycle, in the order of the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt of a call: one request sent, or meant to be. It holds no secret."""
+    """One attempt of a call: one request. It does not hold the API key."""
 
     number: int
     """1 for the first."""
@@ -118,13 +118,13 @@ class Attempt:
     path: str
     """As in the API's documentation, such as ``/subtract``."""
     status: int | None
-    """The answer's status code, or ``None`` if no head came."""
+    """The status code of the response, or ``None`` if no head arrived."""
     event: str
-    """What happened: the name of a row of ``creduse_core.EVENTS``."""
+    """What happened: a key of ``creduse_core.EVENTS``."""
     outcome: Outcome
     """What this attempt alone proves."""
     error: str | None
-    """What went wrong, in a few words, or ``None`` if nothing did."""
+    """What went wrong, or ``None``."""
     started: float
-    """Seconds on the transport's clock; only differences mean anything."""
+    """Seconds on the transport's clock. Only differences have a meaning."""
     ended: float

@@ -1,19 +1,24 @@
-"""Who may have a connection, and which: the bookkeeping of a connection pool.
+"""The bookkeeping of a connection pool: which caller gets a connection, and which one.
 
-Nothing here does I/O, waits or reads a clock. So nothing here can be cancelled, and every sequence
-of what can happen to a pool runs in a test.
+I/O, waiting and clocks do not belong here. So nothing here can be cancelled, and a test can run every
+sequence of operations.
 """
 
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 C = TypeVar("C")
 K = TypeVar("K")
 W = TypeVar("W")
 
 
+IDLE_TIMEOUT: Final = 3.0
+"""Seconds for which a client keeps an idle connection. Servers close one after 5 seconds or more, and a
+request that meets a closing connection ends as UNKNOWN. So the client closes it first."""
+
+
 class Idle(Generic[C]):
-    """The idle connections. Threads, and signal handlers within one, may share it without a lock.
+    """The idle connections. Threads and signal handlers can share it without a lock.
 
     Each change is one operation of a `collections.deque`, which nothing can interrupt.
     """
@@ -28,23 +33,23 @@ class Idle(Generic[C]):
         self._idle.append((connection, now + self._idle_timeout))
 
     def take(self) -> C | None:
-        """Return the connection that was used last: it is the least likely to have been closed."""
+        """Return the connection that was used last. It is the least likely to have been closed."""
         try:
             return self._idle.pop()[0]
         except IndexError:
             return None
 
     def take_into(self, users: dict[K, C], user: K) -> C | None:
-        """Return the same, noted in ``users`` before it leaves here.
+        """Return the same connection, and put it into ``users`` before it is removed from here.
 
-        So an exception that a signal handler raises in between loses no connection.
+        So no connection is lost if a signal handler raises in between.
         """
         while self._idle:
             last = self._idle[-1]
             users[user] = last[0]
             try:
                 self._idle.remove(last)
-            except ValueError:  # another thread has taken it meanwhile
+            except ValueError:  # another thread has taken it
                 continue
             return last[0]
         return None
@@ -54,24 +59,24 @@ class Idle(Generic[C]):
         return any(connection is other for other, _ in tuple(self._idle))
 
     def expired(self, now: float) -> C | None:
-        """Return a connection that has been idle for too long, to be closed; call until none is."""
+        """Return a connection that has been idle for too long, to be closed. Repeat until ``None``."""
         try:
             oldest = self._idle[0]
             if oldest[1] > now:
                 return None
             self._idle.remove(oldest)
-        except (IndexError, ValueError):  # somebody else has taken it meanwhile
+        except (IndexError, ValueError):  # another thread has taken it
             return None
         return oldest[0]
 
 
 class Pool(Idle[C], Generic[C, W]):
-    """So many places, a queue for them, and the connections that are idle; for one thread.
+    """A number of places, a queue for them, and the idle connections. For one thread.
 
-    A place is the right to have one connection: an idle one if there is one, else a new one. As
-    whoever has a place takes an idle connection first, places and idle connections together are
-    never more than there are places. Waiters (``W``) are whatever can be woken by the caller.
-    Keep a connection before its place is given back.
+    A place is the right to have one connection. Whoever has a place takes an idle connection first,
+    and opens a new one only if there is none. So there are never more connections than places.
+    Waiters (``W``) are objects that the caller can wake. Keep a connection before you leave its
+    place.
     """
 
     def __init__(self, places: int, idle_timeout: float) -> None:
@@ -88,11 +93,11 @@ class Pool(Idle[C], Generic[C, W]):
         return True
 
     def wait(self, waiter: W) -> None:
-        """Queue for a place, where none is free."""
+        """Queue for a place, if `enter` found none."""
         self._queue[waiter] = None
 
     def leave(self) -> W | None:
-        """Give a place back. It belongs to the first in the queue then, who is to be woken."""
+        """Leave a place to the first waiter in the queue. Return that waiter, to be woken."""
         for waiter in self._queue:
             del self._queue[waiter]
             return waiter
@@ -100,7 +105,7 @@ class Pool(Idle[C], Generic[C, W]):
         return None
 
     def give_up(self, waiter: W) -> W | None:
-        """Leave the queue, or the place if it has come meanwhile; then as `leave`."""
+        """Leave the queue; or the place, if the waiter has got one already. Return as `leave` does."""
         if waiter not in self._queue:
             return self.leave()
         del self._queue[waiter]

@@ -1,10 +1,13 @@
-"""Records of TLS, and whether a part of one is there: it may be of a response that nobody asked for.
+"""TLS details that the adapters share: records that have arrived in part, and rejected certificates.
 
-No I/O, and nothing of certificates. Python's `ssl` takes such a part in, and does not say so.
+I/O does not belong here. Python's `ssl` reads a part of a record, and does not say that it has one.
+That part can belong to a response to no request.
 """
 
 import ssl  # noqa: TID251 - over memory alone
 from typing import Any, Final
+
+from .foreign import exception_chain
 
 _HEADER: Final = 5
 _LONGEST: Final = 2**14 + 2048  # up to TLS 1.2 (RFC 5246, 6.2.3)
@@ -12,10 +15,10 @@ _TYPES: Final = range(20, 25)
 
 
 def length_of_records(data: bytes | bytearray) -> int:
-    """Return how many of the bytes make whole records; ``data`` begins with a record.
+    """Return how many of the bytes are whole records. ``data`` begins with a record.
 
-    A record is a type, a version, a length, and that many bytes (RFC 8446, 5.1). What is no record
-    is for OpenSSL to reject, at once, and so counts as whole.
+    A record has a type, a version, a length, and that many bytes (RFC 8446, 5.1). Data that is not a
+    record counts as whole, so that OpenSSL rejects it at once.
     """
     end = 0
     while len(data) >= end + _HEADER:
@@ -28,17 +31,22 @@ def length_of_records(data: bytes | bytearray) -> int:
     return end
 
 
-class WholeRecords(ssl.SSLObject):
-    """TLS over memory that is given whole records alone, and says whether a part of one has come.
+def is_certificate_error(error: BaseException) -> bool:
+    """Return whether a rejected certificate caused an exception. A retry cannot help then."""
+    return any(isinstance(link, ssl.SSLCertVerificationError) for link in exception_chain(error))
 
-    To be set as the ``sslobject_class`` of a context, which makes one for each connection.
+
+class WholeRecords(ssl.SSLObject):
+    """A TLS object that gets only whole records, and knows whether a part of one has arrived.
+
+    Set it as the ``sslobject_class`` of a context. The context makes one for each connection.
     """
 
     @classmethod
     def _create(cls, incoming: ssl.MemoryBIO, *arguments: Any, **settings: Any) -> Any:
-        # ``wrap_bio`` calls this, and there is no public way to give the object something of one's
-        # own: https://github.com/python/cpython/blob/v3.13.0/Lib/ssl.py#L814. Where the name is
-        # gone, or the context somebody's own, its objects are Python's.
+        # ``wrap_bio`` calls this method. There is no public way to pass more to the object:
+        # https://github.com/python/cpython/blob/v3.13.0/Lib/ssl.py#L814. Without this name, and with
+        # other classes of contexts, the objects are Python's own, and parts of records do not show.
         records = ssl.MemoryBIO()
         made: Any = super()._create(records, *arguments, **settings)  # type: ignore[misc]  # see above
         made._take_from(incoming, records)  # noqa: SLF001  # pyright: ignore[reportUnknownMemberType]  # it is of this class
@@ -51,7 +59,7 @@ class WholeRecords(ssl.SSLObject):
 
     @property
     def has_part(self) -> bool:
-        """Whether there are bytes that TLS has not been given, since their record goes on."""
+        """Whether the last record has arrived only in part."""
         self._take_in()
         return bool(self._part)
 
@@ -67,7 +75,7 @@ class WholeRecords(ssl.SSLObject):
                 self._part.clear()
             self._records.write_eof()
 
-    # Whatever may read a record.
+    # The methods that can read a record.
 
     def do_handshake(self) -> None:
         """Agree on TLS."""

@@ -4,7 +4,6 @@ What is known of a request when it ends lives here, and what that means for the 
 known, and any I/O, must not.
 """
 
-import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import ModuleType
 from typing import Any, Final
@@ -19,12 +18,9 @@ from creduse_core import (
     Send,
     forget_frames,
 )
+from creduse_core.tls import is_certificate_error
 
 from ._foreign import foreign_cause
-
-IDLE_TIMEOUT: Final = 3.0
-"""Seconds after which an idle connection is not used again, and is closed at the next call. Servers
-close one after 5 and more, and a request that meets a closing connection ends as UNKNOWN."""
 
 # What an exception of httpx or httpx2 says, by its class's name, as the two share the names but
 # not the classes: whether a retry can help, and whether time ran out. The most derived wins.
@@ -90,9 +86,8 @@ class Exchange:
         """Begin: the request's time runs from here."""
         self.send = send
         self.now = now
-        begun = now()
-        self.connect_by = begun + send.connect_timeout
-        self.deadline = begun + send.timeout
+        self.connect_by = send.connect_by
+        self.deadline = send.deadline
         self.sent = False
         """Whether a byte of the request can have left."""
         self.observed = False
@@ -142,8 +137,7 @@ class Exchange:
     def response(self) -> Response:
         """Return the response as far as it came; for when its head has come."""
         status, headers = self._head
-        pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
-        return Response(status, pairs, b"".join(self._chunks))
+        return Response.from_raw(status, headers, b"".join(self._chunks))
 
     def forget(self, error: BaseException) -> None:
         """Take the API key off what leaves with ``error``: frames, and the library's request."""
@@ -178,15 +172,6 @@ class Exchange:
             response=None if self._head is _NO_HEAD else self.response(),
             via=self.via,
         )
-
-
-def is_certificate_error(error: BaseException | None) -> bool:
-    """Return whether a certificate was refused, which no retry mends."""
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 CLOSED: Final = "the client is closed"

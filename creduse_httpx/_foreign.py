@@ -6,8 +6,7 @@ Where such an exception may come up, one of these context managers lets it go on
 
 from typing import Final
 
-from creduse_core import ForeignError, is_foreign
-from creduse_core.messages import chain
+from creduse_core import ForeignError, exception_chain, is_foreign
 
 LIBRARIES: Final = frozenset(
     {
@@ -26,7 +25,7 @@ LIBRARIES: Final = frozenset(
 
 def foreign_cause(error: Exception) -> Exception | None:
     """Return the exception that is not the libraries', be it ``error`` or what it came of."""
-    for link in chain(error):
+    for link in exception_chain(error):
         if isinstance(link, Exception) and is_foreign(link, LIBRARIES):
             return link
     return None

@@ -25,11 +25,11 @@ from creduse_core import (
     Send,
     proxy_from_environment,
 )
-from creduse_core.pool import Idle, Pool
+from creduse_core.pool import IDLE_TIMEOUT, Idle, Pool
 from creduse_core.tls import WholeRecords
 
 from ._clocks import AsyncClock, Clock, current_loop, keep_interrupts_out
-from ._exchange import CLOSED, IDLE_TIMEOUT, Exchange, Heads, Pieces, not_sent
+from ._exchange import CLOSED, Exchange, Heads, Pieces, not_sent
 from ._foreign import CLOSING, LIBRARIES
 from ._httpcore import is_drained, set_backend, unlock
 from ._network import AsyncBackend, Backend, Line

@@ -167,12 +167,8 @@ class TracedExchange(Exchange):
         self._fresh: Any = None
         """The same, TLS included."""
         self._supplied = supplied
-        self._timeouts = _TimeOuts(
-            pool=send.connect_timeout,
-            connect=send.connect_timeout,
-            write=send.timeout,
-            read=send.timeout,
-        )
+        connect, whole = send.connect_by - now(), send.deadline - now()
+        self._timeouts = _TimeOuts(pool=connect, connect=connect, write=whole, read=whole)
         self._stopped = False
         self._step: str | None = None
 

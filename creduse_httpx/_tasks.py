@@ -57,7 +57,7 @@ class AsyncioTasks:
         asyncio = self._asyncio
         if self._places.locked():
             try:
-                async with asyncio.timeout(exchange.send.connect_timeout):
+                async with asyncio.timeout(exchange.connect_by - exchange.now()):
                     await self._places.acquire()
             except TimeoutError:
                 return exchange.failed(_no_place())
@@ -103,7 +103,7 @@ class TrioTasks:
 
     async def run(self, exchange: "TracedExchange", run: Run) -> End:
         trio = self._trio
-        with trio.move_on_after(exchange.send.connect_timeout) as waiting:
+        with trio.move_on_at(exchange.connect_by) as waiting:
             await self._places.acquire()
         if waiting.cancelled_caught:
             return exchange.failed(_no_place())

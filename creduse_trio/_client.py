@@ -28,8 +28,9 @@ from creduse_core import (
     is_loopback,
     protocol_from_environment,
 )
-from creduse_core.pool import Pool
-from creduse_core.retry import check_timeout
+from creduse_core.arguments import check_timeout
+from creduse_core.pool import IDLE_TIMEOUT, Pool
+from creduse_core.tls import is_certificate_error
 
 from ._connection import Connection, Head, Progress
 from ._wire import open_wire
@@ -104,10 +105,9 @@ class TrioTransport:
         progress = Progress()
         try:
             self._check()
-            begun = trio.current_time()
-            with trio.CancelScope(deadline=begun + send.timeout) as scope:
+            with trio.CancelScope(deadline=send.deadline) as scope:
                 try:
-                    return await self._attempt(send, begun, scope, progress)
+                    return await self._attempt(send, scope, progress)
                 except BaseExceptionGroup as group:
                     if (plain := _plain(group)) is group:
                         raise
@@ -119,29 +119,26 @@ class TrioTransport:
                 raise ForeignError(foreign) from None
             if not isinstance(error, Exception):
                 raise
-            transient = isinstance(error, _TRANSIENT) and not _is_certificate(error)
+            transient = isinstance(error, _TRANSIENT) and not is_certificate_error(error)
             return _failure(progress, error, transient=transient)
         # Only this scope's own deadline leads here: what else cancels goes on to its own scope.
         what = "no whole response came" if progress.sent else "no connection stood"
         late = TimeoutError(f"{what} in time")
         return _failure(progress, late, transient=True, timed_out=True)
 
-    async def _attempt(
-        self, send: Send, begun: float, scope: trio.CancelScope, progress: Progress
-    ) -> Response:
+    async def _attempt(self, send: Send, scope: trio.CancelScope, progress: Progress) -> Response:
         """Get a place and a connection, and exchange the messages on it."""
         head = self._head(send.request)
-        answer_by, connect_by = begun + send.timeout, begun + send.connect_timeout
         if not self._pool.enter():
-            scope.deadline = connect_by
+            scope.deadline = send.connect_by
             await self._wait()
         try:
             connection = await self._idle()
             if connection is None:
-                scope.deadline = connect_by
+                scope.deadline = send.connect_by
                 connection = await self._new(progress)
-            if scope.deadline != answer_by:  # to set it takes its time
-                scope.deadline = answer_by
+            if scope.deadline != send.deadline:  # setting it takes time
+                scope.deadline = send.deadline
             return await self._exchange(connection, head, send, progress)
         finally:
             _wake(self._pool.leave())
@@ -304,15 +301,6 @@ def _failure(
     )
 
 
-def _is_certificate(error: Exception) -> bool:
-    """Return whether a certificate was refused, which no second attempt mends.
-
-    A stream that `connect` returns may be a `trio.SSLStream`, which names it as the cause.
-    """
-    links = (error, error.__cause__)
-    return any(isinstance(link, ssl.SSLCertVerificationError) for link in links)
-
-
 async def _open_loopback(host: str, port: int) -> trio.SocketStream:
     """Connect to this machine, and raise if a name such as ``localhost`` leads to another."""
     stream = await trio.open_tcp_stream(host, port)
@@ -384,7 +372,7 @@ class AsyncCreduseClient(AsyncCoreClient):
         on_attempt: Callable[[Attempt], object] | None = None,
         allow_http: bool | None = None,
         max_connections: int = 100,
-        idle_timeout: float = 3.0,
+        idle_timeout: float = IDLE_TIMEOUT,
         connect: Connect | None = None,
     ) -> None:
         protocol = protocol_from_environment(

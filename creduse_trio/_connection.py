@@ -45,9 +45,8 @@ class Progress:
         """Return the response as far as it came, if its head did."""
         if self.head is None:
             return None
-        pairs = self.head.headers.raw_items()
-        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in pairs]
-        return Response(self.head.status_code, headers, bytes(self.body))
+        headers = self.head.headers.raw_items()
+        return Response.from_raw(self.head.status_code, headers, bytes(self.body))
 
 
 class Connection:

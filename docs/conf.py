@@ -12,7 +12,7 @@ author = "The creduse authors"
 copyright = author  # noqa: A001 - Sphinx's name for it
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "reference", "tables"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid", "reference"]
 exclude_patterns = ["_build"]
 # In docstrings, `CoreClient` is a name to look up and ``subtract`` a piece of code.
 default_role = "py:obj"
@@ -34,6 +34,7 @@ python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 
 myst_heading_anchors = 3
+myst_fence_as_directive = ["mermaid"]  # code hosts draw these blocks, too
 
 html_theme = "furo"
 pygments_dark_style = "github-dark"

@@ -47,13 +47,13 @@ def exchange(send: Send) -> Response | Failure:
     request, url = send.request, urlsplit(send.request.url)
     secure = url.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(url.netloc, timeout=send.connect_timeout)
-    begun, within = time.monotonic(), send.connect_timeout
+    connection = kind(url.netloc, timeout=left(send.connect_by))
+    by = send.connect_by
     delivery, response = Delivery.NOT_SENT, None
     try:
         connection.connect()
-        within = send.timeout
-        connection.sock.settimeout(max(begun + within - time.monotonic(), 0.001))
+        by = send.deadline
+        connection.sock.settimeout(left(by))
         delivery = Delivery.MAYBE_SENT  # from here on, though perhaps not a byte gets out
         connection.request(request.method, url.path, request.body, dict(request.headers))
         with connection.getresponse() as answer:
@@ -69,12 +69,17 @@ def exchange(send: Send) -> Response | Failure:
             error,
             # A certificate that is refused, too, is a ValueError.
             transient=not isinstance(error, ValueError),
-            timed_out=time.monotonic() >= begun + within,
+            timed_out=time.monotonic() >= by,
             response=response,
         )
     finally:
         connection.close()
     return response
+
+
+def left(by: float) -> float:
+    """Return the seconds until a deadline. 0 would mean not to wait at all."""
+    return max(by - time.monotonic(), 0.001)
 
 
 if __name__ == "__main__":

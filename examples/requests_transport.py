@@ -7,7 +7,7 @@ of a netrc, cookies and the environment's proxies, and look into redirects.
 
 Limits: a time-out is for each read, so a head that drips in is not bounded as a whole; looking a
 name up takes none; each address of a host, and the TLS handshake, gets the whole
-``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
+time to connect anew. http.client takes an interim answer other than 100, such as 103, for
 the final one, which makes the call UNKNOWN; and what a server sends beyond one response is dropped
 unseen, and the connection used again. No proxies, nor those of the environment.
 Nor does ``REQUESTS_CA_BUNDLE`` count: set ``session.verify``.
@@ -48,11 +48,14 @@ class RequestsTransport:
         self._closed = False
 
     def send(self, send: Send) -> Response | Failure:
-        ours, body, begun = send.request, _Body(send.request.body), self.now()
-        body.deadline, connect_by = begun + send.timeout, begun + send.connect_timeout
+        ours, body = send.request, _Body(send.request.body)
+        body.deadline = send.deadline
+        timeout: Any = urllib3.Timeout(
+            connect=max(send.connect_by - self.now(), 0.001),
+            total=max(send.deadline - self.now(), 0.001),
+        )
         # Any: the types of requests tell nothing of the one, and not that urllib3's other will do.
         request: Any = requests.PreparedRequest()
-        timeout: Any = urllib3.Timeout(connect=send.connect_timeout, total=send.timeout)
         head, read = None, bytearray()
         try:
             if self._closed:  # urllib3 would open new pools
@@ -81,7 +84,7 @@ class RequestsTransport:
                 Delivery.MAYBE_SENT if body.sent else Delivery.NOT_SENT,
                 error,
                 transient=_may_pass(error),
-                timed_out=self.now() >= (body.deadline if body.sent else connect_by),
+                timed_out=self.now() >= (body.deadline if body.sent else send.connect_by),
                 response=None
                 if head is None
                 else Response(head.status_code, head.raw.headers.items(), bytes(read)),

@@ -4,7 +4,7 @@
 
 Limits: a time-out is for each read, so a head that drips in is not bounded as a whole; looking a
 name up takes none; each address of a host, and the TLS handshake, gets the whole
-``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
+time to connect anew. http.client takes an interim answer other than 100, such as 103, for
 the final one, which makes the call UNKNOWN; and what a server sends beyond one response is dropped
 unseen, and the connection used again. No proxies, nor those of the environment.
 """
@@ -41,8 +41,12 @@ class Urllib3Transport:
         self._closed = False
 
     def send(self, send: Send) -> Response | Failure:
-        ours, body, begun = send.request, _Body(send.request.body), self.now()
-        body.deadline, connect_by = begun + send.timeout, begun + send.connect_timeout
+        ours, body = send.request, _Body(send.request.body)
+        body.deadline = send.deadline
+        timeout = urllib3.Timeout(
+            connect=max(send.connect_by - self.now(), 0.001),
+            total=max(send.deadline - self.now(), 0.001),
+        )
         head, read = None, bytearray()
         try:
             if self._closed:  # urllib3 would open new pools
@@ -52,7 +56,7 @@ class Urllib3Transport:
                 ours.url,
                 body=body,
                 headers=dict(ours.headers),
-                timeout=urllib3.Timeout(connect=send.connect_timeout, total=send.timeout),
+                timeout=timeout,
                 retries=False,
                 redirect=False,
                 preload_content=False,
@@ -72,7 +76,7 @@ class Urllib3Transport:
                 Delivery.MAYBE_SENT if body.sent else Delivery.NOT_SENT,
                 error,
                 transient=_may_pass(error),
-                timed_out=self.now() >= (body.deadline if body.sent else connect_by),
+                timed_out=self.now() >= (body.deadline if body.sent else send.connect_by),
                 response=None
                 if head is None
                 else Response(head.status, head.headers.items(), bytes(read)),

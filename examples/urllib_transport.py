@@ -4,7 +4,7 @@
 
 Limits: a time-out is for each read, so a head that drips in is not bounded as a whole; looking a
 name up takes none; each address of a host, and the TLS handshake, gets the whole
-``connect_timeout`` anew. http.client takes an interim answer other than 100, such as 103, for
+time to connect anew. http.client takes an interim answer other than 100, such as 103, for
 the final one, which makes the call UNKNOWN. No proxies, nor those of the environment.
 """
 
@@ -37,8 +37,9 @@ class UrllibTransport:
         self._closed = False
 
     def send(self, send: Send) -> Response | Failure:
-        ours, body, begun = send.request, _Body(send.request.body), self.now()
-        body.deadline, connect_by = begun + send.timeout, begun + send.connect_timeout
+        ours, body = send.request, _Body(send.request.body)
+        body.deadline = send.deadline
+        connect_timeout = max(send.connect_by - self.now(), 0.001)
         head, read = None, bytearray()
         try:
             if self._closed:
@@ -46,7 +47,7 @@ class UrllibTransport:
             request = urllib.request.Request(  # noqa: S310 - the core takes http and https alone
                 ours.url, body, dict(ours.headers), method=ours.method
             )
-            with self._opener.open(request, timeout=send.connect_timeout) as answer:
+            with self._opener.open(request, timeout=connect_timeout) as answer:
                 head = answer
                 while len(read) <= MAX_BODY_SIZE and (piece := answer.read1(65536)):
                     read += piece
@@ -60,7 +61,7 @@ class UrllibTransport:
                 Delivery.MAYBE_SENT if body.sent else Delivery.NOT_SENT,
                 error,
                 transient=_may_pass(error),
-                timed_out=self.now() >= (body.deadline if body.sent else connect_by),
+                timed_out=self.now() >= (body.deadline if body.sent else send.connect_by),
                 response=None
                 if head is None
                 else Response(head.status, head.getheaders(), bytes(read)),

@@ -185,7 +185,7 @@ FAILURES = {
         1,
         "NOT_APPLIED",
         "InvalidResponseError",
-        "200, but the answer is not JSON [1 attempt]",
+        "200, but the response is not JSON [1 attempt]",
     ),
     "lost": Failing(
         ["add", USER, "5"],
@@ -220,7 +220,7 @@ FAILURES = {
         4,
         "APPLIED",
         "InvalidResponseError",
-        "200, but the answer has validity_days of another type than integer [applied; ",
+        "200, but the response has validity_days of another type than integer [applied; ",
         "; do not do it again",
     ),
 }

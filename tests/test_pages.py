@@ -19,7 +19,7 @@ import pytest
 
 from creduse import CreduseClient
 from creduse._calls import STATUSES
-from creduse_core import BASE_URL, EVENTS, Kind
+from creduse_core import BASE_URL, EVENTS, TRANSITIONS, Kind
 from creduse_core.retry import may_retry
 from creduse_sandbox import FAULTS, SandboxServer
 
@@ -107,7 +107,7 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 tmp_path.joinpath(file).write_text(text, encoding="utf-8")
             elif language == "text":
                 assert re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8000", printed) == text
-            else:
+            elif language != "mermaid":  # a drawing
                 printed = RUN[language](text, server, program)
             for value in vars(program).values():  # made at a program's top, and never closed
                 if isinstance(value, CreduseClient | SandboxServer | sqlite3.Connection):
@@ -136,6 +136,21 @@ def test_events() -> None:
             *(again[may_retry(event, kind, event.evidence)] for kind in (Kind.READ, Kind.WRITE)),
         )
         for event in EVENTS.values()
+    ]
+
+
+def test_states() -> None:
+    """The diagram of a call's states has the moves of the code's table, and no others."""
+    page = DOCS.joinpath("outcomes.md").read_text(encoding="utf-8")
+    arrows = re.findall(r"^    (\w+) --> (\w+): (\w+)$", page, re.MULTILINE)
+    assert [
+        (before.replace("_", " "), given, after.replace("_", " "))
+        for before, after, given in arrows
+    ] == [
+        (state, given, after)
+        for state, inputs in TRANSITIONS.items()
+        for given, states in inputs.items()
+        for after in states
     ]
 
 

@@ -21,7 +21,7 @@ import uvloop
 
 from creduse import CreduseError, Outcome, RetryPolicy, TransportError
 from creduse_aiohttp import AsyncCreduseClient
-from creduse_core.messages import chain
+from creduse_core import exception_chain
 from creduse_sandbox import FAULTS, SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
@@ -45,7 +45,7 @@ def frames_that_show(error: BaseException, secret: str) -> list[str]:
     """Return the functions whose variables, or what these hold, show ``secret``."""
     return [
         frame.name
-        for link in chain(error)
+        for link in exception_chain(error)
         for frame in traceback.TracebackException.from_exception(link, capture_locals=True).stack
         if frame.filename != __file__ and secret in repr(frame.locals)
     ]

@@ -12,7 +12,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from creduse import Outcome, RetryPolicy, TransportError
 from creduse_aiohttp import AsyncCreduseClient
-from creduse_core.messages import chain
+from creduse_core import exception_chain
 from creduse_sandbox import SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
@@ -41,7 +41,7 @@ def with_login(url: str, password: str = QUOTED) -> str:
 
 def shows(error: BaseException, *secrets: str) -> bool:
     """Return whether anything that hangs on an error shows one of ``secrets``."""
-    texts = [f"{link} {link!r} {link.args!r} {vars(link)!r}" for link in chain(error)]
+    texts = [f"{link} {link!r} {link.args!r} {vars(link)!r}" for link in exception_chain(error)]
     return any(secret in text for secret in secrets for text in texts)
 
 

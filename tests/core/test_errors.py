@@ -158,10 +158,10 @@ def lost(cause: Exception, **more: Any) -> Failure:
         ),
         (Response(400, (), b""), "400", "not applied"),
         (Response(500, (), b'{"message": "oh\\nno"}'), "500 oh\\nno", "may have been applied"),
-        (Response(302, (), b""), "302 as the final answer", "may have been applied"),
+        (Response(302, (), b""), "302 as the final response", "may have been applied"),
         (
             Response(200, (), MISTYPED),
-            "200, but the answer has validity_days of another type than integer",
+            "200, but the response has validity_days of another type than integer",
             "applied",
         ),
         (
@@ -176,7 +176,7 @@ def lost(cause: Exception, **more: Any) -> Failure:
         ),
         (
             lost(OSError("reset"), response=Response(200, (), b"{")),
-            "200, but the answer was cut (OSError: reset)",
+            "200, but the response was cut off (OSError: reset)",
             "may have been applied",
         ),
     ],
@@ -237,7 +237,7 @@ def test_where_it_was_cut() -> None:
     """Where the head of a response came, the host is not in question."""
     error = fail(lost(OSError("reset"), response=RESPONSE, timed_out=True))
     assert str(error) == (
-        "POST /add: timed out: 402, but the answer was cut (OSError: reset) "
+        "POST /add: timed out: 402, but the response was cut off (OSError: reset) "
         "[not applied; 1 attempt]"
     )
 

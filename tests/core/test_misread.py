@@ -158,7 +158,7 @@ def test_missing_field(method: str, field: str) -> None:
     if "or nothing" in KINDS[field]:
         assert isinstance(start(method).receive_response(Response(200, (), encode(body)), 1), Done)
     else:
-        assert f"200, but the answer lacks {field} " in misread(method, body, APPLIED)
+        assert f"200, but the response lacks {field} " in misread(method, body, APPLIED)
 
 
 @pytest.mark.parametrize(("method", "field"), FIELDS)
@@ -191,7 +191,7 @@ def test_cycle_of_a_balance(field: str) -> None:
 def test_cycle_that_is_no_object(part: object) -> None:
     """A balance whose cycles are no objects is not read."""
     body = ANSWERS["get_balance"] | {"active_balance_by_cycle": [part]}
-    assert "a cycle that is no object" in misread("get_balance", body, UNKNOWN)
+    assert "a cycle that is not an object" in misread("get_balance", body, UNKNOWN)
 
 
 @pytest.mark.parametrize("method", ANSWERS)
@@ -285,20 +285,20 @@ NO_OBJECT = {"null": b"null", "list": b"[{}]", "text": b'"ok"', "7": b"7", "NaN"
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
 def test_no_json(method: str, body: bytes) -> None:
     """Bytes that are no JSON, or too wild to be taken in, are an answer that proves nothing."""
-    assert "200, but the answer is not JSON" in misread(method, body, UNKNOWN)
+    assert "200, but the response is not JSON" in misread(method, body, UNKNOWN)
 
 
 @pytest.mark.parametrize("method", ANSWERS)
 @pytest.mark.parametrize("body", NO_OBJECT.values(), ids=NO_OBJECT)
 def test_no_object(method: str, body: bytes) -> None:
     """JSON that is no object is an answer that proves nothing."""
-    assert "is JSON, but no object" in misread(method, body, UNKNOWN)
+    assert "is JSON, but not an object" in misread(method, body, UNKNOWN)
 
 
 @pytest.mark.parametrize("method", ANSWERS)
 def test_no_content(method: str) -> None:
     """An answer that says it has no content proves nothing."""
-    assert "204, but the answer is not JSON" in misread(method, b"", UNKNOWN, status=204)
+    assert "204, but the response is not JSON" in misread(method, b"", UNKNOWN, status=204)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_error_under_200(method: str) -> None:
     body = ANSWERS[method] | {"error_code": "NO_ACTIVE_CYCLE", "message": "none"}
     error = refuse(method, Response(200, (), encode(body)), UNKNOWN)
     assert type(error) is InvalidResponseError
-    assert "200, but the answer carries an error NO_ACTIVE_CYCLE: none" in str(error)
+    assert "200, but the response carries an error NO_ACTIVE_CYCLE: none" in str(error)
 
 
 @pytest.mark.parametrize("code", ["NEW", 7, ["x"]], ids=repr)
@@ -332,7 +332,7 @@ def test_error_under_200(method: str) -> None:
 def test_unknown_error_under_200(method: str, code: object) -> None:
     """Another error under 200 is an answer outside the contract."""
     body = ANSWERS[method] | {"error_code": code}
-    assert "200, but the answer carries an error" in misread(method, body, UNKNOWN)
+    assert "200, but the response carries an error" in misread(method, body, UNKNOWN)
 
 
 def test_lone_surrogates() -> None:

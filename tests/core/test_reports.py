@@ -233,7 +233,7 @@ def test_listener_that_returns_a_coroutine(play: Play, caplog: pytest.LogCapture
     assert play(GOOD, on_attempt=listener).do("subtract", USER, 7).amount == 7
     (fault,) = faults(caplog)
     assert fault.exc_info is not None
-    assert "which nobody awaits" in str(fault.exc_info[1])
+    assert "which the client does not await" in str(fault.exc_info[1])
     with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
         coroutines[0].send(None)
 
@@ -331,7 +331,7 @@ def test_jitter_that_fails(
     assert player.do("subtract", USER, 7).amount == 7
     assert player.script.slept == [0.5, 1.0]
     assert [fault.getMessage() for fault in faults(caplog)] == [
-        "jitter failed; the wait is not shortened"
+        "jitter failed; the client waits for the whole delay"
     ] * 2
 
 

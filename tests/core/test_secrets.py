@@ -31,10 +31,10 @@ from creduse_core import (
     RetryPolicy,
     Secret,
     TransportError,
+    exception_chain,
     forget_frames,
     protocol_from_environment,
 )
-from creduse_core.messages import chain
 
 USER = "12345678-1234-5678-1234-567812345678"
 KEY = "sk-live-0123456789"
@@ -519,7 +519,7 @@ HALF_MADE: list[Any] = [CreduseProtocol, CoreClient, AsyncCoreClient]
 @pytest.mark.parametrize("kind", HALF_MADE)
 def test_half_made(kind: Any) -> None:
     """What was not made to its end can be shown: tools show ``self`` of an ``__init__``."""
-    assert repr(kind.__new__(kind)) == f"<{kind.__name__} half made>"
+    assert repr(kind.__new__(kind)) == f"<{kind.__name__} not initialized>"
 
 
 def test_failure() -> None:
@@ -539,7 +539,7 @@ DENIED = {
 
 def shown_by(error: BaseException) -> Iterator[tuple[str, str]]:
     """Give the variables of all frames below a test's, of an error and of all that it came of."""
-    for link in chain(error):
+    for link in exception_chain(error):
         traceback = link.__traceback__
         while traceback is not None:
             frame = traceback.tb_frame

@@ -71,7 +71,7 @@ def waits(policy: RetryPolicy, jitter: float) -> list[float]:
 def test_first_attempt(kind: Kind, timeout: float, connecting: float, answering: float) -> None:
     """Connecting is bounded for all, the answer only where the request may be sent again."""
     send = make(kind, timeout=timeout).start(1000.0)
-    assert (send.connect_timeout, send.timeout) == (connecting, answering)
+    assert (send.connect_by, send.deadline) == (1000.0 + connecting, 1000.0 + answering)
 
 
 @pytest.mark.parametrize(
@@ -84,18 +84,18 @@ def test_later_attempts(kind: Kind, connecting: float, answering: float) -> None
     call.start(1000.0)
     call.receive_failure(UNSENT, 1011.0)
     send = call.wake(1012.0)
-    assert (send.connect_timeout, send.timeout) == (connecting, answering)
+    assert (send.connect_by, send.deadline) == (1012.0 + connecting, 1012.0 + answering)
     call.receive_failure(UNSENT, 1020.0)
     last = call.wake(1025.0)
-    assert (last.connect_timeout, last.timeout) == (5.0, 5.0)
+    assert (last.connect_by, last.deadline) == (1030.0, 1030.0)
 
 
 def test_timeout_of_one_call() -> None:
     """A call's own timeout stands in for the protocol's, be it shorter or longer."""
     protocol = CreduseProtocol("key", timeout=30.0)
-    assert protocol.subtract(USER, 7, timeout=2).start(0.0).timeout == 2
-    assert protocol.subtract(USER, 7, timeout=99.5).start(0.0).timeout == 99.5
-    assert protocol.subtract(USER, 7).start(0.0).timeout == 30.0
+    assert protocol.subtract(USER, 7, timeout=2).start(0.0).deadline == 2
+    assert protocol.subtract(USER, 7, timeout=99.5).start(0.0).deadline == 99.5
+    assert protocol.subtract(USER, 7).start(0.0).deadline == 30.0
 
 
 @pytest.mark.parametrize("now", [30.0, 31.0])
@@ -120,7 +120,7 @@ def test_woken_just_in_time() -> None:
     call.start(0.0)
     call.receive_failure(UNSENT, 1.0)
     send = call.wake(29.5)
-    assert (send.connect_timeout, send.timeout) == (0.5, 0.5)
+    assert (send.connect_by, send.deadline) == (30.0, 30.0)
 
 
 def test_late_answer() -> None:

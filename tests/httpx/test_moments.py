@@ -613,7 +613,7 @@ def test_proxy_over_tls(
         proxy = raw(tunnel(("127.0.0.1", port), served(authority)))
         monkeypatch.setenv("HTTPS_PROXY", proxy.base_url.replace("http:", "https:"))
         # The certificate is for 127.0.0.1, and what goes there usually goes through no proxy.
-        monkeypatch.setattr("creduse_core.protocol.is_loopback", is_elsewhere)
+        monkeypatch.setattr("creduse_core.arguments.is_loopback", is_elsewhere)
         url = sandbox.base_url
         if runner == "sync":
             with CreduseClient(KEY, base_url=url) as client:
@@ -641,7 +641,7 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
     tls_in_parts: Any,
 ) -> None:
     """What comes through two layers of TLS before a request is not the response to it."""
-    monkeypatch.setattr("creduse_core.protocol.is_loopback", is_elsewhere)
+    monkeypatch.setattr("creduse_core.arguments.is_loopback", is_elsewhere)
     begins, spoken = _network.Line._begins, threading.Event()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
     waited: list[bool] = []
     contexts = [served(authority), served(authority)]

@@ -174,7 +174,7 @@ def test_setting_of_the_environment_that_is_wrong(
     with pytest.raises(ValueError, match=r"SSL_CERT_FILE|HTTPS_PROXY") as caught:
         kind(KEY, base_url=base_url)
     assert "password" not in "".join(traceback.format_exception(caught.value)).replace(
-        "may hold a password", ""
+        "can hold a password", ""
     )
 
 

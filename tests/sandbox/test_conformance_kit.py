@@ -41,7 +41,7 @@ from creduse_core import (
     forget_frames,
     is_foreign,
 )
-from creduse_core.decoding import Expected, read_answer
+from creduse_core.decoding import Expected, read_response
 from creduse_core.retry import Event
 from creduse_sandbox import FAULTS, Sandbox
 from creduse_sandbox.conformance import (
@@ -158,12 +158,12 @@ class Raw:
         self.closed = False
 
     def send(self, send: Send) -> Answer:
-        begun, progress = self.now(), Progress()
-        by, link = begun + send.connect_timeout, None
+        progress = Progress()
+        by, link = send.connect_by, None
         try:
             self.check()
             link = self.take() or self.open(by)
-            by = begun + send.timeout
+            by = send.deadline
             answer = self.exchange(link, send, by, progress)
             if send.belongs(answer) and self.is_clean(link):
                 link.http.start_next_cycle()
@@ -410,7 +410,7 @@ def lose_fields(bent: Bent, send: Send) -> Answer:
 
 def hurry(bent: Bent, send: Send) -> Answer:
     """Bound the whole by what is for connecting."""
-    return bent.plainly(replace(send, timeout=send.connect_timeout))
+    return bent.plainly(replace(send, deadline=send.connect_by))
 
 
 def leak(bent: Bent, send: Send) -> Answer:
@@ -616,9 +616,9 @@ def test_foreign_answer_that_is_believed_is_found_out(monkeypatch: pytest.Monkey
 
     def believe(response: Response, expected: Expected[Any]) -> Any:
         fields = json.loads(response.body) | {"end_user_id": str(USER)}
-        return read_answer(replace(response, body=json.dumps(fields).encode()), expected)
+        return read_response(replace(response, body=json.dumps(fields).encode()), expected)
 
-    monkeypatch.setattr("creduse_core.call.read_answer", believe)
+    monkeypatch.setattr("creduse_core.call.read_response", believe)
     with pytest.raises(AssertionError, match="it ended in a result, APPLIED"):
         run("add-meets-wrong-user")
 
@@ -1106,7 +1106,7 @@ class AsyncRaw:
         progress = Progress()
         self.active += 1
         try:
-            with anyio.fail_after(send.timeout):
+            with anyio.fail_after(send.deadline - self.now()):
                 self.check()
                 async with self.place:
                     return await self.send_alone(send, progress)
@@ -1118,7 +1118,7 @@ class AsyncRaw:
     async def send_alone(self, send: Send, progress: Progress) -> Answer:
         link = None
         try:
-            with anyio.fail_after(send.connect_timeout):
+            with anyio.fail_after(send.connect_by - self.now()):
                 link = self.idle.pop() if self.idle else await self.open()
             answer = await self.exchange(link, send, progress)
             if send.belongs(answer) and self.is_clean(link):

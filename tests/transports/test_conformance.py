@@ -180,7 +180,7 @@ def test_closing_with_one_connection(
 
 
 @pytest.mark.once
-# An object that is half made may fail as it goes, as http.client's response does.
+# An object that is not initialized may fail as it goes, as http.client's response does.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @SOMETIMES_SECURE
 @pytest.mark.parametrize("interruption", interruptions(INTERRUPTIONS))

@@ -10,8 +10,7 @@ from uuid import UUID
 import pytest
 import trio
 
-from creduse_core import CreduseError, RetryPolicy
-from creduse_core.messages import chain
+from creduse_core import CreduseError, RetryPolicy, exception_chain
 from creduse_sandbox import FAULTS
 from creduse_trio import AsyncCreduseClient
 
@@ -23,7 +22,7 @@ ONCE = RetryPolicy(max_attempts=1)
 def held(error: BaseException) -> str:
     """Return what a tool shows that prints the variables of every frame of the whole chain."""
     texts: list[str] = []
-    for link in chain(error):
+    for link in exception_chain(error):
         texts += ["".join(traceback.format_exception_only(link)), repr(vars(link))]
         for frame, _ in traceback.walk_tb(link.__traceback__):
             if frame.f_code.co_filename == __file__:

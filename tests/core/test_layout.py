@@ -13,22 +13,6 @@ import creduse_core
 
 FOLDER = Path(inspect.getfile(creduse_core)).parent
 FILES = sorted(FOLDER.glob("*.py"))
-# From the ground up: a room imports only what stands before it. The version stands on nothing.
-ROOMS = [
-    "_version",
-    "secret",
-    "messages",
-    "models",
-    "errors",
-    "decoding",
-    "retry",
-    "call",
-    "protocol",
-    "environment",
-    "pool",
-    "tls",
-    "client",
-]
 # What opens sockets, runs programs, looks at a clock, throws dice or is slow to load.
 HEAVY = [
     "asyncio",
@@ -89,7 +73,7 @@ def imports(path: Path) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             source = "." * node.level + (node.module or "")
-            whole = source == "."  # from . import room
+            whole = source == "."  # from . import module
             found += [f".{alias.name}" for alias in node.names] if whole else [source]
     return found
 
@@ -113,28 +97,13 @@ print(*sorted(new & {{"creduse_core", "json"}}))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_standard_library_alone(path: Path) -> None:
-    """A room imports the pure part of the standard library, and what is impure only where it may."""
+    """A module imports the pure part of the standard library, and impure parts only where allowed."""
     for name in imports(path):
         if name.startswith("."):
             continue
         pure = name in PURE or name.partition(".")[0] in PURE - {"html.entities", "urllib.parse"}
         assert pure or path.stem in IMPURE.get(name, set()), name
         assert name.partition(".")[0] in sys.stdlib_module_names
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_rooms(path: Path) -> None:
-    """A room imports only rooms that stand before it, and what they export is gathered on top."""
-    order = [*ROOMS, "__init__"]
-    own = [name.removeprefix(".") for name in imports(path) if name.startswith(".")]
-    assert path.stem in order
-    assert [name for name in own if order.index(name) >= order.index(path.stem)] == []
-
-
-def test_rooms_are_named() -> None:
-    """The package's own description names its rooms in that order."""
-    text = " ".join((creduse_core.__doc__ or "").split())
-    assert ", ".join(ROOMS[1:]) in text
 
 
 def test_exports() -> None:
@@ -149,17 +118,8 @@ def test_exports() -> None:
     assert all(hasattr(creduse_core, name) for name in creduse_core.__all__)
 
 
-def test_exports_are_sorted() -> None:
-    """Exports are listed constants first, then classes, then the rest, each in order."""
-
-    def key(name: str) -> tuple[int, str]:
-        return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
-
-    assert creduse_core.__all__ == sorted(creduse_core.__all__, key=key)
-
-
 def test_nothing_public_is_left_out() -> None:
-    """Each public name of the package is a room or is exported."""
+    """Each public name of the package is a module or is exported."""
     public = {
         name
         for name, value in vars(creduse_core).items()

@@ -1,0 +1,198 @@
+"""Checks of the arguments that callers pass.
+
+Each check raises ``TypeError`` or ``ValueError``. The message names the argument, what was wrong
+with it and what would be right. Of a subclass's instance, only the inherited value is used, since
+the subclass can claim anything. What the arguments are used for does not belong here.
+"""
+
+import functools
+import inspect
+import ipaddress
+import re
+from typing import Final
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from .secret import Secret
+
+MAX_SECONDS: Final = 1_000_000
+"""The longest time that a caller can pass, about eleven days. Sockets reject far longer ones."""
+
+_MAX_IDEMPOTENCY_KEY: Final = 255
+_MAX_BITS: Final = 10_000
+"""Python does not print far longer numbers, and nobody has as many credits."""
+
+_VISIBLE: Final = re.compile(r"[!-~]+")
+# Without re.IGNORECASE, which takes twice as long.
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
+_AUTHORITY: Final = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
+
+
+def check_type(name: str, value: object, wanted: type) -> None:
+    """Accept instances of ``wanted`` alone. A bool is not an int here."""
+    if not isinstance(value, wanted) or (type(value) is bool and wanted is not bool):
+        raise TypeError(f"{name} must be {wanted.__name__}, not {type(value).__name__}")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Accept a number of seconds from 0 on."""
+    _check_seconds(name, value, allow_zero=True)
+
+
+def check_timeout(name: str, value: object) -> None:
+    """Accept a number of seconds above 0."""
+    _check_seconds(name, value, allow_zero=False)
+
+
+def _check_seconds(name: str, value: object, *, allow_zero: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not 0 <= value <= MAX_SECONDS or (value == 0 and not allow_zero):
+        bound = "at least 0" if allow_zero else "above 0"
+        raise ValueError(
+            f"{name} must be {bound} and at most {MAX_SECONDS:,} seconds, not {value!r}"
+        )
+
+
+def check_max_attempts(value: object) -> None:
+    """Accept a number of attempts: at least one."""
+    check_type("max_attempts", value, int)
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"max_attempts must be at least 1, not {value}")
+
+
+def checked_user_id(value: object) -> tuple[UUID, str]:
+    """Return an end user's id, and the text of it for the wire."""
+    if isinstance(value, UUID):
+        user = value if type(value) is UUID else UUID(int=value.int)
+        return user, str(user)
+    if not isinstance(value, str):
+        raise TypeError(f"end_user_id must be a UUID or its text, not {type(value).__name__}")
+    value = value if type(value) is str else str.__str__(value)
+    # UUID() accepts text that is not a UUID, such as one with 0x or _ in it.
+    if not _UUID.fullmatch(value):
+        raise ValueError(
+            "end_user_id must be a UUID such as 12345678-1234-5678-1234-567812345678, "
+            f"not {value[:100]!r}"
+        )
+    user = UUID(value)
+    # To format it anew takes as long as all the rest.
+    return user, value.lower() if len(value) == 36 else str(user)
+
+
+def checked_count(name: str, value: object) -> int:
+    """Return a number of credits or days: an int from 0 on."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    value = value if type(value) is int else int.__int__(value)
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, but is {value}")
+    if value.bit_length() > _MAX_BITS:
+        raise ValueError(f"{name} must have at most {_MAX_BITS} bits")
+    return value
+
+
+def checked_idempotency_key(key: str, *, server_replays: bool) -> str:
+    """Return an idempotency key. ``server_replays``: whether the retry policy says it is honoured."""
+    check_type("idempotency_key", key, str)
+    if not server_replays:
+        raise ValueError(
+            "idempotency_key would protect nothing: the service is not known to honour it. "
+            "Where yours does, say so with retry=RetryPolicy(server_replays=True)"
+        )
+    if not _VISIBLE.fullmatch(key) or len(key) > _MAX_IDEMPOTENCY_KEY:
+        raise ValueError(
+            f"idempotency_key must be 1 to {_MAX_IDEMPOTENCY_KEY} visible ASCII "
+            f"characters, not {key[:_MAX_IDEMPOTENCY_KEY]!r}"
+        )
+    return str.__str__(key)
+
+
+def checked_api_key(api_key: object) -> Secret:
+    """Return an API key, hidden. The message of an error never repeats any part of it."""
+    # Tools that show variables leave out one of this name, so no other variable holds the key.
+    name = "api_key (or CREDUSE_API_KEY)"
+    hidden = api_key if isinstance(api_key, Secret) else None
+    api_key = api_key if hidden is None else hidden.reveal()
+    if not isinstance(api_key, str):
+        raise TypeError(f"{name} must be str, not {type(api_key).__name__}")
+    if not api_key.strip():
+        raise ValueError(f"{name} is blank")
+    if not _VISIBLE.fullmatch(api_key):
+        raise ValueError(
+            f"{name} must be visible ASCII characters without white space or control characters"
+        )
+    return hidden or Secret(api_key)
+
+
+def checked_base_url(url: str, *, allow_http: bool) -> tuple[str, bool]:
+    """Return a base URL without a slash at its end, and whether its host is this machine."""
+    name = "base_url (or CREDUSE_BASE_URL)"
+    check_type(name, url, str)
+    url = str.__str__(url)
+
+    def wrong(why: str) -> ValueError:
+        shown = "" if "@" in url else f" {url[:200]!r}"  # it can hold a password
+        return ValueError(f"{name}{shown} {why}")
+
+    # Before urlsplit, which silently drops some of these characters.
+    if not _VISIBLE.fullmatch(url):
+        raise wrong("must be a URL such as https://api.creduse.com, in visible ASCII characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:  # its message can repeat a password
+        raise wrong("cannot be read" if "@" in url else f"cannot be read: {error}") from None
+    if parts.scheme not in {"http", "https"}:
+        raise wrong("must begin with https:// (or http:// for a loopback host)")
+    if "@" in parts.netloc:
+        raise wrong("must hold no user name and no password")
+    if "?" in url or "#" in url:
+        raise wrong("must have no query and no fragment")
+    if port == 0 or not _AUTHORITY.fullmatch(parts.netloc):
+        raise wrong(
+            "must name a host, as in https://api.creduse.com, and a port other than 0 if any"
+        )
+    loopback = is_loopback(parts.hostname or "")
+    if parts.scheme == "http" and not allow_http and not loopback:
+        raise wrong(
+            "must be https, since over http anyone on the way can read the API key; "
+            "to send it all the same, pass allow_http=True or set CREDUSE_ALLOW_HTTP=1"
+        )
+    return parts.scheme + url[len(parts.scheme) :].rstrip("/"), loopback
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host, by its name or IP address, is this machine.
+
+    ``localhost`` and names below it are loopback (RFC 6761, 6.3). A resolver can disagree: see
+    ``CreduseProtocol.plain_loopback``.
+    """
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+# Calling one of these runs none of its lines.
+_NEVER_RUN: Final = (
+    inspect.iscoroutinefunction,
+    inspect.isgeneratorfunction,
+    inspect.isasyncgenfunction,
+)
+
+
+def check_on_attempt(value: object) -> None:
+    """Accept ``None`` and what runs when it is called: no coroutine function, also in a partial."""
+    function = value
+    while isinstance(function, functools.partial):
+        function = function.func
+    method = getattr(function, "__call__", None)  # noqa: B004 - the method is checked, too
+    if value is not None and (
+        method is None or any(never(it) for never in _NEVER_RUN for it in (function, method))
+    ):
+        raise TypeError("on_attempt must be a plain function that takes an Attempt, or None")

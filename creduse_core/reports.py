@@ -1,0 +1,229 @@
+"""The words of errors: what went wrong in an attempt, and the exception that a call ends in.
+
+Whatever quotes a server or a library is redacted and bounded here. What an event proves, and whether
+the client retries, does not belong here.
+"""
+
+import errno
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from .decoding import Bad, Envelope
+from .errors import (
+    ERROR_CODES,
+    ERROR_STATUSES,
+    APIError,
+    CreduseError,
+    CreduseTimeoutError,
+    InvalidResponseError,
+    TransportError,
+)
+from .foreign import exception_chain
+from .messages import Delivery, Failure, Request, Response
+from .models import Attempt, Outcome
+from .retry import EVENTS, Event, Kind, event_of_failure, event_of_response, retry_after
+from .secret import Secret
+
+_MAX_QUOTED: Final = 400
+"""Characters of a server's or library's text in an error."""
+_MAX_READ: Final = 4096
+"""Characters of such a text that are searched for the API key."""
+
+_PHRASES: Final = {
+    Outcome.NOT_APPLIED: "not applied",
+    Outcome.UNKNOWN: "may have been applied",
+    Outcome.APPLIED: "applied",
+}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Problem:
+    """Why an attempt has no result. Its ``repr`` quotes nothing."""
+
+    event: Event
+    text: str
+    """Not redacted yet: most attempts that fail are retried, and nobody reads this."""
+    response: Response | None
+    envelope: Envelope
+    failure: Failure | None = None
+
+    def __repr__(self) -> str:
+        return f"<Problem {self.event.name}>"
+
+    def retry_after(self) -> float | None:
+        """Return the seconds that the server asks to wait, if it does."""
+        return None if self.response is None else retry_after(self.response)
+
+
+class Context(NamedTuple):
+    """What an error says about its call."""
+
+    request: Request
+    path: str
+    kind: Kind
+    outcome: Outcome
+    attempts: tuple[Attempt, ...]
+    secret: Secret
+
+
+def problem_of_response(response: Response, reading: Bad) -> Problem:
+    """Return why a whole response is not a result."""
+    event = event_of_response(response, reading)
+    text = _describe_response(response, reading)
+    return Problem(event, text[:_MAX_READ], response, reading.envelope)
+
+
+def problem_of_failure(failure: Failure) -> Problem:
+    """Return why there is no whole response."""
+    # A response to a request that was not sent is another request's.
+    head = None if failure.delivery is Delivery.NOT_SENT else failure.response
+    text = _describe_failure(failure, head)
+    return Problem(event_of_failure(failure), text[:_MAX_READ], head, Envelope(), failure)
+
+
+def error_of(problem: Problem, context: Context) -> CreduseError:
+    """Return the exception for a call that ends with this problem."""
+    failure, response = problem.failure, problem.response
+    if failure is None:
+        if response is not None and 400 <= response.status < 600:
+            return _api_error(problem, response, context)
+        return _invalid_response(problem, response, context)
+    error: CreduseError
+    if response is None or failure.timed_out:
+        error_class = CreduseTimeoutError if failure.timed_out else TransportError
+        text = quote(problem.text, context.secret)
+        if response is None:
+            text += f" ({quote(_where(context.request.url, failure.via), context.secret)})"
+        error = error_class(
+            _message(text, context), outcome=context.outcome, attempts=context.attempts
+        )
+    else:
+        error = _invalid_response(problem, response, context)
+    # Even None keeps the exception that is being handled now out of the traceback.
+    error.__cause__ = None if _shows(failure.cause, context.secret) else failure.cause
+    return error
+
+
+def quote(text: str, secret: Secret) -> str:
+    """Return somebody else's text for an error: redacted, on one line, printable, bounded."""
+    # Bounded before redaction, for the time it takes, and after it. Redaction finds a cut key, too.
+    text = secret.redact(text[:_MAX_READ])
+    if not text.isprintable():
+        text = "".join(map(_printable, text))
+    return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "…"
+
+
+def _api_error(problem: Problem, response: Response, context: Context) -> APIError:
+    envelope, secret = problem.envelope, context.secret
+    error_class = ERROR_STATUSES.get(response.status, APIError)
+    # The class of a known code says that no credits moved. An earlier attempt can have moved them.
+    if problem.event is EVENTS["refused"] and context.outcome is Outcome.NOT_APPLIED:
+        error_class = ERROR_CODES[envelope.error_code or ""]
+    return error_class(
+        _message(quote(problem.text, secret), context),
+        outcome=context.outcome,
+        attempts=context.attempts,
+        response=_redacted(response, secret),
+        error_code=envelope.error_code and quote(envelope.error_code, secret),
+        error_message=envelope.message and quote(envelope.message, secret),
+        timestamp=envelope.timestamp,
+        retry_after=problem.retry_after(),
+    )
+
+
+def _invalid_response(
+    problem: Problem, response: Response | None, context: Context
+) -> InvalidResponseError:
+    return InvalidResponseError(
+        _message(quote(problem.text, context.secret), context),
+        outcome=context.outcome,
+        attempts=context.attempts,
+        response=None if response is None else _redacted(response, context.secret),
+    )
+
+
+def _message(text: str, context: Context) -> str:
+    """Return the message of an error: the request, what happened, and what that means."""
+    count = len(context.attempts)
+    tried = "1 attempt" if count == 1 else f"{count} attempts"
+    if context.kind is not Kind.READ:
+        tried = f"{_PHRASES[context.outcome]}; {tried}"
+    return f"{context.request.method} {context.path}: {text} [{tried}]"
+
+
+def _redacted(response: Response, secret: Secret) -> Response:
+    """Return the response without the API key, which a server can repeat in a refusal."""
+    redact = secret.redact
+    return Response(
+        response.status,
+        [(redact(name), redact(value)) for name, value in response.headers],
+        # Latin-1 maps each byte to one character, and back.
+        redact(response.body.decode("latin-1")).encode("latin-1"),
+    )
+
+
+def _shows(error: BaseException, secret: Secret) -> bool:
+    """Return whether an exception, or one that it came of, prints the API key."""
+    texts = [
+        text
+        for link in exception_chain(error)
+        for text in (_text_of(link), *map(str, (link.args, *getattr(link, "__notes__", ()))))
+    ]
+    return any(secret.redact(text) != text for text in texts)
+
+
+def _describe_response(response: Response, reading: Bad) -> str:
+    text = str(response.status)
+    if 200 <= response.status < 300:
+        text += f", but the response {reading.problem}"
+    elif not 400 <= response.status < 600:
+        text += " as the final response"
+    said = (reading.envelope.error_code, reading.envelope.message)
+    return " ".join([text, ": ".join(part for part in said if part)]).strip()
+
+
+def _describe_failure(failure: Failure, head: Response | None) -> str:
+    # The library's exception can be empty, and only the one that it came of has a text.
+    said = next((text for text in map(_text_of, exception_chain(failure.cause)) if text), "")
+    why = f"{type(failure.cause).__name__}: {said}".removesuffix(": ")
+    number = _errno_of(failure.cause)
+    if number in errno.errorcode and f"[Errno {number}]" not in said:
+        why += f": {errno.errorcode[number]}"
+    if head is not None:
+        why = f"{head.status}, but the response was cut off ({why})"
+    return f"timed out: {why}" if failure.timed_out else why
+
+
+def _errno_of(error: BaseException) -> int:
+    """Return the operating system's error number, or 0."""
+    numbers = (
+        link.errno  # of any type: it is what the exception was made with
+        for link in exception_chain(error, contexts=False)
+        # The numbers of classes in ssl and socket mean something else.
+        if isinstance(link, OSError) and type(link).__module__ == "builtins"
+    )
+    return next((number for number in numbers if type(number) is int), 0)
+
+
+def _where(url: str, via: str | None) -> str:
+    """Return the host and port of a request, and its proxy."""
+    parts = urlsplit(url)
+    port = "" if parts.port else ":443" if parts.scheme == "https" else ":80"
+    if via is None:
+        return f"{parts.netloc}{port}"
+    scheme, _, rest = via.rpartition("://")
+    return f"{parts.netloc}{port} through proxy {scheme}://{rest.rpartition('@')[2]}"
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - whatever it is, it must not hide the outcome
+        return ""
