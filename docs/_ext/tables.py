@@ -1,4 +1,4 @@
-"""The states of a call, drawn from the code's own table."""
+"""Draw the states of a call, and their table, from the table in the code."""
 
 from collections.abc import Iterable
 from html import escape
@@ -29,24 +29,24 @@ def _code(text: str) -> nodes.literal:
 
 
 class _Drawn(SphinxDirective):
-    """What is in it is for who reads a page where nothing is drawn."""
+    """A directive whose content is for readers of the page's source; Sphinx replaces it."""
 
     has_content = True
 
 
 class Transitions(_Drawn):
-    """``{transitions}``: the rows of ``TRANSITIONS``."""
+    """``{transitions}`` shows the rows of ``TRANSITIONS``."""
 
     def run(self) -> list[nodes.Node]:
-        """Make the table."""
+        """Return the table."""
         rows = (
             (nodes.Text(before), _code(given), _code(reply), nodes.Text(after))
             for (before, given, reply), after in TRANSITIONS.items()
         )
-        return [_table(("state", "input", "answer", "then"), rows)]
+        return [_table(("state", "input", "reply", "then"), rows)]
 
 
-# The drawing. Where a state stands, by column and row; what leads where, the table says.
+# The drawing: the place of each state, by column and row. The arrows come from the table.
 _PLACES: Final = {
     State.READY: (0, 0),
     State.IN_FLIGHT: (1, 0),
@@ -58,7 +58,7 @@ _PLACES: Final = {
 _ACROSS, _DOWN = 320, 210  # from one state to the next
 _HALF_WIDTH, _HALF_HEIGHT = 62, 24  # of a state
 _MARGIN: Final = 10
-_APART: Final = 14  # from the middle to each of two arrows that lead to and fro
+_APART: Final = 14  # from the middle to each of two opposite arrows
 _LINE: Final = 17  # of text
 
 
@@ -83,13 +83,13 @@ def _box(state: State) -> str:
 def _arrow(before: State, after: State, labels: list[str], *, to_and_fro: bool) -> str:
     (x1, y1), (x2, y2) = _centre(before), _centre(after)
     dx, dy = x2 - x1, y2 - y1
-    # From border to border: the part of the line from centre to centre that lies in neither box.
+    # From border to border: the part of the line between the centres that is outside both boxes.
     inside = min(
         (_HALF_WIDTH + 4) / abs(dx) if dx else 1.0, (_HALF_HEIGHT + 4) / abs(dy) if dy else 1.0
     )
     length = (dx * dx + dy * dy) ** 0.5
     side = _APART if to_and_fro else 0
-    sx, sy = -dy / length * side, dx / length * side  # to the right of the way
+    sx, sy = -dy / length * side, dx / length * side  # to the right of the arrow
     x1, y1, x2, y2 = (
         x1 + dx * inside + sx,
         y1 + dy * inside + sy,
@@ -97,7 +97,7 @@ def _arrow(before: State, after: State, labels: list[str], *, to_and_fro: bool) 
         y2 - dy * inside + sy,
     )
     x, y, anchor = (x1 + x2) / 2, (y1 + y2) / 2 + _LINE / 4, "middle"
-    if not dx:  # beside the line, low, where there is room
+    if not dx:  # beside the line and low, where there is space
         anchor = "end" if sx < 0 else "start"
         x += -8 if sx < 0 else 8
         y += abs(dy) * 0.15
@@ -112,7 +112,7 @@ def _arrow(before: State, after: State, labels: list[str], *, to_and_fro: bool) 
 
 
 def draw() -> str:
-    """Give the state diagram, as SVG that takes its colours from the page around it."""
+    """Return the state diagram as SVG. The style sheet of the page sets its colours."""
     arrows: dict[tuple[State, State], list[str]] = {}
     for (before, given, reply), after in TRANSITIONS.items():
         label = given if reply is Reply.NOTHING else f"{given} → {reply}"
@@ -134,15 +134,15 @@ def draw() -> str:
 
 
 class States(_Drawn):
-    """``{states}``: the state diagram."""
+    """``{states}`` shows the state diagram."""
 
     def run(self) -> list[nodes.Node]:
-        """Draw it."""
+        """Return the diagram."""
         return [nodes.raw("", draw(), format="html")]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Tell Sphinx of all this."""
+    """Register the directives with Sphinx."""
     app.add_directive("states", States)
     app.add_directive("transitions", Transitions)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
