@@ -1,4 +1,4 @@
-"""How the documentation is built: ``nox -s docs``."""
+"""Settings of Sphinx. ``nox -s docs`` builds the documentation."""
 
 import sys
 from pathlib import Path
@@ -14,15 +14,15 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid", "reference"]
 exclude_patterns = ["_build"]
-# In docstrings, `CoreClient` is a name to look up and ``subtract`` a piece of code.
+# In docstrings, `CoreClient` is a name to resolve, and ``subtract`` is plain code.
 default_role = "py:obj"
 nitpick_ignore = [
-    # Type variables, which are nothing to look up.
+    # Type variables have no page.
     ("py:class", "creduse_core.call.T"),
     ("py:class", "creduse_core.client.T"),
     ("py:class", "creduse_core.decoding.T"),
     ("py:class", "T"),
-    # How an answer is read is private; who makes a `Call` otherwise than with `CreduseProtocol`?
+    # The decoding of a response is private: only `CreduseProtocol` makes a `Call`.
     ("py:class", "creduse_core.decoding.Expected"),
 ]
 

@@ -1,7 +1,9 @@
-"""One call driven by hand over http.client: no client, no transport, no class.
+"""Drive one call by hand over http.client: no client, no transport, no class.
 
-`CoreClient.run` is the same loop. Simpler here than in the transports beside this: each read of an
-answer has its whole time-out anew, and an empty answer that states no length counts as cut.
+`CoreClient.run` is the same loop. Two things are simpler than in the transports beside this file:
+
+- Each read of a response gets the full timeout again.
+- An empty response without a length counts as cut off.
 """
 
 import http.client
@@ -27,23 +29,23 @@ T = TypeVar("T")
 
 
 def drive(call: Call[T]) -> T:
-    """Give what a call results in, or raise its error."""
+    """Return the result of a call, or raise its error."""
     action: Send | Wait | Done[T] = call.start(time.monotonic())
     while not isinstance(action, Done):
         if isinstance(action, Wait):
             time.sleep(action.seconds)
             action = call.wake(time.monotonic())
             continue
-        answer = exchange(action)
-        if isinstance(answer, Response):
-            action = call.receive_response(answer, time.monotonic())
+        reply = exchange(action)
+        if isinstance(reply, Response):
+            action = call.receive_response(reply, time.monotonic())
         else:
-            action = call.receive_failure(answer, time.monotonic())
+            action = call.receive_failure(reply, time.monotonic())
     return action.result
 
 
 def exchange(send: Send) -> Response | Failure:
-    """Send once, on a connection of its own, and read the answer."""
+    """Send once, on a new connection, and read the response."""
     request, url = send.request, urlsplit(send.request.url)
     secure = url.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
@@ -54,20 +56,20 @@ def exchange(send: Send) -> Response | Failure:
         connection.connect()
         by = send.deadline
         connection.sock.settimeout(left(by))
-        delivery = Delivery.MAYBE_SENT  # from here on, though perhaps not a byte gets out
+        delivery = Delivery.MAYBE_SENT  # from here on, even if no byte gets out
         connection.request(request.method, url.path, request.body, dict(request.headers))
-        with connection.getresponse() as answer:
-            body = answer.read(MAX_BODY_SIZE + 1)
-        # http.client takes a head that was cut for a whole one, and of a body it reads what comes.
-        if body or answer.length == 0 or answer.chunked:
-            response = Response(answer.status, answer.getheaders(), body)
-        if response is None or (answer.length and len(body) <= MAX_BODY_SIZE):
-            raise http.client.IncompleteRead(body, answer.length)
+        with connection.getresponse() as reply:
+            body = reply.read(MAX_BODY_SIZE + 1)
+        # http.client takes a cut head for a complete one, and of a body it reads what there is.
+        if body or reply.length == 0 or reply.chunked:
+            response = Response(reply.status, reply.getheaders(), body)
+        if response is None or (reply.length and len(body) <= MAX_BODY_SIZE):
+            raise http.client.IncompleteRead(body, reply.length)
     except Exception as error:
         return Failure(
             delivery,
             error,
-            # A certificate that is refused, too, is a ValueError.
+            # A rejected certificate is a ValueError too.
             transient=not isinstance(error, ValueError),
             timed_out=time.monotonic() >= by,
             response=response,
@@ -84,7 +86,7 @@ def left(by: float) -> float:
 
 if __name__ == "__main__":
     user = "12345678-1234-5678-1234-567812345678"
-    with SandboxServer() as server:  # a Creduse of one's own, which takes any key
+    with SandboxServer() as server:  # a local Creduse server, which accepts any key
         protocol = CreduseProtocol("any-key", server.base_url)
         drive(protocol.add(user, 100))
 
@@ -92,7 +94,7 @@ if __name__ == "__main__":
         call = protocol.subtract(user, 30)
         print("taken:", drive(call).amount, "attempts:", len(call.attempts))
 
-        server.inject(FAULTS["apply-then-reset"])  # the answer gets lost
+        server.inject(FAULTS["apply-then-reset"])  # the response is lost
         try:
             drive(protocol.subtract(user, 30))
         except CreduseError as error:

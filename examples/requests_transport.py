@@ -1,16 +1,20 @@
-"""Creduse over requests, whose connections are urllib3's.
+"""A transport over requests, which uses urllib3's connections.
 
     CoreClient(CreduseProtocol("your-api-key"), RequestsTransport())
 
-What sends is an adapter of requests, without a session around it: that would add the credentials
-of a netrc, cookies and the environment's proxies, and look into redirects.
+It sends with an adapter of requests, without a session. A session would add the credentials of a
+netrc, cookies and the environment's proxies, and look at redirects.
 
-Limits: a time-out is for each read, so a head that drips in is not bounded as a whole; looking a
-name up takes none; each address of a host, and the TLS handshake, gets the whole
-time to connect anew. http.client takes an interim answer other than 100, such as 103, for
-the final one, which makes the call UNKNOWN; and what a server sends beyond one response is dropped
-unseen, and the connection used again. No proxies, nor those of the environment.
-Nor does ``REQUESTS_CA_BUNDLE`` count: set ``session.verify``.
+Limits:
+
+- A timeout applies to each read, so nothing bounds a head that arrives byte by byte.
+- Name look-up has no timeout. Each address of a host, and the TLS handshake, gets the full
+  whole time to connect again.
+- http.client takes an interim response other than 100, such as 103, for the final one. The outcome
+  is then UNKNOWN.
+- Bytes after a response are dropped unseen, and the connection is reused.
+- No proxies, not even those of the environment.
+- ``REQUESTS_CA_BUNDLE`` has no effect: set ``session.verify``.
 """
 
 import ssl
@@ -36,15 +40,15 @@ from creduse_sandbox import SandboxServer
 
 
 class RequestsTransport:
-    """Sends over requests; see `creduse_core.Transport`. It can be shared between threads.
+    """Sends over requests; see `creduse_core.Transport`. Threads can share it.
 
-    Of a session of yours, ``verify`` and ``cert`` are used, and nothing else.
+    From your session it uses only ``verify`` and ``cert``.
     """
 
     def __init__(self, session: requests.Session | None = None) -> None:
         self._verify: Any = True if session is None else session.verify
         self._cert = None if session is None else session.cert
-        self._adapter = _Adapter(pool_maxsize=100)  # what is more is closed after its call
+        self._adapter = _Adapter(pool_maxsize=100)  # more are closed after their call
         self._closed = False
 
     def send(self, send: Send) -> Response | Failure:
@@ -54,7 +58,7 @@ class RequestsTransport:
             connect=max(send.connect_by - self.now(), 0.001),
             total=max(send.deadline - self.now(), 0.001),
         )
-        # Any: the types of requests tell nothing of the one, and not that urllib3's other will do.
+        # Any: requests has no types for the first, and does not name urllib3's Timeout.
         request: Any = requests.PreparedRequest()
         head, read = None, bytearray()
         try:
@@ -72,12 +76,12 @@ class RequestsTransport:
                 while len(read) <= MAX_BODY_SIZE and (piece := head.raw.read1(65536)):
                     read += piece
                     if head.raw.length_remaining != 0 and self.now() >= body.deadline:
-                        raise TimeoutError("no time was left for the answer")
-            finally:  # its connection is back in the pool if all was read; if not, it is closed
+                        raise TimeoutError("no time was left for the response")
+            finally:  # returns the connection to the pool if all was read; closes it if not
                 head.raw.close()
                 head.raw.release_conn()
         except Exception as error:
-            if request.headers:  # which the exception carries, the key among them
+            if request.headers:  # the exception has them, with the API key
                 request.headers.pop("Authorization", None)
             forget_frames(error)  # they hold the API key
             return Failure(
@@ -91,7 +95,7 @@ class RequestsTransport:
             )
         response = Response(head.status_code, head.raw.headers.items(), bytes(read))
         if send.belongs(response):
-            body.trusted_until = self.now() + 3  # servers close an idle connection after 5 and more
+            body.trusted_until = self.now() + 3  # servers close idle connections after 5 or more
         return response
 
     def sleep(self, seconds: float) -> None:
@@ -103,8 +107,8 @@ class RequestsTransport:
     def close(self) -> None:
         self._closed = True
         pools = self._adapter.poolmanager.pools
-        for key in pools.keys():  # noqa: SIM118 - it cannot be iterated over itself
-            pools[key].close()  # the adapter leaves that to whoever collects the garbage
+        for key in pools.keys():  # noqa: SIM118 - the container itself is not iterable
+            pools[key].close()  # the adapter leaves that to the garbage collector
         self._adapter.close()
 
 
@@ -115,8 +119,8 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Say whether to send again could help."""
-    if isinstance(error, ValueError | RuntimeError):  # a URL that is none, a closed transport
+    """Return whether a retry could help."""
+    if isinstance(error, ValueError | RuntimeError):  # not a URL, or a closed transport
         return False
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
@@ -124,28 +128,28 @@ def _may_pass(error: BaseException | None) -> bool:
 
 
 class _Body(bytes):
-    """The body of a request. requests hands it on as it is, so it can carry notes."""
+    """The body of a request. requests passes it on unchanged, so it can carry our notes."""
 
     deadline = 0.0
     sent = False
     trusted_until = 0.0
-    """Until when its connection may be used again."""
+    """The time until which its connection may be reused."""
 
 
 class _Connection(urllib3.connection.HTTPConnection):
     _body = _Body()
 
     def request(self, method: str, url: str, body: Any = None, *args: Any, **options: Any) -> None:
-        if self.sock is None:  # over TLS it is connected by now
+        if self.sock is None:  # over TLS, urllib3 has connected it already
             self.connect()
         if time.monotonic() >= body.deadline:
             raise TimeoutError("no time was left to send the request")
         self._body = body
-        body.sent = True  # from here on, though perhaps not a byte gets out
+        body.sent = True  # from here on, even if no byte gets out
         super().request(method, url, body, *args, **options)
 
     @property
-    def is_connected(self) -> bool:  # asked by the pool before it uses a connection again
+    def is_connected(self) -> bool:  # the pool asks before it reuses a connection
         return time.monotonic() < self._body.trusted_until and super().is_connected
 
 
@@ -165,7 +169,7 @@ _POOLS: Any = {"http": _Pool, "https": _SecurePool}
 
 
 if __name__ == "__main__":
-    with SandboxServer() as server:  # a Creduse of one's own, which takes any key
+    with SandboxServer() as server:  # a local Creduse server, which accepts any key
         protocol = CreduseProtocol("any-key", server.base_url)
         with CoreClient(protocol, RequestsTransport()) as client:
             client.add("12345678-1234-5678-1234-567812345678", 100)

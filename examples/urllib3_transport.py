@@ -1,12 +1,16 @@
-"""Creduse over urllib3, on its pools of connections.
+"""A transport over urllib3, with its connection pools.
 
     CoreClient(CreduseProtocol("your-api-key"), Urllib3Transport())
 
-Limits: a time-out is for each read, so a head that drips in is not bounded as a whole; looking a
-name up takes none; each address of a host, and the TLS handshake, gets the whole
-time to connect anew. http.client takes an interim answer other than 100, such as 103, for
-the final one, which makes the call UNKNOWN; and what a server sends beyond one response is dropped
-unseen, and the connection used again. No proxies, nor those of the environment.
+Limits:
+
+- A timeout applies to each read, so nothing bounds a head that arrives byte by byte.
+- Name look-up has no timeout. Each address of a host, and the TLS handshake, gets the full
+  whole time to connect again.
+- http.client takes an interim response other than 100, such as 103, for the final one. The outcome
+  is then UNKNOWN.
+- Bytes after a response are dropped unseen, and the connection is reused.
+- No proxies, not even those of the environment.
 """
 
 import ssl
@@ -30,9 +34,9 @@ from creduse_sandbox import SandboxServer
 
 
 class Urllib3Transport:
-    """Sends over urllib3; see `creduse_core.Transport`. It can be shared between threads.
+    """Sends over urllib3; see `creduse_core.Transport`. Threads can share it.
 
-    ``settings`` are those of a `urllib3.PoolManager`: ``ssl_context``, ``maxsize`` and so on.
+    ``settings`` are the arguments of a `urllib3.PoolManager`: ``ssl_context``, ``maxsize`` and so on.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -66,8 +70,8 @@ class Urllib3Transport:
                 while len(read) <= MAX_BODY_SIZE and (piece := head.read1(65536)):
                     read += piece
                     if head.length_remaining != 0 and self.now() >= body.deadline:
-                        raise TimeoutError("no time was left for the answer")
-            finally:  # its connection is back in the pool if all was read; if not, it is closed
+                        raise TimeoutError("no time was left for the response")
+            finally:  # returns the connection to the pool if all was read; closes it if not
                 head.close()
                 head.release_conn()
         except Exception as error:
@@ -83,7 +87,7 @@ class Urllib3Transport:
             )
         response = Response(head.status, head.headers.items(), bytes(read))
         if send.belongs(response):
-            body.trusted_until = self.now() + 3  # servers close an idle connection after 5 and more
+            body.trusted_until = self.now() + 3  # servers close idle connections after 5 or more
         return response
 
     def sleep(self, seconds: float) -> None:
@@ -95,14 +99,14 @@ class Urllib3Transport:
     def close(self) -> None:
         self._closed = True
         pools = self._pools.pools
-        for key in pools.keys():  # noqa: SIM118 - it cannot be iterated over itself
-            pools[key].close()  # clear() leaves that to whoever collects the garbage
+        for key in pools.keys():  # noqa: SIM118 - the container itself is not iterable
+            pools[key].close()  # clear() leaves that to the garbage collector
         self._pools.clear()
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Say whether to send again could help."""
-    if isinstance(error, ValueError | RuntimeError):  # a URL that is none, a closed transport
+    """Return whether a retry could help."""
+    if isinstance(error, ValueError | RuntimeError):  # not a URL, or a closed transport
         return False
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
@@ -110,28 +114,28 @@ def _may_pass(error: BaseException | None) -> bool:
 
 
 class _Body(bytes):
-    """The body of a request. urllib3 hands it on as it is, so it can carry notes."""
+    """The body of a request. urllib3 passes it on unchanged, so it can carry our notes."""
 
     deadline = 0.0
     sent = False
     trusted_until = 0.0
-    """Until when its connection may be used again."""
+    """The time until which its connection may be reused."""
 
 
 class _Connection(urllib3.connection.HTTPConnection):
     _body = _Body()
 
     def request(self, method: str, url: str, body: Any = None, *args: Any, **options: Any) -> None:
-        if self.sock is None:  # over TLS it is connected by now
+        if self.sock is None:  # over TLS, urllib3 has connected it already
             self.connect()
         if time.monotonic() >= body.deadline:
             raise TimeoutError("no time was left to send the request")
         self._body = body
-        body.sent = True  # from here on, though perhaps not a byte gets out
+        body.sent = True  # from here on, even if no byte gets out
         super().request(method, url, body, *args, **options)
 
     @property
-    def is_connected(self) -> bool:  # asked by the pool before it uses a connection again
+    def is_connected(self) -> bool:  # the pool asks before it reuses a connection
         return time.monotonic() < self._body.trusted_until and super().is_connected
 
 
@@ -151,7 +155,7 @@ _POOLS: Any = {"http": _Pool, "https": _SecurePool}
 
 
 if __name__ == "__main__":
-    with SandboxServer() as server:  # a Creduse of one's own, which takes any key
+    with SandboxServer() as server:  # a local Creduse server, which accepts any key
         protocol = CreduseProtocol("any-key", server.base_url)
         with CoreClient(protocol, Urllib3Transport()) as client:
             client.add("12345678-1234-5678-1234-567812345678", 100)

@@ -1,11 +1,15 @@
-"""Creduse over urllib, which every Python has: each request on a connection of its own.
+"""A transport over urllib, which every Python has. Each request opens its own connection.
 
     CoreClient(CreduseProtocol("your-api-key"), UrllibTransport())
 
-Limits: a time-out is for each read, so a head that drips in is not bounded as a whole; looking a
-name up takes none; each address of a host, and the TLS handshake, gets the whole
-time to connect anew. http.client takes an interim answer other than 100, such as 103, for
-the final one, which makes the call UNKNOWN. No proxies, nor those of the environment.
+Limits:
+
+- A timeout applies to each read, so nothing bounds a head that arrives byte by byte.
+- Name look-up has no timeout. Each address of a host, and the TLS handshake, gets the full
+  whole time to connect again.
+- http.client takes an interim response other than 100, such as 103, for the final one. The outcome
+  is then UNKNOWN.
+- No proxies, not even those of the environment.
 """
 
 import http.client
@@ -28,10 +32,10 @@ from creduse_sandbox import SandboxServer
 
 
 class UrllibTransport:
-    """Sends over urllib; see `creduse_core.Transport`. It can be shared between threads."""
+    """Sends over urllib; see `creduse_core.Transport`. Threads can share it."""
 
     def __init__(self, ssl_context: ssl.SSLContext | None = None) -> None:
-        # An opener that knows nothing else: no redirects, proxies or cookies, no errors by status.
+        # An opener with no other handlers: no redirects, proxies or cookies, no errors by status code.
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(_Handler(ssl_context or ssl.create_default_context()))
         self._closed = False
@@ -44,17 +48,17 @@ class UrllibTransport:
         try:
             if self._closed:
                 raise RuntimeError("the transport is closed")
-            request = urllib.request.Request(  # noqa: S310 - the core takes http and https alone
+            request = urllib.request.Request(  # noqa: S310 - the core accepts only http and https
                 ours.url, body, dict(ours.headers), method=ours.method
             )
-            with self._opener.open(request, timeout=connect_timeout) as answer:
-                head = answer
-                while len(read) <= MAX_BODY_SIZE and (piece := answer.read1(65536)):
+            with self._opener.open(request, timeout=connect_timeout) as reply:
+                head = reply
+                while len(read) <= MAX_BODY_SIZE and (piece := reply.read1(65536)):
                     read += piece
-                    if answer.length != 0 and self.now() >= body.deadline:
-                        raise TimeoutError("no time was left for the answer")
-                if answer.length and len(read) <= MAX_BODY_SIZE:  # of a cut body read1 says nothing
-                    raise http.client.IncompleteRead(b"", answer.length)
+                    if reply.length != 0 and self.now() >= body.deadline:
+                        raise TimeoutError("no time was left for the response")
+                if reply.length and len(read) <= MAX_BODY_SIZE:  # read1 does not report a cut body
+                    raise http.client.IncompleteRead(b"", reply.length)
         except Exception as error:
             forget_frames(error)  # they hold the API key
             return Failure(
@@ -75,7 +79,7 @@ class UrllibTransport:
         return time.monotonic()
 
     def close(self) -> None:
-        self._closed = True  # no connection is left to be closed
+        self._closed = True  # there are no open connections to close
 
 
 class _Handler(urllib.request.AbstractHTTPHandler):
@@ -93,8 +97,8 @@ class _Handler(urllib.request.AbstractHTTPHandler):
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Say whether to send again could help."""
-    if isinstance(error, ValueError | RuntimeError):  # a URL that is none, a closed transport
+    """Return whether a retry could help."""
+    if isinstance(error, ValueError | RuntimeError):  # not a URL, or a closed transport
         return False
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
@@ -102,7 +106,7 @@ def _may_pass(error: BaseException | None) -> bool:
 
 
 class _Body(bytes):
-    """The body of a request. urllib hands it on as it is, so it can carry notes."""
+    """The body of a request. urllib passes it on unchanged, so it can carry our notes."""
 
     deadline = 0.0
     sent = False
@@ -115,7 +119,7 @@ class _Connection(http.client.HTTPConnection):
         if left <= 0:
             raise TimeoutError("no time was left to send the request")
         self.sock.settimeout(left)
-        body.sent = True  # from here on, though perhaps not a byte gets out
+        body.sent = True  # from here on, even if no byte gets out
         super().request(method, url, body, *args, **options)
 
 
@@ -124,7 +128,7 @@ class _SecureConnection(_Connection, http.client.HTTPSConnection):
 
 
 if __name__ == "__main__":
-    with SandboxServer() as server:  # a Creduse of one's own, which takes any key
+    with SandboxServer() as server:  # a local Creduse server, which accepts any key
         protocol = CreduseProtocol("any-key", server.base_url)
         with CoreClient(protocol, UrllibTransport()) as client:
             client.add("12345678-1234-5678-1234-567812345678", 100)

@@ -1,6 +1,6 @@
-"""The API reference, from the docstrings of the names in ``__all__``, so that none is left out.
+"""Build the API reference from the docstrings of all names in ``__all__``.
 
-Also how names are looked up: in our packages, in those of others, and in the pages' own text.
+This module also resolves names: those of our packages, those of other libraries, and code in pages.
 """
 
 import importlib
@@ -29,10 +29,10 @@ MODULES: Final = (
     "creduse_sandbox",
     "creduse_sandbox.conformance",
 )
-"""Those with public names. What stands in several is told of in the first."""
+"""The modules with public names. A name in several of them is documented in the first."""
 
-# Where the names of others are told of, as docstrings and annotations have them. Inventories would
-# have to be fetched for each build, and httpx has none.
+# Where other libraries document the names that our docstrings and annotations use. Inventories
+# would need a download for each build, and httpx has none.
 _PYTHON: Final = "https://docs.python.org/3/library"
 _AIOHTTP: Final = "https://docs.aiohttp.org/en/stable"
 _TRIO: Final = "https://trio.readthedocs.io/en/stable/reference-io.html"
@@ -66,7 +66,7 @@ _LINKS: Final = {
     "httpx.Client": f"{_HTTPX}/#client",
     "httpx.AsyncClient": f"{_HTTPX}/#asyncclient",
 }
-_ALSO: Final = {  # as they are called elsewhere
+_ALSO: Final = {  # other names of the same objects
     "aiohttp.client.ClientSession": "aiohttp.ClientSession",
     "aiohttp.helpers.AppKey": "aiohttp.web.AppKey",
     "aiohttp.web_app.Application": "aiohttp.web.Application",
@@ -110,7 +110,7 @@ def _is_other(value: object) -> bool:
 
 _Part: TypeAlias = tuple[str, Callable[[object], bool], str, tuple[str, ...]]
 
-# The parts of a page: a title, what belongs there, and how it is told of.
+# The sections of a page: a title, which names belong there, the directive and its options.
 _PARTS: Final[tuple[_Part, ...]] = (
     ("Clients", _is_client, "autoclass", ("members", "inherited-members")),
     ("Classes", _is_plain, "autoclass", ("members",)),
@@ -123,7 +123,7 @@ _PARTS: Final[tuple[_Part, ...]] = (
 
 
 def _told_of(module: str) -> dict[str, str]:
-    """Give the public names of a module, each with the module whose page tells of it."""
+    """Return the public names of a module, each with the module whose page documents it."""
     places: dict[str, str] = {}
     for name in importlib.import_module(module).__all__:
         if name == "__version__":
@@ -138,12 +138,12 @@ def _told_of(module: str) -> dict[str, str]:
 
 
 class Api(SphinxDirective):
-    """``.. api:: module``: all that is public there."""
+    """``.. api:: module`` documents all public names of the module."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Write what autodoc reads."""
+        """Write the directives of autodoc."""
         (module,) = self.arguments
         return self.parse_text_to_nodes("\n".join(self._lines(module)), allow_section_headings=True)
 
@@ -154,7 +154,7 @@ class Api(SphinxDirective):
             there = [name for name, place in places.items() if place == other != module]
             if there:
                 names = ", ".join(f"`{other}.{name}`" for name in there)
-                yield from (f"As in `{other}`, and the same objects: {names}.", "")
+                yield from (f"The same objects as in `{other}`: {names}.", "")
         ours = {
             name: getattr(importlib.import_module(module), name)
             for name, place in places.items()
@@ -168,12 +168,12 @@ class Api(SphinxDirective):
                 yield f".. {directive}:: {name}"
                 yield from (f"   :{option}:" for option in options)
                 yield ""
-                if directive == "py:data":  # autodoc would show all that is in a table
+                if directive == "py:data":  # autodoc would show the whole table
                     yield from (f"   {line}" for line in _doc(module, name))
 
 
 def _doc(module: str, name: str) -> list[str]:
-    """Give what stands below a constant, in whichever room of the package that is."""
+    """Return the docstring below a constant, from whichever module of the package has it."""
     rooms = [room for room in sorted(sys.modules) if f"{room}.".startswith(f"{module}.")]
     for room in rooms:
         docs = ModuleAnalyzer.for_module(room).find_attr_docs()
@@ -185,7 +185,7 @@ def _doc(module: str, name: str) -> list[str]:
 def _mark(
     _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]
 ) -> None:
-    """Have the examples in docstrings, indented and no more, read as code, and errors as a list."""
+    """Mark indented examples in docstrings as code, and the errors under ``Raises:`` as fields."""
     marked: list[str] = []
     block = ""
     for before, line in zip(["", *lines], lines, strict=False):
@@ -208,20 +208,20 @@ def _mark(
 def _no_signature(
     _app: Sphinx, _what: str, _name: str, value: object, _options: object, *_: str | None
 ) -> tuple[str, str] | None:
-    """Have what nobody makes, an enum or a protocol, shown without what it is made with."""
+    """Show no signature for an enum or a protocol, because users do not call them."""
     return ("", "") if _is_enum(value) or getattr(value, "_is_protocol", False) else None
 
 
 def _look_up(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
 ) -> nodes.reference | None:
-    """Find a name that is ours but stands in another package, or one of somebody else's."""
+    """Resolve a name of ours that is in another package, or a name of another library."""
     target = node.get("reftarget", "")
     if url := _LINKS.get(_ALSO.get(target, target)):
         return nodes.reference("", "", content, internal=False, refuri=url)
     if node.get("refdomain") != "py":
         return None
-    # Where a thing is made is private: creduse_core.models.Attempt is creduse.Attempt.
+    # The defining module is private: creduse_core.models.Attempt is creduse.Attempt.
     room = max((it for it in sys.modules if target.startswith(f"{it}.")), key=len, default="")
     wanted = target.removeprefix(f"{room}.")
     objects = env.domains.python_domain.objects
@@ -236,7 +236,7 @@ def _look_up(
 
 
 def _link_names(app: Sphinx, doctree: nodes.document) -> None:
-    """Link a piece of code in a page that is a public name of ours to the reference."""
+    """Link code in a page to the reference if it is a public name of ours."""
     docname = app.env.docname
     if docname.startswith("api/"):
         return
@@ -251,7 +251,7 @@ def _link_names(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def _names() -> frozenset[str]:
-    plain = {"setup", "check", "serve"}  # words as well
+    plain = {"setup", "check", "serve"}  # also plain words
     return frozenset(
         word
         for module in MODULES
@@ -262,7 +262,7 @@ def _names() -> frozenset[str]:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Tell Sphinx of all this."""
+    """Register the directive and the handlers with Sphinx."""
     app.add_directive("api", Api)
     app.connect("autodoc-process-docstring", _mark)
     app.connect("autodoc-process-signature", _no_signature)

@@ -1,10 +1,10 @@
-"""A metered endpoint: each summary costs credits, which are taken before the work is done.
+"""A metered endpoint: it takes the credits for a summary, then does the work.
 
     CREDUSE_API_KEY=your-api-key python app.py
     curl http://127.0.0.1:8080/summaries -H 'End-User: 12345678-1234-5678-1234-567812345678' \
         -d 'A long text.'
 
-Without a service at hand, `creduse sandbox --port 8000` is one, with
+To try it without an account, run `creduse sandbox --port 8000`, and set
 CREDUSE_BASE_URL=http://127.0.0.1:8000.
 """
 
@@ -45,8 +45,8 @@ async def summarize(request: web.Request) -> web.Response:
     except (InsufficientFundsError, CreditExpiredError, UserDoesNotExistError):
         return web.json_response({"error": f"a summary costs {PRICE} credits"}, status=402)
     except CreduseError as error:
-        # No work for credits that were perhaps not taken, and no second try for those that
-        # perhaps were: what is not certain is for a human to look at.
+        # It is not certain that the credits were taken, so do no work. They may have been taken,
+        # so do not retry. Let a person look at it.
         if error.outcome is not Outcome.NOT_APPLIED:
             logging.getLogger(__name__).warning("look at the balance of %s: %s", user, error)
         return web.json_response({"error": "try again later"}, status=503)

@@ -1,4 +1,4 @@
-"""The example's tests: the app on one side, a sandbox in the service's place on the other."""
+"""Test the example app with a sandbox in place of the service."""
 
 import asyncio
 import runpy
@@ -34,7 +34,7 @@ async def ask(client: Client, user: str = USER) -> tuple[int, Any]:
 
 
 def test_credits_run_out(creduse_sandbox: SandboxServer) -> None:
-    """Each summary is paid for, and 402 is the answer when no more can be."""
+    """Each summary costs credits, and the app returns 402 when none are left."""
 
     async def test(client: Client) -> None:
         assert [(await ask(client))[0] for _ in range(3)] == [200, 200, 402]
@@ -45,7 +45,7 @@ def test_credits_run_out(creduse_sandbox: SandboxServer) -> None:
 
 
 def test_somebody_unknown(creduse_sandbox: SandboxServer) -> None:
-    """Who has no credits at all has to pay, and who is nobody is refused."""
+    """A user without credits gets 402, and an id that is not a UUID gets 400."""
 
     async def test(client: Client) -> None:
         assert (await ask(client))[0] == 402
@@ -57,7 +57,7 @@ def test_somebody_unknown(creduse_sandbox: SandboxServer) -> None:
 
 @pytest.mark.parametrize("fault", ["apply-then-reset", "421"])
 def test_no_work_without_certainty(fault: str, creduse_sandbox: SandboxServer) -> None:
-    """When it is not certain that the credits were taken, there is no work and no second try."""
+    """If it is not certain that the credits were taken, the app does no work and does not retry."""
 
     async def test(client: Client) -> None:
         assert (await ask(client))[0] == 503
