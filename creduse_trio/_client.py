@@ -225,6 +225,8 @@ class TrioTransport:
         """Send on this connection, and keep it if it is fit for another request."""
         keep = False
         try:
+            if self._closed:  # while this call connected
+                raise RuntimeError("the client is closed")
             response = await connection.exchange(head, send.request.body, progress)
             keep = not self._closed and send.belongs(response) and connection.renew()
             return response
@@ -247,7 +249,7 @@ class TrioTransport:
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
-        """Close the idle connections. Calls in flight go on to their end, and close theirs then."""
+        """Close the idle connections. A call that has begun to send goes on to its end."""
         self._closed = True
         if (
             self._is_current_loop()

@@ -283,6 +283,34 @@ def test_closed_while_calls_are_in_flight(wire: Any) -> None:
     trio.run(main)
 
 
+def test_closed_while_a_call_connects(server: SandboxServer) -> None:
+    """A call that is connecting when the client is closed sends nothing afterwards."""
+    connecting, go_on = trio.Event(), trio.Event()
+
+    async def connect(host: str, port: int) -> trio.abc.Stream:
+        connecting.set()
+        await go_on.wait()
+        return await trio.open_tcp_stream(host, port)
+
+    async def main() -> None:
+        client = AsyncCreduseClient(KEY, base_url=server.base_url, connect=connect)
+
+        async def call() -> None:
+            with pytest.raises(TransportError, match="the client is closed") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            await connecting.wait()
+            await client.aclose()
+            go_on.set()
+
+    trio.run(main)
+    server.settle()
+    assert server.log == ()
+
+
 def test_closed_within_a_cancelled_scope(wire: Any) -> None:
     """Leaving ``async with`` because of a cancellation closes the connections."""
 
