@@ -3,6 +3,7 @@
 Some need a framework: ``nox -s docs`` has all of them.
 """
 
+import inspect
 import io
 import re
 import signal
@@ -17,7 +18,9 @@ from uuid import uuid4
 
 import pytest
 
-from creduse import CreduseClient
+import creduse_core.errors
+import creduse_core.models
+from creduse import CreduseClient, CreduseError
 from creduse._calls import STATUSES
 from creduse_core import BASE_URL, EVENTS, TRANSITIONS, Kind
 from creduse_core.retry import may_retry
@@ -137,6 +140,30 @@ def test_events() -> None:
         )
         for event in EVENTS.values()
     ]
+
+
+def test_fields() -> None:
+    """The page's tables have every field of the results and errors, with its type."""
+    page = DOCS.joinpath("reference.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    classes = [
+        thing
+        for module in (creduse_core.models, creduse_core.errors)
+        for thing in vars(module).values()
+        if isinstance(thing, type) and thing.__module__ == module.__name__
+    ]
+    assert len(classes) > 20
+    for thing in classes:
+        rows = re.findall(
+            r"^\| `(\w+)` \| (.+?) \| ", sections.get(thing.__name__, ""), re.MULTILINE
+        )
+        written = {field: wanted.replace("`", "").replace(" or ", " | ") for field, wanted in rows}
+        fields = inspect.get_annotations(thing)
+        assert written == {
+            field: re.sub(r"\w+\.", "", inspect.formatannotation(kind))
+            for field, kind in fields.items()
+        }
+        assert fields or thing.__name__ in page or not issubclass(thing, CreduseError)
 
 
 def test_states() -> None:
