@@ -32,7 +32,7 @@ LEAST: Final = 3
 
 
 class Process:
-    """The server, or a worker: it says something once it is there, and answers to commands."""
+    """The server, or a worker: it says something once it is there, and responds to commands."""
 
     def __init__(self, python: str, module: str, *arguments: str) -> None:
         # Neither a proxy nor what looks on while a program runs has a place in here.

@@ -1,8 +1,8 @@
 """A server that does next to nothing, so that what is measured is the client.
 
-It answers by path, in bytes made beforehand: ``/3/subtract`` and ``/3/get-active-balance`` (of 3
-cycles). It closes the connection after an answer under ``/closed/``, resets it instead of answering
-under ``/reset/``, and is silent under ``/cancelled/``. Under ``/held-NAME/`` answers wait, ``count`` says how many do, and ``release`` sends them.
+It responds by path, in bytes made beforehand: ``/3/subtract`` and ``/3/get-active-balance`` (of 3
+cycles). It closes the connection after a response under ``/closed/``, resets it instead of responding
+under ``/reset/``, and is silent under ``/cancelled/``. Under ``/held-NAME/`` responses wait, ``count`` says how many do, and ``release`` sends them.
 It prints its port and stops when its input ends.
 """
 
@@ -35,14 +35,14 @@ _START: Final = datetime(2025, 8, 12, 14, 35, 55, 423145, tzinfo=UTC)
 
 
 def subtracted() -> bytes:
-    """Give the body that answers ``subtract``."""
+    """Give the body that responds to ``subtract``."""
     return json.dumps({"end_user_id": USER, "amount": AMOUNT}).encode()
 
 
 def balance(cycles: int) -> bytes:
-    """Give the body that answers ``get_balance``, no two cycles of it alike.
+    """Give the body that responds to ``get_balance``, no two cycles of it alike.
 
-    With all fields that any client wants: the published one reads no answer without a status.
+    With all fields that any client wants: the published one reads no response without a status.
     """
     parts: list[dict[str, object]] = []
     for number in range(cycles):
@@ -59,20 +59,20 @@ def balance(cycles: int) -> bytes:
             }
         )
     total = sum(range(3, cycles + 3))
-    answer = {"end_user_id": USER, "active_balance_by_cycle": parts, "active_balance": total}
-    return json.dumps(answer).encode()
+    response = {"end_user_id": USER, "active_balance_by_cycle": parts, "active_balance": total}
+    return json.dumps(response).encode()
 
 
-def _answer(body: bytes) -> bytes:
+def _response(body: bytes) -> bytes:
     return _HEAD % len(body) + body
 
 
-def _answers() -> dict[bytes, bytes]:
-    answers: dict[bytes, bytes] = {}
+def _responses() -> dict[bytes, bytes]:
+    responses: dict[bytes, bytes] = {}
     for cycles in CYCLES:
-        answers[b"/%d/subtract" % cycles] = _answer(subtracted())
-        answers[b"/%d/get-active-balance" % cycles] = _answer(balance(cycles))
-    return answers
+        responses[b"/%d/subtract" % cycles] = _response(subtracted())
+        responses[b"/%d/get-active-balance" % cycles] = _response(balance(cycles))
+    return responses
 
 
 def _whole(data: bytes) -> bool:
@@ -84,10 +84,10 @@ def _whole(data: bytes) -> bool:
 
 
 class Server:
-    """All connections, in one thread. Their sockets block, since a client reads its answer."""
+    """All connections, in one thread. Their sockets block, since a client reads its response."""
 
     def __init__(self) -> None:
-        self._answers = _answers()
+        self._responses = _responses()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._poll = select.epoll()
         self._poll.register(self._listener, select.EPOLLIN)
@@ -124,7 +124,7 @@ class Server:
         if not piece:
             self._close(descriptor)
         elif _whole(data):
-            self._answer(data.split(b" ", 2)[1], descriptor, connection)
+            self._response(data.split(b" ", 2)[1], descriptor, connection)
         else:
             self._begun[descriptor] = data
 
@@ -132,9 +132,9 @@ class Server:
         self._poll.unregister(descriptor)
         self._connections.pop(descriptor).close()
 
-    def _answer(self, path: bytes, descriptor: int, connection: socket.socket) -> None:
+    def _response(self, path: bytes, descriptor: int, connection: socket.socket) -> None:
         prefix, _, last = path.rpartition(b"/")
-        answer = self._answers.get(path, _MISSING)
+        response = self._responses.get(path, _MISSING)
         if prefix == b"/cancelled":
             return
         if prefix == b"/reset":
@@ -142,18 +142,18 @@ class Server:
             self._close(descriptor)
             return
         if prefix == b"/closed":
-            connection.sendall(self._answers[b"/1/subtract"].replace(_OK, _CLOSING))
+            connection.sendall(self._responses[b"/1/subtract"].replace(_OK, _CLOSING))
             self._close(descriptor)
             return
         if prefix.startswith(b"/held-"):
             if last == b"subtract":
                 self._held[prefix].append(connection)
                 return
-            answer = _answer(b"%d" % len(self._held[prefix]))
+            response = _response(b"%d" % len(self._held[prefix]))
             if last == b"release":
                 for waiting in self._held.pop(prefix):
-                    waiting.sendall(self._answers[b"/1/subtract"])
-        connection.sendall(answer)
+                    waiting.sendall(self._responses[b"/1/subtract"])
+        connection.sendall(response)
 
 
 def main() -> None:

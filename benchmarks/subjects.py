@@ -164,7 +164,7 @@ class H11Pool(H11):
 
 
 class Bare(ByHand):
-    """The floor: bytes out, bytes in, and nothing of an answer is read but its size, once."""
+    """The floor: bytes out, bytes in, and nothing of a response is read but its size, once."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -179,13 +179,13 @@ class Bare(ByHand):
             self.requests[path] = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
         return self.requests[path]
 
-    def missing(self, path: str, answer: bytes | bytearray) -> int:
-        """Say how many bytes are still to come after the first ones of an answer."""
+    def missing(self, path: str, response: bytes | bytearray) -> int:
+        """Say how many bytes are still to come after the first ones of a response."""
         if path not in self.sizes:
-            assert answer.startswith(b"HTTP/1.1 200 "), answer
-            head = answer.partition(b"\r\n\r\n")[0]
+            assert response.startswith(b"HTTP/1.1 200 "), response
+            head = response.partition(b"\r\n\r\n")[0]
             self.sizes[path] = len(head) + 4 + int(head.rpartition(b"Content-Length: ")[2])
-        return self.sizes[path] - len(answer)
+        return self.sizes[path] - len(response)
 
 
 class Socket(Bare):
@@ -224,7 +224,7 @@ class TrioSocket(Bare):
             await self.stream.aclose()
 
 
-# Without the network. The answers are those of the server at the same URL.
+# Without the network. The responses are those of the server at the same URL.
 
 
 def _canned(url: str) -> dict[str, bytes]:
@@ -233,7 +233,7 @@ def _canned(url: str) -> dict[str, bytes]:
 
 
 class Core:
-    """The core's calls, from the arguments to the request and from the answer to the result."""
+    """The core's calls, from the arguments to the request and from the response to the result."""
 
     def __init__(self, url: str) -> None:
         from creduse_core import CreduseProtocol, Response
@@ -241,34 +241,34 @@ class Core:
         self.protocol = CreduseProtocol(KEY, url)
         bodies = _canned(url).items()
         headers = (("Content-Type", "application/json"),)
-        self.answers = {path: Response(200, headers, body) for path, body in bodies}
+        self.responses = {path: Response(200, headers, body) for path, body in bodies}
 
     def subtract(self, user: str, amount: int) -> object:
         call = self.protocol.subtract(user, amount)
         call.start(0.0)
-        return call.receive_response(self.answers["/subtract"], 0.0)
+        return call.receive_response(self.responses["/subtract"], 0.0)
 
     def get_balance(self, user: str) -> object:
         call = self.protocol.get_balance(user)
         call.start(0.0)
-        return call.receive_response(self.answers["/get-active-balance"], 0.0)
+        return call.receive_response(self.responses["/get-active-balance"], 0.0)
 
 
 def core_client(url: str) -> Any:
-    """Make the core's client over a transport that has its answers at once.
+    """Make the core's client over a transport that has its responses at once.
 
     So this is all that is ours in a call but the adapter: the above, the loop that drives it, the
-    answer's object, whether it belongs to the request, and the report.
+    response's object, whether it belongs to the request, and the report.
     """
     from creduse_core import CoreClient, CreduseProtocol, Response
 
-    answers = {f"{url}{path}": body for path, body in _canned(url).items()}
+    responses = {f"{url}{path}": body for path, body in _canned(url).items()}
     headers = (("Content-Type", "application/json"),)
 
     def exchange(send: "Send") -> "Response":
-        answer = Response(200, headers, answers[send.request.url])
-        assert send.belongs(answer)
-        return answer
+        response = Response(200, headers, responses[send.request.url])
+        assert send.belongs(response)
+        return response
 
     transport: Any = SimpleNamespace(send=exchange, now=lambda: 0.0, close=lambda: None)
     return CoreClient(CreduseProtocol(KEY, url), transport)
@@ -279,7 +279,7 @@ class PublishedModels:
 
     def __init__(self, url: str) -> None:
         self.models: Any = import_module("creduse.models.response_models")
-        self.answers = _canned(url)
+        self.responses = _canned(url)
 
     def subtract(self, user: str, amount: int) -> object:
         model = self.models.SubtractCreditModel
@@ -291,10 +291,10 @@ class PublishedModels:
         return self.models.ActiveBalance(**self.exchange("/get-active-balance", body))
 
     def exchange(self, path: str, body: object) -> Any:
-        """Write the request's JSON and read the answer's."""
+        """Write the request's JSON and read the response's."""
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         text.encode("utf-8")
-        return json.loads(self.answers[path])
+        return json.loads(self.responses[path])
 
 
 class Subject(NamedTuple):

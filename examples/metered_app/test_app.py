@@ -29,8 +29,8 @@ def with_app(test: Callable[[Client], Awaitable[None]]) -> None:
 
 
 async def ask(client: Client, user: str = USER) -> tuple[int, Any]:
-    async with client.post("/summaries", data="A text.", headers={"End-User": user}) as answer:
-        return answer.status, await answer.text()
+    async with client.post("/summaries", data="A text.", headers={"End-User": user}) as response:
+        return response.status, await response.text()
 
 
 def test_credits_run_out(creduse_sandbox: SandboxServer) -> None:
