@@ -1,8 +1,8 @@
-"""``nox -s bench``: measures all, side by side in one run, and prints tables in Markdown.
+"""``nox -s bench``: measures all subjects side by side in one run, and prints tables in Markdown.
 
-Each subject is a process of its own, and one of them works at a time. In a round each has a turn,
-those that are compared one right after the other, and who is first changes with each round. What
-counts is the median of the ratios of the rounds: what slows the machine for a while slows both.
+Each subject runs in its own process, and only one works at a time. In a round each subject has a turn.
+Subjects that are compared take turns one after the other, and the first one changes with each round.
+The result is the median of the ratios of the rounds: a slow phase of the machine slows both.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.report import picture, tables, targets
 from benchmarks.subjects import SUBJECTS
 
 ROOT: Final = Path(__file__).parents[1]
-# The tree is looked at last: it must not hide the published client, which bears the same name.
+# The tree comes last on the path: it must not hide the published client of the same name.
 LAUNCH: Final = (
     "import sys; sys.path.append(sys.argv.pop(1)); from benchmarks.{} import main; main()"
 )
@@ -32,10 +32,10 @@ LEAST: Final = 3
 
 
 class Process:
-    """The server, or a worker: it says something once it is there, and responds to commands."""
+    """The server, or a worker. It prints a line when it is ready, and responds to commands."""
 
     def __init__(self, python: str, module: str, *arguments: str) -> None:
-        # Neither a proxy nor what looks on while a program runs has a place in here.
+        # Proxies and tools that watch a program would change the results.
         env = {
             name: value
             for name, value in os.environ.items()
@@ -51,7 +51,7 @@ class Process:
         self.said = self.read()
 
     def read(self) -> Any:
-        """Take a line of JSON."""
+        """Read a line of JSON."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -59,18 +59,18 @@ class Process:
         return json.loads(line)
 
     def write(self, *command: object) -> None:
-        """Give a command."""
+        """Write a command."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.communicate()
 
 
 class Bench:
-    """The server, and the workers, which are started when they are first needed."""
+    """The server, and the workers. A worker starts when it is first needed."""
 
     def __init__(self, published: str | None, stack: ExitStack) -> None:
         self._stack = stack
@@ -89,31 +89,31 @@ class Bench:
         return self._start(python, "worker", subject, self._url)
 
     def worker(self, subject: str) -> Process:
-        """Give the subject's process."""
+        """Return the subject's process."""
         if subject not in self._workers:
             self._workers[subject] = self._new_worker(subject)
         return self._workers[subject]
 
     def _turn(self, measure: Measure, subject: str, times: int) -> tuple[float, float]:
-        """Give what a subject's turn has measured, and the seconds that it took."""
+        """Return what a subject's turn has measured, and the seconds that it took."""
         worker, begun = self.worker(subject), time.perf_counter()
         worker.write(*measure.command, times)
         return worker.read(), time.perf_counter() - begun
 
     def _calibrate(self, measure: Measure, subject: str, turn: float) -> int:
-        """Find how many calls fill a turn, and warm up meanwhile."""
+        """Return how many calls fill a turn. This also warms the subject up."""
         times = 1
         for _ in range(3):
             _, took = self._turn(measure, subject, times)
             times = max(1, int(times * turn / took))
-            if took > 10 * turn:  # it takes what it takes
+            if took > 10 * turn:  # it has no bound
                 break
         return times
 
     def measure(self, measure: Measure, rounds: int, turn: float) -> dict[str, list[float]]:
-        """Give what came of each round, by subject. A turn takes ``turn`` seconds.
+        """Return the results of all rounds, by subject. A turn takes ``turn`` seconds.
 
-        A subject that cannot keep to that leaves when its time is spent.
+        A subject that is too slow takes part only in the first rounds.
         """
         families = [
             [it for it in family if self._pythons[SUBJECTS[it].published] is not None]
@@ -121,7 +121,7 @@ class Bench:
         ]
         subjects = [subject for family in families for subject in family]
         if measure.times:
-            # In new processes: what has been freed before would hide what is leaked.
+            # In new processes: memory that was freed before would hide a leak.
             workers = {subject: self._new_worker(subject) for subject in subjects}
             for worker in workers.values():
                 worker.write(*measure.command, measure.times)
@@ -141,7 +141,7 @@ class Bench:
 
 
 def machine() -> str:
-    """Say what this runs on, without naming it."""
+    """Return a description of the machine, without its name."""
     model = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -173,7 +173,7 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, and tell."""
+    """Measure, and print the report."""
     arguments = _parse()
     rounds = arguments.rounds or (8 if arguments.quick else 20)
     turn = 0.02 if arguments.quick else 0.05

@@ -1,8 +1,8 @@
-"""What is measured, and what we hold ourselves to."""
+"""The measures, and the targets for them."""
 
 from typing import Final, NamedTuple
 
-# What is compared with each other, one after the other in each round: each with the first.
+# The subjects of a family take turns, and each is compared with the first.
 SYNC: Final = ("hand-httpx", "httpx", "published", "socket")
 ASYNCIO: Final = ("hand-httpx-asyncio", "httpx-asyncio", "published-asyncio")
 HTTPX_TRIO: Final = ("hand-httpx-trio", "httpx-trio")
@@ -24,7 +24,7 @@ OURS: Final = (("httpx",), ("httpx-asyncio",), ("httpx-trio",), ("aiohttp",), ("
 
 
 class Unit(NamedTuple):
-    """How a figure is shown."""
+    """How to show a figure."""
 
     name: str
     scale: float
@@ -40,7 +40,7 @@ BLOCKS: Final = Unit("blocks", 1, 4)
 
 
 class Measure(NamedTuple):
-    """A command that each subject of each family is given, once in each round."""
+    """A command for each subject of each family, once in each round."""
 
     name: str
     table: str
@@ -89,7 +89,7 @@ SLOW: Final = {"together-1000", *GROWTHS}
 
 
 class Target(NamedTuple):
-    """How much a subject may cost, as a multiple of what another does; or by itself."""
+    """The most that a subject may cost, as a multiple of another subject, or as a figure."""
 
     measure: str
     subject: str
@@ -115,6 +115,6 @@ TARGETS: Final = (
     Target("together-1000", "httpx-trio", "hand-httpx-trio", 1.0),
     Target("together-1000", "aiohttp", "hand-aiohttp", 1.0),
     Target("together-1000", "trio", "hand-trio-pool", 1.0),
-    # To leak the smallest object in every call would make 1.
+    # A leak of the smallest object in each call would make 1.
     *(Target(growth, family[0], None, 0.1) for growth in GROWTHS for family in OURS),
 )

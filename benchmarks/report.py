@@ -1,4 +1,4 @@
-"""What a run has found, for people: tables in Markdown, and a picture."""
+"""The report of a run: tables in Markdown, and a picture."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median, quantiles
@@ -18,8 +18,8 @@ def _quartiles(numbers: Sequence[float]) -> list[float]:
 
 
 def ratio(results: Results, one: str, other: str) -> list[float]:
-    """Give the quartiles of what ``one`` is of ``other``, round by round."""
-    # One that is slow leaves early, so its rounds are the first ones of the other's.
+    """Return the quartiles of the ratios of ``one`` to ``other``, round by round."""
+    # A slow subject has fewer rounds: the first ones of the other.
     pairs = zip(results[one], results[other], strict=False)
     return _quartiles([mine / theirs for mine, theirs in pairs])
 
@@ -29,7 +29,7 @@ def _row(*cells: str) -> str:
 
 
 def _rounded(quartiles: Sequence[float]) -> list[float]:
-    """Give them as they are shown, and judged."""
+    """Return the figures as they are shown and compared with targets."""
     return [round(number, 2 if quartiles[1] >= 0.1 else 4) for number in quartiles]
 
 
@@ -55,7 +55,7 @@ def _cell(measure: Measure, results: Results, subject: str) -> str:
 
 
 def tables(samples: Samples) -> Iterator[str]:
-    """Give the lines of all tables that there are results for."""
+    """Return the lines of all tables that have results."""
     for title in dict.fromkeys(it.table for it in MEASURES if it.name in samples):
         measures = [it for it in MEASURES if it.table == title and it.name in samples]
         families = [family for measure in measures for family in measure.families]
@@ -84,7 +84,7 @@ def _target(target: Target, samples: Samples) -> str | None:
 
 
 def targets(samples: Samples) -> Iterator[str]:
-    """Give the lines of the table of targets."""
+    """Return the lines of the table of targets."""
     yield from ("", "### Targets", "")
     yield _row("what", "of what", "at most", "measured", "")
     yield _row("---", "---", "---:", "---:", "---")
@@ -93,7 +93,7 @@ def targets(samples: Samples) -> Iterator[str]:
 
 _LEFT, _ONE, _RIGHT, _ROW = 190, 300, 700, 28  # pixels: labels, the length of 1, the edge, a row
 
-# One grey for all words, which can be read on white as on black.
+# One grey for all text, which is legible on white and on black.
 _STYLE: Final = (
     "text{font:14px system-ui,sans-serif;fill:#7a8088}line{stroke:#7a8088}"
     ".ours{fill:#3b82c4}.theirs{fill:#a0a6ad}"
@@ -101,7 +101,7 @@ _STYLE: Final = (
 
 
 def picture(results: Results) -> str:
-    """Give an SVG of how long a call takes, as a multiple of one written by hand."""
+    """Return an SVG: the time of a call, as a multiple of a call with hand-written code."""
     bars = [
         (subject, ratio(results, subject, family[0]))
         for family in ALL

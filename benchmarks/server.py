@@ -1,9 +1,14 @@
-"""A server that does next to nothing, so that what is measured is the client.
+"""A server that does as little as possible, so that the benchmarks measure the client.
 
-It responds by path, in bytes made beforehand: ``/3/subtract`` and ``/3/get-active-balance`` (of 3
-cycles). It closes the connection after a response under ``/closed/``, resets it instead of responding
-under ``/reset/``, and is silent under ``/cancelled/``. Under ``/held-NAME/`` responses wait, ``count`` says how many do, and ``release`` sends them.
-It prints its port and stops when its input ends.
+It responds by path, with bytes made beforehand:
+
+- ``/3/subtract`` and ``/3/get-active-balance``: a normal response, with 3 cycles.
+- ``/closed/``: it closes the connection after the response.
+- ``/reset/``: it resets the connection and sends no response.
+- ``/cancelled/``: it sends nothing.
+- ``/held-NAME/``: the response waits. ``count`` returns how many wait, and ``release`` sends them.
+
+It prints its port, and stops when its input ends.
 """
 
 import json
@@ -35,14 +40,14 @@ _START: Final = datetime(2025, 8, 12, 14, 35, 55, 423145, tzinfo=UTC)
 
 
 def subtracted() -> bytes:
-    """Give the body that responds to ``subtract``."""
+    """Return the body of a response to ``subtract``."""
     return json.dumps({"end_user_id": USER, "amount": AMOUNT}).encode()
 
 
 def balance(cycles: int) -> bytes:
-    """Give the body that responds to ``get_balance``, no two cycles of it alike.
+    """Return the body of a response to ``get_balance``. No two cycles are alike.
 
-    With all fields that any client wants: the published one reads no response without a status.
+    It has all fields that any client needs. The published client needs the status.
     """
     parts: list[dict[str, object]] = []
     for number in range(cycles):
@@ -84,7 +89,7 @@ def _whole(data: bytes) -> bool:
 
 
 class Server:
-    """All connections, in one thread. Their sockets block, since a client reads its response."""
+    """All connections, in one thread. Their sockets block, since each client reads its response."""
 
     def __init__(self) -> None:
         self._responses = _responses()
@@ -96,7 +101,7 @@ class Server:
         self._held: dict[bytes, list[socket.socket]] = defaultdict(list)
 
     def serve(self) -> None:
-        """Say the port, and serve until the input ends."""
+        """Print the port, and serve until the input ends."""
         print(self._listener.getsockname()[1], flush=True)
         self._poll.register(sys.stdin, select.EPOLLIN)
         while True:
@@ -157,7 +162,7 @@ class Server:
 
 
 def main() -> None:
-    """Serve, with as many connections as the machine allows."""
+    """Serve as many connections as the machine allows."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     Server().serve()

@@ -1,7 +1,7 @@
-"""What is measured: our clients, code written by hand on the same libraries, and what bounds them.
+"""The subjects: our clients, hand-written code on the same libraries, and lower bounds.
 
-All have the methods ``subtract`` and ``get_balance``. A process loads the libraries of its own
-subject alone, and the published client in an environment of its own, where ours is not.
+All have the methods ``subtract`` and ``get_balance``. A process loads only the libraries of its subject.
+The published client has its own environment, without ours.
 """
 
 import json
@@ -30,12 +30,12 @@ PIECE: Final = 65536
 
 
 def ours(module: str, name: str) -> Callable[[str], Any]:
-    """Make clients of one of our packages."""
+    """Return a function that makes clients of one of our packages."""
     return lambda url: getattr(import_module(module), name)(KEY, base_url=url)
 
 
 def published(name: str, transport: str) -> Callable[[str], Any]:
-    """Make clients as published. Only what they take as ``http_client`` can be told where to call."""
+    """Return a function that makes published clients. Only their ``http_client`` can set the URL."""
 
     def make(url: str) -> Any:
         http_client = getattr(import_module("creduse._httpclient"), transport)(KEY, base_url=url)
@@ -45,7 +45,7 @@ def published(name: str, transport: str) -> Callable[[str], Any]:
 
 
 class ByHand:
-    """What a user would write: a call for any method and path, and nothing that checks."""
+    """The code that a user would write: a call for any method and path, without checks."""
 
     call: Callable[[str, str, dict[str, object]], Any]
 
@@ -150,7 +150,7 @@ class H11(ByHand):
 
 
 class H11Pool(H11):
-    """The same, with no more than so many connections."""
+    """The same, with a bounded number of connections."""
 
     def __init__(self, url: str) -> None:
         import trio
@@ -164,7 +164,7 @@ class H11Pool(H11):
 
 
 class Bare(ByHand):
-    """The floor: bytes out, bytes in, and nothing of a response is read but its size, once."""
+    """The lower bound: it sends bytes, receives bytes, and reads only the size of the first response."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -172,7 +172,7 @@ class Bare(ByHand):
         self.sizes: dict[str, int] = {}
 
     def request(self, method: str, path: str, asked: dict[str, object]) -> bytes:
-        """Give a request in bytes, made once."""
+        """Return a request in bytes, made once."""
         if path not in self.requests:
             body = json.dumps(asked)
             head = f"{method} {self.prefix}{path} HTTP/1.1\r\nHost: {self.authority}\r\n"
@@ -180,7 +180,7 @@ class Bare(ByHand):
         return self.requests[path]
 
     def missing(self, path: str, response: bytes | bytearray) -> int:
-        """Say how many bytes are still to come after the first ones of a response."""
+        """Return how many bytes of a response are missing."""
         if path not in self.sizes:
             assert response.startswith(b"HTTP/1.1 200 "), response
             head = response.partition(b"\r\n\r\n")[0]
@@ -224,7 +224,7 @@ class TrioSocket(Bare):
             await self.stream.aclose()
 
 
-# Without the network. The responses are those of the server at the same URL.
+# Without the network. The server has the same responses at this URL.
 
 
 def _canned(url: str) -> dict[str, bytes]:
@@ -233,7 +233,7 @@ def _canned(url: str) -> dict[str, bytes]:
 
 
 class Core:
-    """The core's calls, from the arguments to the request and from the response to the result."""
+    """The core: from the arguments to the request, and from the response to the result."""
 
     def __init__(self, url: str) -> None:
         from creduse_core import CreduseProtocol, Response
@@ -255,10 +255,9 @@ class Core:
 
 
 def core_client(url: str) -> Any:
-    """Make the core's client over a transport that has its responses at once.
+    """Return the core's client over a transport that has its responses at once.
 
-    So this is all that is ours in a call but the adapter: the above, the loop that drives it, the
-    response's object, whether it belongs to the request, and the report.
+    It runs all of our code in a call but the adapter's.
     """
     from creduse_core import CoreClient, CreduseProtocol, Response
 
@@ -275,7 +274,7 @@ def core_client(url: str) -> Any:
 
 
 class PublishedModels:
-    """What the published client does in a call, less httpx: its models, and JSON as httpx does it."""
+    """The published client's call without httpx: its models, and JSON as httpx reads it."""
 
     def __init__(self, url: str) -> None:
         self.models: Any = import_module("creduse.models.response_models")
@@ -291,14 +290,14 @@ class PublishedModels:
         return self.models.ActiveBalance(**self.exchange("/get-active-balance", body))
 
     def exchange(self, path: str, body: object) -> Any:
-        """Write the request's JSON and read the response's."""
+        """Write the JSON of the request, and read the JSON of the response."""
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         text.encode("utf-8")
         return json.loads(self.responses[path])
 
 
 class Subject(NamedTuple):
-    """One thing to measure, in a process of its own."""
+    """A subject of the benchmarks."""
 
     title: str
     style: Literal["sync", "asyncio", "trio"]

@@ -1,7 +1,7 @@
-"""Measures one subject, in a process of its own, whenever it is told to.
+"""Measures one subject in a process of its own.
 
-Commands come in and numbers go out, a line of JSON each: ``["one", "subtract", 1, 400]`` asks for
-the seconds of one call, from 400 of them. Between two commands the process sleeps.
+It reads commands and writes numbers, each a line of JSON. ``["one", "subtract", 1, 400]`` asks for the
+seconds of a call, measured over 400 calls. Between two commands the process sleeps.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from benchmarks.subjects import SUBJECTS
 Call = Callable[[], Any]
 Styled = Mapping[str, Callable[..., Any]]
 
-# What differs by style. Calls one after another and side by side are what is timed, so lean.
+# One class for each style. The loops of calls are timed, so they do as little as possible.
 
 
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine that never waits, since its subject is synchronous."""
+    """Run a coroutine of a synchronous subject, which never waits."""
     try:
         coroutine.send(None)
     except StopIteration:
@@ -87,7 +87,7 @@ REPEAT: Final[Styled] = {"sync": _repeat, "asyncio": _repeat_async, "trio": _rep
 TOGETHER: Final[Styled] = {"sync": _in_threads, "asyncio": _in_tasks, "trio": _in_nursery}
 
 
-# What may fail, or is cancelled. Its own time is short, since event loops keep a deadline until then.
+# Calls that fail or are cancelled. Their timeout is short, since event loops keep each deadline.
 
 _SOON: Final = 0.5
 
@@ -164,7 +164,7 @@ def _versions() -> str:
 
 
 class Worker:
-    """Its public methods are the commands. Each gives seconds, bytes or blocks for one of ``times``."""
+    """Its public methods are the commands. Each returns seconds, bytes or blocks for one of ``times``."""
 
     def __init__(self, name: str, server: str) -> None:
         self._held = f"held-{name}"
@@ -179,7 +179,7 @@ class Worker:
         return self._subject.make(f"{self._server}/{prefix}")
 
     def _call(self, method: str, prefix: str) -> Call:
-        """Give a call of the client that this process keeps for the prefix."""
+        """Return a call of the client that this process keeps for the prefix."""
         client = self._clients.get(prefix)
         if client is None:
             client = self._clients[prefix] = self._make(prefix)
@@ -188,7 +188,7 @@ class Worker:
         return partial(client.get_balance, USER)
 
     async def one(self, method: str, cycles: int, times: int) -> float:
-        """Call one after another, after two calls to warm up and open the connection again."""
+        """Call one after the other, after two calls to warm up and open the connection."""
         call = self._call(method, str(cycles))
         await _value(self._repeat(call, 2))
         begun = time.perf_counter()
@@ -196,7 +196,7 @@ class Worker:
         return (time.perf_counter() - begun) / times
 
     async def together(self, at_once: int, times: int) -> float:
-        """Call so many at a time, after a hundred of them at most to open the connections."""
+        """Call so many at a time, after at most a hundred calls to open the connections."""
         call, each = self._call("subtract", "1"), max(1, times // at_once)
         await _value(self._together(call, min(at_once, 100), 1))
         begun = time.perf_counter()
@@ -222,16 +222,16 @@ class Worker:
             making += made - begun
             await _close(client)
             del client
-            gc.collect()  # or else the next call would pay for it
+            gc.collect()  # or the next call would pay for it
         return making / times, calling / times
 
     async def imports(self, times: int) -> float:
-        """Import what a program with this subject imports, each time in a process of its own."""
+        """Import the modules of this subject, each time in a new process."""
         return sum(_import(self._subject.imports) for _ in range(times)) / times
 
     async def client_memory(self, times: int) -> float:
-        """Trace the memory of a client that has called once and keeps its connection."""
-        await self._make_and_call(2)  # what the first one loads is no other's
+        """Measure the memory of a client that has called once and keeps its connection."""
+        await self._make_and_call(2)  # the first client loads modules for all
         tracemalloc.start()
         before, clients = _traced(), [self._make("1") for _ in range(times)]
         for client in clients:
@@ -243,7 +243,7 @@ class Worker:
         return size / times
 
     async def call_memory(self, times: int) -> float:
-        """Trace the memory of a call in flight, less that of its connection."""
+        """Measure the memory of a call in flight, without that of its connection."""
         tracemalloc.start()
         await self._in_flight(times)
         before = _traced()
@@ -252,7 +252,7 @@ class Worker:
         return size / times
 
     async def _in_flight(self, times: int) -> int:
-        """Have so many calls in flight, and give what is traced while they all are."""
+        """Return the memory that is traced while so many calls are in flight."""
         watching = _threads(1).submit(self._watch, times)
         await _value(self._together(self._call("subtract", self._held), times, 1))
         return watching.result()
@@ -272,9 +272,9 @@ class Worker:
         return size
 
     async def growth(self, fate: str, times: int) -> float:
-        """Call one after another, and give how many blocks of memory have come since a tenth.
+        """Return how many blocks of memory the last nine tenths of the calls have added.
 
-        Not the size of the process, which depends on when the garbage collector comes round.
+        The size of the process would depend on when the garbage collector runs.
         """
         call, warm = self._call("subtract", fate), times // 10
         if fate != "1":
@@ -287,7 +287,7 @@ class Worker:
         return (_blocks() - before) / (times - warm)
 
     async def serve(self) -> None:
-        """Say that it is there, by its libraries, and do what is told until the input ends."""
+        """Print the libraries' versions, and run commands until the input ends."""
         print(json.dumps(_versions()), flush=True)
         for line in sys.stdin:
             command, *arguments = json.loads(line)
@@ -297,6 +297,6 @@ class Worker:
 
 
 def main() -> None:
-    """Serve the commands for the subject that is named, against the server at the URL."""
+    """Serve the commands for a subject, against the server at the URL."""
     name, server = sys.argv[1:]
     RUN[SUBJECTS[name].style](Worker(name, server).serve())
