@@ -14,7 +14,7 @@ from creduse_core import (
     Cycle,
 )
 from creduse_httpx import AsyncCreduseClient, CreduseClient
-from creduse_sandbox import Answer, SandboxServer
+from creduse_sandbox import CannedResponse, SandboxServer
 
 _USER: Final = UUID("12345678-1234-5678-1234-567812345678")
 
@@ -29,7 +29,7 @@ _STEPS: Final[dict[str, Callable[[Any], Any]]] = {
     "subtract(user, 25)": lambda client: client.subtract(_USER, 25),
 }
 _LAST: Final = list(_STEPS)[-1]
-_BUSY: Final = Answer(429, (("Retry-After", "1"),))
+_BUSY: Final = CannedResponse(429, (("Retry-After", "1"),))
 
 # How a result is shown, by its type.
 _LINES: Final[dict[type, Callable[[Any], list[str]]]] = {

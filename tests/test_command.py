@@ -147,8 +147,11 @@ def test_list_of_faults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sandbox", "--list-faults"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*FAULTS]
-    assert "cut-body-then-reset  half the answer's body, then reset (applied)" in lines
-    assert "429-seconds          Retry-After: 1" in lines
+    assert (
+        "cut-body-then-reset  send the head and half the body, then reset the connection (applied)"
+        in lines
+    )
+    assert "429-seconds          send 429 with Retry-After: 1" in lines
 
 
 def test_version() -> None:

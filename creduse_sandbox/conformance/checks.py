@@ -43,8 +43,9 @@ from creduse_sandbox.conformance.scenarios import (
     Limit,
     Scenario,
 )
-from creduse_sandbox.faults import Answer
-from creduse_sandbox.server import LogEntry, SandboxServer
+from creduse_sandbox.connection import LogEntry
+from creduse_sandbox.faults import CannedResponse
+from creduse_sandbox.server import SandboxServer
 
 T = TypeVar("T")
 
@@ -174,7 +175,7 @@ class _Trial:
         self._limits = limits
         self._watched: list[_Watched] = []
         self._requests: list[tuple[Request, float]] = []
-        server.inject(Answer(500), when=self._look)
+        server.inject(CannedResponse(500), when=self._look)
         server.handle(self.protocol.add(USER, BALANCE).request)
 
     def _look(self, request: Request) -> bool:

@@ -29,8 +29,9 @@ from creduse_sandbox.conformance.scenarios import (
     Limit,
     in_words,
 )
+from creduse_sandbox.connection import LogEntry
 from creduse_sandbox.faults import FAULTS, Fault
-from creduse_sandbox.server import LogEntry, SandboxServer
+from creduse_sandbox.server import SandboxServer
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from creduse_core import Call, CreduseProtocol
 from creduse_sandbox.conformance.checks import (
@@ -21,7 +21,10 @@ from creduse_sandbox.conformance.checks import (
 )
 from creduse_sandbox.conformance.scenarios import API_KEY, PLENTY, USER, WITHIN, Limit
 from creduse_sandbox.faults import Shaped
-from creduse_sandbox.server import LogEntry, SandboxServer
+from creduse_sandbox.server import SandboxServer
+
+if TYPE_CHECKING:
+    from creduse_sandbox.connection import LogEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from creduse_core import AsyncCoreClient, Call, CoreClient, CreduseError, CreduseProtocol
 from creduse_sandbox.conformance.checks import (
@@ -39,7 +39,10 @@ from creduse_sandbox.conformance.scenarios import (
     in_words,
 )
 from creduse_sandbox.faults import FAULTS, Fault
-from creduse_sandbox.server import LogEntry, SandboxServer
+from creduse_sandbox.server import SandboxServer
+
+if TYPE_CHECKING:
+    from creduse_sandbox.connection import LogEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from creduse_sandbox.faults import (
     DESCRIPTIONS,
     FAULTS,
     Action,
-    Answer,
+    CannedResponse,
     Fault,
     Shape,
     Shaped,
@@ -170,8 +170,7 @@ _WORDS: Final[Mapping[Fault | None, str]] = {
 
 def in_words(fault: Fault | None) -> str:
     """Return what one of `FAULTS` does, in words."""
-    words = _WORDS[fault]
-    return f"{fault.status} {words}" if isinstance(fault, Answer) else words
+    return _WORDS[fault]
 
 
 # The calls. A later one than the scenario's own reads the balance, and another adds to it.
@@ -461,18 +460,18 @@ def _drips(what: str, words: str, shape: Shape, pause: float = _PAUSE) -> Scenar
     )
 
 
-_KEY_IN_USE: Final = Answer(
+_KEY_IN_USE: Final = CannedResponse(
     409,
     (("Content-Type", "application/json"),),
     b'{"error_code": "KEY_IN_USE", "message": "Wait."}',
 )
-_NO_FUNDS: Final = Answer(
+_NO_FUNDS: Final = CannedResponse(
     402, (("Content-Type", "application/json"),), b'{"error_code": "INSUFFICIENT_FUNDS"}'
 )
-_COOKIE: Final = Answer(429, (("Set-Cookie", "session=1; Path=/"), ("Retry-After", "0")))
+_COOKIE: Final = CannedResponse(429, (("Set-Cookie", "session=1; Path=/"), ("Retry-After", "0")))
 _CHALLENGED: Final = "a 401 with a challenge"
-_CHALLENGE: Final = Answer(401, (("WWW-Authenticate", 'Basic realm="x"'),))
-_LAST_OF_ITS_CONNECTION: Final = Answer(503, (("Connection", "close"),))
+_CHALLENGE: Final = CannedResponse(401, (("WWW-Authenticate", 'Basic realm="x"'),))
+_LAST_OF_ITS_CONNECTION: Final = CannedResponse(503, (("Connection", "close"),))
 
 _FURTHER: Final = (
     # Nothing goes wrong.

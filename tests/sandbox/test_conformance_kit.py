@@ -580,8 +580,8 @@ def test_report_says_what_the_server_does() -> None:
     for scenario, words in {
         "add": "What the server was to do: serve.",
         "add-is-refused-a-connection": "What the server was to do: It refuses connections.",
-        "get_balance-meets-421": "this: 421 Misdirected Request.",
-        "add-is-limited-then-lost": "this: 429 Too Many Requests; then apply the request, withh",
+        "get_balance-meets-421": "this: send 421 Misdirected Request.",
+        "add-is-limited-then-lost": "this: send 429 Too Many Requests; then apply the request and ",
         "add-right-after-close-after": "The connection has served a call before. That call met wi",
         "add-meets-a-chunk-that-drips-too-long": "this: the size of a chunk digit by digit",
     }.items():
