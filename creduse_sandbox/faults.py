@@ -410,7 +410,11 @@ _EDITS: list[_Row] = [
     ("bad-utf8", "send JSON that is not UTF-8", Shaped(edit=_bad_utf8)),
     ("not-json", "send a body that is not JSON", Shaped(edit=_not_json)),
     ("gzip", "send a gzip body with Content-Encoding", Shaped(edit=_gzipped)),
-    ("gzip-unsaid", "send a gzip body without Content-Encoding", Shaped(edit=_gzipped_undeclared)),
+    (
+        "gzip-undeclared",
+        "send a gzip body without Content-Encoding",
+        Shaped(edit=_gzipped_undeclared),
+    ),
     ("huge-head", "send a head of more than 100 KB", Shaped(edit=_padded_head)),
     ("huge-body", f"send a body of more than {MAX_BODY_SIZE} bytes", Shaped(edit=_padded_body)),
     (

@@ -219,7 +219,7 @@ SHAPES: dict[str, tuple[bytes, Action]] = {
     "bad-utf8": (added(b'"\xff"'), Action.KEEP),
     "not-json": (answer(b"OK"), Action.KEEP),
     "gzip": (answer(gzip.compress(TRUE, mtime=0), "Content-Encoding: gzip"), Action.KEEP),
-    "gzip-unsaid": (answer(gzip.compress(TRUE, mtime=0)), Action.KEEP),
+    "gzip-undeclared": (answer(gzip.compress(TRUE, mtime=0)), Action.KEEP),
     "huge-head": (answer(TRUE, f"Padding: {'x' * 101 * 1024}"), Action.KEEP),
     "huge-body": (answer(PADDED), Action.KEEP),
     "huge-chunks": (chunks(PADDED, 64 * 1024), Action.KEEP),
