@@ -164,7 +164,7 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
         [],
         {},
         (
-            "which command? balance, add, subtract, start-cycle, stop-cycle, sandbox, demo "
+            "no command; choose one of balance, add, subtract, start-cycle, stop-cycle, sandbox, demo "
             "(see creduse --help)"
         ),
     ),
@@ -184,7 +184,7 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
     "fault": (
         ["sandbox", "--fault", "flood:2"],
         {},
-        "argument --fault: no fault has this name, see --list-faults",
+        "argument --fault: no fault has this name; see --list-faults",
     ),
     "fault's times": (
         ["sandbox", "--fault", "503:-1"],

@@ -67,9 +67,9 @@ def test_texts(ask: Ask) -> None:
         "",
     )
     assert ask("subtract", USER, "50") == (0, "Took 50 credits.\n", "")
-    started = f"Started a cycle: 1000 credits until {end}, then anew.\n"
+    started = f"Started a cycle: 1000 credits until {end}, then renewed.\n"
     assert ask("start-cycle", USER, "1000") == (0, started, "")
-    stopped = f"Stopped the cycle: what is left of it can be spent until {end}.\n"
+    stopped = f"Stopped the cycle: its credits can be spent until {end}.\n"
     assert ask("stop-cycle", USER) == (0, stopped, "")
     assert ask("balance", USER) == (
         0,
@@ -441,7 +441,7 @@ def test_key_in_an_unknown_flag(
     """Where a flag could have been meant for the key, the error says where that comes from."""
     with pytest.raises(SystemExit):
         main(["balance", USER, flag, KEY])
-    assert "CREDUSE_API_KEY alone supplies" in capsys.readouterr().err
+    assert "set CREDUSE_API_KEY for that" in capsys.readouterr().err
     assert server.log == ()
 
 
