@@ -81,7 +81,7 @@ def check(
             for call in run.calls():
                 with run.recording(call):
                     client.run(call)
-                time.sleep(run.rest)
+                time.sleep(run.pause_after)
         for seconds in waits_until_closed(run.server):
             time.sleep(seconds)
         run.verify()
@@ -100,7 +100,7 @@ async def check_async(
             for call in run.calls():
                 with run.recording(call):
                     await client.run(call)
-                await sleep(run.rest)
+                await sleep(run.pause_after)
         for seconds in waits_until_closed(run.server):
             await sleep(seconds)
         run.verify()
@@ -176,7 +176,7 @@ class _ScenarioRun:
         self._unhurried = make_protocol(server, PLENTY)
         self._scenario = scenario
         self.server = server
-        self.rest = scenario.rest
+        self.pause_after = scenario.pause_after
         self._limits = limits
         self._records: list[_Record] = []
         self._requests: list[tuple[Request, float]] = []
@@ -185,7 +185,7 @@ class _ScenarioRun:
 
     def _record_request(self, request: Request) -> bool:
         """Record the API key and the query, which the log omits. Never inject the fault."""
-        if self._scenario.again is not None and self._requests:
+        if self._scenario.followed_by is not None and self._requests:
             time.sleep(HELD)
         self._requests.append((request, time.monotonic()))
         return False
@@ -201,8 +201,8 @@ class _ScenarioRun:
             server.inject(fault)
         with server.refusing() if scenario.refuse else nullcontext():
             yield scenario.make(self.protocol)
-        if scenario.again is not None:
-            yield scenario.again(self._unhurried)
+        if scenario.followed_by is not None:
+            yield scenario.followed_by(self._unhurried)
         # The client must work after any fault.
         if not scenario.certificate or scenario.certificate == "good":
             yield self._unhurried.get_balance(USER)
@@ -253,7 +253,7 @@ class _ScenarioRun:
                 )
             if error is not None and number != main:
                 problems.append(f"another call, {call}, raised {error!r}")
-        if self._scenario.fresh and limit is None:
+        if self._scenario.must_not_reuse and limit is None:
             faulty = {
                 entry.connection: entry for entry in received[main] if entry.fault is not None
             }
@@ -262,7 +262,7 @@ class _ScenarioRun:
                 for entry in log
                 if entry.connection in faulty and entry.number > faulty[entry.connection].number
             ]
-        if self._scenario.reused and limit is None:
+        if self._scenario.must_reuse and limit is None:
             used = {entry.connection for entry in log[: ends[main]]}
             if len(used) > 1:
                 problems.append("the client did not reuse the connection of the call before")
@@ -285,7 +285,7 @@ class _ScenarioRun:
     ) -> Iterator[str]:
         call, error = record.call, record.error
         requests, applied = len(entries), sum(entry.applied for entry in entries)
-        endings = self._scenario.endings + (self._scenario.limited if limit else ())
+        endings = self._scenario.endings + (self._scenario.endings_at_limit if limit else ())
         if not any(
             (type(error) in ending.errors if ending.errors else error is None)
             and call.outcome is ending.outcome

@@ -134,22 +134,22 @@ class Scenario:
     """The server refuses connections."""
     certificate: str = ""
     """The key of the server's certificate in `check`'s ``certificates``. Empty: plain HTTP."""
-    fresh: bool = False
+    must_not_reuse: bool = False
     """The client must not reuse the connection of a request with a fault."""
-    rest: float = 0.0
+    pause_after: float = 0.0
     """Seconds between calls, in which a surplus may arrive."""
     at_least: float = 0.0
     """Seconds that the call must take."""
     at_most: float = WITHIN
     """Seconds that the call may take."""
-    reused: bool = False
+    must_reuse: bool = False
     """The client must reuse the connection of the call before."""
-    again: Callable[[CreduseProtocol], Call[Any]] | None = field(default=None, repr=False)
+    followed_by: Callable[[CreduseProtocol], Call[Any]] | None = field(default=None, repr=False)
     """Makes an equal call that follows at once. The server delays its response, so a client that
     has a result earlier took another response for it."""
     limit: Limit | None = None
     """A limit that excuses what this scenario would find."""
-    limited: tuple[Ending, ...] = ()
+    endings_at_limit: tuple[Ending, ...] = ()
     """Further ways in which the call may end under that limit."""
     words: str = ""
     """What the server does, in words, if ``faults`` are not in `FAULTS`."""
@@ -357,11 +357,11 @@ def _scenario(kind: Kind, name: str, row: _Row) -> Scenario:
         _endings(kind, row, fault),
         (fault,),
         attempt_timeout=SOON if row.timed else PLENTY,
-        fresh=row.foreign,
-        rest=0.1 if name.endswith("-later") else 0.0,
+        must_not_reuse=row.foreign,
+        pause_after=0.1 if name.endswith("-later") else 0.0,
         at_least=at_least,
         at_most=at_most,
-        again=_AGAIN[kind] if row.surplus else None,
+        followed_by=_AGAIN[kind] if row.surplus else None,
         limit=Limit.SURPLUS if row is _SURPLUS else None,
     )
 
@@ -470,7 +470,7 @@ def _drips(what: str, words: str, shape: Shape, pause: float = _PAUSE) -> Scenar
         at_least=2 * SOON,
         at_most=2 * SOON + SLACK,
         limit=Limit.TIME,
-        limited=(_done(),),
+        endings_at_limit=(_done(),),
         words=words,
     )
 
@@ -499,7 +499,7 @@ _FURTHER: Final = (
         _add,
         (_done(),),
         used=True,
-        reused=True,
+        must_reuse=True,
         limit=Limit.REUSE,
     ),
     # The service refuses.
@@ -569,7 +569,7 @@ _FURTHER: Final = (
         _subtract,
         (_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
         _faults("missing-field"),
-        fresh=True,
+        must_not_reuse=True,
     ),
     Scenario(
         "get_balance-meets-missing-field",
@@ -654,7 +654,7 @@ _FURTHER: Final = (
         _add,
         (_failed(_UNKNOWN, 1, 1, InvalidResponseError, TransportError),),
         (Shaped(_switching),),
-        fresh=True,
+        must_not_reuse=True,
         words="send 101 Switching Protocols",
     ),
     Scenario(
@@ -676,7 +676,7 @@ _FURTHER: Final = (
         _add,
         (_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
         (Shaped(_body_without_end, then=Action.HANG),),
-        fresh=True,
+        must_not_reuse=True,
         words=f"send more than {MAX_BODY_SIZE} bytes of a body and never its end",
     ),
     # RFC 9112, 6.3: the client may accept or reject it, and must not reuse the connection.
@@ -685,7 +685,7 @@ _FURTHER: Final = (
         _add,
         (_done(), _failed(_UNKNOWN, 1, 1, TransportError, InvalidResponseError)),
         _faults("framed-twice"),
-        fresh=True,
+        must_not_reuse=True,
     ),
     Scenario(
         "add-meets-103-first",
@@ -693,7 +693,7 @@ _FURTHER: Final = (
         (_done(),),
         _faults("103-first"),
         limit=Limit.INTERIM,
-        limited=(_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
+        endings_at_limit=(_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
     ),
     # For a write, the attempt's timeout bounds connecting, not the wait for the response.
     Scenario(
@@ -718,13 +718,13 @@ _FURTHER: Final = (
     replace(
         _drips("a-body", f"send the head, then the body byte by byte, {_FOR_LONG}", _drip_body),
         limit=None,
-        limited=(),
+        endings_at_limit=(),
     ),
     replace(
         _drips("a-body", "send the head, then the body byte by byte, endlessly", _trickle_body, 0),
         name="add-meets-a-body-that-trickles",
         limit=None,
-        limited=(),
+        endings_at_limit=(),
     ),
     Scenario(
         "get_balance-meets-a-head-that-drips-too-long",
@@ -735,7 +735,7 @@ _FURTHER: Final = (
         at_least=SOON,
         at_most=SOON + SLACK,
         limit=Limit.TIME,
-        limited=(_done(1, 0),),
+        endings_at_limit=(_done(1, 0),),
         words=f"send the head byte by byte, {_FOR_LONG}",
     ),
 )

@@ -1713,8 +1713,8 @@ def test_endings_are_said(scenario: Scenario) -> None:
     """A scenario may end in some way, and what its limit allows besides has a limit."""
     assert scenario.endings
     assert len(set(map(str, scenario.endings))) == len(scenario.endings)
-    assert scenario.limit or not scenario.limited
-    for ending in (*scenario.endings, *scenario.limited):
+    assert scenario.limit or not scenario.endings_at_limit
+    for ending in (*scenario.endings, *scenario.endings_at_limit):
         assert ending.applied <= 1
         assert ending.applied <= ending.requests
         assert ending.outcome is not Outcome.APPLIED or ending.applied
