@@ -1,9 +1,10 @@
-"""The ``creduse`` command: the five calls, a local Creduse server to talk to, a demonstration.
+"""The ``creduse`` command: the five calls, a local Creduse server, and a demonstration.
 
-The parser lives here. Errors are one line, without a traceback, and repeat no argument: any could
-be the API key. ``STATUSES`` tells the exit statuses. A command has two parts: ``prepare`` checks
-arguments and settings and sends nothing, so that only its errors have status 2, and what it returns
-does the work.
+Here: the parser and its help texts. Not here: how a call's end is shown (`_calls`).
+
+An error is one line, without a traceback. It repeats no argument, as any could be the API key. A
+command has two parts. ``prepare`` checks arguments and settings and sends nothing, so its errors
+have exit status 2. The function that it returns does the work.
 """
 
 import argparse
@@ -29,49 +30,51 @@ _SANDBOX_KEY: Final = "CREDUSE_SANDBOX_API_KEY"
 _EPILOG: Final = "\n".join(
     [
         "environment:",
-        "  CREDUSE_API_KEY       the API key; no flag takes it, as process lists show those",
-        f"  CREDUSE_BASE_URL      where the service is ({BASE_URL})",
-        "  CREDUSE_ALLOW_HTTP=1  allow plain http to other machines than this",
+        "  CREDUSE_API_KEY       the API key; there is no flag for it, as process lists show flags",
+        f"  CREDUSE_BASE_URL      the service's URL (default: {BASE_URL})",
+        "  CREDUSE_ALLOW_HTTP=1  allow plain http to other machines",
         "",
         "exit status:",
         *(f"  {status:<4} {meaning}" for status, meaning in STATUSES.items()),
-        "  Any other, such as a kill's, says no more than 3.",
+        "  Any other status, such as after a kill, means the same as 3.",
     ]
 )
 
-# What a message tells a program to do; here there is the environment alone.
+# The client's advice to pass an argument. The command can only set the environment.
 _IN_PYTHON: Final = re.compile(r"\bpass \w+=\S+ or (?=set CREDUSE_)")
-# A value in a message: what `repr` makes of a text, with the words that lead to it. Behind it
-# argparse may list its choices, which older Pythons quote, too.
+# A value in a message: the `repr` of a text, and the words before it. After it argparse may list
+# choices, which older Pythons quote.
 _VALUE: Final = re.compile(
     r"""(\ \(choose\ from\ .*\)$) | (?:,\ not|:)? \ (['"])(?:\\.|(?!\2).)*\2""", re.VERBOSE
 )
 
-_OTHERS: Final = {
-    "sandbox": "serve a local Creduse server",
-    "demo": "show all calls, on a sandbox",
+_OTHER_COMMANDS: Final = {
+    "sandbox": "run a local Creduse server",
+    "demo": "run all calls against a sandbox and show the results",
 }
 
 
-def _without_value(message: str) -> str:
-    """Take out the values that a message repeats: one could be the API key, put in a wrong place."""
+def _without_values(message: str) -> str:
+    """Remove the values that a message repeats: a misplaced API key could be among them."""
     return _VALUE.sub(r"\1", message)
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line that repeat no argument, and a refusal of ``--api-key``."""
+    """A parser whose errors are one line and repeat no argument. It rejects ``--api-key``."""
 
-    def __init__(self, *, key_from: str = "CREDUSE_API_KEY", **settings: Any) -> None:
-        # Where flags are abbreviated, an error repeats the value of one that may be two.
+    def __init__(self, *, key_variable: str = "CREDUSE_API_KEY", **settings: Any) -> None:
+        # The error for an ambiguous abbreviation repeats its value.
         super().__init__(allow_abbrev=False, **settings)
 
-        def refuse(_: str) -> NoReturn:
-            raise argparse.ArgumentTypeError(f"process lists show flags: set {key_from} instead")
+        def reject(_: str) -> NoReturn:
+            raise argparse.ArgumentTypeError(
+                f"process lists show flags: set {key_variable} instead"
+            )
 
-        self.add_argument("--api-key", type=refuse, help=argparse.SUPPRESS)
+        self.add_argument("--api-key", type=reject, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
-        write(sys.stderr, f"{self.prog}: {_without_value(message)} (see {self.prog} --help)")
+        write(sys.stderr, f"{self.prog}: {_without_values(message)} (see {self.prog} --help)")
         self.exit(2)
 
 
@@ -90,16 +93,16 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
-# argparse says "invalid port value"
+# For argparse's message "invalid port value"
 _port.__name__ = "port"
 _whole.__name__ = "whole number"
 _seconds.__name__ = "seconds"
 
 
-def _order(text: str) -> tuple[Fault, int]:
+def _fault(text: str) -> tuple[Fault, int]:
     name, colon, times = text.partition(":")
     if name not in FAULTS:
-        raise argparse.ArgumentTypeError("no fault has this name, see --list-faults")
+        raise argparse.ArgumentTypeError("no fault has this name; see --list-faults")
     if not colon:
         return FAULTS[name], sys.maxsize
     if not times.isdecimal() or int(times) == 0:
@@ -112,7 +115,7 @@ def _describe(name: str, fault: Fault) -> str:
     return f"{name:<20} {DESCRIPTIONS[name]}{applied}"
 
 
-def _say_where(url: str) -> None:
+def _print_url(url: str) -> None:
     print(f"{url}\nPress Ctrl-C to stop.", flush=True)
 
 
@@ -126,13 +129,13 @@ def _sandbox(arguments: argparse.Namespace) -> Callable[[], int]:
         return _list_faults
     if threading.current_thread() is not threading.main_thread():
         raise ValueError(
-            "only the main thread receives the signals that end a sandbox; in another thread, use "
-            "creduse_sandbox.SandboxServer"
+            "the sandbox command needs the main thread, which gets the signals that stop it; in "
+            "another thread, use creduse_sandbox.SandboxServer"
         )
     key = os.environ.get(_SANDBOX_KEY)
     if key is not None:
         try:
-            CreduseProtocol(key)  # a key that no client could send would lock all of them out
+            CreduseProtocol(key)  # reject a key that no client could send
         except ValueError as error:
             message = str(error).replace("api_key (or CREDUSE_API_KEY)", _SANDBOX_KEY)
             raise ValueError(message) from None
@@ -141,29 +144,27 @@ def _sandbox(arguments: argparse.Namespace) -> Callable[[], int]:
 
 def _serve(host: str, port: int, key: str | None, faults: list[tuple[Fault, int]]) -> int:
     try:
-        serve(host, port, key, _say_where, faults)
+        serve(host, port, key, _print_url, faults)
     except OSError as error:
-        why = str(error.strerror).partition(" (")[0]  # asyncio adds the address once more
-        write(sys.stderr, f"creduse: cannot listen on port {port}: {why}")
+        reason = str(error.strerror).partition(" (")[0]  # asyncio appends the address
+        write(sys.stderr, f"creduse: cannot listen on port {port}: {reason}")
         return 2
     return 0
 
 
 def _demo(_: argparse.Namespace) -> Callable[[], int]:
     key = os.environ.get("CREDUSE_API_KEY", "demo-key")
-    # Settings in the environment that would stop a program stop the demonstration, too; but it
-    # needs none, and calls its own sandbox.
-    CreduseClient(key)
-    return partial(_show_demo, key)
+    CreduseClient(key)  # raises for wrong settings in the environment, as in any program
+    return partial(_run_demo, key)
 
 
-def _show_demo(key: str) -> int:
+def _run_demo(key: str) -> int:
     demo(key, partial(write, sys.stdout))
     return 0
 
 
-# What the five calls take, by the name of the parameter.
-_TAKES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+# The parser's arguments for the five calls, by the parameter's name.
+_ARGUMENTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "end_user_id": ("end_user_id", {"metavar": "USER", "help": "the end user's id, a UUID"}),
     "amount": ("amount", {"metavar": "AMOUNT", "type": _whole, "help": "credits, a whole number"}),
     "validity_days": (
@@ -172,7 +173,7 @@ _TAKES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
             "metavar": "DAYS",
             "type": _whole,
             "default": 31,
-            "help": "days that the credits can be spent (%(default)s)",
+            "help": "days until the credits expire (default: %(default)s)",
         },
     ),
     "idempotency_key": (
@@ -180,9 +181,9 @@ _TAKES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         {
             "metavar": "KEY",
             "help": (
-                "sent as Idempotency-Key, and your word that the server applies each key once: a "
-                "call that may have been applied is then tried again. Creduse is not known to "
-                "heed such keys"
+                "value of the Idempotency-Key header; only for a server that applies each key "
+                "once, as the client then retries a call that may have been applied; Creduse does "
+                "not document such keys"
             ),
         },
     ),
@@ -196,19 +197,19 @@ def _add_call(commands: Any, name: str, command: Command) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
     )
-    for parameter in command.takes:
-        flag, settings = _TAKES[parameter]
+    for parameter in command.parameters:
+        flag, settings = _ARGUMENTS[parameter]
         parser.add_argument(flag, **settings)
-    parser.add_argument("--base-url", metavar="URL", help="where the service is")
+    parser.add_argument("--base-url", metavar="URL", help="the service's URL")
     parser.add_argument(
         "--timeout",
         type=_seconds,
         default=TIMEOUT,
         metavar="SECONDS",
-        help="for the whole call, its retries included (%(default)g)",
+        help="timeout of the whole call, retries included (default: %(default)g)",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, of a failure too"
+        "--json", action="store_true", help="print the result or the failure as a JSON object"
     )
     parser.add_argument(
         "--verbose", action="store_true", help="show each attempt on standard error"
@@ -217,15 +218,16 @@ def _add_call(commands: Any, name: str, command: Command) -> None:
 
 
 def _synopsis(name: str, command: Command) -> str:
-    taken = (_TAKES[parameter] for parameter in command.takes)
-    return " ".join([name, *(it["metavar"] for flag, it in taken if not flag.startswith("-"))])
+    arguments = (_ARGUMENTS[parameter] for parameter in command.parameters)
+    return " ".join([name, *(it["metavar"] for flag, it in arguments if not flag.startswith("-"))])
 
 
 def _describe_commands() -> str:
-    """Give a line for each. argparse's own list would not show what they take."""
-    helps = {_synopsis(name, command): command.help for name, command in COMMANDS.items()} | _OTHERS
+    """Return a line for each command. argparse's own list lacks their arguments."""
+    helps = {_synopsis(name, command): command.help for name, command in COMMANDS.items()}
+    helps |= _OTHER_COMMANDS
     width = max(map(len, helps))
-    return "\n".join(f"  {name:<{width}}  {what}" for name, what in helps.items())
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in helps.items())
 
 
 def _make_parser() -> _Parser:
@@ -233,7 +235,7 @@ def _make_parser() -> _Parser:
         prog="creduse",
         usage="creduse [-h] [--version] COMMAND ...",
         description=(
-            "Credits for an app's end users, and always a word on whether they moved.\n\n"
+            "Manage end users' credits. Every error says whether credits moved.\n\n"
             f"commands:\n{_describe_commands()}"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -245,38 +247,46 @@ def _make_parser() -> _Parser:
         _add_call(commands, name, command)
 
     def no_command(_: argparse.Namespace) -> NoReturn:
-        raise ValueError(f"which command? {', '.join(commands.choices)} (see creduse --help)")
+        choices = ", ".join(commands.choices)
+        raise ValueError(f"no command; choose one of {choices} (see creduse --help)")
 
     parser.set_defaults(prepare=no_command)
     sandbox = commands.add_parser(
         "sandbox",
-        key_from=_SANDBOX_KEY,
+        key_variable=_SANDBOX_KEY,
         description=(
-            "Serve a local Creduse server until Ctrl-C or SIGTERM. The first line printed is its "
-            f"URL, for CREDUSE_BASE_URL. It accepts any API key; set {_SANDBOX_KEY} to have it "
-            "accept that one alone. It begins empty and forgets all when it stops."
+            "Run a local Creduse server until Ctrl-C or SIGTERM. It prints its URL first; set "
+            "CREDUSE_BASE_URL to that. It accepts any API key. With "
+            f"{_SANDBOX_KEY} set, it accepts only that one. It starts without users and keeps "
+            "nothing when it stops."
         ),
     )
-    sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     sandbox.add_argument(
-        "--port", type=_port, default=8000, help="port to listen on, 0 for a free one (%(default)s)"
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    sandbox.add_argument(
+        "--port",
+        type=_port,
+        default=8000,
+        help="port to listen on, 0 for any free one (default: %(default)s)",
     )
     sandbox.add_argument(
         "--fault",
-        type=_order,
+        type=_fault,
         action="append",
         default=[],
         metavar="NAME[:TIMES]",
-        help="have the next TIMES requests, or all, meet with this fault; may be repeated",
+        help=(
+            "inject this fault for the next TIMES requests, or for all further ones; can be "
+            "repeated: each request gets the first fault that is not used up"
+        ),
     )
-    sandbox.add_argument(
-        "--list-faults", action="store_true", help="say which faults there are, and stop"
-    )
+    sandbox.add_argument("--list-faults", action="store_true", help="list all faults and exit")
     sandbox.set_defaults(prepare=_sandbox)
 
     demonstration = commands.add_parser(
         "demo",
-        description="Start a sandbox, call all five methods on it, show what comes back.",
+        description="Start a sandbox, call all five methods on it and show the results.",
     )
     demonstration.set_defaults(prepare=_demo)
     return parser
@@ -288,12 +298,12 @@ def _run(argv: Sequence[str] | None) -> int:
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:
             parser.error(
-                "unrecognized arguments; they are not shown, as one could be the API key, which "
-                "CREDUSE_API_KEY alone supplies"
+                "unrecognized arguments, not shown here, as one could be the API key; set "
+                "CREDUSE_API_KEY for that"
             )
         start: Callable[[], int] = arguments.prepare(arguments)
     except ValueError as error:
-        write(sys.stderr, f"creduse: {_without_value(_IN_PYTHON.sub('', str(error)))}")
+        write(sys.stderr, f"creduse: {_without_values(_IN_PYTHON.sub('', str(error)))}")
         return 2
     return start()
 
@@ -301,7 +311,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def _run_until_interrupted(argv: Sequence[str] | None) -> int:
     try:
         return _run(argv)
-    except KeyboardInterrupt:  # a call says by itself what this means
+    except KeyboardInterrupt:  # not during a call: that reports its outcome
         write(sys.stderr, "creduse: interrupted")
         return 130
 
@@ -309,26 +319,26 @@ def _run_until_interrupted(argv: Sequence[str] | None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    It can run in any thread, except for ``sandbox``, and leaves signal handlers as they were. As
-    with argparse, ``--help`` and arguments that cannot be parsed raise ``SystemExit``.
+    It is safe to call in any thread, except for ``sandbox``, and restores signal handlers. As with
+    argparse, ``--help`` and arguments that cannot be parsed raise ``SystemExit``.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return _run_until_interrupted(argv)
     finally:
         for number, handler in handlers.items():
-            # ValueError: only the main thread sets handlers. TypeError: it was not Python's.
+            # ValueError: only the main thread sets handlers. TypeError: it is not a Python handler.
             with suppress(ValueError, TypeError):
                 signal.signal(number, handler)
 
 
 def script() -> NoReturn:
-    """Run the command as a process of its own, and end it with the exit status."""
+    """Run the command and exit the process with its exit status."""
     try:
         status = _run_until_interrupted(None)
     finally:
-        # Nothing must take the place of the exit status: neither Ctrl-C while Python ends, nor what
-        # is left in the buffer of a stream that has failed and would fail again.
+        # Neither Ctrl-C while Python exits nor a failed stream, which Python flushes again, may
+        # change the exit status.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for stream in filter(None, (sys.stdout, sys.stderr)):
             try:

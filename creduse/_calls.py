@@ -1,7 +1,7 @@
-"""The five calls on the command line: what each takes, and how its end is told.
+"""The five calls on the command line: their parameters, and how the command shows how they end.
 
-The key comes from the environment alone. Texts, JSON and exit statuses live here; flags and their
-help must not.
+Here: texts, JSON and exit statuses. Not here: flags and their help texts (`__main__`). The API key
+comes only from the environment.
 """
 
 import argparse
@@ -38,22 +38,22 @@ STATUSES: Final = {
     2: "wrong usage or settings; nothing was sent",
     3: "unknown: it may have been applied; read the balance before doing it again",
     4: "applied, but the response could not be read or written; do not do it again",
-    130: "interrupted (Ctrl-C), with nothing applied",
+    130: "interrupted (Ctrl-C); nothing was applied",
 }
-"""What each exit status means. Any other, such as a kill's, says no more than 3."""
+"""What each exit status means. Any other status, such as after a kill, means the same as 3."""
 
 
-class Interrupted(CreduseError):  # noqa: N818 - the user's wish
-    """Ctrl-C came before the call had ended."""
+class Interrupted(CreduseError):  # noqa: N818 - the user asked for it
+    """Ctrl-C interrupted the call."""
 
 
 class UnexpectedError(CreduseError):
-    """Something else than the call raised an exception, such as a signal handler of the program."""
+    """The call raised an exception that is not the client's, such as a signal handler's."""
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """What there is to say of a failed call with this outcome."""
+    """The exit status and the texts for a failed call with one outcome."""
 
     status: int
     interrupted: str
@@ -69,7 +69,7 @@ _ENDS: Final = {
 }
 
 
-# A result, as it is told to a person.
+# Results as text
 
 
 def _count(number: int, noun: str) -> str:
@@ -77,7 +77,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _moment(moment: datetime) -> str:
-    # In the zone that it came in: near the end of the calendar there may be no other.
+    # In the response's own time zone: near the year 9999, another may be out of range.
     return f"{moment:%Y-%m-%d %H:%M:%S %Z}"
 
 
@@ -93,17 +93,18 @@ def _subtracted(result: CreditsSubtracted) -> str:
 
 def _started(result: Cycle) -> str:
     end = _moment(result.current_cycle_end)
-    return f"Started a cycle: {_count(result.amount, 'credit')} until {end}, then anew."
+    return f"Started a cycle: {_count(result.amount, 'credit')} until {end}, then renewed."
 
 
 def _stopped(result: Cycle) -> str:
     end = _moment(result.current_cycle_end)
-    return f"Stopped the cycle: what is left of it can be spent until {end}."
+    return f"Stopped the cycle: its credits can be spent until {end}."
 
 
 def _kind(cycle: CycleBalance) -> str:
     words = ", ".join(word for word in (cycle.cycle_type, cycle.status) if word)
-    return words.encode("unicode_escape").decode("ascii")  # a word not known may hold anything
+    # An unknown word of the service may hold control characters.
+    return words.encode("unicode_escape").decode("ascii")
 
 
 def _balance(result: ActiveBalance) -> str:
@@ -124,10 +125,10 @@ def _balance(result: ActiveBalance) -> str:
     return "\n".join([f"{_count(result.active_balance, 'credit')}:", *lines])
 
 
-# And to a program.
+# Results and failures as JSON
 
 
-def _plain(value: object) -> str:
+def _to_json(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
@@ -156,61 +157,61 @@ def _failure(error: CreduseError) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One of the five."""
+    """One of the five calls."""
 
     make: Callable[..., Call[Any]]
-    takes: tuple[str, ...]
-    """The names of what it takes: ``make``'s, and the parsed arguments'."""
+    parameters: tuple[str, ...]
+    """The names of ``make``'s parameters, which the parsed arguments share."""
     help: str
-    tell: Callable[[Any], str]
+    show_result: Callable[[Any], str]
 
 
 COMMANDS: Final = {
     "balance": Command(
         CreduseProtocol.get_balance,
         ("end_user_id",),
-        "show what can be spent, and until when",
+        "show a user's credits and when they expire",
         _balance,
     ),
     "add": Command(
         CreduseProtocol.add,
         ("end_user_id", "amount", "validity_days", "idempotency_key"),
-        "give credits, once",
+        "add credits",
         _added,
     ),
     "subtract": Command(
         CreduseProtocol.subtract,
         ("end_user_id", "amount", "idempotency_key"),
-        "take credits, all of the amount or none",
+        "take credits: the whole amount or nothing",
         _subtracted,
     ),
     "start-cycle": Command(
         CreduseProtocol.start_cycle,
         ("end_user_id", "amount", "validity_days", "idempotency_key"),
-        "give credits now, and anew in each cycle",
+        "add credits now and again in each cycle",
         _started,
     ),
     "stop-cycle": Command(
         CreduseProtocol.stop_cycle,
         ("end_user_id", "idempotency_key"),
-        "do not renew the cycle at its end",
+        "stop the renewal of the cycle",
         _stopped,
     ),
 }
-"""By the name on the command line."""
+"""The five calls, by their name on the command line."""
 
 
 def show(stream: TextIO | None, text: str) -> None:
-    """Write a line, or raise what the stream raises.
+    """Print a line, or raise what the stream raises.
 
-    ``stream`` is ``None`` where whoever started the command has closed it.
+    ``stream`` is ``None`` if the parent process has closed it.
     """
     if stream is not None:
         print(text, file=stream, flush=True)
 
 
 def write(stream: TextIO | None, text: str) -> None:
-    """Write a line if the stream accepts it. Whether it does must not change the exit status."""
+    """Print a line, and ignore failures: they must not change the exit status."""
     with suppress(Exception):
         show(stream, text)
 
@@ -225,16 +226,18 @@ def _show_attempt(attempt: Attempt) -> None:
 
 
 def prepare(command: Command, arguments: argparse.Namespace) -> Callable[[], int]:
-    """Check arguments and settings. Return what makes the call and returns one of `STATUSES`.
+    """Check arguments and settings. Return a function that runs the call and returns its status.
 
-    Raise ``ValueError`` if they are wrong: then nothing has been sent. Once the call has begun, its
-    outcome decides the exit status, whatever is raised.
+    Once the call has begun, only its outcome decides the exit status.
+
+    Raises:
+        ValueError: An argument or a setting is wrong. Nothing was sent.
     """
-    given = {name: getattr(arguments, name) for name in command.takes}
+    given = {name: getattr(arguments, name) for name in command.parameters}
     client = CreduseClient(
         base_url=arguments.base_url,
         timeout=arguments.timeout,
-        # Who gives a key says that it will be honoured.
+        # By its help, a key is only for a server that applies each key once.
         retry=RetryPolicy(server_replays=given.get("idempotency_key") is not None),
         on_attempt=_show_attempt if arguments.verbose else None,
     )
@@ -243,44 +246,47 @@ def prepare(command: Command, arguments: argparse.Namespace) -> Callable[[], int
 
 
 def _make_call(command: Command, client: CreduseClient, call: Call[Any], *, as_json: bool) -> int:
-    end = _drive(client, call)
-    if isinstance(end, CreduseError):
-        return _tell_failure(end, as_json=as_json)
+    result = _run(client, call)
+    if isinstance(result, CreduseError):
+        return _show_failure(result, as_json=as_json)
     try:
-        show(sys.stdout, json.dumps(asdict(end), default=_plain) if as_json else command.tell(end))
+        if as_json:
+            show(sys.stdout, json.dumps(asdict(result), default=_to_json))
+        else:
+            show(sys.stdout, command.show_result(result))
     except BrokenPipeError:
-        pass  # its reader has seen enough
-    except Exception as error:  # noqa: BLE001 - the outcome decides, whatever went wrong afterwards
-        what = _ENDS[call.outcome]
-        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        write(sys.stderr, f"creduse: the result cannot be written: {why}{what.advice}")
-        return what.status
+        pass  # the reader has all that it wants, as `head` has
+    except Exception as error:  # noqa: BLE001 - only the outcome decides the exit status
+        end = _ENDS[call.outcome]
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        write(sys.stderr, f"creduse: the result cannot be written: {reason}{end.advice}")
+        return end.status
     return 0
 
 
-def _drive(client: CreduseClient, call: Call[Any]) -> Any:
-    """Return the result of a call, or the error in which it ends."""
+def _run(client: CreduseClient, call: Call[Any]) -> Any:
+    """Return the result or the error of a call."""
     kind: type[CreduseError]
-    _interrupt_no_longer_than(call)
+    _ignore_interrupts_after(call)
     try:
         with client:
             return client.run(call)
     except CreduseError as error:
         return error
     except KeyboardInterrupt:
-        kind, why = Interrupted, "interrupted"
-    except Exception as error:  # noqa: BLE001 - the outcome decides, whatever was raised
-        # Its words are not the client's, which takes out the API key.
-        kind, why = UnexpectedError, f"ended by {type(error).__name__}"
-    why = f"{why}: {_ENDS[call.outcome].interrupted}"
-    return kind(why, outcome=call.outcome, attempts=call.attempts)
+        kind, reason = Interrupted, "interrupted"
+    except Exception as error:  # noqa: BLE001 - only the outcome decides the exit status
+        # Not the message: only the client's own messages are sure to omit the API key.
+        kind, reason = UnexpectedError, f"ended by {type(error).__name__}"
+    message = f"{reason}: {_ENDS[call.outcome].interrupted}"
+    return kind(message, outcome=call.outcome, attempts=call.attempts)
 
 
-def _interrupt_no_longer_than(call: Call[Any]) -> None:
-    """Ignore Ctrl-C once the call has ended, so that nothing keeps its end from being told."""
+def _ignore_interrupts_after(call: Call[Any]) -> None:
+    """Ignore Ctrl-C once the call has ended, so that the command always shows its end."""
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler):
-        return  # Ctrl-C is ignored, or left to the system
+        return  # SIG_IGN or SIG_DFL
 
     def handle(number: int, frame: FrameType | None) -> None:
         if call.state.live:
@@ -290,7 +296,7 @@ def _interrupt_no_longer_than(call: Call[Any]) -> None:
         signal.signal(signal.SIGINT, handle)
 
 
-def _tell_failure(error: CreduseError, *, as_json: bool) -> int:
+def _show_failure(error: CreduseError, *, as_json: bool) -> int:
     end = _ENDS[error.outcome]
     if as_json:
         write(sys.stdout, json.dumps(_failure(error)))

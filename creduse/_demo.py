@@ -1,4 +1,4 @@
-"""``creduse demo``: all five methods against a sandbox, synchronously and asynchronously."""
+"""``creduse demo``: all five methods on a sandbox, with the synchronous and the asynchronous client."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from creduse_core import (
     Cycle,
 )
 from creduse_httpx import AsyncCreduseClient, CreduseClient
-from creduse_sandbox import Answer, SandboxServer
+from creduse_sandbox import CannedResponse, SandboxServer
 
 _USER: Final = UUID("12345678-1234-5678-1234-567812345678")
 
-# What both clients do, by how it is shown.
+# The calls that both clients make, by their text in the output.
 _STEPS: Final[dict[str, Callable[[Any], Any]]] = {
     "add(user, 100)": lambda client: client.add(_USER, 100),
     "subtract(user, 50)": lambda client: client.subtract(_USER, 50),
@@ -28,10 +28,10 @@ _STEPS: Final[dict[str, Callable[[Any], Any]]] = {
     "subtract(user, 9000)": lambda client: client.subtract(_USER, 9000),
     "subtract(user, 25)": lambda client: client.subtract(_USER, 25),
 }
-_LAST: Final = list(_STEPS)[-1]
-_BUSY: Final = Answer(429, (("Retry-After", "1"),))
+_LAST_STEP: Final = list(_STEPS)[-1]
+_BUSY: Final = CannedResponse(429, (("Retry-After", "1"),))
 
-# How a result is shown, by its type.
+# The output for a result, by its type.
 _LINES: Final[dict[type, Callable[[Any], list[str]]]] = {
     CreditsAdded: lambda it: [f"{it.amount} credits added, for {it.validity_days} days"],
     CreditsSubtracted: lambda it: [f"{it.amount} credits taken"],
@@ -46,65 +46,66 @@ _LINES: Final[dict[type, Callable[[Any], list[str]]]] = {
 }
 
 
-class _Show:
-    """Prints each step, in two columns, and lets the last one of a round meet a busy server."""
+class _Printer:
+    """Prints each step in two columns, and injects a 429 before the last step."""
 
-    def __init__(self, server: SandboxServer, say: Callable[[str], object]) -> None:
+    def __init__(self, server: SandboxServer, print_line: Callable[[str], object]) -> None:
         self._server = server
-        self._say = say
+        self._print_line = print_line
         self._notes: list[str] = []
 
-    def begin(self, asked: str) -> None:
-        if asked == _LAST:
+    def begin(self, step: str) -> None:
+        if step == _LAST_STEP:
             self._server.inject(_BUSY)
 
     def on_attempt(self, attempt: Attempt) -> None:
         if attempt.status == _BUSY.status:
-            self._notes.append(f"429, {attempt.outcome}: waits as long as asked, tries again")
+            self._notes.append(f"429, {attempt.outcome}: the client waits 1 s and retries")
 
-    def end(self, asked: str, came: object) -> None:
-        if isinstance(came, APIError):
-            lines = [f"{type(came).__name__}: {came.message}", f"outcome {came.outcome}"]
+    def end(self, step: str, result: object) -> None:
+        if isinstance(result, APIError):
+            lines = [f"{type(result).__name__}: {result.message}", f"outcome {result.outcome}"]
         else:
-            lines = _LINES[type(came)](came)
+            lines = _LINES[type(result)](result)
         for line in (*self._notes, *lines):
-            self._say(f"  {asked:<25}{line}")
-            asked = ""
+            self._print_line(f"  {step:<25}{line}")
+            step = ""
         self._notes.clear()
 
 
-def demo(key: str, say: Callable[[str], object]) -> None:
-    """Run it with an API key, and call ``say`` with each line for the reader."""
+def demo(key: str, print_line: Callable[[str], object]) -> None:
+    """Run the demonstration with an API key, and call ``print_line`` for each line of output."""
     with SandboxServer() as server:
-        show = _Show(server, say)
+        printer = _Printer(server, print_line)
         url = server.base_url
-        say(f"A Creduse of its own listens on {url} for this demonstration.")
-        say(f"user = UUID('{_USER}')")
-        say("\nCreduseClient")
-        _call_all(CreduseClient(key, base_url=url, on_attempt=show.on_attempt), show)
-        say("\nAsyncCreduseClient, which finds what the other left")
-        client = AsyncCreduseClient(key, base_url=url, on_attempt=show.on_attempt)
-        asyncio.run(_call_all_async(client, show))
-        say(f"\nThe server applied {len(server.applied)} writes: each that succeeded, once.")
+        print_line(f"A local Creduse server listens on {url} for this demonstration.")
+        print_line(f"user = UUID('{_USER}')")
+        print_line("\nCreduseClient")
+        _call_all(CreduseClient(key, base_url=url, on_attempt=printer.on_attempt), printer)
+        print_line("\nAsyncCreduseClient, with the same user")
+        client = AsyncCreduseClient(key, base_url=url, on_attempt=printer.on_attempt)
+        asyncio.run(_call_all_async(client, printer))
+        applied = len(server.applied)
+        print_line(f"\nThe server applied {applied} writes: each that succeeded, once.")
 
 
-def _call_all(client: CreduseClient, show: _Show) -> None:
+def _call_all(client: CreduseClient, printer: _Printer) -> None:
     with client:
-        for asked, call in _STEPS.items():
-            show.begin(asked)
+        for step, call in _STEPS.items():
+            printer.begin(step)
             try:
-                came = call(client)
+                result = call(client)
             except APIError as error:
-                came = error
-            show.end(asked, came)
+                result = error
+            printer.end(step, result)
 
 
-async def _call_all_async(client: AsyncCreduseClient, show: _Show) -> None:
+async def _call_all_async(client: AsyncCreduseClient, printer: _Printer) -> None:
     async with client:
-        for asked, call in _STEPS.items():
-            show.begin(asked)
+        for step, call in _STEPS.items():
+            printer.begin(step)
             try:
-                came = await call(client)
+                result = await call(client)
             except APIError as error:
-                came = error
-            show.end(asked, came)
+                result = error
+            printer.end(step, result)

@@ -1,18 +1,16 @@
-"""The pytest plugin: the fixture ``creduse_sandbox``, and a run that keeps clear of the service.
+"""The pytest plugin: the fixture ``creduse_sandbox``, and protection from calls to the service.
 
-A client at the top of a module is made before any fixture. It would reach the service, with the key
-in the environment, from tests that believe to be on the sandbox. So the plugin sets
-``CREDUSE_BASE_URL`` and ``CREDUSE_API_KEY`` before pytest imports the first ``conftest.py``. The URL
-is a port of this machine that the plugin binds for the whole run and on which nobody listens:
-connections are refused. While a test uses the fixture, the sandbox listens on just that port. So a
-client reaches the sandbox whenever it was made, and nothing at all in a test that lacks the fixture,
-whichever tests ran before. Each process of pytest-xdist has a port of its own.
+Before pytest imports the first ``conftest.py``, the plugin sets ``CREDUSE_API_KEY`` to ``any`` and
+``CREDUSE_BASE_URL`` to a port of this machine. The plugin binds the port for the whole run. The
+sandbox listens on it while a test uses the fixture. In any other test the port refuses connections.
+So a client reaches the sandbox or nothing, even a client that a module creates on import, before
+any fixture. Each process of pytest-xdist has a port of its own.
 
-``CREDUSE_BASE_URL`` set in the environment of the run opts out: both variables stay as they are. At
-the end of the run both are put back.
+If ``CREDUSE_BASE_URL`` is set when pytest starts, the plugin leaves both variables alone. At the end
+of the run the plugin restores both.
 
-pytest loads this in every run wherever creduse is installed. So it is a package of its own, which
-loads nothing of ours, and no event loop, before a test asks for the fixture.
+pytest loads this package in every run if creduse is installed. So the package imports no other
+package of ours, and no event loop, until a test uses the fixture.
 """
 
 import os
@@ -31,35 +29,35 @@ __all__ = ["creduse_sandbox"]
 
 _URL = "CREDUSE_BASE_URL"
 _KEY = "CREDUSE_API_KEY"
-# What the plugin has set the URL to. A process that pytest starts inherits that, which is nobody's
-# choice: one of pytest-xdist, or a pytest that a test runs.
+# The URL that the plugin has set. Child processes inherit CREDUSE_BASE_URL, and this tells them
+# that the user did not set it.
 _OURS = "_CREDUSE_PYTEST_BASE_URL"
 
 _NOWHERE = "http://127.0.0.1:9"
-"""Where there is no port to be had, as in a container without a network: nobody listens there."""
+"""A URL on which nothing listens, if no port can be bound, as in a container without a network."""
 
 _HINT = """\
-{url} refuses connections, and stands in for the service as long as tests run.
-Use the fixture creduse_sandbox, which listens there; or mock this URL; or set CREDUSE_BASE_URL for
-the whole run, to https://api.creduse.com if tests are to call the service."""
+In tests without the fixture creduse_sandbox, {url} refuses connections.
+Use the fixture creduse_sandbox, which listens there. Or mock this URL. Or set CREDUSE_BASE_URL for
+the whole run: https://api.creduse.com lets tests call the service."""
 
 _PORT = pytest.StashKey["socket.socket | None"]()
 
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, Any, Any]:
-    """Keep clients from the service before anything of the project's is imported."""
-    # A wrapper, since another plugin may import the project in this hook, as pytest-django does.
-    _keep_from_the_service(early_config)
+    """Set the environment before anything imports the project."""
+    # A wrapper runs first. Another plugin may import the project in this hook: pytest-django does.
+    _set_environment(early_config)
     yield
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Do the same where a ``conftest.py`` has loaded the plugin, after that hook."""
-    _keep_from_the_service(config)
+    """Set the environment if a ``conftest.py`` loaded the plugin after the other hook."""
+    _set_environment(config)
 
 
-def _keep_from_the_service(config: pytest.Config) -> None:
+def _set_environment(config: pytest.Config) -> None:
     url = os.environ.get(_URL)
     if _PORT in config.stash or (url is not None and url != os.environ.get(_OURS)):
         return
@@ -83,9 +81,9 @@ def _bind(config: pytest.Config) -> socket.socket | None:
 
 @contextmanager
 def _shared(port: socket.socket | None) -> Generator[int, None, None]:
-    """Let a server listen on the port, and yield its number; without one, the server's choice."""
+    """Let a server listen on the port, and yield its number. Without a port, yield 0."""
     if port is None:
-        yield 0
+        yield 0  # the server chooses
         return
     port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     yield port.getsockname()[1]
@@ -96,8 +94,8 @@ def _shared(port: socket.socket | None) -> Generator[int, None, None]:
 def _creduse_sandbox_server(  # pyright: ignore[reportUnusedFunction]  # pytest finds it by its name
     pytestconfig: pytest.Config,
 ) -> Iterator["tuple[SandboxServer, ExitStack]"]:
-    """Return the server, and what has it refuse connections until it is closed."""
-    from creduse_sandbox import SandboxServer  # noqa: PLC0415 - see above
+    """Return the server, and a stack to close so that the server accepts connections."""
+    from creduse_sandbox import SandboxServer  # noqa: PLC0415 - see the module's docstring
 
     with (
         _shared(pytestconfig.stash.get(_PORT, None)) as port,
@@ -114,14 +112,14 @@ def creduse_sandbox(
 ) -> Iterator["SandboxServer"]:
     """A local Creduse server, empty in each test: a running creduse_sandbox.SandboxServer.
 
-    CREDUSE_BASE_URL and CREDUSE_API_KEY are set, so that clients reach it and not the service.
+    CREDUSE_BASE_URL and CREDUSE_API_KEY are set, so clients reach this server, not the service.
     """
     server, refusal = _creduse_sandbox_server
     monkeypatch.setenv(_URL, server.base_url)
     monkeypatch.setenv(_KEY, "any")
     refusal.close()
     yield server
-    server.settle()  # what the test has left under way is still its own
+    server.settle()  # requests that the test left in flight must not enter the next test's log
     refusal.enter_context(server.refusing())
     server.reset()
 
@@ -130,19 +128,19 @@ def creduse_sandbox(
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, Any]:
-    """Say in the report of a test that lacks the fixture why its calls failed."""
+    """Add a hint to the report of a test whose calls failed because it lacks the fixture."""
     outcome = yield
     if (
         _PORT in item.config.stash
         and "creduse_sandbox" not in getattr(item, "fixturenames", ())
         and call.excinfo is not None
-        and _comes_of_a_transport(call.excinfo.value)
+        and _is_caused_by_a_transport_error(call.excinfo.value)
     ):
         hint = _HINT.format(url=os.environ.get(_OURS))
         outcome.get_result().sections.append(("creduse", hint))
 
 
-def _comes_of_a_transport(error: BaseException | None) -> bool:
+def _is_caused_by_a_transport_error(error: BaseException | None) -> bool:
     core = sys.modules.get("creduse_core")
     if core is None:
         return False

@@ -1,22 +1,24 @@
-"""A Creduse of one's own, for tests: nothing leaves the machine.
+"""A local Creduse server for tests and development.
 
     with SandboxServer() as server:
-        server.inject(Answer(503))  # the first request meets with this, all others with the sandbox
+        server.inject(FAULTS["503"])  # the first request gets a 503
         with CreduseClient("any-key", base_url=server.base_url) as client:
             client.add(user, 100)
         assert [entry.path for entry in server.applied] == ["/add"]
 
-In pytest, the fixture ``creduse_sandbox`` is such a server. `FAULTS` are those that are ready-made,
-by name. `Sandbox` is the same without a socket, `Ledger` its bookkeeping alone. Where the behaviour
-of the service is not known, that of the sandbox is our reading, and the documentation of each part
-says so. Only the public names stand in this module.
+In pytest, the fixture ``creduse_sandbox`` is such a server. `FAULTS` holds ready-made faults by
+name. `Sandbox` is the API without a socket. `Ledger` is its bookkeeping alone.
+
+Creduse's documentation leaves some behaviour open. Where the sandbox had to choose, the docstring
+says "our reading".
 """
 
+from creduse_sandbox.connection import LogEntry
 from creduse_sandbox.faults import (
     DESCRIPTIONS,
     FAULTS,
     Action,
-    Answer,
+    CannedResponse,
     Drop,
     Fault,
     Shaped,
@@ -24,13 +26,13 @@ from creduse_sandbox.faults import (
 )
 from creduse_sandbox.ledger import Cycle, Ledger, Refused
 from creduse_sandbox.sandbox import Sandbox
-from creduse_sandbox.server import LogEntry, SandboxServer, serve
+from creduse_sandbox.server import SandboxServer, serve
 
 __all__ = [
     "DESCRIPTIONS",
     "FAULTS",
     "Action",
-    "Answer",
+    "CannedResponse",
     "Cycle",
     "Drop",
     "Fault",

@@ -1,7 +1,7 @@
-"""What a server can be ordered to do in place of its work, and a table of ready-made faults.
+"""The faults that a test can inject into the server, and a table of ready-made ones.
 
-Faults are plain data and all of them live here, with what they make of an answer's bytes. How the
-server carries them out, and its sockets, must not.
+Here: each fault as plain data, and how it changes a response's bytes. Not here: sockets, and how
+the server carries a fault out (`connection`).
 """
 
 import enum
@@ -18,40 +18,42 @@ from creduse_core.messages import MAX_BODY_SIZE, HeaderPairs, Response
 
 
 class Stage(enum.Enum):
-    """How far the server goes with a request before it stops."""
+    """How far the server processes a request before the fault."""
 
     CONNECTED = "connected"
-    """The connection is accepted and nothing is read, not even for TLS."""
+    """The server accepts the connection and reads nothing, not even a TLS handshake."""
     HEAD = "head"
-    """The request's head is read."""
+    """The server reads the request's head."""
     REQUEST = "request"
-    """The whole request is read, and nothing applied."""
+    """The server reads the whole request, and does not apply it."""
     APPLIED = "applied"
-    """The request is applied."""
+    """The server reads and applies the request."""
 
 
 class Action(enum.Enum):
-    """What becomes of the connection."""
+    """What the server does with the connection after the fault."""
 
     KEEP = "keep"
-    """It serves on, unless the request or the answer says otherwise."""
+    """Keep it open, unless the request or the response says otherwise."""
     HANG = "hang"
-    """Nothing is sent on it any more, until the peer leaves or the server closes."""
+    """Keep it open and send nothing more, until the peer leaves or the server closes."""
     CLOSE = "close"
-    """The server ends its stream in order, and reads and drops what the peer still sends."""
+    """End the server's stream in order. Read and ignore what the peer still sends."""
     CUT = "cut"
-    """As CLOSE, but without TLS's ``close_notify``; without TLS it is the same."""
+    """As CLOSE, without TLS's ``close_notify``. Without TLS it is the same."""
     RESET = "reset"
-    """It is reset. What is not yet with the peer may be lost."""
+    """Reset it. The peer may lose what it has not yet received."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Give this answer; the request does not reach the sandbox, so nothing is applied.
+class CannedResponse:
+    """A fault: the server sends this response and does not apply the request.
 
-    The server adds ``Date`` where it is missing, and the framing: a ``Content-Length`` or
-    ``Transfer-Encoding`` of one's own is a `ValueError`, and so is a status below 200, which
-    would be no answer yet, or above 999.
+    The server adds the framing, and ``Date`` where it is missing.
+
+    Raises:
+        ValueError: ``status`` is not from 200 to 999, so not a final status code. Or ``headers``
+            contain ``Content-Length`` or ``Transfer-Encoding``.
     """
 
     status: int
@@ -60,31 +62,35 @@ class Answer:
     stage: ClassVar = Stage.REQUEST
 
     def __post_init__(self) -> None:
-        """Refuse what could not be sent, where it is ordered rather than in the server."""
+        """Reject what the server could not send."""
         if not 200 <= self.status <= 999:
-            raise ValueError(f"{self.status} is not the status of a final answer")
-        framing = {"content-length", "transfer-encoding"}
-        if framing.intersection(name.lower() for name, _ in self.headers):
-            raise ValueError("the server frames the answer itself")
+            raise ValueError(f"status must be a final one, from 200 to 999, not {self.status}")
+        for name, _ in self.headers:
+            if name.lower() in {"content-length", "transfer-encoding"}:
+                raise ValueError(f"headers must not contain {name}: the server adds the framing")
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Stop serving at ``stage``, and do ``action`` in place of an answer. It cannot be KEEP."""
+    """A fault: the server stops at ``stage`` and does ``action`` in place of a response.
+
+    Raises:
+        ValueError: ``action`` is KEEP. The request would never get a response.
+    """
 
     stage: Stage
     action: Action
 
     def __post_init__(self) -> None:
-        """Refuse what would leave the request unanswered on a connection that serves on."""
+        """Reject KEEP."""
         if self.action is Action.KEEP:
-            raise ValueError("a connection that is dropped cannot be kept")
+            raise ValueError("action of a Drop must be HANG, CLOSE, CUT or RESET, not KEEP")
 
 
-# What becomes of an answer's bytes
+# Changes to a response's bytes
 
 Shape: TypeAlias = Callable[[bytes, bytes], Iterable[bytes]]
-"""Makes the pieces to be written from an answer's head, its last empty line included, and body."""
+"""Returns the pieces to write, from a response's head (with its last empty line) and body."""
 
 
 def _whole(head: bytes, body: bytes) -> Iterable[bytes]:
@@ -178,10 +184,10 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
 
 
-# What becomes of what an answer says
+# Changes to a response's content
 
 Edit: TypeAlias = Callable[[Response], Response]
-"""Makes another answer of the sandbox's."""
+"""Returns the response to send in place of the sandbox's."""
 
 
 def _unchanged(response: Response) -> Response:
@@ -214,7 +220,7 @@ def _with_fields(response: Response, **fields: Any) -> Response:
 
 
 def _with_value(response: Response, value: bytes) -> Response:
-    """Add a field with a value that `json.dumps` would not write."""
+    """Add a field with a value that `json.dumps` cannot write."""
     return replace(response, body=response.body[:-1] + b', "added": ' + value + b"}")
 
 
@@ -240,10 +246,10 @@ def _padded_head(response: Response) -> Response:
 
 
 def _gzipped(response: Response) -> Response:
-    return _with_header(_gzipped_unsaid(response), "Content-Encoding", "gzip")
+    return _with_header(_gzipped_undeclared(response), "Content-Encoding", "gzip")
 
 
-def _gzipped_unsaid(response: Response) -> Response:
+def _gzipped_undeclared(response: Response) -> Response:
     return replace(response, body=gzip.compress(response.body, mtime=0))
 
 
@@ -253,84 +259,87 @@ def _with_header(response: Response, name: str, value: str) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """Apply the request, and give the true answer in other bytes.
+    """A fault: the server applies the request and changes its response.
 
-    ``edit`` makes another answer of the true one, ``shape`` the pieces that are written of its
-    bytes, and ``then`` tells what follows them. With ``answer``, that one is given as it would be
-    alone, and shaped; nothing is applied, nor edited.
-
-    The pieces make up one write, though over TLS each is a record. With ``pause`` each is a write
-    of its own with that many seconds after it; then they may go on without end. They end with the
-    peer's stream: for want of knowing better, a client that has ended it has left.
+    The server writes all pieces at once, over TLS each as a record. With ``pause`` it writes them
+    one by one, and there may be endlessly many. It stops when the client ends its stream.
     """
 
     shape: Shape = _whole
+    """Splits or changes the response's bytes."""
     edit: Edit = _unchanged
-    answer: Answer | None = None
+    """Changes the response before that."""
+    response: CannedResponse | None = None
+    """With a response here, the server shapes that one. It neither applies nor edits anything."""
     pause: float | None = None
+    """Seconds after each piece."""
     then: Action = Action.KEEP
+    """What the server does after the last piece."""
 
     @property
     def stage(self) -> Stage:
-        """Whether the request is applied."""
-        return Stage.APPLIED if self.answer is None else Stage.REQUEST
+        """APPLIED, or REQUEST if there is a ``response``, for which nothing is applied."""
+        return Stage.APPLIED if self.response is None else Stage.REQUEST
 
 
-Fault: TypeAlias = Answer | Drop | Shaped
-"""Any of the faults. What each does with the request is its ``stage``: it is applied at APPLIED."""
+Fault: TypeAlias = CannedResponse | Drop | Shaped
+"""Any fault. The server applies the request if the fault's ``stage`` is APPLIED."""
 
 
-# The ready-made
+# Ready-made faults
 
 
 def _envelope(status: int) -> bytes:
     error = {
         "error_code": f"STATUS_{status}",
-        "message": "This was ordered.",
+        "message": "This response is an injected fault.",
         "timestamp": "2025-08-12T14:35:55.000000Z",
     }
     return json.dumps(error).encode()
 
 
-def _refusal(status: int, *headers: tuple[str, str]) -> Answer:
-    return Answer(status, (("Content-Type", "application/json"), *headers), _envelope(status))
+def _refusal(status: int, *headers: tuple[str, str]) -> CannedResponse:
+    return CannedResponse(
+        status, (("Content-Type", "application/json"), *headers), _envelope(status)
+    )
 
 
-def _page(status: int) -> Answer:
-    return Answer(status, (("Content-Type", "text/html"),), b"<html>This was ordered.</html>")
+def _page(status: int) -> CannedResponse:
+    body = b"<html>This response is an injected fault.</html>"
+    return CannedResponse(status, (("Content-Type", "text/html"),), body)
 
 
-def _redirect(status: int) -> Answer:
-    return Answer(status, (("Location", "/moved"),))
+def _redirect(status: int) -> CannedResponse:
+    return CannedResponse(status, (("Location", "/moved"),))
 
 
 _STAGES = {
-    Stage.CONNECTED: ("connect", "accept the connection, read nothing"),
+    Stage.CONNECTED: ("connect", "accept the connection and read nothing"),
     Stage.HEAD: ("head", "read the request's head"),
-    Stage.REQUEST: ("request", "read the request"),
-    Stage.APPLIED: ("apply", "apply the request, withhold the answer"),
+    Stage.REQUEST: ("request", "read the request and do not apply it"),
+    Stage.APPLIED: ("apply", "apply the request and send no response"),
 }
 _ENDS = {
     Action.HANG: ("hang", "then hang"),
-    Action.CLOSE: ("close", "then close"),
-    Action.RESET: ("reset", "then reset"),
+    Action.CLOSE: ("close", "then close the connection"),
+    Action.RESET: ("reset", "then reset the connection"),
 }
 _CUTS: dict[str, tuple[str, Shape]] = {
-    "cut-head": ("half the answer's head", _cut_head),
-    "cut-body": ("half the answer's body", _cut_body),
+    "cut-head": ("send half the head", _cut_head),
+    "cut-body": ("send the head and half the body", _cut_body),
 }
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_PHRASES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
 def _unasked(status: int) -> bytes:
-    """Return the bytes of a response that nobody asked for."""
+    """Return the bytes of a response to no request."""
     head = b"HTTP/1.1 %d \r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     body = _envelope(status)
     return head % (status, len(body)) + body
 
 
 SURPLUS = _unasked(402)
-"""The refusal that some of the ready-made faults send after the response."""
+"""The 402 response that some ready-made faults send after the response."""
 
 _Row = tuple[str, str, Fault]
 
@@ -345,53 +354,90 @@ _SHAPES: list[_Row] = [
         for cut, (what, shape) in _CUTS.items()
         for action, (name, end) in _ENDS.items()
     ),
-    ("drip", "the answer byte by byte", Shaped(_drip, pause=0.001)),
-    ("drip-body", "the head, then the body byte by byte", Shaped(_drip_body, pause=0.001)),
-    ("drip-chunks", "a chunked answer byte by byte", Shaped(_drip_chunks, pause=0.001)),
-    ("chunks", "a chunked body, each byte a chunk", Shaped(_byte_chunks)),
-    ("no-length", "a body that the closing ends", Shaped(_no_length, then=Action.CLOSE)),
-    ("endless-100", "100 Continue without end", Shaped(_endless, pause=0.01)),
-    ("100-first", "100 Continue before the answer", Shaped(_continue_first)),
-    ("103-first", "103 Early Hints before the answer", Shaped(_hints_first)),
-    ("not-http", "bytes that are not HTTP, then close", Shaped(_not_http, then=Action.CLOSE)),
-    ("surplus", "the response, then a 402 in the same segment", Shaped(_then_a_refusal)),
-    ("surplus-later", "the response, a moment later a 402", Shaped(_then_a_refusal, pause=0.02)),
-    ("surplus-whole", "the response twice in one segment", Shaped(_then_the_same)),
+    ("drip", "send the response byte by byte", Shaped(_drip, pause=0.001)),
+    ("drip-body", "send the head, then the body byte by byte", Shaped(_drip_body, pause=0.001)),
+    ("drip-chunks", "send a chunked response byte by byte", Shaped(_drip_chunks, pause=0.001)),
+    ("chunks", "send a chunked body, one byte in each chunk", Shaped(_byte_chunks)),
+    (
+        "no-length",
+        "send a body without a length, close the connection at its end",
+        Shaped(_no_length, then=Action.CLOSE),
+    ),
+    ("endless-100", "send 100 Continue again and again", Shaped(_endless, pause=0.01)),
+    ("100-first", "send 100 Continue before the response", Shaped(_continue_first)),
+    ("103-first", "send 103 Early Hints before the response", Shaped(_hints_first)),
+    (
+        "not-http",
+        "send bytes that are not HTTP, then close the connection",
+        Shaped(_not_http, then=Action.CLOSE),
+    ),
+    ("surplus", "send the response and a 402 in one segment", Shaped(_then_a_refusal)),
+    (
+        "surplus-later",
+        "send the response, and 20 ms later a 402",
+        Shaped(_then_a_refusal, pause=0.02),
+    ),
+    ("surplus-whole", "send the response twice in one segment", Shaped(_then_the_same)),
     (
         "surplus-whole-later",
-        "the response, a moment later the same again",
+        "send the response, and 20 ms later the same again",
         Shaped(_then_the_same, pause=0.02),
     ),
-    ("surplus-half", "the response, then half of it again", Shaped(_then_half_of_it)),
-    ("stray-503", "a 503, then the response in the same segment", Shaped(_after_a_503)),
-    ("framed-twice", "a chunked body with a Content-Length", Shaped(_framed_twice)),
-    ("close-after", "an answer that keeps alive, then close", Shaped(then=Action.CLOSE)),
-    ("cut-after", "an answer, then close without close_notify", Shaped(then=Action.CUT)),
+    (
+        "surplus-half",
+        "send the response one and a half times in one segment",
+        Shaped(_then_half_of_it),
+    ),
+    ("stray-503", "send a 503 and the response in one segment", Shaped(_after_a_503)),
+    ("framed-twice", "send a chunked body with a Content-Length", Shaped(_framed_twice)),
+    (
+        "close-after",
+        "send a keep-alive response, then close the connection",
+        Shaped(then=Action.CLOSE),
+    ),
+    (
+        "cut-after",
+        "send the response, then close without TLS's close_notify",
+        Shaped(then=Action.CUT),
+    ),
 ]
 _EDITS: list[_Row] = [
-    ("wrong-user", "another user's answer", Shaped(edit=_wrong_user)),
-    ("wrong-amount", "an amount that is off by one", Shaped(edit=_wrong_amount)),
-    ("missing-field", "the last field is missing", Shaped(edit=_missing_field)),
-    ("mistyped-field", "the last field has another type", Shaped(edit=_mistyped_field)),
-    ("deep", "nested 100,000 deep", Shaped(edit=_deep)),
-    ("bad-utf8", "JSON that is not UTF-8", Shaped(edit=_bad_utf8)),
-    ("not-json", "a body that is not JSON", Shaped(edit=_not_json)),
-    ("gzip", "a compressed body", Shaped(edit=_gzipped)),
-    ("gzip-unsaid", "a compressed body, which no header says", Shaped(edit=_gzipped_unsaid)),
-    ("huge-head", "more than 100 KB of head", Shaped(edit=_padded_head)),
-    ("huge-body", f"more than {MAX_BODY_SIZE} bytes of body", Shaped(edit=_padded_body)),
-    ("huge-chunks", "the same, chunked", Shaped(_large_chunks, edit=_padded_body)),
+    ("wrong-user", "send a response that names another user", Shaped(edit=_wrong_user)),
+    ("wrong-amount", "send an amount that is one too high", Shaped(edit=_wrong_amount)),
+    ("missing-field", "omit the response's last field", Shaped(edit=_missing_field)),
+    ("mistyped-field", "send the last field with a wrong type", Shaped(edit=_mistyped_field)),
+    ("deep", "send JSON that is nested 100,000 levels deep", Shaped(edit=_deep)),
+    ("bad-utf8", "send JSON that is not UTF-8", Shaped(edit=_bad_utf8)),
+    ("not-json", "send a body that is not JSON", Shaped(edit=_not_json)),
+    ("gzip", "send a gzip body with Content-Encoding", Shaped(edit=_gzipped)),
+    (
+        "gzip-undeclared",
+        "send a gzip body without Content-Encoding",
+        Shaped(edit=_gzipped_undeclared),
+    ),
+    ("huge-head", "send a head of more than 100 KB", Shaped(edit=_padded_head)),
+    ("huge-body", f"send a body of more than {MAX_BODY_SIZE} bytes", Shaped(edit=_padded_body)),
+    (
+        "huge-chunks",
+        f"send a chunked body of more than {MAX_BODY_SIZE} bytes",
+        Shaped(_large_chunks, edit=_padded_body),
+    ),
 ]
-_ANSWERS: list[_Row] = [
-    ("200-error", "200 with an error envelope", replace(_refusal(402), status=200)),
-    ("204", "No Content", Answer(204)),
-    *((f"{status}", f"{_PHRASES[status]}", _redirect(status)) for status in (301, 302, 303)),
-    *((f"{status}", f"{_PHRASES[status]}", _redirect(status)) for status in (307, 308)),
-    *((f"{status}", f"{_PHRASES[status]}", _refusal(status)) for status in (408, 421, 425, 429)),
-    ("429-seconds", "Retry-After: 1", _refusal(429, ("Retry-After", "1"))),
+_CANNED_RESPONSES: list[_Row] = [
+    ("200-error", "send 200 with an error as its body", replace(_refusal(402), status=200)),
+    ("204", "send 204 No Content", CannedResponse(204)),
+    *(
+        (f"{status}", f"send {_PHRASES[status]}", _redirect(status))
+        for status in (301, 302, 303, 307, 308)
+    ),
+    *(
+        (f"{status}", f"send {_PHRASES[status]}", _refusal(status))
+        for status in (408, 421, 425, 429)
+    ),
+    ("429-seconds", "send 429 with Retry-After: 1", _refusal(429, ("Retry-After", "1"))),
     (
         "429-date",
-        "Retry-After a second after its Date",
+        "send 429 with a Retry-After one second after its Date",
         _refusal(
             429,
             ("Date", "Tue, 12 Aug 2025 14:35:55 GMT"),
@@ -402,16 +448,15 @@ _ANSWERS: list[_Row] = [
         row
         for status in range(500, 512)
         for row in (
-            (f"{status}", _PHRASES.get(status, "a server's error"), _refusal(status)),
-            (f"{status}-page", "the same, an HTML page", _page(status)),
+            (f"{status}", f"send {_PHRASES.get(status, status)}", _refusal(status)),
+            (f"{status}-page", f"send {status} with an HTML body", _page(status)),
         )
     ),
 ]
-_ROWS = (*_DROPS, *_SHAPES, *_EDITS, *_ANSWERS)
+_ROWS = (*_DROPS, *_SHAPES, *_EDITS, *_CANNED_RESPONSES)
 
 FAULTS: Mapping[str, Fault] = MappingProxyType({name: fault for name, _, fault in _ROWS})
-"""Ready-made faults by name. An `Answer` applies nothing, a `Shaped` the request, and a `Drop`
-does as its stage says."""
+"""Ready-made faults by name, such as ``"503"``. `DESCRIPTIONS` says what each does."""
 
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType({name: what for name, what, _ in _ROWS})
-"""A line about each of the `FAULTS`."""
+"""What the server does for each of the `FAULTS`, in words."""

@@ -1,7 +1,7 @@
-"""Who holds which credits: the sandbox's rules for cycles, as pure bookkeeping.
+"""The sandbox's bookkeeping: who holds which credits, by the rules of Creduse's documentation.
 
-Cycles, their renewal and the order of spending live here. No I/O, no clock and nothing of the
-wire must: every method is told what time it is.
+Here: cycles, their renewal, and the order in which credits are spent. Not here: I/O, a clock, or
+the wire's format. Callers pass the time to each method.
 """
 
 from bisect import insort
@@ -11,16 +11,16 @@ from operator import attrgetter
 from uuid import UUID
 
 DEFAULT_VALIDITY_DAYS = 31
-"""Days. What the service's documentation takes when none are given."""
+"""Days. The service's default, by its documentation."""
 
 _END_OF_TIME = datetime.max.replace(tzinfo=UTC)
 _by_end = attrgetter("end")
 
 
-class Refused(Exception):  # noqa: N818 - a refusal is an answer of the service, not a defect
-    """What was asked for is not done, and nothing has changed.
+class Refused(Exception):  # noqa: N818 - the service refuses by its rules; nothing is wrong
+    """The ledger refused an operation and changed nothing.
 
-    ``error_code`` is the service's word for the reason; ``message`` says it to a person.
+    ``error_code`` is the service's code for the reason. ``message`` is the reason in words.
     """
 
     def __init__(self, error_code: str, message: str) -> None:
@@ -31,21 +31,24 @@ class Refused(Exception):  # noqa: N818 - a refusal is an answer of the service,
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """A span of time and the credits that can be spent in it, seen at one moment.
-
-    A recurring cycle keeps its ``created_at`` when it is renewed; ``start`` and ``end`` are then
-    those of the round that runs now. All times are in UTC, and both bounds belong to the span.
-    ``amount`` is what is left of ``starting_amount``.
-    """
+    """Credits and the time in which they can be spent, as of one moment. Times are in UTC."""
 
     recurring: bool
+    """Whether the cycle renews itself at its end."""
     created_at: datetime
+    """When the user got the cycle. A renewal does not change it."""
     start: datetime
+    """When the current round started."""
     end: datetime
+    """The last moment of the current round."""
     starting_amount: int
+    """The credits at ``start``."""
     amount: int
+    """The credits that are left."""
     validity_days: int
+    """The days of a round."""
     canceled: bool = False
+    """Whether a recurring cycle was stopped, so that it ends with the current round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class _Account:
     """One user's cycles, the one that ends soonest first."""
 
     cycles: tuple[Cycle, ...] = ()
-    expired: bool = False  # credits were lost at the end of a cycle that was not renewed
+    expired: bool = False  # a cycle ended without renewal and with credits left
 
     def with_cycle(self, cycle: Cycle) -> "_Account":
         cycles = list(self.cycles)
@@ -63,7 +66,7 @@ class _Account:
 
 def _utc(now: datetime) -> datetime:
     if now.utcoffset() is None:
-        raise ValueError("now must be an aware datetime")
+        raise ValueError(f"now must be an aware datetime, not {now!r}")
     return now.astimezone(UTC)
 
 
@@ -92,18 +95,18 @@ def _open(amount: int, validity_days: int | None, now: datetime, *, recurring: b
 
 
 def _renewed(cycle: Cycle, now: datetime) -> Cycle:
-    """Give the round that holds ``now`` of a recurring cycle that ended before it."""
-    # A round of no days would never get anywhere, so a cycle of zero days is renewed daily.
+    """Return a recurring cycle that has ended, renewed up to the round that contains ``now``."""
+    # Rounds of zero days would never reach now, so a cycle of zero days renews daily.
     period = timedelta(days=max(cycle.validity_days, 1))
     rounds = -((cycle.end - now) // period)  # rounded up
     start = cycle.end + (rounds - 1) * period
-    # The calendar's last round is a short one.
+    # Python's calendar ends with the year 9999.
     end = start + min(period, _END_OF_TIME - start)
     return replace(cycle, start=start, end=end, amount=cycle.starting_amount)
 
 
 def _settled(account: _Account, now: datetime) -> _Account:
-    """Drop the cycles that are over and renew those that renew themselves."""
+    """Drop or renew the cycles that have ended."""
     if not account.cycles or now <= account.cycles[0].end:
         return account
     cycles: list[Cycle] = []
@@ -119,26 +122,27 @@ def _settled(account: _Account, now: datetime) -> _Account:
 
 
 class Ledger:
-    """Every user's cycles, under the rules of the service's documentation.
+    """Every user's cycles, by the rules of Creduse's documentation.
 
-    Each method takes ``now``, an aware `datetime` (`ValueError` if it is not), and raises
-    `Refused`, with nothing changed, where the service would answer with an error. Days end in
-    UTC: our reading. The ledger does not go back: to a ``now`` before the last change, cycles
-    stand as that change left them. It is not thread-safe; `Sandbox` is.
+    Each method needs ``now``, an aware `datetime`, and raises `ValueError` for a naive one. Where
+    the service would respond with an error, a method raises `Refused` and changes nothing.
+
+    Days end in UTC: our reading. Time never runs back: a ``now`` before the last change sees the
+    cycles as that change left them. The ledger is not thread-safe. `Sandbox` is.
     """
 
     def __init__(self) -> None:
         self._accounts: dict[UUID, _Account] = {}
 
     def add(self, user: UUID, amount: int, validity_days: int | None, now: datetime) -> Cycle:
-        """Open a one-time cycle, which makes the user known.
+        """Open and return a one-time cycle. A user exists from the first cycle on.
 
-        It starts now and ends ``validity_days`` days later (`None` means 31) with the end of
-        that day, 23:59:59.999999; what is left then is lost.
+        The cycle starts now and ends ``validity_days`` days later, at 23:59:59.999999. `None`
+        means 31. Credits that are left then expire.
 
         Raises:
-            Refused: ``AMOUNT_NEGATIVE``; ``INVALID_REQUEST`` for days that are negative or lead
-                past the year 9999 (the code is our reading).
+            Refused: ``AMOUNT_NEGATIVE``. ``INVALID_REQUEST`` if ``validity_days`` is negative or
+                the cycle would end after the year 9999 (the code is our reading).
         """
         now = _utc(now)
         _check_amount(amount)
@@ -150,16 +154,16 @@ class Ledger:
     def start_cycle(
         self, user: UUID, amount: int, validity_days: int | None, now: datetime
     ) -> Cycle:
-        """Open the recurring cycle, which makes the user known.
+        """Open and return a recurring cycle. A user exists from the first cycle on.
 
-        Its first round is the span that `add` would open. Each further one begins at the end of
-        the last, takes ``validity_days`` days, at least one, and has the full amount again;
-        nothing is carried over. Once a cycle is stopped, another may be started beside what is
-        left of it: our reading.
+        Its first round lasts as long as a cycle of `add`. Each later round starts at the end of
+        the one before, lasts ``validity_days`` days, at least one, and has the full amount. No
+        credits carry over. After a stop, another cycle can start beside the stopped one: our
+        reading.
 
         Raises:
-            Refused: ``AMOUNT_NEGATIVE``; ``INVALID_REQUEST`` as in `add`; ``ACTIVE_CYCLE_EXISTS``
-                while there is a recurring cycle that has not been stopped.
+            Refused: ``AMOUNT_NEGATIVE``. ``INVALID_REQUEST`` as in `add`. ``ACTIVE_CYCLE_EXISTS``
+                if the user has a recurring cycle that has not been stopped.
         """
         now = _utc(now)
         _check_amount(amount)
@@ -171,13 +175,15 @@ class Ledger:
         return cycle
 
     def stop_cycle(self, user: UUID, now: datetime) -> Cycle:
-        """Cancel the recurring cycle: its credits stay until its end, then it is not renewed.
+        """Stop the renewal of the recurring cycle, and return the cycle.
+
+        Its credits can be spent until its end.
 
         Raises:
-            Refused: ``USER_DOES_NOT_EXIST``; ``NO_ACTIVE_CYCLE`` if none runs, or it was stopped
-                before.
+            Refused: ``USER_DOES_NOT_EXIST``. ``NO_ACTIVE_CYCLE`` if there is no recurring cycle
+                or it has been stopped.
         """
-        account = self._known(user, now)
+        account = self._account(user, now)
         for index, cycle in enumerate(account.cycles):
             if cycle.recurring and not cycle.canceled:
                 stopped = replace(cycle, canceled=True)
@@ -187,16 +193,16 @@ class Ledger:
         raise Refused("NO_ACTIVE_CYCLE", "The user has no active recurring cycle.")
 
     def subtract(self, user: UUID, amount: int, now: datetime) -> None:
-        """Spend credits, from the cycle that ends soonest first; all of them or none.
+        """Take all of ``amount`` or nothing, first from the cycle that ends first.
 
         Raises:
-            Refused: ``AMOUNT_NEGATIVE``; ``USER_DOES_NOT_EXIST``; ``INSUFFICIENT_FUNDS`` where
-                the active cycles hold less; in its place ``CREDIT_EXPIRED`` where they hold
-                nothing and a cycle has ended with credits unspent (our reading; what a renewal
-                did not carry over is not counted as expired).
+            Refused: ``AMOUNT_NEGATIVE``. ``USER_DOES_NOT_EXIST``. ``INSUFFICIENT_FUNDS`` if the
+                active cycles hold less. ``CREDIT_EXPIRED`` instead if they hold nothing and a
+                cycle has ended with credits left. Credits that a renewal did not carry over do
+                not count as expired. Both are our reading.
         """
         _check_amount(amount)
-        account = self._known(user, now)
+        account = self._account(user, now)
         held = sum(cycle.amount for cycle in account.cycles)
         if held < amount:
             if account.expired and not held:
@@ -210,14 +216,14 @@ class Ledger:
         self._accounts[user] = replace(account, cycles=tuple(cycles))
 
     def balance(self, user: UUID, now: datetime) -> tuple[Cycle, ...]:
-        """Give the active cycles, empty ones too, the one that ends soonest first.
+        """Return the active cycles, empty ones too. The one that ends first comes first.
 
         Raises:
             Refused: ``USER_DOES_NOT_EXIST``.
         """
-        return self._known(user, now).cycles
+        return self._account(user, now).cycles
 
-    def _known(self, user: UUID, now: datetime) -> _Account:
+    def _account(self, user: UUID, now: datetime) -> _Account:
         now = _utc(now)
         if user not in self._accounts:
             raise Refused("USER_DOES_NOT_EXIST", "There is no such user.")

@@ -1,7 +1,7 @@
-"""The whole API without a socket: a request in, an answer out.
+"""Creduse's API without a socket: a request in, a response out.
 
-The wire's format, the routes, keys and replays live here. What happens to credits is the
-ledger's; bytes and connections are the server's; neither must come in.
+Here: the wire's format, routes, API keys and idempotency keys. Not here: what happens to credits
+(`ledger`), and bytes or connections (`connection`).
 """
 
 import json
@@ -19,7 +19,7 @@ from creduse_sandbox.ledger import Cycle, Ledger, Refused
 Clock = Callable[[], datetime]
 
 _Fields = Mapping[str, object]
-_Answer = dict[str, object]
+_Result = dict[str, object]
 
 STATUS = {
     "AMOUNT_NEGATIVE": 400,
@@ -34,34 +34,34 @@ STATUS = {
     "IDEMPOTENCY_KEY_REUSED": 422,
     "INVALID_REQUEST": 422,
 }
-"""The status that goes with each error code. All of them are our reading, and so is every code
-that the service's documentation does not name."""
+"""The status code for each error code. Every status code is our reading, and so is every error
+code that the service's documentation does not name."""
 
 REPLAY_WINDOW = timedelta(hours=24)
-"""How long an ``Idempotency-Key`` is remembered: our reading."""
+"""How long the sandbox remembers an ``Idempotency-Key``: our reading."""
 
-_LARGEST = 2**63 - 1  # keeps every sum printable; that the service counts in 64 bits is our reading
+_LARGEST = 2**63 - 1  # our reading; Python cannot print integers of any size
 
 
 def utc_now() -> datetime:
-    """Tell the time by the system's clock."""
+    """Return the system's time."""
     return datetime.now(UTC)
 
 
 def path_of(url: str) -> str:
-    """Give the path of a request's target, be it a whole URL or a path and perhaps a query."""
+    """Return the path of a request's target, which is a URL, or a path with or without a query."""
     if url.startswith("/"):
         return url.partition("?")[0]
     try:
         return urlsplit(url).path
-    except ValueError:  # such as a bracket that is never closed
+    except ValueError:  # such as an unclosed bracket
         return ""
 
 
 def error_response(
     status: int, error_code: str, message: str, now: datetime, headers: HeaderPairs = ()
 ) -> Response:
-    """Put an error into the service's envelope."""
+    """Return an error response in the service's format."""
     envelope = {"error_code": error_code, "message": message, "timestamp": _time(now)}
     return _json_response(status, envelope, headers)
 
@@ -76,7 +76,7 @@ def _time(moment: datetime) -> str:
     return f"{utc.isoformat(timespec='microseconds')}Z"
 
 
-# Reading a request
+# Reading requests
 
 
 def _is_object(value: object) -> TypeGuard[dict[str, object]]:
@@ -84,7 +84,7 @@ def _is_object(value: object) -> TypeGuard[dict[str, object]]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")  # though Python reads it
+    raise ValueError(f"{name} is not JSON")  # Python accepts NaN and Infinity
 
 
 def _fields(body: bytes) -> _Fields:
@@ -103,9 +103,9 @@ def _end_user_id(fields: _Fields) -> UUID:
         user = UUID(text) if isinstance(text, str) else None
     except ValueError:
         user = None
-    # UUID() also reads braces, urn: and ids without hyphens, none of which is the wire's form.
+    # UUID() also accepts braces, urn: and no hyphens. The wire's format does not.
     if user is None or str(user) != str(text).lower():
-        raise Refused("INVALID_REQUEST", "end_user_id must be a UUID's hyphenated text.")
+        raise Refused("INVALID_REQUEST", "end_user_id must be a UUID with hyphens.")
     return user
 
 
@@ -125,7 +125,7 @@ def _validity_days(fields: _Fields) -> int | None:
 # The five routes
 
 
-def _add(ledger: Ledger, fields: _Fields, now: datetime) -> _Answer:
+def _add(ledger: Ledger, fields: _Fields, now: datetime) -> _Result:
     user = _end_user_id(fields)
     cycle = ledger.add(user, _integer(fields, "amount"), _validity_days(fields), now)
     return {
@@ -135,25 +135,25 @@ def _add(ledger: Ledger, fields: _Fields, now: datetime) -> _Answer:
     }
 
 
-def _subtract(ledger: Ledger, fields: _Fields, now: datetime) -> _Answer:
+def _subtract(ledger: Ledger, fields: _Fields, now: datetime) -> _Result:
     user = _end_user_id(fields)
     amount = _integer(fields, "amount")
     ledger.subtract(user, amount, now)
     return {"end_user_id": str(user), "amount": amount}
 
 
-def _start_cycle(ledger: Ledger, fields: _Fields, now: datetime) -> _Answer:
+def _start_cycle(ledger: Ledger, fields: _Fields, now: datetime) -> _Result:
     user = _end_user_id(fields)
     amount = _integer(fields, "amount")
     return _cycle(user, ledger.start_cycle(user, amount, _validity_days(fields), now))
 
 
-def _stop_cycle(ledger: Ledger, fields: _Fields, now: datetime) -> _Answer:
+def _stop_cycle(ledger: Ledger, fields: _Fields, now: datetime) -> _Result:
     user = _end_user_id(fields)
     return _cycle(user, ledger.stop_cycle(user, now))
 
 
-def _get_active_balance(ledger: Ledger, fields: _Fields, now: datetime) -> _Answer:
+def _get_active_balance(ledger: Ledger, fields: _Fields, now: datetime) -> _Result:
     user = _end_user_id(fields)
     cycles = ledger.balance(user, now)
     return {
@@ -172,7 +172,7 @@ def _get_active_balance(ledger: Ledger, fields: _Fields, now: datetime) -> _Answ
     }
 
 
-def _cycle(user: UUID, cycle: Cycle) -> _Answer:
+def _cycle(user: UUID, cycle: Cycle) -> _Result:
     return {
         "end_user_id": str(user),
         "amount": cycle.amount,
@@ -193,7 +193,7 @@ def _kind(cycle: Cycle) -> dict[str, str]:
 @dataclass(frozen=True, slots=True)
 class _Route:
     method: str
-    operate: Callable[[Ledger, _Fields, datetime], _Answer]
+    operate: Callable[[Ledger, _Fields, datetime], _Result]
     writes: bool = True
 
 
@@ -218,7 +218,7 @@ def _bearer(request: Request) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Remembered:
-    """A call that came with an ``Idempotency-Key``, and its answer."""
+    """A request that had an ``Idempotency-Key``, and its response."""
 
     path: str
     body: bytes
@@ -227,15 +227,15 @@ class _Remembered:
 
 
 class Sandbox:
-    """A Creduse of one's own, with a ledger that begins empty.
+    """Creduse's API without a socket, with a ledger that starts empty. It is thread-safe.
 
-    ``api_key`` is the one key it takes; with `None`, any will do, but there must be one.
-    ``clock`` tells the time, as an aware `datetime`. It is safe to share between threads.
+    ``api_key`` is the only key that the sandbox accepts. With `None` it accepts any key, but
+    rejects a request without one. ``clock`` returns the time as an aware `datetime`.
 
-    An ``Idempotency-Key`` on the four writes is honoured as the IETF's draft of that header field
-    has it: for 24 hours the same request under the same key gets the stored answer, a refusal
-    included, and changes nothing; another request under it is refused. All this is our reading:
-    the service is not known to do so.
+    The four writes accept an ``Idempotency-Key``, as in the IETF's draft of that header. For 24
+    hours, a request with the same key gets the stored response, errors included, and is not
+    applied again. A different request with that key is rejected. All this is our reading: Creduse
+    does not document idempotency keys.
     """
 
     def __init__(self, *, api_key: str | None = None, clock: Clock = utc_now) -> None:
@@ -246,17 +246,17 @@ class Sandbox:
         self._lock = threading.Lock()
 
     def handle(self, request: Request) -> Response:
-        """Answer a request, as the service would.
+        """Return the service's response to a request.
 
-        Its path must be one of the five, with no prefix. Whatever the request holds ends in an
-        answer and not in an exception.
+        The path must be one of the API's five, without a prefix. A bad request gets an error
+        response, never an exception.
         """
         return self.process(request)[0]
 
     def process(self, request: Request) -> tuple[Response, bool]:
-        """Answer a request, and say whether it was applied: that is, a write carried out now.
+        """Return the response to a request, and whether the request was a write and was applied.
 
-        A refusal, a balance and a replayed answer are not.
+        An error, a balance and a replayed response apply nothing.
         """
         with self._lock:
             now = self._clock()
@@ -266,36 +266,37 @@ class Sandbox:
                 return _refusal("NOT_FOUND", "There is no such path.", now), False
             if request.method != route.method:
                 allow = (("Allow", route.method),)  # RFC 9110 15.5.6
-                message = f"This path takes {route.method}."
+                message = f"This path accepts only {route.method}."
                 return _refusal("METHOD_NOT_ALLOWED", message, now, allow), False
             api_key = _bearer(request)
             if not api_key or self._api_key not in {None, api_key}:
                 challenge = (("WWW-Authenticate", "Bearer"),)  # RFC 9110 15.5.2
-                return _refusal("UNAUTHORIZED", "The API key is not known.", now, challenge), False
+                return _refusal("UNAUTHORIZED", "The API key is unknown.", now, challenge), False
             idempotency_key = _header(request, "idempotency-key")
             if route.writes and idempotency_key:
-                return self._once((api_key, idempotency_key), route, path, request.body, now)
+                key = (api_key, idempotency_key)
+                return self._operate_once(key, route, path, request.body, now)
             return self._operate(route, request.body, now)
 
-    def _once(
-        self, name: tuple[str, str], route: _Route, path: str, body: bytes, now: datetime
+    def _operate_once(
+        self, key: tuple[str, str], route: _Route, path: str, body: bytes, now: datetime
     ) -> tuple[Response, bool]:
-        remembered = self._remembered.get(name)
+        remembered = self._remembered.get(key)
         if remembered is None or now - remembered.at >= REPLAY_WINDOW:
             response, applied = self._operate(route, body, now)
-            self._remembered[name] = _Remembered(path, body, response, now)
+            self._remembered[key] = _Remembered(path, body, response, now)
             return response, applied
         if (remembered.path, remembered.body) != (path, body):
-            message = "This Idempotency-Key came with another request."
+            message = "This Idempotency-Key belongs to another request."
             return _refusal("IDEMPOTENCY_KEY_REUSED", message, now), False
         return remembered.response, False
 
     def _operate(self, route: _Route, body: bytes, now: datetime) -> tuple[Response, bool]:
         try:
-            answer = route.operate(self._ledger, _fields(body), now)
+            result = route.operate(self._ledger, _fields(body), now)
         except Refused as refused:
             return _refusal(refused.error_code, refused.message, now), False
-        return _json_response(200, answer), route.writes
+        return _json_response(200, result), route.writes
 
 
 def _refusal(error_code: str, message: str, now: datetime, headers: HeaderPairs = ()) -> Response:

@@ -1,7 +1,7 @@
-"""TLS on one connection, without a socket: bytes in, bytes out.
+"""The server's side of TLS on one connection, without a socket.
 
-asyncio's own TLS would do for a server that behaves. It hides a connection until its handshake is
-over, reports every failed one as an error, and cannot leave out a ``close_notify``.
+The faults need more than asyncio's TLS can do. That hides a connection until its handshake ends,
+reports each failed handshake as an error, and always sends ``close_notify``.
 """
 
 import ssl
@@ -15,20 +15,20 @@ class Tls:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._greeted = False
+        self._shook_hands = False
 
     def receive(self, data: bytes) -> tuple[bytes, bool]:
-        """Take what the peer sent; give what is in it, and whether the peer's stream goes on.
+        """Decrypt what the peer sent. Return it, and whether the peer's stream is still open.
 
         Raises:
-            ssl.SSLError: It is not TLS, or none that the peer and the context agree on.
+            ssl.SSLError: The bytes are not TLS, or the handshake failed.
         """
         self._incoming.write(data)
         plain = bytearray()
         try:
-            if not self._greeted:
+            if not self._shook_hands:
                 self._tls.do_handshake()
-                self._greeted = True
+                self._shook_hands = True
             while piece := self._tls.read(64 * 1024):
                 plain += piece
         except ssl.SSLWantReadError:
@@ -36,16 +36,16 @@ class Tls:
         return bytes(plain), False
 
     def send(self, data: bytes) -> None:
-        """Put data into a record of its own, or into several if it is too long for one."""
+        """Encrypt data as a record, or as several if it is too long for one."""
         rest = memoryview(data)
         while rest:
             rest = rest[self._tls.write(rest) :]
 
     def end(self) -> None:
-        """Say with a ``close_notify`` that nothing more will be sent."""
-        with suppress(ssl.SSLError):  # it is not there to answer, or there was no handshake
+        """Encrypt a ``close_notify``, which ends our stream."""
+        with suppress(ssl.SSLError):  # the peer's own is missing, or there was no handshake
             self._tls.unwrap()
 
     def to_send(self) -> bytes:
-        """Give the bytes that are now to be sent to the peer."""
+        """Return the encrypted bytes to send to the peer."""
         return self._outgoing.read()

@@ -185,9 +185,12 @@ class TrioTransport:
             _wake(self._pool.give_up(waiter))
             raise
 
-    def _check(self) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the client is closed")
+
+    def _check(self) -> None:
+        self._check_open()
         if not self._is_current_loop():
             if not trio.lowlevel.in_trio_run():
                 raise RuntimeError(
@@ -225,8 +228,7 @@ class TrioTransport:
         """Send on this connection, and keep it if it is fit for another request."""
         keep = False
         try:
-            if self._closed:  # while this call connected
-                raise RuntimeError("the client is closed")
+            self._check_open()  # it can be closed while this call connects
             response = await connection.exchange(head, send.request.body, progress)
             keep = not self._closed and send.belongs(response) and connection.renew()
             return response

@@ -147,8 +147,11 @@ def test_list_of_faults(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sandbox", "--list-faults"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*FAULTS]
-    assert "cut-body-then-reset  half the answer's body, then reset (applied)" in lines
-    assert "429-seconds          Retry-After: 1" in lines
+    assert (
+        "cut-body-then-reset  send the head and half the body, then reset the connection (applied)"
+        in lines
+    )
+    assert "429-seconds          send 429 with Retry-After: 1" in lines
 
 
 def test_version() -> None:
@@ -161,7 +164,7 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
         [],
         {},
         (
-            "which command? balance, add, subtract, start-cycle, stop-cycle, sandbox, demo "
+            "no command; choose one of balance, add, subtract, start-cycle, stop-cycle, sandbox, demo "
             "(see creduse --help)"
         ),
     ),
@@ -181,7 +184,7 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
     "fault": (
         ["sandbox", "--fault", "flood:2"],
         {},
-        "argument --fault: no fault has this name, see --list-faults",
+        "argument --fault: no fault has this name; see --list-faults",
     ),
     "fault's times": (
         ["sandbox", "--fault", "503:-1"],

@@ -19,14 +19,14 @@ import pytest
 from creduse import ActiveBalance, CreditsAdded, CreditsSubtracted, Cycle, CycleBalance
 from creduse.__main__ import main
 from creduse._calls import COMMANDS, STATUSES
-from creduse_sandbox import FAULTS, Answer, Fault, SandboxServer
+from creduse_sandbox import FAULTS, CannedResponse, Fault, SandboxServer
 
 USER = "12345678-1234-5678-1234-567812345678"
 KEY = "sk-secret-0123456789"
 NOON = datetime(2025, 8, 12, 12, tzinfo=UTC)
-BUSY_AT_ONCE = Answer(429, (("Retry-After", "0"),))
-FAILED_AT_ONCE = Answer(503, (("Retry-After", "0"),))
-BUSY_FOR_LONG = Answer(429, (("Retry-After", "20"),))
+BUSY_AT_ONCE = CannedResponse(429, (("Retry-After", "0"),))
+FAILED_AT_ONCE = CannedResponse(503, (("Retry-After", "0"),))
+BUSY_FOR_LONG = CannedResponse(429, (("Retry-After", "20"),))
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def test_texts(ask: Ask) -> None:
         "",
     )
     assert ask("subtract", USER, "50") == (0, "Took 50 credits.\n", "")
-    started = f"Started a cycle: 1000 credits until {end}, then anew.\n"
+    started = f"Started a cycle: 1000 credits until {end}, then renewed.\n"
     assert ask("start-cycle", USER, "1000") == (0, started, "")
-    stopped = f"Stopped the cycle: what is left of it can be spent until {end}.\n"
+    stopped = f"Stopped the cycle: its credits can be spent until {end}.\n"
     assert ask("stop-cycle", USER) == (0, stopped, "")
     assert ask("balance", USER) == (
         0,
@@ -88,8 +88,8 @@ def _cycle(end: str, amount: int, **more: str) -> dict[str, Any]:
     return {"cycle_start": "2025-08-12T14:35:55Z", "cycle_end": end, "amount": amount} | more
 
 
-def _answer(**fields: Any) -> Answer:
-    return Answer(200, (), json.dumps({"end_user_id": USER} | fields).encode())
+def _answer(**fields: Any) -> CannedResponse:
+    return CannedResponse(200, (), json.dumps({"end_user_id": USER} | fields).encode())
 
 
 def test_balance_of_anything(server: SandboxServer, ask: Ask) -> None:
@@ -211,7 +211,7 @@ FAILURES = {
         3,
         "UNKNOWN",
         "ServerError",
-        "503 STATUS_503: This was ordered. [may have been applied; ",
+        "503 STATUS_503: This response is an injected fault. [may have been applied; ",
         LOOK,
     ),
     "misread": Failing(
@@ -278,7 +278,7 @@ def test_key_that_is_not_known(
     """A key that the server refuses, and repeats in its words, is not shown."""
     monkeypatch.setenv("CREDUSE_API_KEY", "sk-another-0123")
     envelope = {"error_code": "UNAUTHORIZED", "message": "No such key: sk-another-0123"}
-    server.inject(Answer(401, (), json.dumps(envelope).encode()), times=2)
+    server.inject(CannedResponse(401, (), json.dumps(envelope).encode()), times=2)
     status, _, err = ask("add", USER, "5", "--verbose")
     assert status == 1
     assert err.count("No such key: ***") == 2
@@ -441,7 +441,7 @@ def test_key_in_an_unknown_flag(
     """Where a flag could have been meant for the key, the error says where that comes from."""
     with pytest.raises(SystemExit):
         main(["balance", USER, flag, KEY])
-    assert "CREDUSE_API_KEY alone supplies" in capsys.readouterr().err
+    assert "set CREDUSE_API_KEY for that" in capsys.readouterr().err
     assert server.log == ()
 
 
@@ -695,7 +695,7 @@ def test_interrupted(
     server.inject(fault)
     with creduse(*arguments, "--verbose") as process:
         assert process.stderr is not None
-        if isinstance(fault, Answer):
+        if isinstance(fault, CannedResponse):
             assert "attempt 1: POST /add: 429" in process.stderr.readline()
             attempts = 0
         else:

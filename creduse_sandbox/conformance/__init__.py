@@ -1,4 +1,4 @@
-"""What every transport must do when the network misbehaves: a table, and a way to run it.
+"""Checks that any transport must pass: what a client does under faults, cancellation and threads.
 
     import pytest
     from creduse_core import CoreClient
@@ -8,11 +8,12 @@
     def test_my_transport(scenario):
         check(scenario, lambda protocol: CoreClient(protocol, MyTransport()))
 
-Under an event loop it is ``await check_async(…)`` with an `AsyncCoreClient`, and
-``await check_cancellation(…)`` besides. Nothing here depends on pytest. Each scenario has a server
-of its own, whose log is the witness: of every call it is asked how often it was received, whether
-it was applied, and whether what the caller was told is true. What a library cannot do is a
-`Limit`; to state it is to say so aloud, and what remains is still held to.
+An asynchronous transport needs `AsyncCoreClient` and ``await check_async(...)``, and also
+``await check_cancellation(...)``. These checks need no pytest.
+
+Each check starts its own server and compares the server's log with what each call says: how often
+the server received it, whether the server applied it, and whether its outcome is true. If the HTTP
+library cannot keep a promise, pass the `Limit` in ``limits``. The check then still tests the rest.
 """
 
 from creduse_sandbox.conformance.cancellation import (
@@ -34,10 +35,10 @@ from creduse_sandbox.conformance.closing import (
     check_closing,
 )
 from creduse_sandbox.conformance.concurrency import (
-    CROWDS,
-    Crowd,
-    check_async_crowd,
-    check_crowd,
+    CONCURRENCY_LEVELS,
+    ConcurrencyLevel,
+    check_async_concurrency,
+    check_concurrency,
 )
 from creduse_sandbox.conformance.interruption import (
     INTERRUPTIONS,
@@ -51,7 +52,7 @@ from creduse_sandbox.conformance.scenarios import SCENARIOS, TLS_SCENARIOS, Endi
 __all__ = [
     "CANCELLATIONS",
     "CLOSINGS",
-    "CROWDS",
+    "CONCURRENCY_LEVELS",
     "INTERRUPTIONS",
     "SCENARIOS",
     "TLS_SCENARIOS",
@@ -59,8 +60,8 @@ __all__ = [
     "Cancellation",
     "Certificates",
     "Closing",
+    "ConcurrencyLevel",
     "Connect",
-    "Crowd",
     "Ending",
     "Interruption",
     "Limit",
@@ -68,10 +69,10 @@ __all__ = [
     "check",
     "check_async",
     "check_async_closing",
-    "check_async_crowd",
+    "check_async_concurrency",
     "check_cancellation",
     "check_closing",
-    "check_crowd",
+    "check_concurrency",
     "check_interruption",
     "check_interruption_on_asyncio",
     "check_interruption_on_trio",

@@ -1,4 +1,4 @@
-"""Cancelling a call at every step that an event loop takes for it, on asyncio and on trio."""
+"""Check calls that are cancelled at every step of the event loop, on asyncio and trio."""
 
 import asyncio
 import itertools
@@ -18,12 +18,13 @@ from creduse_core import (
 )
 from creduse_sandbox.conformance.checks import (
     AsyncConnect,
+    false_claims_when_abandoned,
+    is_under_trio,
+    left_open,
     make_protocol,
-    pause,
     report,
-    still_open,
-    under_trio,
-    untrue_when_left,
+    sleep,
+    waits_until_closed,
 )
 from creduse_sandbox.conformance.scenarios import AMOUNT, API_KEY, PLENTY, USER, in_words
 from creduse_sandbox.faults import FAULTS, Fault
@@ -32,12 +33,12 @@ from creduse_sandbox.server import SandboxServer
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """What a call meets with that is cancelled at every step, one after the other."""
+    """What the server does to the calls that are cancelled."""
 
     name: str
     fault: Fault | None = None
     new: bool = False
-    """Each time on a connection that is yet to be made."""
+    """Each call opens a new connection."""
 
     def __str__(self) -> str:
         return self.name
@@ -57,8 +58,8 @@ CANCELLATIONS: Final = (
     ),
 )
 
-_LONGEST: Final = 10_000
-"""Steps. A call has some dozens."""
+_MAX_STEPS: Final = 10_000
+"""The steps that a call may take. Calls take some dozens."""
 
 
 async def check_cancellation(
@@ -67,46 +68,47 @@ async def check_cancellation(
     *,
     certificate: ssl.SSLContext | None = None,
 ) -> tuple[Call[Any], ...]:
-    """Cancel a call at every step of the event loop, until it is through before that.
+    """Cancel one call at its first step, the next at its second, until calls end before that.
 
-    On asyncio and on trio, for each of `CANCELLATIONS`. ``connect`` makes a client that has one
-    connection at most, so that one that is lost is missed. With ``certificate``, a server's
-    context, it is over TLS. What each call says must be true; nothing may be first sent once its
-    caller has the cancellation; and afterwards a hundred calls succeed, and no connection is left
-    open.
+    Each call must obey the cancellation, with a true outcome. The client must send no request
+    after that. A hundred calls at the end must succeed, and the client must close all connections.
+
+    ``connect`` makes a client with at most one connection: if the client loses its only
+    connection slot, later calls fail. With ``certificate``, a server's context, the server speaks
+    TLS.
 
     Returns:
-        The calls that were to be cancelled.
+        The calls that were cancelled or ended before.
 
     Raises:
-        AssertionError: A promise was not kept. It says which, and what the server saw.
+        AssertionError: The client broke a promise. The message says which, what the server did
+            and what it received.
     """
     calls: list[Call[Any]] = []
     with SandboxServer(api_key=API_KEY, ssl_context=certificate) as server:
         protocol = make_protocol(server, PLENTY)
         async with connect(protocol) as client:
-            through = 0
-            for step in range(_LONGEST):
+            uncancelled = 0
+            for step in range(_MAX_STEPS):
                 if cancellation.new:
                     with server.refusing():
                         pass
-                calls.append(protocol.add(USER, AMOUNT, timeout=_BRIEFLY))
-                asked = await _cancel_once(cancellation, server, client, calls[-1], step)
-                # A step more or less is chance.
-                through = 0 if asked else through + 1
-                if through == _THROUGH:
+                calls.append(protocol.add(USER, AMOUNT, timeout=_TIMEOUT))
+                cancelled = await _cancel_one(cancellation, server, client, calls[-1], step)
+                uncancelled = 0 if cancelled else uncancelled + 1
+                if uncancelled == _UNCANCELLED:
                     break
             else:
-                raise AssertionError(f"{cancellation}: no call was through after {_LONGEST} steps")
-            await _go_on(cancellation, server, client)
-        for seconds in still_open(server):
-            await pause(seconds)
-        if server.connections:
-            raise AssertionError(f"{cancellation}: {server.connections} connections are left open")
+                raise AssertionError(f"{cancellation}: no call ended within {_MAX_STEPS} steps")
+            await _make_a_hundred(cancellation, server, client)
+        for seconds in waits_until_closed(server):
+            await sleep(seconds)
+        for problem in left_open(server):
+            raise AssertionError(f"{cancellation}: {problem}")
     return tuple(calls)
 
 
-async def _cancel_once(
+async def _cancel_one(
     cancellation: Cancellation,
     server: SandboxServer,
     client: AsyncCoreClient,
@@ -116,91 +118,91 @@ async def _cancel_once(
     server.reset()
     if cancellation.fault is not None:
         server.inject(cancellation.fault)
-    asked, obeyed = await _cancel_at(step, lambda: client.run(call))
+    cancelled, obeyed = await _cancel_at(step, lambda: client.run(call))
     server.settle()
     before = server.log
-    problems = [*untrue_when_left(call, before)]
+    problems = [*false_claims_when_abandoned(call, before)]
     if not obeyed:
-        problems.append(f"{call} went on, though it was cancelled: the cancellation was swallowed")
+        problems.append(f"{call} swallowed the cancellation and went on")
     server.reset()
-    after = client.protocol.add(USER, 1)
-    problems += [problem async for problem in _succeed(client, after)]
+    later_call = client.protocol.add(USER, 1)
+    problems += [problem async for problem in _failure(client, later_call)]
     server.settle()
     known = {entry.number for entry in before}
     problems += [
-        f"request {entry.number} was first sent after its caller was cancelled"
+        f"the client sent request {entry.number} after the call was cancelled"
         for entry in server.log
-        if entry.number not in known and entry.body != after.request.body
+        if entry.number not in known and entry.body != later_call.request.body
     ]
     if problems:
         title = f"cancelled at step {step}, {cancellation}"
         log = (*before, *server.log)
         raise AssertionError(report(title, in_words(cancellation.fault), problems, log))
-    return asked
+    return cancelled
 
 
-async def _go_on(
+async def _make_a_hundred(
     cancellation: Cancellation, server: SandboxServer, client: AsyncCoreClient
 ) -> None:
     """Make a hundred calls, all of which must succeed."""
     server.reset()
     problems: list[str] = []
     for _ in range(100):
-        problems += [it async for it in _succeed(client, client.protocol.add(USER, 1))]
+        problems += [it async for it in _failure(client, client.protocol.add(USER, 1))]
     if len(server.applied) != 100:
-        problems.append(f"of a hundred calls afterwards, {len(server.applied)} were applied")
+        problems.append(f"the server applied {len(server.applied)} of a hundred later calls")
     if problems:
         words = in_words(cancellation.fault)
         raise AssertionError(report(str(cancellation), words, problems, server.log))
 
 
-async def _succeed(client: AsyncCoreClient, call: Call[Any]) -> AsyncIterator[str]:
-    """Run a call that nothing stands in the way of, and say if it failed all the same."""
+async def _failure(client: AsyncCoreClient, call: Call[Any]) -> AsyncIterator[str]:
+    """Run a call without a fault, and yield how it failed, if it did."""
     try:
         await client.run(call)
     except CreduseError as error:
-        yield f"{call}, a call afterwards, raised {error!r}"
+        yield f"a later call, {call}, raised {error!r}"
 
 
-_THROUGH: Final = 6
-"""So many times in a row a call must have come through before it could be cancelled."""
+_UNCANCELLED: Final = 6
+"""The calls in a row that must end before their step. The number of steps varies a little."""
 
-_BRIEFLY: Final = 0.1
-"""Seconds: what the calls have that are to be cancelled before."""
+_TIMEOUT: Final = 0.1
+"""Seconds: the timeout of the calls that are cancelled."""
 
 
 async def _cancel_at(
     step: int, run: Callable[[], Coroutine[Any, Any, object]]
 ) -> tuple[bool, bool]:
-    """Run it, cancel it at a step; say whether that was before its end, and whether it obeyed.
+    """Run a task and cancel it at a step. Return whether it was cancelled, and whether it obeyed.
 
-    A step is what a task does between two checkpoints, be it the task itself or one that it has
-    made.
+    A step is what the task, or one that it started, does between two checkpoints.
     """
-    return await (_cancel_on_trio if under_trio() else _cancel_on_asyncio)(step, run)
+    return await (_cancel_on_trio if is_under_trio() else _cancel_on_asyncio)(step, run)
 
 
 async def _cancel_on_asyncio(
     step: int, run: Callable[[], Coroutine[Any, Any, object]]
 ) -> tuple[bool, bool]:
     loop = asyncio.get_running_loop()
-    # Of each step, what is done before it, and what up to two turns of the loop later: a task
-    # that is ready to go on is told so in one turn, and goes on in the next.
+    # Cancel before each step, and one and two turns of the loop later: a task whose future is done
+    # is scheduled in one turn and goes on in the next.
     steps, (at, turns) = itertools.count(), divmod(step, 3)
-    asked = told = False
+    cancelled = delivered = False
 
     def tick() -> None:
         if next(steps) == at:
             cancel(turns)
 
     def cancel(turns: int) -> None:
-        nonlocal asked, told
+        nonlocal cancelled, delivered
         if turns:
             loop.call_soon(cancel, turns - 1)
         else:
-            asked = task.cancel()
-            # In a step of its own, which may be its last, it is not told before the next one.
-            told = asked and asyncio.current_task() is not task
+            cancelled = task.cancel()
+            # During the task's own step, asyncio delivers the cancellation only at its next step,
+            # and there may be none.
+            delivered = cancelled and asyncio.current_task() is not task
 
     def stepped(
         loop: asyncio.AbstractEventLoop, coroutine: Any, **settings: Any
@@ -216,13 +218,13 @@ async def _cancel_on_asyncio(
         loop.set_task_factory(usual)
     if not task.cancelled() and not isinstance(task.exception(), CreduseError | None):
         task.result()
-    return asked, task.cancelled() or not told
+    return cancelled, task.cancelled() or not delivered
 
 
 class _Stepped(Coroutine[Any, Any, Any]):
-    """A coroutine that tells before each of its steps."""
+    """A coroutine that calls ``tick`` before each of its steps."""
 
-    __await__: Any = None  # a task asks for neither
+    __await__: Any = None  # a task uses neither
     close: Any = None
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], tick: Callable[[], None]) -> None:
@@ -264,5 +266,5 @@ async def _cancel_on_trio(
         pass
     finally:
         trio.lowlevel.remove_instrument(steps)
-    # Between its last checkpoint and its end it is not told, so going on means nothing here.
+    # After its last checkpoint a task never gets the cancellation, so it cannot disobey.
     return scope.cancel_called, True

@@ -1,4 +1,8 @@
-"""Running a scenario over a client, and judging by the server's log what came of it."""
+"""Run a scenario with a client, and compare what the client says with the server's log.
+
+Here: `check`, `check_async`, and what the other checks share with them. Not here: the scenarios
+(`scenarios`).
+"""
 
 import asyncio
 import ssl
@@ -42,9 +46,11 @@ from creduse_sandbox.conformance.scenarios import (
     WITHIN,
     Limit,
     Scenario,
+    in_numbers,
 )
-from creduse_sandbox.faults import Answer
-from creduse_sandbox.server import LogEntry, SandboxServer
+from creduse_sandbox.connection import LogEntry
+from creduse_sandbox.faults import CannedResponse
+from creduse_sandbox.server import SandboxServer
 
 T = TypeVar("T")
 
@@ -60,25 +66,25 @@ def check(
     certificates: Certificates | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Run a scenario over a synchronous client.
+    """Run a scenario with a synchronous client.
 
-    ``connect`` makes the client from a protocol, for one scenario. ``certificates`` are servers'
-    contexts by name, for `TLS_SCENARIOS`: one called ``good``, which the client trusts for
-    127.0.0.1, and one each that is ``untrusted``, ``misnamed`` or ``expired``. ``limits`` are
-    those that the library is known to have.
+    ``connect`` makes a client for one scenario. ``certificates`` are needed for `TLS_SCENARIOS`:
+    servers' contexts with the keys ``good``, ``untrusted``, ``misnamed`` and ``expired``. The
+    client must trust ``good`` for 127.0.0.1. ``limits`` are the known limits of the HTTP library.
 
     Raises:
-        AssertionError: A promise was not kept. It says which, and what the server saw.
+        AssertionError: The client broke a promise. The message says which, what the server did
+            and what it received.
     """
-    with _trial(scenario, certificates, limits) as trial:
-        with connect(trial.protocol) as client:
-            for call in trial.calls():
-                with trial.watching(call):
+    with _run_of(scenario, certificates, limits) as run:
+        with connect(run.protocol) as client:
+            for call in run.calls():
+                with run.recording(call):
                     client.run(call)
-                time.sleep(trial.rest)
-        for seconds in still_open(trial.server):
+                time.sleep(run.pause_after)
+        for seconds in waits_until_closed(run.server):
             time.sleep(seconds)
-        trial.judge()
+        run.verify()
 
 
 async def check_async(
@@ -88,34 +94,34 @@ async def check_async(
     certificates: Certificates | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Run a scenario over an asynchronous client; as `check`."""
-    with _trial(scenario, certificates, limits) as trial:
-        async with connect(trial.protocol) as client:
-            for call in trial.calls():
-                with trial.watching(call):
+    """Run a scenario with an asynchronous client, on asyncio or trio. See `check`."""
+    with _run_of(scenario, certificates, limits) as run:
+        async with connect(run.protocol) as client:
+            for call in run.calls():
+                with run.recording(call):
                     await client.run(call)
-                await pause(trial.rest)
-        for seconds in still_open(trial.server):
-            await pause(seconds)
-        trial.judge()
+                await sleep(run.pause_after)
+        for seconds in waits_until_closed(run.server):
+            await sleep(seconds)
+        run.verify()
 
 
-def still_open(server: SandboxServer) -> Iterator[float]:
-    """Give seconds to wait for, until no connection is open any more or patience has an end."""
-    patience = time.monotonic() + WITHIN
-    while server.connections and time.monotonic() < patience:
+def waits_until_closed(server: SandboxServer) -> Iterator[float]:
+    """Yield seconds to sleep until no connection is open, for at most WITHIN seconds."""
+    deadline = time.monotonic() + WITHIN
+    while server.connections and time.monotonic() < deadline:
         yield 0.01
 
 
-def under_trio() -> bool:
-    """Say whether it is trio that runs this task."""
+def is_under_trio() -> bool:
+    """Return whether trio runs this task."""
     trio = sys.modules.get("trio")
     return trio is not None and trio.lowlevel.in_trio_task()
 
 
-async def pause(seconds: float) -> None:
-    """Wait, under either event loop."""
-    if under_trio():
+async def sleep(seconds: float) -> None:
+    """Sleep, on asyncio or trio."""
+    if is_under_trio():
         import trio  # noqa: PLC0415 - only where it is running
 
         await trio.sleep(seconds)
@@ -123,100 +129,100 @@ async def pause(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-async def at_once(run: Callable[[T], Awaitable[None]], each: Iterable[T]) -> None:
-    """Run a coroutine function on each, in a task of its own, under either event loop."""
-    if under_trio():
+async def run_concurrently(run: Callable[[T], Awaitable[None]], items: Iterable[T]) -> None:
+    """Run a coroutine function on each item, in a task each, on asyncio or trio."""
+    if is_under_trio():
         import trio  # noqa: PLC0415 - only where it is running
 
         async with trio.open_nursery() as nursery:
-            for one in each:
-                nursery.start_soon(run, one)
+            for item in items:
+                nursery.start_soon(run, item)
     else:
-        await asyncio.gather(*map(run, each))
+        await asyncio.gather(*map(run, items))
 
 
 @dataclass(slots=True)
-class _Watched:
-    """A call, and how it went."""
+class _Record:
+    """A call and how it went."""
 
     call: Call[Any]
     first: int
-    """How many requests were in the log before it."""
+    """The number of log entries before the call."""
     begun: float
     ended: float = 0.0
     error: CreduseError | None = None
 
 
 def make_protocol(server: SandboxServer, attempt_timeout: float) -> CreduseProtocol:
-    """Make calls to this server, tried again at once, as if it were known to replay."""
+    """Return a protocol for this server that retries at once and trusts idempotency keys."""
     policy = RetryPolicy(initial_delay=0, attempt_timeout=attempt_timeout, server_replays=True)
     return CreduseProtocol(API_KEY, server.base_url, retry=policy, timeout=PLENTY)
 
 
 @contextmanager
-def _trial(
+def _run_of(
     scenario: Scenario, certificates: Certificates | None, limits: Sequence[Limit]
-) -> Generator["_Trial", None, None]:
+) -> Generator["_ScenarioRun", None, None]:
     context = (certificates or {})[scenario.certificate] if scenario.certificate else None
     with SandboxServer(api_key=API_KEY, ssl_context=context) as server:
-        yield _Trial(scenario, server, limits)
+        yield _ScenarioRun(scenario, server, limits)
 
 
-class _Trial:
-    """One run of a scenario: what is called, and what is to be said of it afterwards."""
+class _ScenarioRun:
+    """One run of a scenario: its calls, how they went, and the problems found."""
 
     def __init__(self, scenario: Scenario, server: SandboxServer, limits: Sequence[Limit]) -> None:
         self.protocol = make_protocol(server, scenario.attempt_timeout)
-        self._calm = make_protocol(server, PLENTY)
+        self._unhurried = make_protocol(server, PLENTY)
         self._scenario = scenario
         self.server = server
-        self.rest = scenario.rest
+        self.pause_after = scenario.pause_after
         self._limits = limits
-        self._watched: list[_Watched] = []
+        self._records: list[_Record] = []
         self._requests: list[tuple[Request, float]] = []
-        server.inject(Answer(500), when=self._look)
+        server.inject(CannedResponse(500), when=self._record_request)
         server.handle(self.protocol.add(USER, BALANCE).request)
 
-    def _look(self, request: Request) -> bool:
-        """See a request as it came, with the key and the query that the log does without."""
-        if self._scenario.again is not None and self._requests:
+    def _record_request(self, request: Request) -> bool:
+        """Record the API key and the query, which the log omits. Never inject the fault."""
+        if self._scenario.followed_by is not None and self._requests:
             time.sleep(HELD)
         self._requests.append((request, time.monotonic()))
         return False
 
     def calls(self) -> Iterator[Call[Any]]:
-        """Give the calls to be run, one after the other, and order what they are to meet."""
+        """Yield the calls to run, one after the other, and inject the faults of each."""
         scenario, server = self._scenario, self.server
         if scenario.used:
             if scenario.before is not None:
                 server.inject(scenario.before)
-            yield self._calm.get_balance(USER)
+            yield self._unhurried.get_balance(USER)
         for fault in scenario.faults:
             server.inject(fault)
         with server.refusing() if scenario.refuse else nullcontext():
             yield scenario.make(self.protocol)
-        if scenario.again is not None:
-            yield scenario.again(self._calm)
-        # Whatever that was, the client can go on.
+        if scenario.followed_by is not None:
+            yield scenario.followed_by(self._unhurried)
+        # The client must work after any fault.
         if not scenario.certificate or scenario.certificate == "good":
-            yield self._calm.get_balance(USER)
-            yield self._calm.add(USER, 1)
+            yield self._unhurried.get_balance(USER)
+            yield self._unhurried.add(USER, 1)
 
     @contextmanager
-    def watching(self, call: Call[Any]) -> Generator[None, None, None]:
-        """Take note of how a call goes. Only what is no `CreduseError` comes through."""
-        watched = _Watched(call, len(self.server.log), time.monotonic())
-        self._watched.append(watched)
+    def recording(self, call: Call[Any]) -> Generator[None, None, None]:
+        """Record how a call goes. Only exceptions other than `CreduseError` propagate."""
+        record = _Record(call, len(self.server.log), time.monotonic())
+        self._records.append(record)
         try:
             yield
         except CreduseError as error:
-            watched.error = error
+            record.error = error
         finally:
-            watched.ended = time.monotonic()
+            record.ended = time.monotonic()
             self.server.settle()
 
-    def judge(self) -> None:
-        """Say all that is wrong, and whether to state a limit would allow it."""
+    def verify(self) -> None:
+        """Raise `AssertionError` with all problems, and with the limit that would excuse them."""
         log, limit = self.server.log, self._scenario.limit
         stated = limit in self._limits
         problems = self._problems(log, limit if stated else None)
@@ -227,53 +233,59 @@ class _Trial:
         raise AssertionError(report(self._scenario.name, self._scenario.description, problems, log))
 
     def _problems(self, log: Sequence[LogEntry], limit: Limit | None) -> list[str]:
-        ends = [watched.first for watched in self._watched[1:]] + [len(log)]
-        seen = [log[watched.first : end] for watched, end in zip(self._watched, ends, strict=True)]
+        ends = [record.first for record in self._records[1:]] + [len(log)]
+        received = [
+            log[record.first : end] for record, end in zip(self._records, ends, strict=True)
+        ]
         main = int(self._scenario.used)
-        problems = [*self._in_the_end(self._watched[main], seen[main], limit)]
-        for number, (watched, entries) in enumerate(zip(self._watched, seen, strict=True)):
-            problems += untrue(watched.call, entries)
-            problems += _altered(watched.call, entries)
-            problems += self._too_soon(watched)
-            if watched.ended - watched.begun > WITHIN:
-                problems.append(f"{watched.call} took {watched.ended - watched.begun:.1f} s")
-            answer = watched.call.response
-            if watched.error is None and (answer is None or answer.header("Date") is None):
-                problems.append(f"the answer to {watched.call} has lost its header fields")
-            if watched.error is not None and number != main:
-                problems.append(f"{watched.call}, a call beside it, raised {watched.error!r}")
-        if self._scenario.fresh and limit is None:
-            spoilt = {entry.connection: entry for entry in seen[main] if entry.fault is not None}
+        problems = [*self._wrong_ending(self._records[main], received[main], limit)]
+        for number, (record, entries) in enumerate(zip(self._records, received, strict=True)):
+            call, error, seconds = record.call, record.error, record.ended - record.begun
+            problems += false_claims(call, entries)
+            problems += _changed_requests(call, entries)
+            problems += self._premature_responses(record)
+            if seconds > WITHIN:
+                problems.append(f"{call} took {seconds:.1f} s, more than {WITHIN:g} s")
+            response = call.response
+            if error is None and (response is None or response.header("Date") is None):
+                problems.append(
+                    f"the response of {call} lacks the Date header that the server sent"
+                )
+            if error is not None and number != main:
+                problems.append(f"another call, {call}, raised {error!r}")
+        if self._scenario.must_not_reuse and limit is None:
+            faulty = {
+                entry.connection: entry for entry in received[main] if entry.fault is not None
+            }
             problems += [
-                f"the connection was used again, by request {entry.number}"
+                f"request {entry.number} reused a connection that the client must not reuse"
                 for entry in log
-                if entry.connection in spoilt and entry.number > spoilt[entry.connection].number
+                if entry.connection in faulty and entry.number > faulty[entry.connection].number
             ]
-        if self._scenario.reused and limit is None:
+        if self._scenario.must_reuse and limit is None:
             used = {entry.connection for entry in log[: ends[main]]}
             if len(used) > 1:
-                problems.append("the connection of the call before was not used again")
-        problems += _disguised(request for request, _ in self._requests)
-        if self.server.connections:
-            problems.append(f"{self.server.connections} connections are left open")
+                problems.append("the client did not reuse the connection of the call before")
+        problems += _wrong_keys_and_queries(request for request, _ in self._requests)
+        problems += left_open(self.server)
         return problems
 
-    def _too_soon(self, watched: _Watched) -> Iterator[str]:
-        """Hold the responses that a call has had against those that the server had begun by then."""
-        had = sum(attempt.status is not None for attempt in watched.call.attempts)
-        begun = sum(watched.begun <= at <= watched.ended for _, at in self._requests)
-        if had > begun:
+    def _premature_responses(self, record: _Record) -> Iterator[str]:
+        """Find more responses than requests that the server had processed by then."""
+        responses = sum(attempt.status is not None for attempt in record.call.attempts)
+        processed = sum(record.begun <= at <= record.ended for _, at in self._requests)
+        if responses > processed:
             yield (
-                f"{watched.call} took for its own a response that was there before: it had {had}, "
-                f"and the server had let {begun} of its requests through"
+                f"{record.call} took an earlier response for its own: it had {responses} when the "
+                f"server had processed {processed} of its requests"
             )
 
-    def _in_the_end(
-        self, watched: _Watched, entries: Sequence[LogEntry], limit: Limit | None
+    def _wrong_ending(
+        self, record: _Record, entries: Sequence[LogEntry], limit: Limit | None
     ) -> Iterator[str]:
-        call, error = watched.call, watched.error
+        call, error = record.call, record.error
         requests, applied = len(entries), sum(entry.applied for entry in entries)
-        endings = self._scenario.endings + (self._scenario.limited if limit else ())
+        endings = self._scenario.endings + (self._scenario.endings_at_limit if limit else ())
         if not any(
             (type(error) in ending.errors if ending.errors else error is None)
             and call.outcome is ending.outcome
@@ -284,91 +296,106 @@ class _Trial:
             )
             for ending in endings
         ):
-            what = "a result" if error is None else repr(error)
-            yield f"it ended in {what}, {call.outcome}; {requests} received, {applied} applied"
-            yield "which should have been: " + ", or: ".join(map(str, endings))
+            end = "returned a result" if error is None else f"raised {error!r}"
+            yield f"the call {end}, {in_numbers(call.outcome, requests, applied)}"
+            yield "it must " + ", or ".join(map(str, endings))
         low, high = self._scenario.at_least, WITHIN if limit else self._scenario.at_most
-        seconds = watched.ended - watched.begun
+        seconds = record.ended - record.begun
         if not low <= seconds <= high:
-            yield f"it took {seconds:.2f} s, which should have been {low:g} to {high:g}"
+            yield f"the call took {seconds:.2f} s, but must take from {low:g} to {high:g} s"
         if error is not None and error.outcome is not call.outcome:
-            yield f"its error says {error.outcome}, and the call {call.outcome}"
+            yield f"the error's outcome is {error.outcome}, but the call's is {call.outcome}"
 
 
-def untrue(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
-    """Hold what a call says against what the server saw."""
+def false_claims(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
+    """Find what a call says about itself and the log disproves."""
     applied = sum(entry.applied for entry in entries)
     if applied > 1:
-        yield f"{call} was applied {applied} times"
+        yield f"the server applied {call} {applied} times"
     if applied and call.outcome is Outcome.NOT_APPLIED:
-        yield f"{call} says NOT_APPLIED, and was applied"
+        yield f"the server applied {call}, but its outcome is NOT_APPLIED"
     if not applied and call.outcome is Outcome.APPLIED:
-        yield f"{call} says APPLIED, and was not"
+        yield f"the server did not apply {call}, but its outcome is APPLIED"
     if len(entries) > len(call.attempts):
-        yield f"{call} made {len(call.attempts)} attempts, and the server saw {len(entries)}"
+        yield (
+            f"the server received {len(entries)} requests of {call}, but call.attempts has "
+            f"{len(call.attempts)}"
+        )
     for attempt in call.attempts:
         if attempt.event in {"not_sent", "unsendable"} and len(entries) == len(call.attempts):
-            yield f"{call} says that attempt {attempt.number} was not sent, and it was received"
+            yield (
+                f"the server received attempt {attempt.number} of {call}, but its event is "
+                f"{attempt.event}"
+            )
 
 
-def untrue_when_left(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
-    """Hold what a call says that its caller has left against what the server saw."""
-    yield from untrue(call, entries)
-    proved = [
+def false_claims_when_abandoned(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
+    """Find what an abandoned call says about itself and the log disproves, or does not prove."""
+    yield from false_claims(call, entries)
+    refused = [
         it for it in call.attempts if it.status is not None and it.outcome is Outcome.NOT_APPLIED
     ]
-    if call.outcome is Outcome.NOT_APPLIED and len(entries) > len(proved):
-        yield f"{call} says NOT_APPLIED, and bytes of it were received that nothing says no to"
+    if call.outcome is Outcome.NOT_APPLIED and len(entries) > len(refused):
+        yield (
+            f"the server received bytes of {call} without refusing it, but its outcome is "
+            "NOT_APPLIED"
+        )
 
 
-_BY_THE_LIBRARY: Final = {"host", "content-length", "connection"}
-"""Header fields that a library sets. All others are the core's to set."""
+def left_open(server: SandboxServer) -> Iterator[str]:
+    """Find connections that the client did not close."""
+    if server.connections:
+        yield f"the client did not close all connections: {server.connections} are open"
 
 
-def _altered(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
-    """Hold what has arrived against what was to be sent."""
+_LIBRARY_HEADERS: Final = {"host", "content-length", "connection"}
+"""The headers that a library may set. The core sets all others."""
+
+
+def _changed_requests(call: Call[Any], entries: Sequence[LogEntry]) -> Iterator[str]:
+    """Find requests that arrived otherwise than the core made them."""
     request = call.request
     for entry in entries:
         if entry.method is None:
             continue
-        came = [(name.lower(), value) for name, value in entry.headers]
+        received = [(name.lower(), value) for name, value in entry.headers]
         for name, value in request.headers:
-            values = [it for field, it in came if field == name.lower()]
-            # The log holds no key; that the right one came, the server has seen to.
+            values = [it for header, it in received if header == name.lower()]
+            # The log omits the key. _wrong_keys_and_queries checks it.
             if name != "Authorization" and values != [value]:
-                yield f"request {entry.number} had {name}: {values}, not [{value!r}]"
-        wanted = {name.lower() for name, _ in request.headers} | _BY_THE_LIBRARY
-        if unwanted := {name for name, _ in came} - wanted:
-            yield f"request {entry.number} had {sorted(unwanted)}"
+                yield f"request {entry.number} had the header {name}: {values}, not [{value!r}]"
+        expected = {name.lower() for name, _ in request.headers} | _LIBRARY_HEADERS
+        if unexpected := {name for name, _ in received} - expected:
+            yield f"request {entry.number} had headers of the library's own: {sorted(unexpected)}"
         if not request.url.endswith(f"{entry.path}") or entry.method != request.method:
             yield f"request {entry.number} was {entry.method} {entry.path}, not {request}"
         if entry.body not in {None, request.body}:
-            yield f"request {entry.number} had another body: {entry.body!r}"
+            yield f"request {entry.number} had the body {entry.body!r}, not {request.body!r}"
 
 
-def _disguised(requests: Iterable[Request]) -> Iterator[str]:
-    """Hold whole requests against what the log does not tell of them."""
+def _wrong_keys_and_queries(requests: Iterable[Request]) -> Iterator[str]:
+    """Find changes to what the log omits."""
     for request in requests:
         keys = [value for name, value in request.headers if name.lower() == "authorization"]
         if keys != [f"Bearer {API_KEY}"]:
-            yield f"{request} had {len(keys)} Authorization fields, or another key"
+            yield f"{request} had {len(keys)} Authorization headers, or a wrong API key"
         if "?" in request.url:
-            yield f"{request} had a query"
+            yield f"{request} had a query, which the core does not send"
 
 
 def report(name: str, words: str, problems: Sequence[str], log: Sequence[LogEntry]) -> str:
-    """Put what is wrong into words, with what the server did and what it saw."""
+    """Return a report: the problems, what the server did and what it received."""
     lines = (
         f"request {entry.number} on connection {entry.connection}: {entry.method} {entry.path}, "
-        f"{entry.received} bytes, answered {entry.status}, {'' if entry.applied else 'not '}applied"
+        f"{entry.received} bytes, response {entry.status}, {'' if entry.applied else 'not '}applied"
         for entry in log
     )
     return "\n  ".join(
         [
             f"{name}:",
             *problems,
-            f"What the server was to do: {words or 'serve'}.",
-            "What the server saw:",
+            f"What the server does: {words or 'no fault'}.",
+            "What the server received:",
             *lines,
         ]
     )

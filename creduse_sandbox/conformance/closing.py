@@ -1,9 +1,9 @@
-"""Closing a client while its calls are under way, and calling one that is closed."""
+"""Check a client that is closed while calls are in flight, and a call after that."""
 
 import ssl
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,12 +12,13 @@ from creduse_core import Call, CreduseError, CreduseProtocol, Outcome, Transport
 from creduse_sandbox.conformance.checks import (
     AsyncConnect,
     Connect,
-    at_once,
+    false_claims,
+    left_open,
     make_protocol,
-    pause,
     report,
-    still_open,
-    untrue,
+    run_concurrently,
+    sleep,
+    waits_until_closed,
 )
 from creduse_sandbox.conformance.scenarios import (
     API_KEY,
@@ -29,19 +30,20 @@ from creduse_sandbox.conformance.scenarios import (
     Limit,
     in_words,
 )
+from creduse_sandbox.connection import LogEntry
 from creduse_sandbox.faults import FAULTS, Fault
-from creduse_sandbox.server import LogEntry, SandboxServer
+from creduse_sandbox.server import SandboxServer
 
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """What two calls meet with during which their client is closed."""
+    """What the server does to two calls while their client is closed."""
 
     name: str
     outcome: Outcome
-    """What they say afterwards: none of them can get a response."""
+    """The calls' outcome, as none can get a response. A call may also be NOT_APPLIED."""
     fault: Fault | None = None
-    """With none, the server does not let them connect until the client is closed."""
+    """`None`: the server lets connections hang until the client is closed."""
 
     def __str__(self) -> str:
         return self.name
@@ -49,7 +51,7 @@ class Closing:
     @property
     def description(self) -> str:
         """What the server does, in words."""
-        return in_words(self.fault) or "leave connections waiting, until the client is closed"
+        return in_words(self.fault) or "let connections hang until the client is closed"
 
 
 CLOSINGS: Final = (
@@ -68,11 +70,11 @@ CLOSINGS: Final = (
 )
 
 _CALLS: Final = 2
-"""So that in a client that has one connection one of them waits for it."""
-_BEGUN: Final = 0.2
-"""Seconds in which calls get as far as they can."""
-_AGAIN: Final = (1.0, 3.0, 7.0)
-"""Seconds after which Linux tries once more to connect."""
+"""Two, so that one waits for the connection if the client has only one."""
+_HEAD_START: Final = 0.2
+"""Seconds in which calls get as far as the fault lets them."""
+_CONNECT_RETRIES: Final = (1.0, 3.0, 7.0)
+"""Seconds after which Linux retries to connect."""
 
 
 def check_closing(
@@ -82,47 +84,47 @@ def check_closing(
     certificate: ssl.SSLContext | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Close a synchronous client while two threads call.
+    """Close a synchronous client while two threads make a call each.
 
-    Their calls must end at once, and what they say must be true. Nothing of them may be first sent
-    once ``close()`` has returned; nor of a call that is made afterwards, which says that nothing
-    was sent. With ``certificate``, a server's context, it is over TLS.
+    The calls must end at once, with a true outcome. After ``close()`` the client must send no
+    request, and a further call must raise a `TransportError` that says so. With ``certificate``,
+    a server's context, the server speaks TLS.
 
     Raises:
-        AssertionError: A promise was not kept. It says which, and what the server saw.
+        AssertionError: The client broke a promise. The message says which, what the server did
+            and what it received.
     """
-    # With the limit, calls end by themselves.
+    # With the limit, calls end only by their timeout.
     timeout = 2 * (SOON if Limit.CLOSE in limits else SLACK)
-    with _ending(closing, certificate, timeout) as ending:
-        with connect(ending.protocol) as client:
+    with _run_of(closing, certificate, timeout) as run:
+        with connect(run.protocol) as client:
 
-            def run(call: Call[Any]) -> None:
-                with ending.watching(call):
+            def make(call: Call[Any]) -> None:
+                with run.recording(call):
                     client.run(call)
 
             threads = [
-                threading.Thread(target=run, args=(call,), daemon=True) for call in ending.calls
+                threading.Thread(target=make, args=(call,), daemon=True) for call in run.calls
             ]
-            with ending.stalling():
+            with run.stalling():
                 for thread in threads:
                     thread.start()
-                for seconds in ending.until_under_way():
+                for seconds in run.waits_until_in_flight():
                     time.sleep(seconds)
-                with ending.closing():
+                with run.closing():
                     client.close()
-                patience = time.monotonic() + SLACK
+                deadline = time.monotonic() + SLACK
                 for thread in threads:
-                    thread.join(max(0.0, patience - time.monotonic()))
-                if any(thread.is_alive() for thread in threads):
-                    ending.late()
+                    thread.join(max(0.0, deadline - time.monotonic()))
+                run.went_on = any(thread.is_alive() for thread in threads)
             for thread in threads:
                 thread.join()
-            time.sleep(ending.rest())
-            with ending.watching(ending.after):
-                client.run(ending.after)
-        for seconds in still_open(ending.server):
+            time.sleep(run.until_connect_retry())
+            with run.recording(run.later_call):
+                client.run(run.later_call)
+        for seconds in waits_until_closed(run.server):
             time.sleep(seconds)
-        ending.judge(limits)
+        run.verify(limits)
 
 
 async def check_async_closing(
@@ -131,45 +133,45 @@ async def check_async_closing(
     *,
     certificate: ssl.SSLContext | None = None,
 ) -> None:
-    """Close an asynchronous client while two tasks call; as `check_closing`.
+    """Close an asynchronous client while two tasks make a call each. See `check_closing`.
 
-    Here calls may also go on to their own end, for which ``aclose()`` may wait.
+    Here the calls may go on until they end by themselves, and ``aclose()`` may wait for them.
     """
-    with _ending(closing, certificate, SOON) as ending:
-        async with connect(ending.protocol) as client:
+    with _run_of(closing, certificate, SOON) as run:
+        async with connect(run.protocol) as client:
 
-            async def run(call: Call[Any] | None) -> None:
+            async def make_or_close(call: Call[Any] | None) -> None:
                 if call is not None:
-                    with ending.watching(call):
+                    with run.recording(call):
                         await client.run(call)
                     return
-                with ending.stalling():
-                    for seconds in ending.until_under_way():
-                        await pause(seconds)
-                    with ending.closing():
+                with run.stalling():
+                    for seconds in run.waits_until_in_flight():
+                        await sleep(seconds)
+                    with run.closing():
                         await client.aclose()
 
-            await at_once(run, (*ending.calls, None))
-            await pause(ending.rest())
-            with ending.watching(ending.after):
-                await client.run(ending.after)
-        for seconds in still_open(ending.server):
-            await pause(seconds)
-        ending.judge(())
+            await run_concurrently(make_or_close, (*run.calls, None))
+            await sleep(run.until_connect_retry())
+            with run.recording(run.later_call):
+                await client.run(run.later_call)
+        for seconds in waits_until_closed(run.server):
+            await sleep(seconds)
+        run.verify(())
 
 
 @contextmanager
-def _ending(
+def _run_of(
     closing: Closing, certificate: ssl.SSLContext | None, timeout: float
-) -> Generator["_Ending", None, None]:
+) -> Generator["_ClosingRun", None, None]:
     with SandboxServer(api_key=API_KEY, ssl_context=certificate) as server:
         if closing.fault is not None:
             server.inject(closing.fault, _CALLS)
-        yield _Ending(closing, server, timeout)
+        yield _ClosingRun(closing, server, timeout)
 
 
-class _Ending:
-    """The calls of a client that is closed, and what is to be said of them afterwards."""
+class _ClosingRun:
+    """One run: the calls of a client that is closed, and the problems found."""
 
     def __init__(self, closing: Closing, server: SandboxServer, timeout: float) -> None:
         self.protocol: CreduseProtocol = make_protocol(server, PLENTY)
@@ -177,98 +179,96 @@ class _Ending:
         self.calls = [
             self.protocol.add(USER, 1 + number, timeout=timeout) for number in range(_CALLS)
         ]
-        self.after = self.protocol.add(USER, 1 + _CALLS)
+        self.later_call = self.protocol.add(USER, 1 + _CALLS)
+        self.went_on = False
+        """Whether calls were still in flight SLACK seconds after the client was closed."""
         self._closing = closing
         self._errors: dict[Call[Any], BaseException] = {}
-        self._late = False
         self._begun = time.monotonic()
         self._seconds = 0.0
         self._known: set[int] = set()
 
     def stalling(self) -> Any:
-        """Keep connections waiting, if it is that which the calls meet with."""
+        """Let connections hang inside a ``with`` block if there is no fault."""
         return self.server.stalling() if self._closing.fault is None else nullcontext()
 
-    def until_under_way(self) -> Iterator[float]:
-        """Give seconds to wait for, until the calls are where they are to be."""
-        patience = time.monotonic() + WITHIN
-        while self._closing.fault is not None and time.monotonic() < patience:
+    def waits_until_in_flight(self) -> Iterator[float]:
+        """Yield seconds to sleep until the calls are in flight."""
+        deadline = time.monotonic() + WITHIN
+        while self._closing.fault is not None and time.monotonic() < deadline:
             if any(entry.fault is not None for entry in self.server.log):
                 break
             yield 0.01
-        yield _BEGUN
+        yield _HEAD_START
 
     @contextmanager
-    def watching(self, call: Call[Any]) -> Generator[None, None, None]:
-        """Take note of what a call raises, whatever it is."""
+    def recording(self, call: Call[Any]) -> Generator[None, None, None]:
+        """Record any exception of a call."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - it is judged
+        except Exception as error:  # noqa: BLE001 - it is reported
             self._errors[call] = error
 
     @contextmanager
     def closing(self) -> Generator[None, None, None]:
-        """Take note of what had been sent when the client was closed, and how long that took."""
+        """Record how long the client takes to close, and what it has sent by then."""
         begun = time.monotonic()
         yield
         self._seconds = time.monotonic() - begun
         self.server.settle()
         self._known = {entry.number for entry in self.server.log}
 
-    def late(self) -> None:
-        """Take note that calls go on."""
-        self._late = True
-
-    def rest(self) -> float:
-        """Return the seconds until connections that were being made would stand."""
+    def until_connect_retry(self) -> float:
+        """Return the seconds until connections that hung would be open."""
         if self._closing.fault is not None:
             return 0.0
         seconds = time.monotonic() - self._begun
-        return next(at for at in _AGAIN if at > seconds) + 0.3 - seconds
+        return next(at for at in _CONNECT_RETRIES if at > seconds) + 0.3 - seconds
 
-    def judge(self, limits: Sequence[Limit]) -> None:
-        """Say all that is wrong."""
+    def verify(self, limits: Sequence[Limit]) -> None:
+        """Raise `AssertionError` with all problems."""
         self.server.settle()
         log = self.server.log
         problems = [
-            *self._untrue(log),
+            *self._false_claims(log),
             *(
-                f"request {entry.number} was first sent after the client had been closed"
+                f"the client sent request {entry.number} after it was closed"
                 for entry in log
                 if entry.number not in self._known
             ),
         ]
         if self._seconds > SLACK:
-            problems.append(f"to close it took {self._seconds:.1f} s")
-        if self.server.connections:
-            problems.append(f"{self.server.connections} connections are left open")
-        if self._late and Limit.CLOSE not in limits:
+            problems.append(f"close() took {self._seconds:.1f} s, more than {SLACK:g} s")
+        problems += left_open(self.server)
+        if self.went_on and Limit.CLOSE not in limits:
             if not problems:
                 hint = f"This is allowed with limits=[Limit.CLOSE]: {Limit.CLOSE.value}."
                 problems.append(hint)
-            problems.insert(0, f"calls went on for {SLACK} s after the client had been closed")
+            problems.insert(0, f"calls were still in flight {SLACK:g} s after close()")
         if problems:
             name, words = str(self._closing), self._closing.description
             raise AssertionError(report(name, words, problems, log))
 
-    def _untrue(self, log: Sequence[LogEntry]) -> Iterator[str]:
-        for call in (*self.calls, self.after):
-            yield from untrue(call, _of(call, log))
+    def _false_claims(self, log: Sequence[LogEntry]) -> Iterator[str]:
+        for call in (*self.calls, self.later_call):
+            # An incomplete request has no body in the log, so it counts for no call.
+            entries = [entry for entry in log if entry.body == call.request.body]
+            yield from false_claims(call, entries)
             error = self._errors.get(call)
             if not isinstance(error, CreduseError):
-                yield f"{call} ended in {'a result' if error is None else repr(error)}"
+                end = "returned a result" if error is None else f"raised {error!r}"
+                yield f"{call} {end}, but must raise a CreduseError"
         for call in self.calls:
             if call.outcome not in {self._closing.outcome, Outcome.NOT_APPLIED}:
-                yield f"{call} says {call.outcome}, not {self._closing.outcome}"
-        error, attempts = self._errors.get(self.after), self.after.attempts
+                yield f"the outcome of {call} is {call.outcome}, not {self._closing.outcome}"
+        error, attempts = self._errors.get(self.later_call), self.later_call.attempts
         if not (
             isinstance(error, TransportError)
             and error.outcome is Outcome.NOT_APPLIED
             and [attempt.event for attempt in attempts] == ["unsendable"]
         ):
-            yield f"a call of a closed client raised {error!r}, not that nothing can be sent"
-
-
-def _of(call: Call[Any], log: Iterable[LogEntry]) -> list[LogEntry]:
-    """Return what the server saw of a call, as far as it knows whose it was."""
-    return [entry for entry in log if entry.body == call.request.body]
+            end = "returned a result" if error is None else f"raised {error!r}"
+            yield (
+                f"a call after close() {end}, but must raise a TransportError with outcome "
+                "NOT_APPLIED and the event unsendable"
+            )

@@ -1,4 +1,4 @@
-"""Calls from many threads, or many tasks, on one client, while the server is healthy."""
+"""Check one client that many threads or tasks use at once, without faults."""
 
 import ssl
 import threading
@@ -6,144 +6,157 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from creduse_core import Call, CreduseProtocol
 from creduse_sandbox.conformance.checks import (
     AsyncConnect,
     Connect,
-    at_once,
+    false_claims,
+    left_open,
     make_protocol,
-    pause,
     report,
-    still_open,
-    untrue,
+    run_concurrently,
+    sleep,
+    waits_until_closed,
 )
 from creduse_sandbox.conformance.scenarios import API_KEY, PLENTY, USER, WITHIN, Limit
 from creduse_sandbox.faults import Shaped
-from creduse_sandbox.server import LogEntry, SandboxServer
+from creduse_sandbox.server import SandboxServer
+
+if TYPE_CHECKING:
+    from creduse_sandbox.connection import LogEntry
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
-    """So many callers at once, each of which makes so many calls, one after the other."""
+class ConcurrencyLevel:
+    """A number of concurrent callers, and of calls that each makes one after the other."""
 
     name: str
     callers: int
+    """Threads or tasks."""
     calls: int
+    """The calls of each."""
 
     def __str__(self) -> str:
         return self.name
 
 
-CROWDS: Final = (Crowd("four-callers", 4, 25), Crowd("fifty-callers", 50, 5))
-"""Fifty, as some pools keep no more than ten or twenty idle connections."""
+CONCURRENCY_LEVELS: Final = (
+    ConcurrencyLevel("four-callers", 4, 25),
+    # Some pools keep no more than ten or twenty idle connections.
+    ConcurrencyLevel("fifty-callers", 50, 5),
+)
+"""The levels to check."""
 
 
-def check_crowd(
-    crowd: Crowd,
+def check_concurrency(
+    level: ConcurrencyLevel,
     connect: Connect,
     *,
     certificate: ssl.SSLContext | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Call from many threads at once, over a synchronous client.
+    """Use one synchronous client in many threads at once.
 
-    All calls must end in results, over no more connections than there are threads. ``connect``
-    makes a client that may have as many. With ``certificate``, a server's context, it is over TLS.
+    Each call must return a result, and the client must open no more connections than there are
+    threads. ``connect`` makes a client that may open as many. With ``certificate``, a server's
+    context, the server speaks TLS.
 
     Raises:
-        AssertionError: A promise was not kept. It says which, and what the server saw.
+        AssertionError: The client broke a promise. The message says which, and what the server
+            received.
     """
-    with _gathering(crowd, certificate, limits) as gathering:
-        with connect(gathering.protocol) as client:
-            start = threading.Barrier(crowd.callers)
+    with _run_of(level, certificate, limits) as run:
+        with connect(run.protocol) as client:
+            start = threading.Barrier(level.callers)
 
             def make(calls: Iterable[Call[Any]]) -> None:
                 start.wait()
                 for call in calls:
-                    with gathering.watching(call):
+                    with run.recording(call):
                         client.run(call)
 
             threads = [
-                threading.Thread(target=make, args=(calls,), daemon=True)
-                for calls in gathering.calls()
+                threading.Thread(target=make, args=(calls,), daemon=True) for calls in run.calls()
             ]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-        for seconds in still_open(gathering.server):
+        for seconds in waits_until_closed(run.server):
             time.sleep(seconds)
-        gathering.judge()
+        run.verify()
 
 
-async def check_async_crowd(
-    crowd: Crowd,
+async def check_async_concurrency(
+    level: ConcurrencyLevel,
     connect: AsyncConnect,
     *,
     certificate: ssl.SSLContext | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Call from many tasks at once, over an asynchronous client; as `check_crowd`."""
-    with _gathering(crowd, certificate, limits) as gathering:
-        async with connect(gathering.protocol) as client:
+    """Use one asynchronous client in many tasks at once. See `check_concurrency`."""
+    with _run_of(level, certificate, limits) as run:
+        async with connect(run.protocol) as client:
 
             async def make(calls: Iterable[Call[Any]]) -> None:
                 for call in calls:
-                    with gathering.watching(call):
+                    with run.recording(call):
                         await client.run(call)
 
-            await at_once(make, gathering.calls())
-        for seconds in still_open(gathering.server):
-            await pause(seconds)
-        gathering.judge()
+            await run_concurrently(make, run.calls())
+        for seconds in waits_until_closed(run.server):
+            await sleep(seconds)
+        run.verify()
 
 
-def _a_moment_later(head: bytes, body: bytes) -> Iterable[bytes]:
+def _after_nothing(head: bytes, body: bytes) -> Iterable[bytes]:
     return (b"", head + body)
 
 
-_LATER: Final = Shaped(_a_moment_later, pause=0.02)
-"""So all callers' requests are under way at once."""
+_DELAYED: Final = Shaped(_after_nothing, pause=0.02)
+"""Delays each response, so that the requests of all callers are in flight at once."""
 
 _IDLE: Final = 2.5
-"""Seconds. A client may close a connection that has been idle for so long."""
+"""Seconds after which a client may close an idle connection."""
 
 
 @contextmanager
-def _gathering(
-    crowd: Crowd, certificate: ssl.SSLContext | None, limits: Sequence[Limit]
-) -> Generator["_Gathering", None, None]:
+def _run_of(
+    level: ConcurrencyLevel, certificate: ssl.SSLContext | None, limits: Sequence[Limit]
+) -> Generator["_ConcurrencyRun", None, None]:
     with SandboxServer(api_key=API_KEY, ssl_context=certificate) as server:
-        server.inject(_LATER, crowd.callers * crowd.calls)
-        yield _Gathering(crowd, server, limits)
+        server.inject(_DELAYED, level.callers * level.calls)
+        yield _ConcurrencyRun(level, server, limits)
 
 
-class _Gathering:
-    """The calls of a crowd, and what is to be said of them afterwards."""
+class _ConcurrencyRun:
+    """One run at a level: its calls, and the problems found."""
 
-    def __init__(self, crowd: Crowd, server: SandboxServer, limits: Sequence[Limit]) -> None:
+    def __init__(
+        self, level: ConcurrencyLevel, server: SandboxServer, limits: Sequence[Limit]
+    ) -> None:
         self.protocol: CreduseProtocol = make_protocol(server, PLENTY)
         self.server = server
-        self._crowd = crowd
+        self._level = level
         self._limits = limits
-        self._made: list[Call[Any]] = []
+        self._calls: list[Call[Any]] = []
         self._problems: list[str] = []
         self._begun = time.monotonic()
 
     def calls(self) -> Iterator[list[Call[Any]]]:
-        """Return each caller's calls. No two have the same body."""
-        crowd = self._crowd
-        for caller in range(crowd.callers):
-            first = 1 + caller * crowd.calls
-            calls = [self.protocol.add(USER, first + number) for number in range(crowd.calls)]
-            self._made += calls
+        """Yield each caller's calls. Their bodies all differ, so the log tells them apart."""
+        level = self._level
+        for caller in range(level.callers):
+            first = 1 + caller * level.calls
+            calls = [self.protocol.add(USER, first + number) for number in range(level.calls)]
+            self._calls += calls
             yield calls
 
     @contextmanager
-    def watching(self, call: Call[Any]) -> Generator[None, None, None]:
-        """Take note of what a call raises, whatever it is."""
+    def recording(self, call: Call[Any]) -> Generator[None, None, None]:
+        """Record any exception of a call, and a call that takes too long."""
         begun = time.monotonic()
         try:
             yield
@@ -151,29 +164,28 @@ class _Gathering:
             self._problems.append(f"{call} raised {error!r}")
         seconds = time.monotonic() - begun
         if seconds > WITHIN:
-            self._problems.append(f"{call} took {seconds:.1f} s")
+            self._problems.append(f"{call} took {seconds:.1f} s, more than {WITHIN:g} s")
 
-    def judge(self) -> None:
-        """Say all that is wrong."""
+    def verify(self) -> None:
+        """Raise `AssertionError` with all problems."""
         seconds, log = time.monotonic() - self._begun, self.server.log
         by_body: dict[bytes | None, list[LogEntry]] = {}
         for entry in log:
             by_body.setdefault(entry.body, []).append(entry)
         problems = self._problems
-        for call in self._made:
-            problems += untrue(call, by_body.pop(call.request.body, []))
-        problems += [f"nobody made the call with {body!r}" for body in by_body]
-        problems += self._wasted(len({entry.connection for entry in log}), seconds)
-        if self.server.connections:
-            problems.append(f"{self.server.connections} connections are left open")
+        for call in self._calls:
+            problems += false_claims(call, by_body.pop(call.request.body, []))
+        problems += [f"no call had the body that the server received: {body!r}" for body in by_body]
+        problems += self._too_many(len({entry.connection for entry in log}), seconds)
+        problems += left_open(self.server)
         if problems:
-            raise AssertionError(report(str(self._crowd), "", problems, log))
+            raise AssertionError(report(str(self._level), "", problems, log))
 
-    def _wasted(self, connections: int, seconds: float) -> Iterator[str]:
-        callers = self._crowd.callers
-        # Where a machine is slow, a connection may be idle for so long that it is closed.
+    def _too_many(self, connections: int, seconds: float) -> Iterator[str]:
+        callers = self._level.callers
+        # On a slow machine, connections may be idle until the client closes them.
         if connections <= callers * (1 + int(seconds / _IDLE)):
             return
         if Limit.REUSE not in self._limits:
-            yield f"{callers} callers took {connections} connections"
+            yield f"the client opened {connections} connections for {callers} callers"
             yield f"This is allowed with limits=[Limit.REUSE]: {Limit.REUSE.value}."

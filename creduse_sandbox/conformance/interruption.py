@@ -1,8 +1,8 @@
-"""Ctrl-C, and signal handlers that raise, at every place of the code that a call goes through.
+"""Check calls that Ctrl-C or a raising signal handler interrupts, at every place in their code.
 
-Python runs a signal's handler where a function begins, where one of C's has returned, and within
-those that wait. There a real signal is raised, in one call after the other, until a call meets
-with no new place.
+Python runs signal handlers where a function begins, where a C function has returned, and in C
+functions that wait. Each call raises a real signal at the first such place that no call before had,
+until a call finds no new place.
 """
 
 import asyncio
@@ -17,16 +17,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from creduse_core import AsyncCoreClient, Call, CoreClient, CreduseError, CreduseProtocol
 from creduse_sandbox.conformance.checks import (
     AsyncConnect,
     Connect,
+    false_claims_when_abandoned,
+    left_open,
     make_protocol,
     report,
-    still_open,
-    untrue_when_left,
+    waits_until_closed,
 )
 from creduse_sandbox.conformance.scenarios import (
     AMOUNT,
@@ -39,19 +40,22 @@ from creduse_sandbox.conformance.scenarios import (
     in_words,
 )
 from creduse_sandbox.faults import FAULTS, Fault
-from creduse_sandbox.server import LogEntry, SandboxServer
+from creduse_sandbox.server import SandboxServer
+
+if TYPE_CHECKING:
+    from creduse_sandbox.connection import LogEntry
 
 
 @dataclass(frozen=True, slots=True)
 class Interruption:
-    """What a call meets with that is interrupted at each place of its code."""
+    """What the server does to the calls that are interrupted, and what interrupts them."""
 
     name: str
     fault: Fault | None = None
     new: bool = False
-    """Each time on a connection that is yet to be made."""
+    """Each call opens a new connection."""
     alarm: bool = False
-    """Not by Ctrl-C, but by a signal's handler that raises a `TimeoutError`."""
+    """A signal handler that raises `TimeoutError` interrupts them, not Ctrl-C."""
 
     def __str__(self) -> str:
         return self.name
@@ -68,7 +72,7 @@ INTERRUPTIONS: Final = (
     *_interruptions("ctrl-c", alarm=False),
     *_interruptions("alarm", alarm=True),
 )
-"""Those with ``alarm`` are for synchronous clients."""
+"""Those with ``alarm`` are for synchronous clients only."""
 
 
 def check_interruption(
@@ -78,49 +82,50 @@ def check_interruption(
     certificate: ssl.SSLContext | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Interrupt calls of a synchronous client, from the main thread.
+    """Interrupt calls of a synchronous client. Run this in the main thread, which gets signals.
 
-    What is raised must come out as it is. What the call says must be true; nothing may be first
-    sent afterwards; each call after it succeeds, and so do a hundred at the end. With
-    ``certificate``, a server's context, it is over TLS.
+    The call must raise the exception of the signal handler unchanged, and have a true outcome. The
+    client must send no request after that. A call after each interruption must succeed, and a
+    hundred at the end. With ``certificate``, a server's context, the server speaks TLS.
 
     Raises:
-        AssertionError: A promise was not kept. It says which, and what the server saw.
+        AssertionError: The client broke a promise. The message says which, what the server did
+            and what it received.
         ValueError: This is not the main thread.
     """
-    with _interrupting(interruption, certificate, limits) as interrupting:
-        if interrupting.limited:
-            _interrupt_clients(interrupting, connect)
+    with _run_of(interruption, certificate, limits) as run:
+        if run.limited:
+            _interrupt_many_clients(run, connect)
         else:
-            _interrupt_client(interrupting, connect)
-            interrupting.judge_the_end()
+            _interrupt_one_client(run, connect)
+            run.verify_end()
 
 
-def _interrupt_client(interrupting: "_Interrupting", connect: Connect) -> None:
-    with interrupting.closing(connect(interrupting.protocol)) as client:
-        for call in interrupting.calls():
-            with interrupting.watching():
-                _run(interrupting, client, call)
-            after = interrupting.after()
-            with interrupting.watching_after():
-                client.run(after)
-            interrupting.judge()
-        for call in interrupting.hundred():
+def _interrupt_one_client(run: "_InterruptionRun", connect: Connect) -> None:
+    with run.closing(connect(run.protocol)) as client:
+        for call in run.calls():
+            with run.recording():
+                _interrupt(run, client, call)
+            later_call = run.make_later_call()
+            with run.recording_later_call():
+                client.run(later_call)
+            run.verify()
+        for call in run.hundred_calls():
             client.run(call)
 
 
-def _interrupt_clients(interrupting: "_Interrupting", connect: Connect) -> None:
-    """Interrupt each call on a client of its own, which may be good for nothing afterwards."""
-    for call in interrupting.calls():
-        with interrupting.closing(connect(interrupting.protocol)) as client:
-            with interrupting.watching():
-                _run(interrupting, client, call)
-            interrupting.after()
-            interrupting.judge()
+def _interrupt_many_clients(run: "_InterruptionRun", connect: Connect) -> None:
+    """Interrupt each call on a client of its own. By `Limit.SIGNAL` the client may then fail."""
+    for call in run.calls():
+        with run.closing(connect(run.protocol)) as client:
+            with run.recording():
+                _interrupt(run, client, call)
+            run.make_later_call()
+            run.verify()
 
 
-def _run(interrupting: "_Interrupting", client: CoreClient, call: Call[Any]) -> None:
-    sys.setprofile(interrupting.step)
+def _interrupt(run: "_InterruptionRun", client: CoreClient, call: Call[Any]) -> None:
+    sys.setprofile(run.step)
     try:
         client.run(call)
     finally:
@@ -134,44 +139,45 @@ def check_interruption_on_asyncio(
     certificate: ssl.SSLContext | None = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> None:
-    """Interrupt calls under `asyncio.Runner`, which makes cancellations of Ctrl-C.
+    """Interrupt calls under `asyncio.Runner`, which turns Ctrl-C into a cancellation.
 
-    As `check_interruption`. It is no coroutine function, as it runs the loop itself.
+    See `check_interruption`. This function runs the event loop itself, so do not await it.
     """
-    with _interrupting(interruption, certificate) as interrupting:
+    with _run_of(interruption, certificate) as run:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            manager = connect(interrupting.protocol)
+            manager = connect(run.protocol)
             client = runner.run(_coroutine(manager.__aenter__))
             try:
-                _interrupt_on_asyncio(interrupting, runner, client)
+                _interrupt_on_asyncio(run, runner, client)
             finally:
                 runner.run(_coroutine(manager.__aexit__, None, None, None))
             del manager, client
-        interrupting.judge_the_end()
+        run.verify_end()
 
 
 def _interrupt_on_asyncio(
-    interrupting: "_Interrupting", runner: asyncio.Runner, client: AsyncCoreClient
+    run: "_InterruptionRun", runner: asyncio.Runner, client: AsyncCoreClient
 ) -> None:
-    async def run(call: Call[Any]) -> None:
+    async def interrupt(call: Call[Any]) -> None:
         task = asyncio.current_task()
-        # In a step of its own, which may be its last, it is not told before the next one.
-        interrupting.is_told = lambda: asyncio.current_task() is not task
-        sys.setprofile(interrupting.step)
+        # During the task's own step, asyncio delivers the cancellation only at its next step, and
+        # there may be none.
+        run.is_delivered = lambda: asyncio.current_task() is not task
+        sys.setprofile(run.step)
         try:
             await client.run(call)
         finally:
             sys.setprofile(None)
 
-    interrupting.is_put_off = True
-    for call in interrupting.calls():
-        with interrupting.watching():
-            runner.run(run(call))
-        after = interrupting.after()
-        with interrupting.watching_after():
-            runner.run(client.run(after))
-        interrupting.judge()
-    for call in interrupting.hundred():
+    run.is_deferred = True
+    for call in run.calls():
+        with run.recording():
+            runner.run(interrupt(call))
+        later_call = run.make_later_call()
+        with run.recording_later_call():
+            runner.run(client.run(later_call))
+        run.verify()
+    for call in run.hundred_calls():
         runner.run(client.run(call))
 
 
@@ -185,53 +191,54 @@ def check_interruption_on_trio(
     *,
     certificate: ssl.SSLContext | None = None,
 ) -> None:
-    """Interrupt calls in trio's main task, as `check_interruption`.
+    """Interrupt calls in trio's main task. See `check_interruption`.
 
-    It is no coroutine function, as it runs the loop itself.
+    This function runs the event loop itself, so do not await it.
     """
-    import trio  # noqa: PLC0415 - only where it is asked for
+    import trio  # noqa: PLC0415 - only where it is needed
 
     async def main() -> None:
-        async with connect(interrupting.protocol) as client:
+        async with connect(run.protocol) as client:
 
-            async def run(call: Call[Any]) -> None:
-                sys.setprofile(interrupting.step)
+            async def interrupt(call: Call[Any]) -> None:
+                sys.setprofile(run.step)
                 try:
                     await client.run(call)
                 finally:
                     sys.setprofile(None)
 
-            for call in interrupting.calls():
-                with interrupting.watching():
-                    await run(call)
-                # What trio has put off comes at the next checkpoint, which is not the call's then.
+            for call in run.calls():
+                with run.recording():
+                    await interrupt(call)
+                # trio raises a deferred KeyboardInterrupt at the next checkpoint, which may come
+                # after the call.
                 try:
                     await trio.lowlevel.checkpoint()
                 except KeyboardInterrupt:
-                    interrupting.is_over = True
-                after = interrupting.after()
-                with interrupting.watching_after():
-                    await client.run(after)
-                interrupting.judge()
-            for call in interrupting.hundred():
+                    run.came_after_call = True
+                later_call = run.make_later_call()
+                with run.recording_later_call():
+                    await client.run(later_call)
+                run.verify()
+            for call in run.hundred_calls():
                 await client.run(call)
 
-    with _interrupting(interruption, certificate) as interrupting:
+    with _run_of(interruption, certificate) as run:
         try:
             trio.run(main)
         except (trio.TrioInternalError, _Hung) as error:
-            interrupting.fail(f"it ended all of trio: {error!r}")
-        interrupting.judge_the_end()
+            run.fail(f"the interruption ended trio's event loop: {error!r}")
+        run.verify_end()
 
 
 class _Hung(BaseException):
     """Raised in a call that does not end."""
 
     def __repr__(self) -> str:
-        return "nothing in time"
+        return "this check's timeout, as it did not return in time"
 
 
-# Not SIGALRM, by which test runners bound their tests.
+# Not SIGALRM: test runners use it for their timeouts.
 _ALARM: Final = signal.SIGUSR1
 _HUNG: Final = signal.SIGUSR2
 
@@ -239,13 +246,13 @@ _WAITING: Final = frozenset(
     {"acquire", "connect", "do_handshake", "poll", "read", "recv", "recv_into", "select"}
     | {"send", "sendall", "sleep", "write"}
 )
-"""Functions of C's that a signal can interrupt, by name."""
+"""The names of C functions that a signal can interrupt."""
 
 
 def _is_place(
     frame: FrameType, event: str, function: Any
-) -> bool:  # pragma: no cover - see `_Interrupting.step`
-    """Say whether Python would run a signal's handler here."""
+) -> bool:  # pragma: no cover - see `_InterruptionRun.step`
+    """Return whether Python would run a signal handler here."""
     match event:
         case "c_return":
             return True
@@ -253,7 +260,7 @@ def _is_place(
             return function.__name__ in _WAITING
         case "call":
             operation, argument = frame.f_code.co_code[frame.f_lasti : frame.f_lasti + 2]
-            return operation != _RESUME or argument & 3 < 2  # after ``await`` it does not
+            return operation != _RESUME or argument & 3 < 2  # not after ``await``
         case _:
             return False
 
@@ -261,16 +268,18 @@ def _is_place(
 _RESUME: Final = opcode.opmap["RESUME"]
 
 
-def _place(frame: FrameType, event: str) -> object:  # pragma: no cover - see `_Interrupting.step`
-    """Return where this is: which instruction, and whose callee."""
+def _place(
+    frame: FrameType, event: str
+) -> object:  # pragma: no cover - see `_InterruptionRun.step`
+    """Return a place's identity: the instruction, and the calling function."""
     caller = frame.f_back
     return frame.f_code, frame.f_lasti, event, caller and caller.f_code
 
 
-def _words(
+def _place_in_words(
     frame: FrameType | None, event: str
-) -> str:  # pragma: no cover - see `_Interrupting.step`
-    """Return where this is, in words."""
+) -> str:  # pragma: no cover - see `_InterruptionRun.step`
+    """Return a place for the report."""
     callers: list[str] = []
     while frame is not None and len(callers) < 4:
         callers.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
@@ -279,10 +288,10 @@ def _words(
 
 
 _GUARDED: Final = frozenset({"_draw", "_report", "_complain"})
-"""Where the core runs foreign code, which must not change what becomes of a call, whatever it raises."""
+"""The core's functions that log exceptions of the user's code and go on with the call."""
 
 
-def _is_guarded(frame: FrameType | None) -> bool:  # pragma: no cover - see `_Interrupting.step`
+def _is_guarded(frame: FrameType | None) -> bool:  # pragma: no cover - see `_InterruptionRun.step`
     while frame is not None:
         name = frame.f_globals.get("__name__")
         if frame.f_code.co_name in _GUARDED and name == "creduse_core.client":
@@ -291,8 +300,8 @@ def _is_guarded(frame: FrameType | None) -> bool:  # pragma: no cover - see `_In
     return False
 
 
-def _is_deaf(frame: FrameType | None) -> bool:  # pragma: no cover - see `_Interrupting.step`
-    """Say whether Python would drop what is raised here: in what it calls as an object goes."""
+def _is_dropped(frame: FrameType | None) -> bool:  # pragma: no cover - see `_InterruptionRun.step`
+    """Return whether Python would ignore an exception here, as in finalizers."""
     while frame is not None:
         name = frame.f_globals.get("__name__")
         if frame.f_code.co_name == "__del__" or name in {"weakref", "_weakrefset"}:
@@ -302,25 +311,25 @@ def _is_deaf(frame: FrameType | None) -> bool:  # pragma: no cover - see `_Inter
 
 
 @contextmanager
-def _interrupting(
+def _run_of(
     interruption: Interruption,
     certificate: ssl.SSLContext | None,
     limits: Sequence[Limit] = (),
-) -> Generator["_Interrupting", None, None]:
+) -> Generator["_InterruptionRun", None, None]:
     with (
         warnings.catch_warnings(),
         SandboxServer(api_key=API_KEY, ssl_context=certificate) as server,
     ):
-        # Between its making and its keeping, nobody can keep a socket from the collector.
+        # No client can close a socket that is interrupted before the client has stored it.
         warnings.simplefilter("ignore", ResourceWarning)
-        interrupting = _Interrupting(interruption, server, limited=Limit.SIGNAL in limits)
+        run = _InterruptionRun(interruption, server, limited=Limit.SIGNAL in limits)
         with (
-            # A shell has it ignored in what it runs in the background.
+            # Shells start background processes with SIGINT ignored.
             _handler(signal.SIGINT, signal.default_int_handler),
-            _handler(_ALARM, interrupting.handle_alarm),
-            _handler(_HUNG, interrupting.handle_hung),
+            _handler(_ALARM, run.handle_alarm),
+            _handler(_HUNG, run.handle_hung),
         ):
-            yield interrupting
+            yield run
         gc.collect()
 
 
@@ -333,44 +342,44 @@ def _handler(number: signal.Signals, handle: Callable[..., object]) -> Generator
         signal.signal(number, usual)
 
 
-class _Interrupting:
-    """Calls that are interrupted, and what is to be said of them."""
+class _InterruptionRun:
+    """One run: the calls that are interrupted, and the problems found."""
 
     def __init__(self, interruption: Interruption, server: SandboxServer, *, limited: bool) -> None:
         self.protocol: CreduseProtocol = make_protocol(server, PLENTY)
         self.limited = limited
-        """`Limit.SIGNAL` is stated."""
-        self._seconds = 2 * SOON if limited else WITHIN
+        """Whether `Limit.SIGNAL` excuses problems."""
+        self._patience = 2 * SOON if limited else WITHIN
         self._armed = False
-        self.is_over = False
-        """What was raised has come out."""
-        self.is_told: Callable[[], bool] = lambda: True
-        """Whether the call is to hear of an interruption that comes now."""
-        self.is_put_off = False
-        """Nothing is raised where the signal comes, so one place of each function will do."""
+        self.came_after_call = False
+        """Whether the event loop raised the interruption after the call."""
+        self.is_delivered: Callable[[], bool] = lambda: True
+        """Returns whether an interruption at this moment must end the call."""
+        self.is_deferred = False
+        """Whether the event loop defers interruptions. Then one place in each function is enough."""
         self._interruption = interruption
         self._server = server
         self._places: set[object] = set()
         self._where: str | None = None
-        self._told = self._warm = False
+        self._delivered = self._warm = False
         self._call: Call[Any]
-        self._after: Call[Any]
-        self._raised: BaseException = KeyboardInterrupt()
-        self._came: BaseException | None = None
+        self._later_call: Call[Any]
+        self._expected: BaseException = KeyboardInterrupt()
+        self._caught: BaseException | None = None
         self._problems: list[str] = []
         self._excusable: list[str] = []
         self._before: tuple[LogEntry, ...] = ()
 
     def handle_alarm(self, *_: object) -> None:  # pragma: no cover - see `step`
-        """Handle the alarm."""
-        self._raised = TimeoutError("raised by a signal's handler")
-        raise self._raised
+        """Raise `TimeoutError`."""
+        self._expected = TimeoutError("raised by a signal handler")
+        raise self._expected
 
     @contextmanager
-    def patience(self) -> Generator[None, None, None]:
-        """End what is done here where it does not end by itself."""
+    def limiting_time(self) -> Generator[None, None, None]:
+        """Raise `_Hung` in a ``with`` block that does not end in time."""
         thread = threading.get_ident()
-        timer = threading.Timer(self._seconds, signal.pthread_kill, (thread, _HUNG))
+        timer = threading.Timer(self._patience, signal.pthread_kill, (thread, _HUNG))
         timer.start()
         self._armed = True
         try:
@@ -378,10 +387,10 @@ class _Interrupting:
         finally:
             self._armed = False
             timer.cancel()
-            timer.join()  # no signal comes later
+            timer.join()  # after this, the timer sends no signal
 
     def handle_hung(self, *_: object) -> None:
-        """Raise what ends a call that does not end by itself."""
+        """Raise `_Hung`, unless the ``with`` block has just ended."""
         if self._armed:
             raise _Hung
 
@@ -389,24 +398,24 @@ class _Interrupting:
     def closing(
         self, manager: AbstractContextManager[CoreClient]
     ) -> Generator[CoreClient, None, None]:
-        """Open a client and close it, and do not wait for that without end."""
+        """Open a client, and close it after the ``with`` block, in limited time."""
         client = manager.__enter__()
         try:
             yield client
         except BaseException:
-            with suppress(Exception, _Hung), self.patience():
+            with suppress(Exception, _Hung), self.limiting_time():
                 manager.__exit__(None, None, None)
             raise
         try:
-            with self.patience():
+            with self.limiting_time():
                 manager.__exit__(None, None, None)
         except _Hung as error:
-            self._excusable.append(f"to close the client: {error!r}")
+            self._excusable.append(f"close() raised {error!r}")
 
     def calls(self) -> Iterator[Call[Any]]:
-        """Return calls to be interrupted, until one has met with no new place.
+        """Yield calls to interrupt, until one finds no new place.
 
-        Not the first: what it loads and compiles is then there.
+        The first call is not interrupted, so that its imports and caches do not count as places.
         """
         interruption, server = self._interruption, self._server
         self._warm = False
@@ -417,7 +426,7 @@ class _Interrupting:
             server.reset()
             if interruption.fault is not None:
                 server.inject(interruption.fault)
-            self._where, self._came, self.is_over = None, None, False
+            self._where, self._caught, self.came_after_call = None, None, False
             self._problems, self._excusable = [], []
             self._call = self.protocol.add(USER, AMOUNT, timeout=WITHIN)
             yield self._call
@@ -426,84 +435,83 @@ class _Interrupting:
             self._warm = True
 
     def step(self, frame: FrameType, event: str, function: Any) -> None:  # pragma: no cover - below
-        """Raise the signal at the first place that is new, as `sys.setprofile`'s function.
+        """Raise the signal at the first new place, as the function of `sys.setprofile`.
 
-        Python traces nothing that such a function does, so nothing measures its coverage.
+        Python does not trace such a function, so coverage cannot be measured.
         """
         if not self._warm or not _is_place(frame, event, function):
             return
-        place = frame.f_code if self.is_put_off else _place(frame, event)
-        if place in self._places or _is_deaf(frame):
+        place = frame.f_code if self.is_deferred else _place(frame, event)
+        if place in self._places or _is_dropped(frame):
             return
         self._places.add(place)
-        self._where = _words(frame, event)
-        self._told = self.is_told() and not (self._interruption.alarm and _is_guarded(frame))
+        self._where = _place_in_words(frame, event)
+        guarded = self._interruption.alarm and _is_guarded(frame)
+        self._delivered = self.is_delivered() and not guarded
         sys.setprofile(None)
         signal.raise_signal(_ALARM if self._interruption.alarm else signal.SIGINT)
 
     @contextmanager
-    def watching(self) -> Generator[None, None, None]:
-        """Judge what comes out of a call that is interrupted."""
+    def recording(self) -> Generator[None, None, None]:
+        """Record what an interrupted call raises."""
         collecting = gc.isenabled()
-        gc.disable()  # nothing of it is the call's
+        gc.disable()  # finalizers are not the call's code
         try:
-            with self.patience():
+            with self.limiting_time():
                 yield
-        # A group is no KeyboardInterrupt to who waits for one.
-        except (Exception, KeyboardInterrupt, BaseExceptionGroup, _Hung) as error:  # noqa: BLE001 - it is judged
-            self._came = error
+        # A group is wrong, too: ``except KeyboardInterrupt`` does not catch it.
+        except (Exception, KeyboardInterrupt, BaseExceptionGroup, _Hung) as error:  # noqa: BLE001 - it is reported
+            self._caught = error
         finally:
             if collecting:
                 gc.enable()
 
-    def after(self) -> Call[Any]:
-        """Say what is wrong with the call, and return one that nothing stands in the way of."""
-        self._judge_what_came()
-        self._came = None
+    def make_later_call(self) -> Call[Any]:
+        """Record the problems of the interrupted call, and return a call without a fault."""
+        self._record_wrong_exception()
+        self._caught = None
         self._server.settle()
         self._before = self._server.log
-        self._problems += untrue_when_left(self._call, self._before)
+        self._problems += false_claims_when_abandoned(self._call, self._before)
         self._server.reset()
-        self._after = self.protocol.add(USER, 1)
-        return self._after
+        self._later_call = self.protocol.add(USER, 1)
+        return self._later_call
 
-    def _judge_what_came(self) -> None:
-        came, wanted = self._came, self._raised
-        own = came is None or isinstance(came, CreduseError)
+    def _record_wrong_exception(self) -> None:
+        caught, expected = self._caught, self._expected
+        is_ordinary = caught is None or isinstance(caught, CreduseError)
         if self._where is None:
-            if came is not None and not own:
-                raise came
+            if caught is not None and not is_ordinary:
+                raise caught
             return
-        if came is wanted or (type(came) is type(wanted) is KeyboardInterrupt):
+        if caught is expected or (type(caught) is type(expected) is KeyboardInterrupt):
             return
-        if own and (self.is_over or not self._told):
+        if is_ordinary and (self.came_after_call or not self._delivered):
             return
-        what = "a result" if came is None else repr(came)
-        problem = (
-            f"{self._call} ended in {what}, not in the {type(wanted).__name__} that was raised"
-        )
-        excusable = isinstance(came, _Hung) or (own and self._interruption.alarm)
+        end = "returned a result" if caught is None else f"raised {caught!r}"
+        problem = f"{self._call} {end}, but must raise the {type(expected).__name__} of the signal"
+        excusable = isinstance(caught, _Hung) or (is_ordinary and self._interruption.alarm)
         (self._excusable if excusable else self._problems).append(problem)
 
     @contextmanager
-    def watching_after(self) -> Generator[None, None, None]:
-        """Judge what comes out of a call that nothing stands in the way of."""
+    def recording_later_call(self) -> Generator[None, None, None]:
+        """Record how a later call fails."""
         try:
-            with self.patience():
+            with self.limiting_time():
                 yield
         except (CreduseError, _Hung) as error:
-            self._excusable.append(f"{self._after}, a call afterwards, raised {error!r}")
+            self._excusable.append(f"a later call, {self._later_call}, raised {error!r}")
 
-    def judge(self) -> None:
-        """Say all that is wrong with one interruption."""
+    def verify(self) -> None:
+        """Raise `AssertionError` with all problems of one interruption."""
         self._server.settle()
         known = {entry.number for entry in self._before}
         problems = [
             *self._problems,
             *(
-                f"request {entry.number} was first sent after its caller was interrupted"
+                f"the client sent request {entry.number} after the call was interrupted"
                 for entry in self._server.log
-                if entry.number not in known and entry.body != self._after.request.body
+                if entry.number not in known and entry.body != self._later_call.request.body
             ),
         ]
         if self._excusable and not self.limited:
@@ -513,28 +521,27 @@ class _Interrupting:
         if problems:
             self.fail(*problems)
 
-    def hundred(self) -> Iterator[Call[Any]]:
-        """Return a hundred calls, all of which must succeed."""
+    def hundred_calls(self) -> Iterator[Call[Any]]:
+        """Yield a hundred calls, all of which must succeed."""
         self._server.reset()
         self._before = ()
         for _ in range(100):
             yield self.protocol.add(USER, 1)
 
-    def judge_the_end(self) -> None:
-        """Say what is wrong when the client is closed."""
-        for _ in still_open(self._server):
+    def verify_end(self) -> None:
+        """Raise `AssertionError` with all problems after the client is closed."""
+        for _ in waits_until_closed(self._server):
             self._server.settle()
         problems = [*self._excusable]
         if len(self._server.applied) != 100:
             applied = len(self._server.applied)
-            problems.append(f"of a hundred calls afterwards, {applied} were applied")
-        if self._server.connections:
-            problems.append(f"{self._server.connections} connections are left open")
+            problems.append(f"the server applied {applied} of a hundred later calls")
+        problems += left_open(self._server)
         if problems:
             self.fail(*problems)
 
     def fail(self, *problems: str) -> None:
-        """Raise that this is wrong."""
+        """Raise `AssertionError` with these problems."""
         title, words = str(self._interruption), in_words(self._interruption.fault)
         if self._where is not None:
             title += f", interrupted in {self._where}"

@@ -1,7 +1,8 @@
-"""The table: what a server can do to a call, and how the call may end.
+"""The scenarios: one call each, what the server does to it, and how the call may end.
 
-What one fault proves is a row; the endings of each kind of call follow from the row by the rules
-that the documentation states, and not from the core's own tables, which they are to test.
+Here: the table of faults, and the rules that turn a fault into a scenario for each kind of call.
+Not here: how a scenario runs (`checks`). The rules come from the documentation, not from the core's
+own tables, because these scenarios test those tables.
 """
 
 import enum
@@ -38,7 +39,7 @@ from creduse_sandbox.faults import (
     DESCRIPTIONS,
     FAULTS,
     Action,
-    Answer,
+    CannedResponse,
     Fault,
     Shape,
     Shaped,
@@ -52,35 +53,36 @@ AMOUNT: Final = 7
 BALANCE: Final = 1000
 
 SOON: Final = 0.5
-"""Seconds: a time-out that is meant to run out."""
+"""Seconds: a timeout that should expire."""
 PLENTY: Final = 20.0
-"""Seconds: a time-out that is not."""
+"""Seconds: a timeout that should not expire."""
 WITHIN: Final = 15.0
-"""Seconds that any one call may take. Far more than any needs: it is to find what never ends."""
+"""Seconds that a call may take. No call needs nearly as many, so this finds calls that never end."""
 SLACK: Final = 2.5
-"""Seconds that a call may go on after its time: a library may give a last read all of it anew,
-and machines that run tests are slow."""
-
-
+"""Seconds that a call may exceed its timeout: a library may give the last read the whole timeout
+again, and test machines are slow."""
 HELD: Final = 0.05
-"""Seconds that the server takes before it looks at a request, where a surplus may come in between."""
+"""Seconds that the server waits before it processes a request, so that a surplus arrives first."""
 
 
 class Limit(enum.Enum):
-    """What a library may be unable to do. Whoever uses it has to be told."""
+    """What an HTTP library cannot do. A transport over it must document this.
 
-    TIME = "time is bounded for each read, not for a head or a chunk's framing as a whole"
-    """Such an answer may then come late, and be believed."""
-    INTERIM = "an interim answer other than 100 is taken for the answer"
+    A check with this limit in ``limits`` accepts it, and still checks everything else.
+    """
+
+    TIME = "the timeout bounds each read, not a response's head or a chunk's framing as a whole"
+    """A slow response may arrive after the timeout and be accepted."""
+    INTERIM = "the library takes an interim response other than 100 for the final response"
     """The outcome is then UNKNOWN."""
-    SURPLUS = "bytes beyond a response are dropped unseen, and the connection is used again"
-    """They are still nobody's response."""
-    REUSE = "each request opens a connection of its own"
-    """That takes time, and ports."""
-    CLOSE = "close() leaves calls that are under way to their own end"
-    """Nothing of them is first sent afterwards, all the same."""
-    SIGNAL = "what a signal's handler raises may be taken for a failure, or leave locks locked"
-    """What the call says is true, all the same."""
+    SURPLUS = "the library drops bytes after a response unseen, and reuses the connection"
+    """No later request gets these bytes as its response."""
+    REUSE = "the library opens a connection for each request"
+    """This takes time and ports."""
+    CLOSE = "close() does not end calls in flight"
+    """Such a call sends no request after close()."""
+    SIGNAL = "an exception from a signal handler may be taken for a failure, or leave a lock locked"
+    """The call's outcome is still true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,59 +90,69 @@ class Ending:
     """One way in which a call may end."""
 
     errors: tuple[type[CreduseError], ...]
-    """Of which class the error is, exactly; with none, there is a result."""
+    """The error is of one of these classes, not of a subclass. Empty: the call returns a result."""
     outcome: Outcome
-    """What `Call.outcome` is."""
+    """The value of `Call.outcome`."""
     requests: int
-    """How many the server has seen; more if an attempt ran out of time before it was sent."""
+    """How many requests the server receives. It may receive more if an attempt's timeout expires
+    before the attempt is sent."""
     applied: int
-    """How many of them it has applied."""
+    """How many requests the server applies."""
 
     def __str__(self) -> str:
-        what = " or ".join(error.__name__ for error in self.errors) or "a result"
-        return f"{what}, {self.outcome}; {self.requests} received, {self.applied} applied"
+        errors = " or ".join(error.__name__ for error in self.errors)
+        end = f"raise {errors}" if errors else "return a result"
+        return f"{end}, {in_numbers(self.outcome, self.requests, self.applied)}"
+
+
+def in_numbers(outcome: Outcome, requests: int, applied: int) -> str:
+    """Return how a call ended, apart from its result or error, in words."""
+    return (
+        f"with outcome {outcome}; the server received {requests} "
+        f"{'request' if requests == 1 else 'requests'} and applied {applied}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One call, what the server does to it, and how that may end."""
+    """One call, what the server does to it, and how the call may end."""
 
     name: str
     make: Callable[[CreduseProtocol], Call[Any]] = field(repr=False)
-    """The call."""
+    """Makes the call."""
     endings: tuple[Ending, ...]
-    """It ends in one of these."""
+    """The call must end in one of these ways."""
     faults: tuple[Fault, ...] = ()
-    """What its requests meet with, in their order. Further ones are served."""
+    """The faults of the call's first requests, in order. No fault affects further requests."""
     attempt_timeout: float = PLENTY
-    """Seconds, of the `RetryPolicy`."""
+    """Seconds, for the `RetryPolicy`."""
     used: bool = False
-    """A call comes before it, so that its connection may be one that has served."""
+    """Another call runs before it, so the client may have an idle connection."""
     before: Fault | None = None
-    """What that call meets with."""
+    """The fault of that other call."""
     refuse: bool = False
-    """The server refuses all connections."""
+    """The server refuses connections."""
     certificate: str = ""
-    """The server's, by its name in what `check` is given; with none, it speaks plain http."""
-    fresh: bool = False
-    """The connection must not be used again."""
-    rest: float = 0.0
-    """Seconds until the next call, in which more may come on the connection."""
+    """The key of the server's certificate in `check`'s ``certificates``. Empty: plain HTTP."""
+    must_not_reuse: bool = False
+    """The client must not reuse the connection of a request with a fault."""
+    pause_after: float = 0.0
+    """Seconds between calls, in which a surplus may arrive."""
     at_least: float = 0.0
-    """Seconds that the call takes."""
+    """Seconds that the call must take."""
     at_most: float = WITHIN
-    """Seconds."""
-    reused: bool = False
-    """It must be sent on the connection of the call before it."""
-    again: Callable[[CreduseProtocol], Call[Any]] | None = field(default=None, repr=False)
-    """An equal call that follows at once. The server takes its time with it, so that a client that
-    has a result too soon has it from elsewhere."""
+    """Seconds that the call may take."""
+    must_reuse: bool = False
+    """The client must reuse the connection of the call before."""
+    followed_by: Callable[[CreduseProtocol], Call[Any]] | None = field(default=None, repr=False)
+    """Makes an equal call that follows at once. The server delays its response, so a client that
+    has a result earlier took another response for it."""
     limit: Limit | None = None
-    """What may be stated here instead of held to."""
-    limited: tuple[Ending, ...] = ()
-    """How it may also end, then."""
+    """A limit that excuses what this scenario would find."""
+    endings_at_limit: tuple[Ending, ...] = ()
+    """Further ways in which the call may end under that limit."""
     words: str = ""
-    """What the server does, where the faults are none of `FAULTS`."""
+    """What the server does, in words, if ``faults`` are not in `FAULTS`."""
 
     def __str__(self) -> str:
         return self.name
@@ -151,14 +163,14 @@ class Scenario:
         faults = self.words or "; then ".join(map(in_words, self.faults))
         return ". ".join(
             text
-            for told, text in (
+            for applies, text in (
                 (self.certificate not in {"", "good"}, f"Its certificate is {self.certificate}"),
                 (self.refuse, "It refuses connections"),
-                (self.used, "The connection has served a call before"),
-                (self.before is not None, f"That call met with this: {in_words(self.before)}"),
-                (bool(faults), f"The requests meet with this: {faults}"),
+                (self.used, "The client may have an idle connection of another call"),
+                (self.before is not None, f"For that call: {in_words(self.before)}"),
+                (bool(faults), f"For the call's requests: {faults}"),
             )
-            if told
+            if applies
         )
 
 
@@ -169,12 +181,11 @@ _WORDS: Final[Mapping[Fault | None, str]] = {
 
 
 def in_words(fault: Fault | None) -> str:
-    """Return what one of `FAULTS` does, in words."""
-    words = _WORDS[fault]
-    return f"{fault.status} {words}" if isinstance(fault, Answer) else words
+    """Return what the server does for one of `FAULTS`, in words."""
+    return _WORDS[fault]
 
 
-# The calls. A later one than the scenario's own reads the balance, and another adds to it.
+# The calls
 
 
 def _add(protocol: CreduseProtocol) -> Call[Any]:
@@ -227,30 +238,32 @@ _CALLS: Final[Mapping[Kind, tuple[str, Callable[[CreduseProtocol], Call[Any]]]]]
     Kind.REPLAYABLE: ("add-with-key", _add_with_key),
 }
 
-# A key that comes again would only bring the first response again.
+# The same idempotency key would get the stored response.
 _AGAIN: Final = {Kind.WRITE: _add, Kind.READ: _get_balance, Kind.REPLAYABLE: _add}
 
 
-# What one fault proves, and the endings that follow from it
+# What each fault proves, and how a call may then end
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What may be known after a fault, whichever transport met with it."""
+    """What a client can know after a fault, with any transport."""
 
     errors: tuple[type[CreduseError], ...]
-    """What a call raises that is not tried again; none if the fault leaves a good answer."""
+    """What a call without a retry raises. Empty: it returns a result."""
     evidence: Outcome
     transient: bool
+    """A retry can help."""
     kinds: tuple[Kind, ...] = (Kind.WRITE, Kind.READ, Kind.REPLAYABLE)
+    """The kinds of call to test."""
     foreign: bool = False
-    """The answer is not the request's own, so its connection is not to be used again."""
+    """The response may belong to another request, so the client must not reuse the connection."""
     timed: bool = False
-    """It is a time-out that ends it."""
+    """The attempt ends by its timeout."""
     surplus: bool = False
-    """More than one response comes."""
+    """The server sends more than one response."""
     given_up: tuple[type[CreduseError], ...] = ()
-    """What a call that could be tried again may raise instead."""
+    """What a call may raise in place of a retry."""
 
 
 _NOT, _UNKNOWN, _APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
@@ -260,16 +273,16 @@ _SURPLUS = replace(_GOOD, foreign=True, surplus=True)
 _SILENT = _Row((CreduseTimeoutError,), _UNKNOWN, transient=True, timed=True)
 _LOST = _Row((TransportError,), _UNKNOWN, transient=True)
 _CUT = _Row((InvalidResponseError,), _UNKNOWN, transient=True)
-# A reset may overtake what was sent before it.
+# A reset may overtake bytes that were sent before it.
 _CUT_OR_LOST = replace(_CUT, errors=(InvalidResponseError, TransportError))
-# http.client takes a head that ends with the stream for a whole one, without a body.
+# http.client accepts a head that the end of the stream cuts.
 _HALF_A_HEAD = replace(_CUT_OR_LOST, given_up=(InvalidResponseError,))
 _FOREIGN = _Row((InvalidResponseError,), _UNKNOWN, transient=False, foreign=True)
 _MISREAD = _Row((InvalidResponseError,), _APPLIED, transient=False)
 _REFUSED = _Row((APIError,), _NOT, transient=False)
 _LIMITED = _Row((RateLimitError,), _NOT, transient=True)
-# After what should be rare, it is safer to leave the connection: bytes that nobody asked for may
-# have shifted the responses on it.
+# The response may belong to an earlier request on the connection. Such responses are rare, so the
+# client can afford a new connection.
 _FAILED = _Row((ServerError,), _UNKNOWN, transient=True, foreign=True)
 _UNABLE = replace(_FAILED, transient=False)
 _STRAY = replace(_FAILED, surplus=True)
@@ -295,7 +308,7 @@ _ROWS: Final[Mapping[str, _Row]] = {
     "wrong-user": _FOREIGN,
     "wrong-amount": replace(_FOREIGN, kinds=_WRITES),
     "mistyped-field": _MISREAD,
-    **dict.fromkeys(("deep", "not-json", "gzip", "gzip-unsaid"), _FOREIGN),
+    **dict.fromkeys(("deep", "not-json", "gzip", "gzip-undeclared"), _FOREIGN),
     **dict.fromkeys(("huge-body", "huge-chunks"), replace(_FOREIGN, kinds=_ONE_WRITE)),
     **dict.fromkeys(("200-error", "204", "301", "302", "303", "307", "308"), _FOREIGN),
     "408": replace(_FAILED, errors=(APIError,)),
@@ -311,45 +324,44 @@ _ROWS: Final[Mapping[str, _Row]] = {
 
 
 def _endings(kind: Kind, row: _Row, fault: Fault) -> tuple[Ending, ...]:
-    """Give the ways in which a call may end of which the first request meets with ``fault``."""
+    """Return how a call may end if ``fault`` affects its first request."""
     received = 0 if fault.stage is Stage.CONNECTED else 1
     applied = int(fault.stage is Stage.APPLIED and kind is not Kind.READ)
     outcome = _NOT if kind is Kind.READ else row.evidence
     if received and outcome is _NOT and kind is Kind.REPLAYABLE:
-        # Another request with this key may be under way.
+        # Another request with this key may be in flight.
         outcome = _UNKNOWN
-    once = Ending(row.errors, outcome, received, applied)
-    again = row.transient and (kind is not Kind.WRITE or row.evidence is _NOT)
-    if not again:
-        return (once,)
+    without_retry = Ending(row.errors, outcome, received, applied)
+    if not (row.transient and (kind is not Kind.WRITE or row.evidence is _NOT)):
+        return (without_retry,)
     writes = int(kind is not Kind.READ)
-    served = Ending((), _NOT if kind is Kind.READ else _APPLIED, received + 1, writes)
-    return (served, replace(once, errors=row.given_up)) if row.given_up else (served,)
+    retried = Ending((), _NOT if kind is Kind.READ else _APPLIED, received + 1, writes)
+    return (retried, replace(without_retry, errors=row.given_up)) if row.given_up else (retried,)
 
 
-_SECONDS: Final = {"429-seconds": 1.0, "429-date": 1.0}
-"""What an answer asks to wait."""
+_RETRY_AFTER: Final = {"429-seconds": 1.0, "429-date": 1.0}
+"""Seconds that a response asks the client to wait."""
 
 
 def _scenario(kind: Kind, name: str, row: _Row) -> Scenario:
     fault = FAULTS[name]
-    said, make = _CALLS[kind]
-    at_least, at_most = _SECONDS.get(name, 0.0), WITHIN
+    call, make = _CALLS[kind]
+    at_least, at_most = _RETRY_AFTER.get(name, 0.0), WITHIN
     if row.timed and kind is Kind.WRITE:
         make = _add_briefly
-        # To give up early would only make an UNKNOWN.
+        # No earlier: each timeout of a write is an UNKNOWN.
         at_least, at_most = 2 * SOON, 2 * SOON + SLACK
     return Scenario(
-        f"{said}-meets-{name}",
+        f"{call}-meets-{name}",
         make,
         _endings(kind, row, fault),
         (fault,),
         attempt_timeout=SOON if row.timed else PLENTY,
-        fresh=row.foreign,
-        rest=0.1 if name.endswith("-later") else 0.0,
+        must_not_reuse=row.foreign,
+        pause_after=0.1 if name.endswith("-later") else 0.0,
         at_least=at_least,
         at_most=at_most,
-        again=_AGAIN[kind] if row.surplus else None,
+        followed_by=_AGAIN[kind] if row.surplus else None,
         limit=Limit.SURPLUS if row is _SURPLUS else None,
     )
 
@@ -361,8 +373,7 @@ def _on_a_used_connection(scenario: Scenario) -> Scenario:
 _BY_FAULT: Final = tuple(
     _scenario(kind, name, row) for name, row in _ROWS.items() for kind in row.kinds
 )
-# Where a library notices something odd on a connection that has served, it may send again by
-# itself, which nobody wants here.
+# A library may retry by itself when an idle connection fails. Here it must not.
 _USED: Final = tuple(
     _on_a_used_connection(_scenario(kind, name, _ROWS[name]))
     for name in (
@@ -375,7 +386,7 @@ _USED: Final = tuple(
 )
 
 
-# What takes more than one fault, or another call
+# Scenarios of more than one fault, or of other calls
 
 
 def _failed(outcome: Outcome, requests: int, applied: int, *errors: type[CreduseError]) -> Ending:
@@ -391,9 +402,12 @@ def _faults(*names: str) -> tuple[Fault, ...]:
 
 
 _LONG: Final = 2 * SOON + SLACK + 2.0
-"""Seconds that a drip lasts at least, which is far longer than a call that meets it may."""
+"""Seconds that a slow response lasts at least. A call must end far earlier."""
 _PAUSE: Final = 0.05
-"""Seconds between two pieces of a drip."""
+"""Seconds between the pieces of a slow response."""
+
+
+_FOR_LONG: Final = f"for more than {_LONG:g} s"
 
 
 def _drops(piece: bytes) -> Iterable[bytes]:
@@ -456,26 +470,26 @@ def _drips(what: str, words: str, shape: Shape, pause: float = _PAUSE) -> Scenar
         at_least=2 * SOON,
         at_most=2 * SOON + SLACK,
         limit=Limit.TIME,
-        limited=(_done(),),
+        endings_at_limit=(_done(),),
         words=words,
     )
 
 
-_KEY_IN_USE: Final = Answer(
+_KEY_IN_USE: Final = CannedResponse(
     409,
     (("Content-Type", "application/json"),),
     b'{"error_code": "KEY_IN_USE", "message": "Wait."}',
 )
-_NO_FUNDS: Final = Answer(
+_NO_FUNDS: Final = CannedResponse(
     402, (("Content-Type", "application/json"),), b'{"error_code": "INSUFFICIENT_FUNDS"}'
 )
-_COOKIE: Final = Answer(429, (("Set-Cookie", "session=1; Path=/"), ("Retry-After", "0")))
-_CHALLENGED: Final = "a 401 with a challenge"
-_CHALLENGE: Final = Answer(401, (("WWW-Authenticate", 'Basic realm="x"'),))
-_LAST_OF_ITS_CONNECTION: Final = Answer(503, (("Connection", "close"),))
+_COOKIE: Final = CannedResponse(429, (("Set-Cookie", "session=1; Path=/"), ("Retry-After", "0")))
+_CHALLENGED: Final = "send 401 with a WWW-Authenticate challenge"
+_CHALLENGE: Final = CannedResponse(401, (("WWW-Authenticate", 'Basic realm="x"'),))
+_LAST_OF_ITS_CONNECTION: Final = CannedResponse(503, (("Connection", "close"),))
 
 _FURTHER: Final = (
-    # Nothing goes wrong.
+    # No fault
     Scenario("add", _add, (_done(),)),
     Scenario("subtract", _subtract, (_done(),)),
     Scenario("start_cycle", _start_cycle, (_done(),)),
@@ -485,10 +499,10 @@ _FURTHER: Final = (
         _add,
         (_done(),),
         used=True,
-        reused=True,
+        must_reuse=True,
         limit=Limit.REUSE,
     ),
-    # The service says no.
+    # The service refuses.
     Scenario(
         "subtract-too-much", _subtract_too_much, (_failed(_NOT, 1, 0, InsufficientFundsError),)
     ),
@@ -510,7 +524,7 @@ _FURTHER: Final = (
         (_CHALLENGE,),
         words=_CHALLENGED,
     ),
-    # Under a key, a refusal of the request proves nothing of an earlier one with the same key.
+    # A refusal proves nothing about an earlier request with the same idempotency key.
     Scenario(
         "add-with-key-is-challenged",
         _add_with_key,
@@ -529,16 +543,16 @@ _FURTHER: Final = (
         _add_with_key,
         (_done(2),),
         (_KEY_IN_USE,),
-        words="a 409, which says that the key is in use",
+        words="send 409 with the error that the idempotency key is in use",
     ),
     Scenario(
         "add-with-key-is-in-use-to-the-end",
         _add_with_key,
         (_failed(_UNKNOWN, 3, 0, APIError),),
         (_KEY_IN_USE,) * 3,
-        words="a 409 each, which says that the key is in use",
+        words="send 409 three times, with the error that the idempotency key is in use",
     ),
-    # Nothing is sent.
+    # The client cannot send a request.
     Scenario(
         "add-is-refused-a-connection", _add, (_failed(_NOT, 0, 0, TransportError),), refuse=True
     ),
@@ -549,13 +563,13 @@ _FURTHER: Final = (
         refuse=True,
     ),
     Scenario("add-has-no-time", _add_at_once, (_failed(_NOT, 0, 0, CreduseTimeoutError),)),
-    # Half of what a success must repeat is missing, or all that it may say besides.
+    # A success must repeat the user, and the amount of a write. All else may be missing.
     Scenario(
         "subtract-meets-missing-field",
         _subtract,
         (_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
         _faults("missing-field"),
-        fresh=True,
+        must_not_reuse=True,
     ),
     Scenario(
         "get_balance-meets-missing-field",
@@ -564,7 +578,7 @@ _FURTHER: Final = (
         _faults("missing-field"),
     ),
     Scenario("add-meets-missing-field", _add, (_done(),), _faults("missing-field")),
-    # More than one goes wrong.
+    # More than one fault
     Scenario(
         "add-is-limited-to-the-end",
         _add,
@@ -598,10 +612,13 @@ _FURTHER: Final = (
     Scenario(
         "add-with-key-is-lost-then-refused",
         _add_with_key,
-        # The class that says that none were taken would not be true.
+        # InsufficientFundsError would say that no credits moved. They may have.
         (_failed(_UNKNOWN, 2, 1, APIError),),
         (FAULTS["apply-then-close"], _NO_FUNDS),
-        words="apply the request, then close; then a 402, which says that funds are insufficient",
+        words=(
+            "apply the request and send no response, then close the connection; then send 402 with "
+            "the error that funds are insufficient"
+        ),
     ),
     Scenario(
         "add-with-key-is-lost-then-limited",
@@ -621,27 +638,29 @@ _FURTHER: Final = (
         (_failed(_UNKNOWN, 3, 1, TransportError),),
         _faults("apply-then-close", "apply-then-reset", "apply-then-close"),
     ),
-    # What libraries like to do by themselves.
-    Scenario("add-is-given-a-cookie", _add, (_done(2),), (_COOKIE,), words="a 429 with a cookie"),
+    # What libraries may do by themselves
+    Scenario(
+        "add-is-given-a-cookie", _add, (_done(2),), (_COOKIE,), words="send 429 with a cookie"
+    ),
     Scenario(
         "get_balance-meets-a-503-that-closes",
         _get_balance,
         (_done(2, 0),),
         (_LAST_OF_ITS_CONNECTION,),
-        words="a 503 that closes the connection",
+        words="send 503 with Connection: close",
     ),
     Scenario(
         "add-meets-101",
         _add,
         (_failed(_UNKNOWN, 1, 1, InvalidResponseError, TransportError),),
         (Shaped(_switching),),
-        fresh=True,
-        words="101 Switching Protocols",
+        must_not_reuse=True,
+        words="send 101 Switching Protocols",
     ),
     Scenario(
         "add-right-after-close-after",
         _add,
-        # Whether the end of the connection is noticed in time is a race.
+        # The client may or may not notice the end of the connection in time.
         (_done(), _failed(_UNKNOWN, 0, 0, TransportError), _failed(_UNKNOWN, 1, 0, TransportError)),
         used=True,
         before=FAULTS["close-after"],
@@ -657,16 +676,16 @@ _FURTHER: Final = (
         _add,
         (_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
         (Shaped(_body_without_end, then=Action.HANG),),
-        fresh=True,
-        words=f"more than {MAX_BODY_SIZE} bytes of a body that never ends",
+        must_not_reuse=True,
+        words=f"send more than {MAX_BODY_SIZE} bytes of a body and never its end",
     ),
-    # RFC 9112, 6.3: it may be read, or taken for an error; the connection is not used again.
+    # RFC 9112, 6.3: the client may accept or reject it, and must not reuse the connection.
     Scenario(
         "add-meets-framed-twice",
         _add,
         (_done(), _failed(_UNKNOWN, 1, 1, TransportError, InvalidResponseError)),
         _faults("framed-twice"),
-        fresh=True,
+        must_not_reuse=True,
     ),
     Scenario(
         "add-meets-103-first",
@@ -674,38 +693,38 @@ _FURTHER: Final = (
         (_done(),),
         _faults("103-first"),
         limit=Limit.INTERIM,
-        limited=(_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
+        endings_at_limit=(_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
     ),
-    # An attempt's time bounds the connecting of a write, and not its answer.
+    # For a write, the attempt's timeout bounds connecting, not the wait for the response.
     Scenario(
-        "add-waits-for-its-answer",
+        "add-waits-for-its-response",
         _add,
         (_done(),),
         (Shaped(_body_later, pause=1.5 * SOON),),
         attempt_timeout=SOON,
-        words="the head, a while later the body",
+        words=f"send the head, and {1.5 * SOON:g} s later the body",
     ),
-    # Time is up, though something always comes.
-    _drips("a-head", "the head byte by byte, for far too long", _drip_head),
-    _drips("a-100", "a 100 Continue byte by byte, for far too long", _drip_interim_head),
+    # The timeout expires while bytes still arrive.
+    _drips("a-head", f"send the head byte by byte, {_FOR_LONG}", _drip_head),
+    _drips("a-100", f"send 100 Continue byte by byte, {_FOR_LONG}", _drip_interim_head),
     replace(
-        _drips("100s", "one 100 Continue after the other, for far too long", _drip_interim),
-        # Their number may be bounded.
+        _drips("100s", f"send 100 Continue again and again, {_FOR_LONG}", _drip_interim),
+        # A client may limit their number.
         endings=(_LATE, _failed(_UNKNOWN, 1, 1, TransportError)),
         at_least=0.0,
     ),
-    _drips("a-chunk", "the size of a chunk digit by digit, for far too long", _drip_chunk_size),
-    # What reads a body piece by piece can look at the time.
+    _drips("a-chunk", f"send a chunk's size digit by digit, {_FOR_LONG}", _drip_chunk_size),
+    # No limit: a transport that reads a body piece by piece can check the time.
     replace(
-        _drips("a-body", "the head, then the body byte by byte, for far too long", _drip_body),
+        _drips("a-body", f"send the head, then the body byte by byte, {_FOR_LONG}", _drip_body),
         limit=None,
-        limited=(),
+        endings_at_limit=(),
     ),
     replace(
-        _drips("a-body", "the head, then the body byte by byte without a pause", _trickle_body, 0),
+        _drips("a-body", "send the head, then the body byte by byte, endlessly", _trickle_body, 0),
         name="add-meets-a-body-that-trickles",
         limit=None,
-        limited=(),
+        endings_at_limit=(),
     ),
     Scenario(
         "get_balance-meets-a-head-that-drips-too-long",
@@ -716,16 +735,16 @@ _FURTHER: Final = (
         at_least=SOON,
         at_most=SOON + SLACK,
         limit=Limit.TIME,
-        limited=(_done(1, 0),),
-        words="the head byte by byte, for far too long",
+        endings_at_limit=(_done(1, 0),),
+        words=f"send the head byte by byte, {_FOR_LONG}",
     ),
 )
 
 
 def _connecting(*, secure: bool) -> Iterator[Scenario]:
-    """Give what happens to connections that nothing is read from.
+    """Return the scenarios in which the server reads nothing from the connection.
 
-    Over TLS the request is not sent before the server has answered the handshake.
+    Over TLS the client sends no request before the server's part of the handshake.
     """
     unsent = _Row((), _NOT, transient=True)
     for name, plain in {
@@ -739,7 +758,7 @@ def _connecting(*, secure: bool) -> Iterator[Scenario]:
             if secure and row.timed:
                 scenario = replace(scenario, make=_CALLS[kind][1], at_least=SOON, at_most=WITHIN)
             elif not secure and not row.timed and kind is Kind.WRITE:
-                # Some find out before they write.
+                # The client may notice before it sends the request.
                 endings = (*scenario.endings, *_endings(kind, unsent, FAULTS[name]))
                 scenario = replace(scenario, endings=endings)
             yield scenario
@@ -748,7 +767,7 @@ def _connecting(*, secure: bool) -> Iterator[Scenario]:
 _EVERYWHERE: Final = (*_FURTHER, *_BY_FAULT, *_USED)
 
 SCENARIOS: Final[tuple[Scenario, ...]] = (*_EVERYWHERE, *_connecting(secure=False))
-"""All scenarios over plain http."""
+"""All scenarios over plain HTTP."""
 
 TLS_SCENARIOS: Final[tuple[Scenario, ...]] = (
     *(
@@ -757,13 +776,13 @@ TLS_SCENARIOS: Final[tuple[Scenario, ...]] = (
     ),
     *(
         Scenario(
-            f"{said}-meets-{certificate}-certificate",
+            f"{call}-meets-{certificate}-certificate",
             make,
             (_failed(_NOT, 0, 0, TransportError),),
             certificate=certificate,
         )
         for certificate in ("untrusted", "misnamed", "expired")
-        for said, make in _CALLS.values()
+        for call, make in _CALLS.values()
     ),
 )
-"""All scenarios over TLS. The last ones need a server's context each, of the name they bear."""
+"""All scenarios over TLS. `Scenario.certificate` says which of ``certificates`` each needs."""

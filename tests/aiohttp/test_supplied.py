@@ -13,7 +13,7 @@ import pytest
 
 from creduse import InsufficientFundsError, InvalidResponseError, Outcome, TransportError
 from creduse_aiohttp import AsyncCreduseClient
-from creduse_sandbox import FAULTS, Answer, SandboxServer
+from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 KEY = "sk-test-0123456789abcdef"
@@ -65,7 +65,7 @@ def test_nothing_is_added_or_taken_away(run: Any, server: SandboxServer) -> None
             ) as session,
             AsyncCreduseClient(KEY, session, base_url=server.base_url) as client,
         ):
-            server.inject(Answer(429, (("Retry-After", "0"), ("Set-Cookie", "ours=1"))))
+            server.inject(CannedResponse(429, (("Retry-After", "0"), ("Set-Cookie", "ours=1"))))
             await client.add(USER, 10)
             with pytest.raises(InsufficientFundsError):
                 await client.subtract(USER, 11)

@@ -24,7 +24,7 @@ from creduse_core import (
     RetryPolicy,
     TransportError,
 )
-from creduse_sandbox import FAULTS, Answer, SandboxServer
+from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KEY = "sk-test-0123456789abcdef"
@@ -186,7 +186,7 @@ def test_environment(
 
 def test_cookies(client: CoreClient, server: SandboxServer) -> None:
     """A cookie that is set does not come back."""
-    server.inject(Answer(429, (("Set-Cookie", "a=b"),)))
+    server.inject(CannedResponse(429, (("Set-Cookie", "a=b"),)))
     client.subtract(USER, 30)
     assert all(name.lower() != "cookie" for entry in server.log for name, _ in entry.headers)
 

@@ -20,7 +20,7 @@ from creduse import (
     ServerError,
 )
 from creduse_core import MAX_BODY_SIZE
-from creduse_sandbox import Answer, SandboxServer
+from creduse_sandbox import CannedResponse, SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 NO_WAIT = RetryPolicy(initial_delay=0)
@@ -51,8 +51,10 @@ WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] =
 ]
 
 
-def ours(**fields: Any) -> Answer:
-    return Answer(200, (), json.dumps({"end_user_id": str(USER), "amount": 5} | fields).encode())
+def ours(**fields: Any) -> CannedResponse:
+    return CannedResponse(
+        200, (), json.dumps({"end_user_id": str(USER), "amount": 5} | fields).encode()
+    )
 
 
 def test_five_calls(harness: Any, server: SandboxServer) -> None:
@@ -154,7 +156,7 @@ def test_busy_server_is_tried_again(harness: Any, server: SandboxServer) -> None
 
     async def main() -> None:
         async with harness.connect(server.base_url, on_attempt=heard.append) as client:
-            server.inject(Answer(429, (("Retry-After", "0"),)))
+            server.inject(CannedResponse(429, (("Retry-After", "0"),)))
             await client.add(USER, 10)
 
     harness.run(main)
@@ -172,11 +174,11 @@ def test_server_error(harness: Any, server: SandboxServer) -> None:
     async def main() -> None:
         async with harness.connect(server.base_url, retry=NO_WAIT) as client:
             await client.add(USER, 10)
-            server.inject(Answer(503))
+            server.inject(CannedResponse(503))
             with pytest.raises(ServerError) as caught:
                 await client.subtract(USER, 5)
             assert caught.value.outcome is Outcome.UNKNOWN
-            server.inject(Answer(503), times=2)
+            server.inject(CannedResponse(503), times=2)
             assert (await client.get_balance(USER)).active_balance == 10
 
     harness.run(main)
@@ -189,7 +191,7 @@ def test_idempotency_key_travels(harness: Any, server: SandboxServer) -> None:
 
     async def main() -> None:
         async with harness.connect(server.base_url, retry=policy) as client:
-            server.inject(Answer(500))
+            server.inject(CannedResponse(500))
             await client.add(USER, 10, idempotency_key="order-1")
 
     harness.run(main)
@@ -200,14 +202,16 @@ def test_idempotency_key_travels(harness: Any, server: SandboxServer) -> None:
 NOT_OURS = {
     "another user": ours(end_user_id=str(UUID(int=7))),
     "another amount": ours(amount=6),
-    "not JSON": Answer(200, (), b"<html>"),
-    "compressed": Answer(200, (("Content-Encoding", "gzip"),), b"\x1f\x8b\x08\x00"),
+    "not JSON": CannedResponse(200, (), b"<html>"),
+    "compressed": CannedResponse(200, (("Content-Encoding", "gzip"),), b"\x1f\x8b\x08\x00"),
     "an error": ours(error_code="INTERNAL"),
 }
 
 
 @pytest.mark.parametrize("answer", NOT_OURS.values(), ids=NOT_OURS)
-def test_answer_that_is_not_ours(harness: Any, server: SandboxServer, answer: Answer) -> None:
+def test_answer_that_is_not_ours(
+    harness: Any, server: SandboxServer, answer: CannedResponse
+) -> None:
     """An answer that does not belong to the request is UNKNOWN, its connection not used again."""
 
     async def main() -> None:
@@ -242,7 +246,7 @@ def test_too_large(harness: Any, server: SandboxServer) -> None:
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
-            server.inject(Answer(200, (), b" " * (2 * MAX_BODY_SIZE)))
+            server.inject(CannedResponse(200, (), b" " * (2 * MAX_BODY_SIZE)))
             with pytest.raises(InvalidResponseError, match="larger than 1048576 bytes") as caught:
                 await client.subtract(USER, 5)
             assert caught.value.response is not None
@@ -259,7 +263,7 @@ def test_redirect(harness: Any, server: SandboxServer, location: str) -> None:
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
-            server.inject(Answer(307, (("Location", location),)))
+            server.inject(CannedResponse(307, (("Location", location),)))
             with pytest.raises(InvalidResponseError, match="307") as caught:
                 await client.get_balance(USER)
             assert caught.value.response is not None
@@ -291,7 +295,7 @@ def test_key_in_no_error(harness: Any, server: SandboxServer) -> None:
         async with harness.connect(server.base_url) as client:
             key = client.protocol.api_key.reveal()
             body = json.dumps({"error_code": "BAD_KEY", "message": f"no such key: {key}"}).encode()
-            server.inject(Answer(401, (), body))
+            server.inject(CannedResponse(401, (), body))
             with pytest.raises(APIError) as caught:
                 await client.add(USER, 5)
             assert key not in str(caught.value)

@@ -28,7 +28,7 @@ from creduse import (
     TransportError,
 )
 from creduse_core import Request
-from creduse_sandbox import FAULTS, Answer, Sandbox, SandboxServer
+from creduse_sandbox import FAULTS, CannedResponse, Sandbox, SandboxServer
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
 NO_WAIT = RetryPolicy(initial_delay=0)
@@ -50,9 +50,9 @@ def test_nothing_is_added(supplied: Any, server: SandboxServer) -> None:
             supplied.http_client_with(**settings) as http_client,
             supplied.connect(server.base_url, http_client=http_client) as client,
         ):
-            server.inject(Answer(429, (("Retry-After", "0"), ("Set-Cookie", "ours=1"))))
+            server.inject(CannedResponse(429, (("Retry-After", "0"), ("Set-Cookie", "ours=1"))))
             await client.add(USER, 10)
-            server.inject(Answer(308, (("Location", server.base_url + "/add"),)))
+            server.inject(CannedResponse(308, (("Location", server.base_url + "/add"),)))
             with pytest.raises(InvalidResponseError):
                 await client.add(USER, 10)
             assert dict(http_client.cookies) == {"theirs": "1"}

@@ -20,7 +20,7 @@ from creduse_sandbox import (
     DESCRIPTIONS,
     FAULTS,
     Action,
-    Answer,
+    CannedResponse,
     Drop,
     Fault,
     SandboxServer,
@@ -145,14 +145,16 @@ def chunks(body: bytes, size: int) -> bytes:
 def envelope(status: int, shown: int | None = None, *fields: str) -> bytes:
     error = {
         "error_code": f"STATUS_{status}",
-        "message": "This was ordered.",
+        "message": "This response is an injected fault.",
         "timestamp": "2025-08-12T14:35:55.000000Z",
     }
     return answer(json.dumps(error).encode(), *fields, status=shown or status)
 
 
 def page(status: int) -> bytes:
-    return answer(b"<html>This was ordered.</html>", status=status, kind="text/html")
+    return answer(
+        b"<html>This response is an injected fault.</html>", status=status, kind="text/html"
+    )
 
 
 def redirect(status: int) -> bytes:
@@ -217,7 +219,7 @@ SHAPES: dict[str, tuple[bytes, Action]] = {
     "bad-utf8": (added(b'"\xff"'), Action.KEEP),
     "not-json": (answer(b"OK"), Action.KEEP),
     "gzip": (answer(gzip.compress(TRUE, mtime=0), "Content-Encoding: gzip"), Action.KEEP),
-    "gzip-unsaid": (answer(gzip.compress(TRUE, mtime=0)), Action.KEEP),
+    "gzip-undeclared": (answer(gzip.compress(TRUE, mtime=0)), Action.KEEP),
     "huge-head": (answer(TRUE, f"Padding: {'x' * 101 * 1024}"), Action.KEEP),
     "huge-body": (answer(PADDED), Action.KEEP),
     "huge-chunks": (chunks(PADDED, 64 * 1024), Action.KEEP),
@@ -361,7 +363,7 @@ def test_shaped_answer(server: SandboxServer) -> None:
     """With an answer of one's own nothing is applied; a given pause makes each piece a write."""
     fault = Shaped(
         lambda head, body: (head, body[:1], body[1:]),
-        answer=Answer(503, (), b"down"),
+        response=CannedResponse(503, (), b"down"),
         pause=0.001,
         then=Action.RESET,
     )
@@ -412,7 +414,7 @@ def test_orders_at_their_stages(server: SandboxServer) -> None:
         seen.append(request)
         return request.url == "/subtract"
 
-    server.inject(Answer(418))
+    server.inject(CannedResponse(418))
     server.inject(Drop(Stage.HEAD, Action.CLOSE), when=look)
     for path, expected in (("/add", b"HTTP/1.1 418 "), ("/subtract", b""), ("/add", LAST)):
         with dial(server) as stream:
@@ -436,9 +438,9 @@ def test_head_drop_withholds_100_continue(server: SandboxServer) -> None:
 @pytest.mark.parametrize(
     ("given", "hint"), [("503", r': try FAULTS\["503"\]'), ("flood", ""), (FAULTS, "")]
 )
-def test_order_takes_a_fault(server: SandboxServer, given: Any, hint: str) -> None:
-    """What is none is refused before it is ordered; a name is told where its fault is."""
-    what = "one of FAULTS, or an Answer, Drop or Shaped of your own"
+def test_inject_rejects_other_objects(server: SandboxServer, given: Any, hint: str) -> None:
+    """``inject`` rejects what is not a fault. For a name, the message says where its fault is."""
+    what = "one of FAULTS, a CannedResponse, a Drop or a Shaped"
     with pytest.raises(TypeError, match=rf"^fault must be {what}, not \w+{hint}$"):
         server.inject(given)
     with dial(server) as stream:
@@ -448,17 +450,19 @@ def test_order_takes_a_fault(server: SandboxServer, given: Any, hint: str) -> No
 
 def test_connected_takes_no_predicate(server: SandboxServer) -> None:
     """There is no request for it to look at."""
-    with pytest.raises(ValueError, match="no request yet"):
+    with pytest.raises(ValueError, match="has no request yet"):
         server.inject(FAULTS["connect-then-hang"], when=lambda _: True)
 
 
 def test_drop_keeps_nothing() -> None:
     """A drop that drops nothing is none."""
-    with pytest.raises(ValueError, match="cannot be kept"):
+    with pytest.raises(ValueError, match="not KEEP"):
         Drop(Stage.REQUEST, Action.KEEP)
 
 
-@pytest.mark.parametrize("fault", [Drop(Stage.REQUEST, Action.CLOSE), Shaped(), Answer(200)])
+@pytest.mark.parametrize(
+    "fault", [Drop(Stage.REQUEST, Action.CLOSE), Shaped(), CannedResponse(200)]
+)
 def test_faults_are_values(fault: Fault) -> None:
     """They can be compared, and be keys."""
     assert {fault: 1}

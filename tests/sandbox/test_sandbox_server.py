@@ -22,7 +22,7 @@ import uvloop
 
 from creduse_core import InsufficientFundsError, UserDoesNotExistError
 from creduse_core.messages import Request
-from creduse_sandbox import Answer, SandboxServer, serve
+from creduse_sandbox import CannedResponse, SandboxServer, serve
 
 USER = "12345678-1234-5678-1234-567812345678"
 KEY = "secret-key"
@@ -291,9 +291,12 @@ def test_too_large_a_body(server: SandboxServer, *, chunked: bool) -> None:
 
 def test_orders(server: SandboxServer) -> None:
     """The first that matches and is not used up applies; then the sandbox is back."""
-    busy = Answer(429, (("Retry-After", "1"),))
+    busy = CannedResponse(429, (("Retry-After", "1"),))
     server.inject(busy, when=lambda request: request.url == "/subtract")
-    down, teapot = Answer(503, (("Content-Type", "text/plain"),), b'"down"'), Answer(418)
+    down, teapot = (
+        CannedResponse(503, (("Content-Type", "text/plain"),), b'"down"'),
+        CannedResponse(418),
+    )
     server.inject(down, times=2)
     server.inject(teapot)
     with closing(connect(server)) as connection:
@@ -316,7 +319,7 @@ def test_order_sees_the_whole_request(server: SandboxServer) -> None:
         seen.append((request, len(server.log)))
         return False
 
-    server.inject(Answer(503), when=look)
+    server.inject(CannedResponse(503), when=look)
     with closing(connect(server)) as connection:
         assert ask(connection, "/add")[0] == 200
     ((request, logged),) = seen
@@ -327,9 +330,9 @@ def test_order_sees_the_whole_request(server: SandboxServer) -> None:
 
 def test_answer_frames_itself(server: SandboxServer) -> None:
     """A Date of one's own stays, a closing answer closes, and 204 and 304 have no body."""
-    server.inject(Answer(204, (("Date", "today"),), b"dropped"))
-    server.inject(Answer(304))
-    server.inject(Answer(200, (("connection", "close"),), b"{}"))
+    server.inject(CannedResponse(204, (("Date", "today"),), b"dropped"))
+    server.inject(CannedResponse(304))
+    server.inject(CannedResponse(200, (("connection", "close"),), b"{}"))
     with dial(server) as stream:
         stream.sendall(message() * 3)
         for expected in (204, 304):
@@ -343,15 +346,15 @@ def test_answer_frames_itself(server: SandboxServer) -> None:
 @pytest.mark.parametrize("status", [100, 199, 1000, -1])
 def test_answer_must_be_final(status: int) -> None:
     """No order can be given for what is no answer."""
-    with pytest.raises(ValueError, match="final answer"):
-        Answer(status)
+    with pytest.raises(ValueError, match="final one, from 200 to 999, not"):
+        CannedResponse(status)
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding"])
 def test_answer_leaves_framing_to_the_server(name: str) -> None:
     """A length of one's own would be another fault."""
-    with pytest.raises(ValueError, match="frames"):
-        Answer(200, ((name, "5"),))
+    with pytest.raises(ValueError, match="the server adds the framing"):
+        CannedResponse(200, ((name, "5"),))
 
 
 def test_log_of_a_whole_request(server: SandboxServer) -> None:
@@ -403,7 +406,7 @@ def test_reset(server: SandboxServer) -> None:
     with closing(connect(server)) as connection:
         sock = connection.sock
         ask(connection, "/add")
-        server.inject(Answer(503))
+        server.inject(CannedResponse(503))
         server.reset()
         emptied = server.log
         assert emptied == ()
@@ -475,7 +478,7 @@ def test_handle() -> None:
 
 def test_handle_meets_no_order(server: SandboxServer) -> None:
     """What was ordered waits for a request that comes over a connection."""
-    server.inject(Answer(503))
+    server.inject(CannedResponse(503))
     request = Request("POST", "/add", tuple(HEADERS.items()), json.dumps(GOOD).encode())
     assert server.handle(request).status == 200
     with closing(connect(server)) as connection:
@@ -485,7 +488,7 @@ def test_handle_meets_no_order(server: SandboxServer) -> None:
 def test_direct() -> None:
     """A test's own calls go to the same ledger, with its key, past the log and what was ordered."""
     with SandboxServer(api_key=KEY) as server, closing(connect(server)) as connection:
-        server.inject(Answer(503))
+        server.inject(CannedResponse(503))
         with server.direct as direct:
             direct.add(USER, 5)
         with pytest.raises(InsufficientFundsError):
@@ -600,7 +603,7 @@ def test_failure_inside_is_raised_by_close() -> None:
 
     server = SandboxServer()
     server.start()
-    server.inject(Answer(503), when=fail)
+    server.inject(CannedResponse(503), when=fail)
     with dial(server) as stream:
         stream.sendall(message())
         assert stream.recv(1) == b""
@@ -613,7 +616,7 @@ def test_failure_inside_is_raised_by_close() -> None:
 
 def test_failure_inside_is_raised_by_reset(server: SandboxServer) -> None:
     """What comes next begins anew, and what went wrong is not raised again."""
-    server.inject(Answer(503), when=lambda _: bool(1 / 0))
+    server.inject(CannedResponse(503), when=lambda _: bool(1 / 0))
     with dial(server) as stream:
         stream.sendall(message())
         assert stream.recv(1) == b""
@@ -635,7 +638,7 @@ def test_peer_that_is_gone_is_no_failure_inside() -> None:
         return False
 
     with SandboxServer() as server:
-        server.inject(Answer(503), when=fail_soon)
+        server.inject(CannedResponse(503), when=fail_soon)
         with closing(connect(server)) as connection:
             assert ask(connection, "/add")[0] == 200
 
@@ -652,7 +655,7 @@ def test_loop_of_its_own() -> None:
     set_policy(uvloop.EventLoopPolicy())
     try:
         with SandboxServer() as server, closing(connect(server)) as connection:
-            server.inject(Answer(503), when=look)
+            server.inject(CannedResponse(503), when=look)
             assert ask(connection, "/add")[0] == 200
     finally:
         set_policy(None)

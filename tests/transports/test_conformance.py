@@ -10,23 +10,23 @@ import pytest
 from creduse_sandbox.conformance import (
     CANCELLATIONS,
     CLOSINGS,
-    CROWDS,
+    CONCURRENCY_LEVELS,
     INTERRUPTIONS,
     SCENARIOS,
     TLS_SCENARIOS,
     Cancellation,
     Closing,
-    Crowd,
+    ConcurrencyLevel,
     Interruption,
     Limit,
     Scenario,
     check,
     check_async,
     check_async_closing,
-    check_async_crowd,
+    check_async_concurrency,
     check_cancellation,
     check_closing,
-    check_crowd,
+    check_concurrency,
     check_interruption,
     check_interruption_on_asyncio,
     check_interruption_on_trio,
@@ -100,11 +100,13 @@ def test_async_conformance(
 
 @pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
-@pytest.mark.parametrize("crowd", CROWDS, ids=str)
-def test_crowd(sync_kind: Any, crowd: Crowd, certificate: str | None, authority: Any) -> None:
+@pytest.mark.parametrize("level", CONCURRENCY_LEVELS, ids=str)
+def test_concurrency(
+    sync_kind: Any, level: ConcurrencyLevel, certificate: str | None, authority: Any
+) -> None:
     """Threads share a client."""
-    check_crowd(
-        crowd,
+    check_concurrency(
+        level,
         lambda protocol: sync_kind.open(protocol, authority.trust),
         certificate=authority.certificates.get(certificate),
         limits=sync_kind.limits,
@@ -113,15 +115,15 @@ def test_crowd(sync_kind: Any, crowd: Crowd, certificate: str | None, authority:
 
 @pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
-@pytest.mark.parametrize("crowd", CROWDS, ids=str)
-def test_async_crowd(
-    async_kind: Any, crowd: Crowd, certificate: str | None, authority: Any
+@pytest.mark.parametrize("level", CONCURRENCY_LEVELS, ids=str)
+def test_async_concurrency(
+    async_kind: Any, level: ConcurrencyLevel, certificate: str | None, authority: Any
 ) -> None:
     """Tasks share a client."""
 
     async def main() -> None:
-        await check_async_crowd(
-            crowd,
+        await check_async_concurrency(
+            level,
             async_kind.connect(authority.trust),
             certificate=authority.certificates.get(certificate),
             limits=async_kind.limits,

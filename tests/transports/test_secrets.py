@@ -14,7 +14,7 @@ import trio
 
 from creduse import CreduseError, RetryPolicy
 from creduse_core import CreduseProtocol
-from creduse_sandbox import FAULTS, Answer, SandboxServer, Shaped
+from creduse_sandbox import FAULTS, CannedResponse, SandboxServer, Shaped
 
 KEY = "sk-secret+0123456789/abcdef"
 USER = UUID("12345678-1234-5678-1234-567812345678")
@@ -75,9 +75,9 @@ ECHOED = f'{{"end_user_id": "{KEY}", "amount": 5, "x": ["{KEY}"]}}'.encode()
 MET: dict[str, Any] = {
     **{name: FAULTS[name] for name in ("apply-then-reset", "request-then-close", "not-http")},
     **{name: FAULTS[name] for name in ("request-then-hang", "cut-body-then-hang", "503", "302")},
-    "a refusal that repeats the key": Answer(401, (("X-Key", KEY),), ECHO),
-    "a failure that repeats the key": Answer(503, (("X-Key", KEY),), ECHO),
-    "a result that repeats the key": Answer(200, (("X-Key", KEY),), ECHOED),
+    "a refusal that repeats the key": CannedResponse(401, (("X-Key", KEY),), ECHO),
+    "a failure that repeats the key": CannedResponse(503, (("X-Key", KEY),), ECHO),
+    "a result that repeats the key": CannedResponse(200, (("X-Key", KEY),), ECHOED),
     "a head that repeats the key": Shaped(garbage),
     "a chunk that repeats the key": Shaped(bad_chunk),
 }

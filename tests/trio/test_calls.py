@@ -19,7 +19,7 @@ from creduse_core import (
     RetryPolicy,
     TransportError,
 )
-from creduse_sandbox import Answer, SandboxServer
+from creduse_sandbox import CannedResponse, SandboxServer
 from creduse_trio import AsyncCreduseClient
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
@@ -170,7 +170,7 @@ def test_busy_server_is_tried_again(site: Any) -> None:
 
     async def main() -> None:
         async with site.client(on_attempt=heard.append) as client:
-            site.server.inject(Answer(429, (("Retry-After", "0"),)))
+            site.server.inject(CannedResponse(429, (("Retry-After", "0"),)))
             await client.add(USER, 10)
 
     trio.run(main)
@@ -188,7 +188,7 @@ def test_idempotency_key_travels(server: SandboxServer) -> None:
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url=server.base_url, retry=policy) as client:
-            server.inject(Answer(500))
+            server.inject(CannedResponse(500))
             for number in range(300):  # more than are kept ready
                 await client.add(USER, 10, idempotency_key=f"order-{number}")
 
@@ -218,7 +218,7 @@ def test_redirect(server: SandboxServer) -> None:
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            server.inject(Answer(307, (("Location", "/elsewhere"),)))
+            server.inject(CannedResponse(307, (("Location", "/elsewhere"),)))
             with pytest.raises(InvalidResponseError, match="307"):
                 await client.get_balance(USER)
 

@@ -19,7 +19,7 @@ from creduse_core import (
     RetryPolicy,
     TransportError,
 )
-from creduse_sandbox import FAULTS, Answer, SandboxServer
+from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from creduse_trio import AsyncCreduseClient
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
@@ -510,7 +510,7 @@ def test_connect_that_gives_no_stream() -> None:
 
 def test_no_key_in_errors(site: Any) -> None:
     """A server that repeats the key does not bring it into an error, or what that came of."""
-    echo = Answer(
+    echo = CannedResponse(
         401, (), b'{"error_code": "BAD_KEY", "message": "no such key: %s"}' % KEY.encode()
     )
 

@@ -1,0 +1,361 @@
+"""One HTTP/1.1 connection of the server, on asyncio's event loop.
+
+Here: bytes become requests, the sandbox or an injected fault makes the response, and the log gets
+its entries. Not here: the listening socket, the thread and the handle for tests (`server`), what a
+response says (`sandbox`), and what a fault does to its bytes (`faults`).
+"""
+
+import asyncio
+import errno
+import itertools
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC
+from email.utils import format_datetime
+from typing import Any, cast
+
+import h11
+
+from creduse_core.messages import HeaderPairs, Request, Response
+from creduse_sandbox.faults import Action, CannedResponse, Drop, Fault, Shaped, Stage
+from creduse_sandbox.sandbox import Clock, Sandbox, error_response, path_of
+from creduse_sandbox.tls import Tls
+
+MAX_REQUEST_BODY = 1024 * 1024
+"""Bytes. The server responds with 413 to a request with a longer body."""
+
+_NO_REQUEST = Request("", "", (), b"")
+_NO_BODY = {204, 304}  # RFC 9110 6.4.1
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A request as far as the server has received it, and what the server did with it.
+
+    A connection that a fault drops when it connects has no request, and so no entry.
+    """
+
+    number: int
+    """Counts the server's requests from 1, by their first byte. A reset does not restart it."""
+    connection: int
+    """Counts the server's connections from 1. A reset does not restart it."""
+    method: str | None = None
+    """`None` until the server has the whole head."""
+    path: str | None = None
+    """`None` until the server has the whole head."""
+    headers: HeaderPairs = ()
+    """As received, without ``Authorization``: the log never holds an API key. Empty until the
+    server has the whole head."""
+    body: bytes | None = None
+    """`None` until the server has the whole body."""
+    received: int = 0
+    """Bytes of the request that arrived before its response, head and framing included."""
+    status: int | None = None
+    """The status code of the final response, once the server has begun it. A fault may still
+    change the bytes."""
+    applied: bool = False
+    """Whether the request was a write that the server applied."""
+    fault: Fault | None = None
+    """The fault that was injected for this request."""
+
+
+@dataclass(slots=True)
+class InjectedFault:
+    """A fault, the number of requests that it is still for, and a condition on them."""
+
+    fault: Fault
+    times: int
+    when: Callable[[Request], bool] | None
+
+    def matches(self, request: Request, stages: set[Stage]) -> bool:
+        """Return whether the fault is for this request, at one of these stages."""
+        return (
+            self.times > 0
+            and self.fault.stage in stages
+            and (self.when is None or self.when(request))
+        )
+
+
+@dataclass(slots=True)
+class ServerState:
+    """What a server's connections share with each other and with its handle.
+
+    Hold ``lock`` to use ``sandbox``, ``injected`` or ``log``. A connection holds it while it
+    processes what it received, so a client that has a response finds the request in the log. The
+    lock is reentrant because ``when`` functions may use the handle. Only the event loop's thread
+    uses the other fields.
+    """
+
+    sandbox: Sandbox
+    clock: Clock
+    ssl_context: ssl.SSLContext | None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    injected: list[InjectedFault] = field(default_factory=list[InjectedFault])
+    log: dict[int, LogEntry] = field(default_factory=dict[int, LogEntry])
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    connection_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    connections: set["Connection"] = field(default_factory=set["Connection"])
+    errors: list[Exception] = field(default_factory=list[Exception])
+
+    def take_fault(self, request: Request, stages: set[Stage]) -> Fault | None:
+        """Return the first fault that is for this request, and count it as used once."""
+        for injected in self.injected:
+            if injected.matches(request, stages):
+                injected.times -= 1
+                return injected.fault
+        return None
+
+    def record_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Keep an error of the event loop for `SandboxServer.close` to raise."""
+        # asyncio ends the stream once it has written everything. The peer may be gone by then.
+        if getattr(context.get("exception"), "errno", None) == errno.ENOTCONN:
+            return
+        loop.default_exception_handler(context)
+        self.errors.append(context.get("exception") or RuntimeError(context["message"]))
+
+
+class Connection(asyncio.Protocol):
+    """One connection: h11 parses the bytes, the sandbox or a fault makes each response.
+
+    h11 never hears of the peer's end of stream. asyncio then closes the transport once it has
+    written everything, and an incomplete request stays incomplete in the log.
+    """
+
+    _transport: asyncio.Transport
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._number = next(state.connection_numbers)
+        self._http = h11.Connection(h11.SERVER)
+        self._tls = Tls(state.ssl_context) if state.ssl_context else None
+        self._responding = False  # pieces of a response are still to be written
+        self._done = False  # ignore what the peer still sends
+        self._timer: asyncio.TimerHandle | None = None
+        self.lost = asyncio.get_running_loop().create_future()
+        self._await_request()
+
+    def _await_request(self) -> None:
+        self._entry = LogEntry(0, self._number)
+        self._request = _NO_REQUEST
+        self._body = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Register the connection, or drop it if a fault says so."""
+        # The transports of create_server read and write. asyncio's types do not say so.
+        self._transport = cast("asyncio.Transport", transport)
+        self._state.connections.add(self)
+        with self._state.lock:
+            fault = self._state.take_fault(_NO_REQUEST, {Stage.CONNECTED})
+        if isinstance(fault, Drop):
+            self._end(fault.action)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Unregister the connection."""
+        self._cancel_timer()
+        self._state.connections.discard(self)
+        self.lost.set_result(None)
+
+    def abort(self) -> None:
+        """Close the connection at once, and drop what is not yet written."""
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Decrypt what the peer sent, and process it."""
+        if self._done:
+            return
+        if self._tls is None:
+            self._receive(data)
+            return
+        try:
+            data, is_open = self._tls.receive(data)
+        except ssl.SSLError:
+            self._transport.write(self._tls.to_send())  # TLS's alert, if there is one
+            self._end(Action.CUT)
+            return
+        self._transport.write(self._tls.to_send())
+        if data:
+            self._receive(data)
+        if not is_open and not self._done:
+            self._end(Action.CLOSE)
+
+    def _write(self, pieces: Iterable[bytes]) -> None:
+        """Write all pieces at once. Over TLS, each becomes a record."""
+        if self._tls is None:
+            self._transport.write(b"".join(pieces))
+            return
+        for piece in pieces:
+            self._tls.send(piece)
+        self._transport.write(self._tls.to_send())
+
+    def _end(self, action: Action) -> None:
+        """Ignore what the peer still sends, and do ``action`` with the connection."""
+        self._done = True
+        self._cancel_timer()
+        match action:
+            case Action.RESET:
+                linger = struct.pack("ii", 1, 0)
+                sock = self._transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self._transport.abort()
+            case Action.CLOSE | Action.CUT:
+                if self._tls is not None and action is Action.CLOSE:
+                    self._tls.end()
+                    self._transport.write(self._tls.to_send())
+                # To close the socket while bytes arrive would reset the connection, and the peer
+                # could lose the response (RFC 9112 9.6). So only our stream ends.
+                with suppress(OSError):  # the peer is gone
+                    self._transport.write_eof()
+            case _:  # HANG: the connection stays open
+                pass
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _receive(self, data: bytes) -> None:
+        with self._state.lock:
+            self._http.receive_data(data)
+            if not self._responding:
+                self._count(len(data))
+                self._read()
+
+    def _update_log(self, **changes: Any) -> None:
+        self._entry = replace(self._entry, **changes)
+        self._state.log[self._entry.number] = self._entry
+
+    def _count(self, size: int) -> None:
+        number = self._entry.number or next(self._state.numbers)
+        self._update_log(number=number, received=self._entry.received + size)
+
+    def _read(self) -> None:
+        try:
+            while not self._done and not self._responding:
+                match self._http.next_event():
+                    case h11.Request() as head:
+                        self._receive_head(head)
+                    case h11.Data(data=data):
+                        self._receive_body(data)
+                    case h11.EndOfMessage():
+                        self._receive_end()
+                    case _:  # h11 needs more bytes
+                        break
+        except h11.RemoteProtocolError as error:
+            # The error's own text quotes the line, which may hold the API key.
+            self._reject(error.error_status_hint, "BAD_REQUEST", "This is not HTTP/1.1.")
+        if self._http.they_are_waiting_for_100_continue and not self._done:
+            go_on = h11.InformationalResponse(status_code=100, headers=[])
+            self._write([self._http.send(go_on)])
+
+    def _receive_head(self, head: h11.Request) -> None:
+        raw_headers = head.headers.raw_items()
+        headers = tuple((name.decode(), value.decode("latin-1")) for name, value in raw_headers)
+        self._request = Request(head.method.decode(), head.target.decode(), headers, b"")
+        fault = self._state.take_fault(self._request, {Stage.HEAD})
+        self._update_log(
+            method=self._request.method,
+            path=path_of(self._request.url),
+            headers=tuple(pair for pair in headers if pair[0].lower() != "authorization"),
+            fault=fault,
+        )
+        if isinstance(fault, Drop):
+            self._end(fault.action)
+
+    def _receive_body(self, data: bytes) -> None:
+        self._body += data
+        if len(self._body) > MAX_REQUEST_BODY:
+            message = f"The body is longer than {MAX_REQUEST_BODY} bytes."
+            self._reject(413, "CONTENT_TOO_LARGE", message)
+
+    def _receive_end(self) -> None:
+        surplus = len(self._http.trailing_data[0])
+        head = self._request
+        request = Request(head.method, head.url, head.hidden_headers, bytes(self._body))
+        fault = self._state.take_fault(request, {Stage.REQUEST, Stage.APPLIED})
+        received = self._entry.received - surplus
+        self._update_log(body=request.body, received=received, fault=fault)
+        match fault:
+            case Drop(action=action):
+                if fault.stage is Stage.APPLIED:
+                    self._process(request)
+                self._end(action)
+            case CannedResponse():
+                self._respond(Shaped(), _to_response(fault))
+            case Shaped(response=CannedResponse() as canned):
+                self._respond(fault, _to_response(canned))
+            case Shaped():
+                self._respond(fault, fault.edit(self._process(request)))
+            case _:
+                self._respond(Shaped(), self._process(request))
+
+    def _process(self, request: Request) -> Response:
+        response, applied = self._state.sandbox.process(request)
+        self._update_log(applied=applied)
+        return response
+
+    def _reject(self, status: int, error_code: str, message: str) -> None:
+        """Respond to a request that cannot be read to its end, and close."""
+        close = (("Connection", "close"),)
+        response = error_response(status, error_code, message, self._state.clock(), close)
+        self._respond(Shaped(then=Action.CLOSE), response)
+
+    def _respond(self, shaped: Shaped, response: Response) -> None:
+        headers = [*response.headers]
+        if response.header("date") is None:
+            now = self._state.clock().astimezone(UTC)
+            headers.append(("Date", format_datetime(now, usegmt=True)))
+        if response.status not in _NO_BODY:
+            headers.append(("Content-Length", str(len(response.body))))
+        head = self._http.send(h11.Response(status_code=response.status, headers=headers))
+        body = b""
+        if self._request.method != "HEAD" and response.status not in _NO_BODY:
+            body = self._http.send(h11.Data(data=response.body))
+        self._http.send(h11.EndOfMessage())  # no bytes, as there is a Content-Length
+        self._update_log(status=response.status)
+        pieces = shaped.shape(head, body)
+        if shaped.pause is None:
+            self._write(pieces)
+            self._finish(shaped.then)
+        else:
+            self._responding = True
+            self._write_next(iter(pieces), shaped.pause, shaped.then)
+
+    def _write_next(self, pieces: Iterator[bytes], pause: float, then: Action) -> None:
+        for piece in pieces:
+            self._write([piece])
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(pause, self._resume, pieces, pause, then)
+            return
+        self._responding = False
+        self._finish(then)
+
+    def _resume(self, pieces: Iterator[bytes], pause: float, then: Action) -> None:
+        with self._state.lock:
+            try:
+                self._write_next(pieces, pause, then)
+                if not self._responding:
+                    self._read()
+            except Exception:
+                self.abort()
+                raise
+
+    def _finish(self, then: Action) -> None:
+        """Wait for the next request, if ``then`` and HTTP let the connection stay open."""
+        if then is not Action.KEEP:
+            self._end(then)
+        elif self._http.our_state is self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            self._await_request()
+            surplus = len(self._http.trailing_data[0])
+            if surplus:
+                self._count(surplus)
+        else:
+            self._end(Action.CLOSE)
+
+
+def _to_response(canned: CannedResponse) -> Response:
+    return Response(canned.status, canned.headers, canned.body)
