@@ -1437,6 +1437,21 @@ class AsyncHeedless(AsyncRaw):
         await self.close_idle()
 
 
+class AsyncHasty(AsyncRaw):
+    """Looks whether it is closed before it connects, and not again."""
+
+    async def exchange(self, link: AsyncLink, send: Send, progress: Progress) -> Response:
+        closed, self.closed = self.closed, False
+        try:
+            return await super().exchange(link, send, progress)
+        finally:
+            self.closed = closed
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await self.close_idle()
+
+
 class AsyncOpen(AsyncRaw):
     """Leaves its connections to the test, when it is closed."""
 
@@ -1511,6 +1526,7 @@ def test_bad_concurrency_of_tasks_is_found_out(
             "close-while-connecting",
             r"the client sent request \d+ after it was closed",
         ),
+        (AsyncHasty, "close-while-connecting", r"the client sent request \d+ after it was closed"),
         (
             AsyncHeedless,
             "close-while-meeting-429-seconds",
