@@ -226,7 +226,7 @@ class _Exchange(BytesPayload):
         return Response.from_raw(response.status, response.raw_headers, b"".join(self._chunks))
 
     def _failure_of(self, error: Exception) -> Failure:
-        for link in exception_chain(error, contexts=False):  # aiohttp sets its causes
+        for link in exception_chain(error, contexts=False):  # aiohttp chains with ``from``
             if isinstance(link, Exception) and is_foreign(link, _LIBRARIES):
                 raise link from None
         if self._write_error is not None and not self.consumed:

@@ -43,17 +43,17 @@ class HeaderCache:
     ``repr`` of its own, since the headers hold the API key.
     """
 
-    __slots__ = ("_library", "_made")
+    __slots__ = ("_cached", "_library")
 
     def __init__(self, library: ModuleType) -> None:
         """Make them with ``library``, which is httpx or httpx2."""
         self._library = library
-        self._made: dict[tuple[str, int], tuple[object, Any, Any]] = {}
+        self._cached: dict[tuple[str, int], tuple[object, Any, Any]] = {}
 
     def url_and_headers(self, request: Request) -> tuple[Any, Any]:
         """Return the library's URL and headers for a request."""
         key = (request.url, len(request.body))
-        hidden, url, headers = self._made.get(key, (None, None, None))
+        hidden, url, headers = self._cached.get(key, (None, None, None))
         if hidden is not request.hidden_headers:
             url = self._library.URL(request.url)
             headers = self._library.Headers(
@@ -63,7 +63,7 @@ class HeaderCache:
                     (b"Content-Length", b"%d" % len(request.body)),
                 ]
             )
-            self._made[key] = request.hidden_headers, url, headers
+            self._cached[key] = request.hidden_headers, url, headers
         return url, headers
 
 
@@ -104,11 +104,7 @@ class Exchange:
         self._size = 0
 
     def request(
-        self,
-        library: ModuleType,
-        cache: HeaderCache,
-        stream: object,
-        extensions: dict[str, Any],
+        self, library: ModuleType, cache: HeaderCache, stream: object, extensions: dict[str, Any]
     ) -> Any:
         """Return the library's request. It has only our headers, not a client's own."""
         url, headers = cache.url_and_headers(self.send.request)

@@ -160,7 +160,10 @@ class Connection:
         The transport's own method is not used: a signal handler's exception can leave a lock of its
         pool acquired.
         """
-        with IGNORE_LIBRARY_ERRORS, self._lock:  # another thread can get the same descriptor number
+        with (
+            IGNORE_LIBRARY_ERRORS,
+            self._lock,
+        ):  # once closed, the descriptor can be another socket's
             if self._state.stream is not None:
                 self._state.stream.close()
             elif not self._uses_backend:
@@ -315,8 +318,7 @@ class OwnTransport(Clock):
 
 
 MAX_CONNECTIONS: Final = 100
-"""The most connections of an asynchronous client. Further calls wait for one, until they time out.
-"""
+"""The most connections of an asynchronous client. Further calls wait for one."""
 
 
 class AsyncOwnTransport(AsyncClock):
@@ -339,7 +341,7 @@ class AsyncOwnTransport(AsyncClock):
         self._active = 0
         self._drained: anyio.Event | None = None
 
-    def _is_closed(self) -> bool:
+    def _is_sending_stopped(self) -> bool:
         return self._sending_stopped
 
     def _local_failure(self) -> Failure | None:
@@ -411,7 +413,7 @@ class AsyncOwnTransport(AsyncClock):
     async def _take_connection(self) -> AsyncConnection:
         while (stale := self._pool.expired(self.now())) is not None:
             await stale.aclose()
-        return self._pool.take() or AsyncConnection(self._factory, self._is_closed)
+        return self._pool.take() or AsyncConnection(self._factory, self._is_sending_stopped)
 
     async def aclose(self) -> None:
         """Let calls in flight end, send nothing else, and close all connections."""
