@@ -1,7 +1,7 @@
-"""The Creduse client over aiohttp, and its place in an ``aiohttp.web`` app.
+"""A Creduse client over aiohttp, and its setup in an ``aiohttp.web`` app.
 
-A client opens its connections at the first call. A session that you hand in lends its connections,
-proxies and TLS settings, and nothing else. `setup` has a client open and close with an app.
+A client opens its connections at the first call. It uses a supplied session only for its
+connections, proxy and TLS settings. `setup` opens and closes a client together with an app.
 """
 
 try:

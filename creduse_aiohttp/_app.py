@@ -1,4 +1,4 @@
-"""A client's place in an ``aiohttp.web`` application. What it sends, and how, is not told here."""
+"""Setup of a client in an ``aiohttp.web`` app. How the client sends does not belong here."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Final
@@ -10,10 +10,10 @@ from creduse_core import DEFAULT_RETRY, TIMEOUT, Attempt, RetryPolicy, Secret
 from ._client import AsyncCreduseClient
 
 CLIENT: Final = web.AppKey("creduse_aiohttp.CLIENT", AsyncCreduseClient)
-"""Where handlers find the client: ``request.app[CLIENT]``."""
+"""The key of the client in an app: ``request.app[CLIENT]``."""
 
 
-def setup(  # noqa: PLR0913 - the client's arguments, and two
+def setup(  # noqa: PLR0913 - two more than the client's
     app: web.Application,
     api_key: str | Secret | None = None,
     session: ClientSession | web.AppKey[ClientSession] | None = None,
@@ -25,33 +25,33 @@ def setup(  # noqa: PLR0913 - the client's arguments, and two
     on_attempt: Callable[[Attempt], object] | None = None,
     allow_http: bool | None = None,
 ) -> None:
-    """Make a client when ``app`` starts, and close it when it ends.
+    """Make a client when ``app`` starts, and close it when the app ends.
 
         creduse_aiohttp.setup(app)
 
         async def handler(request):
             await request.app[creduse_aiohttp.CLIENT].subtract(user, 1)
 
-    - ``session``: also the `web.AppKey` of one. The app's ``cleanup_ctx`` that makes it must be
-      added before this is called; then the client is closed first.
-    - ``key``: where the client is put. Give each of several clients in one app a key of its own:
-      ``web.AppKey("name", AsyncCreduseClient)``.
+    - ``session``: a session, or the `web.AppKey` of one in ``app``. Then add the ``cleanup_ctx``
+      that makes the session before you call ``setup``, so that the client closes first.
+    - ``key``: the key of the client in ``app``. For several clients in one app, pass a key for
+      each: ``web.AppKey("name", AsyncCreduseClient)``.
 
-    All else is as in `AsyncCreduseClient`. What is wrong with it is raised when the app starts.
-    A handler of a sub-application finds the client of the app around it in
+    The other arguments are those of `AsyncCreduseClient`. A wrong argument raises when the app
+    starts. Handlers of a sub-application find the outer app's client in
     ``request.config_dict[CLIENT]``.
     """
 
     async def client(app: web.Application) -> AsyncIterator[None]:
         if key in app:
             raise RuntimeError(
-                f"the app has a client under {key} already: give each one a key of its own, "
+                f"the app already has a client under {key}: pass a key for each client, "
                 'setup(app, key=web.AppKey("name", AsyncCreduseClient))'
             )
         if isinstance(session, web.AppKey) and session not in app:
             raise RuntimeError(
-                f"the app has no session under {session}: add the cleanup_ctx that makes it, "
-                "to this same app, before setup()"
+                f"the app has no session under {session}: add the cleanup_ctx that makes it "
+                "to this app before setup()"
             )
         async with AsyncCreduseClient(
             api_key,

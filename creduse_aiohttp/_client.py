@@ -1,6 +1,7 @@
-"""The client over aiohttp, its transport, and the exchange of one request for one response.
+"""The client over aiohttp, its transport, and the exchange of one request for a response.
 
-No exception type of aiohttp says whether a request was sent: the body that it is given does.
+No exception type of aiohttp says whether a request was sent. The request's body object says it.
+Private names of aiohttp do not belong here, but in `_private_api`.
 """
 
 import asyncio
@@ -43,12 +44,19 @@ from creduse_core import (
 from creduse_core.pool import IDLE_TIMEOUT
 from creduse_core.tls import WholeRecords
 
-from ._below import HeldResponse, close_soon, is_readable, is_usable, leave_idle, proxy_of
+from ._private_api import (
+    HeldResponse,
+    is_readable,
+    is_usable,
+    prepare_for_reuse,
+    proxy_of,
+    set_tls_shutdown_timeout,
+)
 
-# Whether to try again may help, by what went wrong; the most derived class wins.
+# Whether a retry can help, by the exception's class. The most derived class decides.
 _TRANSIENT: Final[Mapping[type, bool]] = {
     aiohttp.ClientError: True,
-    OSError: True,  # TimeoutError is one
+    OSError: True,  # TimeoutError is a subclass
     aiohttp.ClientConnectorCertificateError: False,
     aiohttp.ServerFingerprintMismatch: False,
     aiohttp.InvalidURL: False,
@@ -58,106 +66,106 @@ _TRANSIENT: Final[Mapping[type, bool]] = {
 _LIBRARIES: Final = frozenset(
     {
         *("aiohttp", "creduse_aiohttp", "creduse_core"),
-        # What these run on.
+        # Their dependencies.
         *("aiohappyeyeballs", "idna", "multidict", "uvloop", "yarl"),
-        # What stands in for parts of aiohttp: resolvers, connectors to SOCKS proxies, mocks.
+        # Replacements for parts of aiohttp: resolvers, connectors to SOCKS proxies, mocks.
         *("aiodns", "pycares", "aiohttp_socks", "python_socks", "aioresponses", "vcr"),
     }
 )
-"""Top-level modules whose exceptions are this transport's, and with them the standard library's."""
+"""Top-level modules whose exceptions are the transport's own, as are the standard library's."""
 
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout()
 _NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
 
 
 class _Exchange(BytesPayload):
-    """One request, and what comes of it. It is itself the body that aiohttp writes.
+    """One request and its response. It is also the body that aiohttp writes.
 
-    So it learns the moment of writing and the connection, whatever carries the request:
-    ``consumed`` says that it may have been sent. aiohttp sends a GET a second time by itself when
-    its connection is lost (aio-libs/aiohttp, issue 10790), but not one whose body is consumed.
+    So it learns when the request is written and on which connection, over any connector.
+    ``consumed`` says that the request may have been sent. aiohttp itself resends a GET whose
+    connection is lost (aio-libs/aiohttp, issue 10790), but not if its body is consumed.
     """
 
     _connection: asyncio.WriteTransport | None = None
     _response: aiohttp.ClientResponse | None = None
     _timer: asyncio.TimerHandle | None = None
-    _refused: Exception | None = None
-    """Why nothing was written. aiohttp would only say that it was not."""
+    _write_error: Exception | None = None
+    """Why nothing was written. aiohttp's own exception does not say why."""
 
     def __init__(self, transport: "AiohttpTransport", send: Send) -> None:
         super().__init__(send.request.body)
         self._transport = transport
         self._send = send
         self._chunks: list[bytes] = []
-        self._by = send.connect_by  # until the request is written; then send.deadline
-        self._deadline = asyncio.timeout_at(None)
+        self._deadline = send.connect_by  # then, once the request is written, send.deadline
+        self._timeout = asyncio.timeout_at(None)
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
-        """Be copied as the bytes of the body: vcrpy copies what it records."""
+        """Copy this as the bytes of the body. vcrpy copies what it records."""
         return bytes, (self._send.request.body,)
 
     def _set_timer(self, now: float) -> None:
-        # Not by the deadline's own timer: what has come in by then still counts, and whoever waits
-        # for it is called before a deadline that is set only when it is over.
+        # The timeout is rescheduled only once the deadline is over. So a task that has received its
+        # data by then runs first, and the data still counts.
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._by - now, self._look_at_the_time)
+        self._timer = loop.call_later(self._deadline - now, self._check_deadline)
 
-    def _look_at_the_time(self) -> None:
+    def _check_deadline(self) -> None:
         now = time.monotonic()
-        if now < self._by:
+        if now < self._deadline:
             self._set_timer(now)
         else:
-            self._deadline.reschedule(0.0)
+            self._timeout.reschedule(0.0)
 
-    # What aiohttp calls.
+    # Methods that aiohttp calls.
 
     async def write(
         self,
         writer: AbstractStreamWriter,
-        content_length: int | None = None,  # noqa: ARG002 - the body's, as we never set another
+        content_length: int | None = None,  # noqa: ARG002 - it is the body's length
     ) -> None:
-        """Write the body, and before it the head; or refuse to, so that nothing is sent."""
+        """Write the head and the body, or raise before anything is sent."""
         self._connection = writer.transport
         try:
-            await self._check(writer.transport)
+            await self._check_before_write(writer.transport)
         except Exception as error:
-            self._refused = error
+            self._write_error = error
             raise
-        self._by = self._send.deadline
+        self._deadline = self._send.deadline
         self._consumed = True
         await writer.write(self._send.request.body)
 
     write_with_length = write
 
-    async def _check(self, connection: asyncio.WriteTransport | None) -> None:
+    async def _check_before_write(self, connection: asyncio.WriteTransport | None) -> None:
         """Raise if the request must not be written on the connection now."""
         while True:
             if self.consumed or connection is None or not is_usable(connection):
                 raise ConnectionResetError(
-                    "the connection was lost, or held what no request had asked for"
+                    "the connection was lost, or the server had sent data before the request"
                 )
             if not is_readable(connection):
                 break
-            await asyncio.sleep(0)  # for the loop to read it: the end, a surplus, or a TLS ticket
-        self._transport.check(connection)
-        if time.monotonic() >= self._by:
+            await asyncio.sleep(0)  # the loop reads it: the end, unexpected data, or a TLS ticket
+        self._transport.check_connection(connection)
+        if time.monotonic() >= self._deadline:
             raise TimeoutError("no time was left to send the request")
-        self._deadline.reschedule(None)  # raises if the exchange is over
+        self._timeout.reschedule(None)  # raises if the exchange is over
 
-    # What we do.
+    # Methods that the transport uses.
 
     async def run(self) -> Response | Failure:
-        """Send, and read the response. Raise no exception of the library's."""
+        """Send the request and return the response or the failure."""
         try:
             return await self._exchange()
-        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-            return self._failed(error)
+        except Exception as error:  # noqa: BLE001 - the libraries' become failures
+            return self._failure_of(error)
 
     async def _exchange(self) -> Response:
         keep = False
         try:
             self._set_timer(time.monotonic())
-            async with self._deadline:
+            async with self._timeout:
                 self._response = await self._request()
                 response = await self._read(self._response)
             keep = self._send.belongs(response)
@@ -165,25 +173,25 @@ class _Exchange(BytesPayload):
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            self._end(keep=keep)
+            self._release(keep=keep)
 
-    def _end(self, *, keep: bool) -> None:
+    def _release(self, *, keep: bool) -> None:
         response, connection = self._response, self._connection
-        # vcrpy, which reads a response before us, has given its connection back.
+        # If vcrpy has read the response before, the connection is released already.
         if connection is not None and response is not None and response.connection is not None:
-            keep = keep and leave_idle(connection)
+            keep = keep and prepare_for_reuse(connection)
         if connection is not None and not keep:
-            # To close a connection waits for TLS to be closed on the other side.
+            # A close would wait until the peer ends TLS.
             connection.abort()
         if response is not None:
             (response.release if keep else response.close)()
 
     async def _request(self) -> aiohttp.ClientResponse:
         request, transport = self._send.request, self._transport
-        session = transport.open()
-        cancellations = _cancellations()
+        session = transport.get_session()
+        cancellations = _cancellation_count()
         if cancellations:
-            await asyncio.sleep(0)  # where one that is still to be delivered is
+            await asyncio.sleep(0)  # so that a pending cancellation is delivered here
         try:
             response = await session.request(
                 request.method,
@@ -195,15 +203,15 @@ class _Exchange(BytesPayload):
                 timeout=_NO_TIMEOUTS,
             )
         except asyncio.CancelledError:
-            if not session.closed or _cancellations() > cancellations:
+            if not session.closed or _cancellation_count() > cancellations:
                 raise
-            # Nobody has cancelled us: aiohttp ends the wait for a connection in this way.
+            # aiohttp ends the wait for a connection this way. Nobody cancelled this task.
             raise RuntimeError("the session was closed") from None
-        # A response without a version has come over no connection: a mock made it.
+        # A response without a version is a mock's, and came over no connection.
         if not self.consumed and response.version is not None:
-            # Before Python 3.12 aiohttp writes in a task, which it may find no reason to wait for.
+            # Before Python 3.12 aiohttp writes in a task, and does not always wait for it.
             response.close()
-            raise ConnectionResetError("the connection held what no request had asked for")
+            raise ConnectionResetError("the server had sent data before the request")
         return response
 
     async def _read(self, response: aiohttp.ClientResponse) -> Response:
@@ -212,59 +220,58 @@ class _Exchange(BytesPayload):
             chunk = await response.content.readany()
             self._chunks.append(chunk)
             size += len(chunk)
-        return self._whole(response)
+        return self._response_so_far(response)
 
-    def _whole(self, response: aiohttp.ClientResponse) -> Response:
+    def _response_so_far(self, response: aiohttp.ClientResponse) -> Response:
         return Response.from_raw(response.status, response.raw_headers, b"".join(self._chunks))
 
-    def _failed(self, error: Exception) -> Failure:
-        for link in exception_chain(
-            error, contexts=False
-        ):  # aiohttp raises its own from what it caught
+    def _failure_of(self, error: Exception) -> Failure:
+        for link in exception_chain(error, contexts=False):  # aiohttp chains with ``from``
             if isinstance(link, Exception) and is_foreign(link, _LIBRARIES):
                 raise link from None
-        if self._refused is not None and not self.consumed:
-            error = self._refused
+        if self._write_error is not None and not self.consumed:
+            error = self._write_error
         forget_frames(error)
         if isinstance(error, aiohttp.ClientResponseError):
-            # It is what aiohttp makes of bytes that are no response, and it carries the key; or of
-            # a proxy's refusal.
+            # aiohttp raises it for an invalid response or a proxy's refusal. It holds the API key.
             error.request_info = error.request_info._replace(headers=_NO_HEADERS)
             error.args = (error.request_info, error.history)
         return Failure(
             Delivery.MAYBE_SENT if self.consumed else Delivery.NOT_SENT,
             error,
             transient=next(_TRANSIENT[base] for base in type(error).__mro__ if base in _TRANSIENT),
-            timed_out=self._deadline.expired() or time.monotonic() >= self._by,
-            response=None if self._response is None else self._whole(self._response),
+            timed_out=self._timeout.expired() or time.monotonic() >= self._deadline,
+            response=None if self._response is None else self._response_so_far(self._response),
             via=self._transport.via,
         )
 
 
-def _cancellations() -> int:
+def _cancellation_count() -> int:
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 
 
-def _tls_context() -> ssl.SSLContext:
-    """Return a context as the environment is now: aiohttp's own is as it was at its import."""
+def _new_ssl_context() -> ssl.SSLContext:
+    """Return a context for the current environment. aiohttp makes its own one at import."""
     context = ssl.create_default_context()
     context.sslobject_class = WholeRecords
     file = os.environ.get("SSL_CERT_FILE")
     if file:
-        # OpenSSL would trust nobody, and not say why.
+        # OpenSSL ignores an unusable file, and then rejects every certificate.
         try:
             context.load_verify_locations(file)
         except OSError as error:
-            raise ValueError(f"SSL_CERT_FILE is {file!r}, which cannot be used: {error}") from None
+            raise ValueError(
+                f"SSL_CERT_FILE must name a file of certificates, not {file!r}: {error}"
+            ) from None
     return context
 
 
-def _taken_apart(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | None:
-    """Return a proxy's URL without login, and the header for that; ``None`` if it is unusable.
+def _split_login(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | None:
+    """Return a proxy's URL without login, and its auth header; or ``None`` if the URL is invalid.
 
-    No error of aiohttp's can hold the password then. It must not be in a frame of ours either, so
-    this does not raise.
+    Then no exception of aiohttp can hold the password. This function does not raise, since its
+    frame holds the password.
     """
     headers: dict[str, str] = {}
     try:
@@ -283,10 +290,10 @@ def _taken_apart(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | N
 
 
 class AiohttpTransport:
-    """Sends over a session of its own, made at the first call.
+    """A transport over its own session, which it makes at the first call.
 
-    Of a supplied session it uses the connector for that: all that a session adds to requests, and
-    does with responses, is its own, and there is no public way to turn all of it off for a request.
+    It uses the connector of a supplied session, but not the session itself. A session changes
+    requests and handles responses, and has no public way to turn all of that off.
     """
 
     libraries = _LIBRARIES
@@ -298,14 +305,14 @@ class AiohttpTransport:
             )
         if session is not None and session.auth is not None:
             raise ValueError(
-                "the session has auth=, but a request has one Authorization, which is our API key: "
-                "supply a session without; it can share the connector"
+                "the session has auth=, but the Authorization header is for the API key: pass a "
+                "session without auth=, which can share the connector"
             )
         self._protocol = protocol
-        self._given = session
+        self._supplied = session
         self._secure = protocol.base_url.startswith("https:")
-        self._tls = _tls_context() if self._secure and session is None else True
-        self._proxy, self._login = self._find_proxy()
+        self._ssl = _new_ssl_context() if self._secure and session is None else True
+        self._proxy, self._proxy_auth = self._find_proxy()
         self.via = None if self._proxy is None else str(self._proxy).rstrip("/")
         self._closed = False
         self._session: aiohttp.ClientSession | None = None
@@ -314,39 +321,39 @@ class AiohttpTransport:
         self._headers: tuple[object, CIMultiDict[str]] = None, CIMultiDict()
 
     def _find_proxy(self) -> tuple[URL | None, dict[str, str]]:
-        """Return the session's proxy, or the environment's if it is for us; and its header."""
-        given = self._given
-        if given is not None and proxy_of(given)[0] is not None:
-            found = _taken_apart(*proxy_of(given))
-        elif self._protocol.loopback or (given is not None and not given.trust_env):
-            # What goes to this machine does not leave it for a proxy of the environment, the less
-            # so as the key may be in the clear.
+        """Return the session's proxy or the environment's, and its auth header."""
+        supplied = self._supplied
+        if supplied is not None and proxy_of(supplied)[0] is not None:
+            found = _split_login(*proxy_of(supplied))
+        elif self._protocol.loopback or (supplied is not None and not supplied.trust_env):
+            # Calls to this machine do not use the environment's proxy, which could read the API key
+            # over plain http.
             return None, {}
         else:
-            # Not by aiohttp's trust_env, which reads netrc, too, and both anew at each call.
+            # Not with aiohttp's trust_env, which also reads netrc, and reads both at each call.
             proxy = proxy_from_environment(self._protocol.base_url)
             if proxy is None:
                 return None, {}
-            found = _taken_apart(proxy.url.reveal(), None)
+            found = _split_login(proxy.url.reveal(), None)
         if found is None:
             raise ValueError(
-                "a proxy's URL must be such as http://proxy.example:3128, for http or https; SOCKS "
-                "needs a session with a connector for it. The URL is not shown here, since it may "
-                "hold a password, in which %23 stands for #, %2F for /, %3F for ? and %40 for @"
+                "the proxy must be an http or https URL such as http://proxy.example:3128; for "
+                "SOCKS, pass a session with a SOCKS connector. The URL is not shown here, since it "
+                "can hold a password, in which %23 stands for #, %2F for /, %3F for ? and %40 for @"
             )
         return found
 
-    # What an exchange asks for.
+    # Methods that an exchange uses.
 
-    def open(self) -> aiohttp.ClientSession:
-        """Return the session, or raise why there is none to send with."""
+    def get_session(self) -> aiohttp.ClientSession:
+        """Return the session, or raise if the client cannot send."""
         if self._closed:
             raise RuntimeError("the client is closed")
-        if self._given is not None and self._given.closed:
+        if self._supplied is not None and self._supplied.closed:
             raise RuntimeError("the session is closed")
         loop = asyncio.get_running_loop()
         if self._session is None:
-            self._session = self._make()
+            self._session = self._new_session()
             self._loop = loop
         elif loop is not self._loop:
             raise RuntimeError("the client belongs to another event loop: make one client for each")
@@ -359,27 +366,27 @@ class AiohttpTransport:
         )
 
     def headers(self, request: Request) -> CIMultiDict[str]:
-        """Return the header fields of a request, made anew only where they differ.
+        """Return the header fields of a request. They are made again only if they change.
 
-        No variable that an exception could pass may hold them, as they hold the API key.
+        Do not keep them in a variable: tools that show the variables of a failure would show the
+        API key.
         """
         if self._headers[0] is not request.hidden_headers:
             self._headers = request.hidden_headers, CIMultiDict(request.headers)
             if not self._secure:
-                self._headers[1].update(self._login)
+                self._headers[1].update(self._proxy_auth)
         return self._headers[1]
 
     def proxy_headers(self) -> dict[str, str] | None:
-        """Return what to tell a proxy that is asked for a tunnel."""
-        return self._login if self._secure else None
+        """Return the headers for the proxy's CONNECT request, if it makes a tunnel."""
+        return self._proxy_auth if self._secure else None
 
-    def check(self, connection: asyncio.WriteTransport) -> None:
-        """Raise if a request must not be written on ``connection``, be it connected or not."""
+    def check_connection(self, connection: asyncio.WriteTransport) -> None:
+        """Raise if a request must not be written on ``connection``."""
         if self._closed:
             raise RuntimeError("the client is closed")
         peer: tuple[str, ...] | str | None = connection.get_extra_info("peername")
-        # One that a session was made with may stand elsewhere: a proxy, and what it connects to. A
-        # Unix socket has no pair for its peer.
+        # A session's proxy can be on another machine. A Unix socket's peer is not a tuple.
         if (
             self._protocol.plain_loopback
             and self.via is None
@@ -387,24 +394,24 @@ class AiohttpTransport:
             and not is_loopback(peer[0])
         ):
             raise RuntimeError(
-                f"{self._protocol.base_url} is at {peer[0]}, which is not this machine: plain http "
-                "would show the API key on the way there; use https, or pass allow_http=True"
+                f"{self._protocol.base_url} is at {peer[0]}, which is not this machine: over plain "
+                "http, anyone on the way can read the API key; use https, or pass allow_http=True"
             )
 
-    # What opens and closes.
+    # Opening, sending and closing.
 
-    def _make(self) -> aiohttp.ClientSession:
-        loop, given = asyncio.get_running_loop(), self._given
-        connector = None if given is None else given.connector
+    def _new_session(self) -> aiohttp.ClientSession:
+        loop, supplied = asyncio.get_running_loop(), self._supplied
+        connector = None if supplied is None else supplied.connector
         if connector is None:
             connector = aiohttp.TCPConnector(
-                limit=100, keepalive_timeout=IDLE_TIMEOUT, ssl=self._tls
+                limit=100, keepalive_timeout=IDLE_TIMEOUT, ssl=self._ssl
             )
-            close_soon(connector)
+            set_tls_shutdown_timeout(connector)
         try:
             session = aiohttp.ClientSession(
                 connector=connector,
-                connector_owner=given is None,
+                connector_owner=supplied is None,
                 loop=loop,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -413,11 +420,10 @@ class AiohttpTransport:
             )
         except RuntimeError:
             raise RuntimeError(
-                "the session belongs to another event loop: make it on the one that uses it"
+                "the session belongs to another event loop: make it on the loop that uses it"
             ) from None
-        if given is not None:
-            # A session that is not closed complains when it is deleted; this one has nothing to
-            # close.
+        if supplied is not None:
+            # aiohttp warns when a session is deleted before it is closed. This one owns nothing.
             weakref.finalize(self, session.detach)
         return session
 
@@ -425,15 +431,15 @@ class AiohttpTransport:
         """Send once. See `creduse_core.AsyncTransport`."""
         try:
             return await _Exchange(self, send).run()
-        except Exception as error:  # noqa: BLE001 - it is nobody's that is known here
-            forget_frames(error)  # those of aiohttp hold the headers
+        except Exception as error:  # noqa: BLE001 - run() handles the libraries'
+            forget_frames(error)  # aiohttp's frames hold the headers
             raise ForeignError(error) from None
         except BaseException as error:
             forget_frames(error)
             raise
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for this time."""
         await asyncio.sleep(seconds)
 
     def now(self) -> float:
@@ -441,12 +447,12 @@ class AiohttpTransport:
         return time.monotonic()
 
     async def aclose(self) -> None:
-        """Close the session made here, and leave one that was supplied as it is."""
+        """Close the transport's own session. A supplied one stays open."""
         self._closed = True
-        # On another loop: what it had has gone with its own. One over a supplied connector has
-        # nothing to close, and those that wait for a connection would lose their place in there.
+        # Only its own loop can close a session. A session over a supplied connector owns nothing,
+        # and to close it would cancel the calls that wait for a connection.
         if (
-            self._given is None
+            self._supplied is None
             and self._session is not None
             and self._loop is asyncio.get_running_loop()
         ):
@@ -454,27 +460,30 @@ class AiohttpTransport:
 
 
 class AsyncCreduseClient(AsyncCoreClient):
-    """The Creduse client over aiohttp. Tasks of one event loop can share it.
+    """A Creduse client over aiohttp. Tasks of one event loop can share it.
 
         async with AsyncCreduseClient() as client:
             await client.add(end_user_id, 100)
 
-    - ``api_key``: else ``CREDUSE_API_KEY`` from the environment.
-    - ``session``: an `aiohttp.ClientSession` of your own, for its connector, which has the
-      connections and TLS settings, and its proxy: its own, or with ``trust_env=True`` the
-      environment's. Its headers, cookies, middlewares, trace configs, timeouts, netrc, and what
-      else it would do to a request or a response, are not used. One that has ``auth=`` is rejected.
-      It is never closed here.
-    - ``base_url``: else ``CREDUSE_BASE_URL``, else the service. Plain http is for loopback hosts,
-      unless ``allow_http=True``, or ``CREDUSE_ALLOW_HTTP=1`` and it is not given.
-    - ``timeout``: seconds for a whole call, its retries and waits included.
-    - ``retry``: when a call is tried again; never where that could apply it twice.
-    - ``on_attempt``: called with an `Attempt` after each.
+    - ``api_key``: the API key. Default: ``CREDUSE_API_KEY`` from the environment.
+    - ``session``: an `aiohttp.ClientSession`. The client uses its connector, with its connections
+      and TLS settings, and its proxy. With ``trust_env=True``, that can be the environment's proxy.
+      The client uses nothing else of the session, such as headers, cookies, middlewares or
+      timeouts, and never closes it. A session with ``auth=`` is rejected. Default: the client makes
+      its own session.
+    - ``base_url``: the URL of the API. Default: ``CREDUSE_BASE_URL`` from the environment, or else
+      Creduse's own service.
+    - ``timeout``: seconds for a whole call, with its retries and waits.
+    - ``retry``: when the client retries a call. It never retries if that could apply the call
+      twice.
+    - ``on_attempt``: is called with an `Attempt` after each attempt.
+    - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
+      ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
 
-    Wrong arguments raise ``TypeError`` or ``ValueError``, here and in each method, before anything
-    is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether the credits
-    moved. A client belongs to the event loop of its first call, or of its session; make it after a
-    fork.
+    A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
+    anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether
+    credits moved. A client belongs to the event loop of its session, or of its first call. If you
+    fork, make the client after the fork.
     """
 
     def __init__(
@@ -495,5 +504,5 @@ class AsyncCreduseClient(AsyncCoreClient):
             protocol,
             AiohttpTransport(protocol, session),
             on_attempt=on_attempt,
-            jitter=random.SystemRandom().random,  # not a program's own, nor alike after a fork
+            jitter=random.SystemRandom().random,  # unlike random.random, it ignores seeds and forks
         )

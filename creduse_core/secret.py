@@ -1,7 +1,6 @@
-"""The API key: an object that shows it nowhere, and takes it out of other people's text.
+"""The API key: an object that never shows it, and removes it from other texts.
 
-The key is text in one place only, `Secret.reveal`. What an error says, and in which words, must
-not come in here.
+Only `Secret.reveal` returns the key as text. The words of errors do not belong here.
 """
 
 import base64
@@ -9,74 +8,77 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final, NoReturn
 
-_STARS: Final = "***"
+_REDACTED: Final = "***"
 
-_SHORT: Final = 8
-"""Characters. A shorter key, such as a test's "k", is taken out only where it stands as a word;
-of a longer one, as many characters are enough to be taken out."""
+_MIN_LENGTH: Final = 8
+"""Characters. Redaction removes this many characters of a key, or more. It removes a shorter key,
+such as a test's "k", only as a whole word."""
 
-_SHORT_AT_END: Final = 4
-"""Characters of a key that are taken out where a text ends with them: somebody has cut it there."""
+_MIN_LENGTH_AT_END: Final = 4
+"""Characters of a key that redaction removes at the end of a text, where the text can have been
+cut."""
 
 
 _GAP: Final = (
     r"(?:(?:\0|\\{1,8}(?:u0000|x00)){1,3}"
     r"|=?(?:[\r\n]|\\{1,8}(?:[rn]|u000[aAdD])){1,4}(?:[ \t]|\\{1,8}t){0,80})?"
 )
-"""What may stand between two characters, escaped or not: the zeros of UTF-16 and UTF-32, or the
-end of a line, as in MIME, and what the next one is indented by."""
+"""What can stand between two characters, escaped or not: the zeros of UTF-16 and UTF-32, or the end
+of a line, as in MIME, with the next line's indentation."""
 
 
 def no_pickle(self: object) -> NoReturn:
-    """Stand in as ``__reduce__`` for whatever holds the API key, since a pickle would store it."""
+    """Raise ``TypeError``. An object that holds the API key uses this as ``__reduce__``.
+
+    A pickle would store the key.
+    """
     raise TypeError(f"a {type(self).__name__} holds the API key, so it cannot be pickled or copied")
 
 
 class Secret:
-    """Holds text that must not be shown: ``repr``, ``str`` and formatting hide it.
+    """Text that must not be shown. ``repr``, ``str`` and formatting hide it.
 
-    Two secrets are equal only if they are the same object. A secret can be neither pickled nor
-    copied.
+    Two secrets are equal only if they are the same object. A secret cannot be pickled or copied.
     """
 
-    __slots__ = ("_spellings", "_text")
+    __slots__ = ("_patterns", "_text")
 
     def __init__(self, api_key: str) -> None:
-        """Hide ``api_key``. It bears the name that tools leave out when they show variables."""
-        self._text = str.__str__(api_key)  # whatever a subclass says of itself
-        self._spellings: tuple[_Spelling, ...] | None = None
+        """Hide ``api_key``. Tools that show variables leave out this name."""
+        self._text = str.__str__(api_key)  # a subclass can change ``str()``
+        self._patterns: tuple[_Pattern, ...] | None = None
 
     def __repr__(self) -> str:
-        return f"<Secret {_STARS}>"
+        return f"<Secret {_REDACTED}>"
 
     __reduce__ = no_pickle
 
     def reveal(self) -> str:
-        """Return the text. Read it where bytes for the wire are made, and keep it nowhere."""
+        """Return the text. Read it only where you make the bytes to send, and do not keep it."""
         return self._text
 
     def redact(self, text: str) -> str:
-        """Return ``text`` without the secret, in whatever spelling it stands there.
+        """Return ``text`` without the secret, in whatever form it appears.
 
-        The spellings of a character are its own, and those of JSON, URLs, HTML, quoted-printable
-        and source code, escaped again or not. The secret is also found in hexadecimal, in Base64,
-        in UTF-16 that was read as something else, and broken into lines. At least its first 8
-        characters, or 4 where the text ends, are taken for all of it.
+        Each character can be itself, or escaped for JSON, URLs, HTML, quoted-printable or source
+        code, also twice. The secret is also found in hexadecimal, in Base64, in misread UTF-16 and
+        across line breaks. Its first 8 characters, or 4 at the end of the text, count as the
+        secret.
         """
-        if self._spellings is None:  # few calls fail, so few keys are ever looked for
-            self._spellings = tuple(_spellings(self._text))
-        for spelling in self._spellings:
-            text = spelling.redact(text)
+        if self._patterns is None:  # made late, since few calls fail
+            self._patterns = tuple(_patterns_of(self._text))
+        for pattern in self._patterns:
+            text = pattern.redact(text)
         return text
 
 
-class _Spelling:
-    """Finds a secret in one of its spellings: its beginning, and as much of the rest as follows."""
+class _Pattern:
+    """Finds the secret in one of its forms: its beginning, and as much of the rest as follows."""
 
     __slots__ = ("_beginning", "_rest")
 
     def __init__(self, beginning: str, rest: Sequence[str] = ()) -> None:
-        """Take patterns, those of the rest one for each part."""
+        """Use these regular expressions. ``rest`` has one for each part."""
         self._beginning = re.compile(beginning)
         self._rest = rest
 
@@ -84,7 +86,7 @@ class _Spelling:
         kept: list[str] = []
         position = 0
         while match := self._beginning.search(text, position):
-            kept += text[position : match.start()], _STARS
+            kept += text[position : match.start()], _REDACTED
             position = match.end()
             for part in self._rest:
                 following = re.compile(part).match(text, position)
@@ -96,31 +98,33 @@ class _Spelling:
     __reduce__ = no_pickle
 
 
-def _spellings(api_key: str) -> Iterable[_Spelling]:
-    parts = _escaped(api_key)
-    if len(parts) < _SHORT:
-        yield _Spelling(rf"(?<!\w){''.join(parts)}(?!\w)")
+def _patterns_of(api_key: str) -> Iterable[_Pattern]:
+    parts = _escaped_forms(api_key)
+    if len(parts) < _MIN_LENGTH:
+        yield _Pattern(rf"(?<!\w){''.join(parts)}(?!\w)")
         return
-    yield _in_parts(parts, _SHORT, _SHORT_AT_END)
+    yield _pattern_of_parts(parts, _MIN_LENGTH, _MIN_LENGTH_AT_END)
     data = api_key.encode("utf-8", "surrogatepass")
-    yield _in_parts([_hexadecimal(byte, 2) for byte in data], _SHORT, _SHORT_AT_END)
-    least, least_at_end = _SHORT * 8 // 6, _SHORT_AT_END * 8 // 6
-    odd = {"+": f"(?:-|{_escaped('+')[0]})", "/": f"(?:_|{_escaped('/')[0]})"}
+    yield _pattern_of_parts(
+        [_hexadecimal(byte, 2) for byte in data], _MIN_LENGTH, _MIN_LENGTH_AT_END
+    )
+    least, least_at_end = _MIN_LENGTH * 8 // 6, _MIN_LENGTH_AT_END * 8 // 6
+    odd = {"+": f"(?:-|{_escaped_forms('+')[0]})", "/": f"(?:_|{_escaped_forms('/')[0]})"}
     for offset in range(3):
-        # A character of Base64 is six bits. What stands before and behind decides some bits of the
-        # first and the last one.
+        # A character of Base64 is six bits. The bytes before and after the key decide some bits of
+        # the first and the last character.
         encoded = base64.b64encode(bytes(offset) + data).decode("ascii").rstrip("=")
         inner = encoded[-(-offset * 8 // 6) : (offset + len(data)) * 8 // 6]
-        yield _in_parts([odd.get(letter, letter) for letter in inner], least, least_at_end)
+        yield _pattern_of_parts([odd.get(letter, letter) for letter in inner], least, least_at_end)
 
 
-def _in_parts(parts: Sequence[str], least: int, least_at_end: int) -> _Spelling:
-    """Take at least so many parts for the secret, and fewer where a text ends with them."""
+def _pattern_of_parts(parts: Sequence[str], least: int, least_at_end: int) -> _Pattern:
+    """Return a pattern for at least ``least`` parts, or ``least_at_end`` where a text ends."""
     parts = [parts[0], *(_GAP + part for part in parts[1:])]
     beginning = rf"(?:\Z|(?={parts[least - 1]}))"
     for part in reversed(parts[least_at_end : least - 1]):
         beginning = rf"(?:\Z|{part}{beginning})"
-    return _Spelling("".join(parts[:least_at_end]) + beginning, parts[least - 1 :])
+    return _Pattern("".join(parts[:least_at_end]) + beginning, parts[least - 1 :])
 
 
 def _hexadecimal(number: int, width: int) -> str:
@@ -128,13 +132,13 @@ def _hexadecimal(number: int, width: int) -> str:
     return "".join(digit if digit.isdecimal() else f"[{digit}{digit.upper()}]" for digit in digits)
 
 
-def _escaped(api_key: str) -> list[str]:
-    """Return patterns of the ways in which the characters may be written, one after the other.
+def _escaped_forms(api_key: str) -> list[str]:
+    """Return a regular expression for each character of the key, with all its escaped forms.
 
-    Each alternative begins with a plain character, so that ``re`` skips at once whatever none of
-    them begins with.
+    Each alternative begins with a plain character, so that ``re`` quickly skips text that no form
+    begins with.
     """
-    # Not at the top: few calls fail, and it is a table of 2,000 names.
+    # Imported here, since it is a table of 2,000 names, and few calls fail.
     from html.entities import html5  # noqa: PLC0415
 
     names: dict[str, str] = dict.fromkeys(api_key, "")
@@ -146,8 +150,8 @@ def _escaped(api_key: str) -> list[str]:
         character, code = characters[0], ord(characters[0])
         two, four = _hexadecimal(code, 2), _hexadecimal(code, 4)
         itself = re.escape(character)
-        # What is escaped may be escaped again: then \ is \\, % is %25, & is &amp;. So many times,
-        # since without a bound the time would grow with the square of a text of backslashes.
+        # Escaped text can be escaped again: \ as \\, % as %25, & as &amp;. The counts are bounded,
+        # or the time would grow with the square of a text of backslashes.
         html = (
             rf"(?:amp;){{0,9}}(?:(?:#|%23)(?:0{{0,9}}{code}|[xX]0{{0,9}}{two}){names[character]})"
             r"(?:;|%3[bB])?"
@@ -164,12 +168,12 @@ def _escaped(api_key: str) -> list[str]:
         count = len(characters)
         return rf"(?:(?:{escaped}){{{count}}}|\\{{{count},{9 * count}}})"
 
-    # Backslashes that stand together are one part: nobody can tell whose escapes theirs are.
+    # Adjacent backslashes are one part, since their escapes cannot be told apart.
     found = re.findall(r"\\+|[^\\]", api_key)
     parts = [*map(spell, found)]
     for position, characters in enumerate(found[:-1]):
         if characters[0] in "&%=\\":
-            # It may be read in several ways: & or &amp;. The one that the next part agrees with is it.
+            # It can have several readings: & or &amp;. The one that the next part follows is right.
             part, following = parts[position : position + 2]
             parts[position] = f"(?:{part}(?={following})|{part})"
     return parts

@@ -1,7 +1,7 @@
-"""The Creduse clients over httpx: `CreduseClient`, and `AsyncCreduseClient` on asyncio and trio.
+"""Creduse clients over httpx: `CreduseClient`, and `AsyncCreduseClient` for asyncio and trio.
 
-A client opens its connections when they are needed. A supplied `httpx.Client` is used for its
-connections, proxies and TLS settings, and for nothing else.
+A client opens connections when it needs them. It uses a supplied `httpx.Client` only for its
+connections, proxies and TLS settings.
 """
 
 from ._clients import AsyncCreduseClient, CreduseClient

@@ -1,7 +1,7 @@
-"""The clients, and the one choice that each makes: connections of its own, or a supplied client's.
+"""The public clients. Each chooses between its own connections and those of a supplied client.
 
-How requests are sent must not come in here. httpx loads httpcore when a client is made, since it is
-slow to load; so do these.
+Sending does not belong here. `_own` and `_supplied` load httpcore, which is slow to load, so a
+client imports them only when it is made.
 """
 
 import random
@@ -23,7 +23,7 @@ from creduse_core import (
 
 
 class HTTPXClient(Protocol):
-    """An `httpx.Client` or an `httpx2.Client`, by what tells them from other things."""
+    """An `httpx.Client` or an `httpx2.Client`."""
 
     @property
     def is_closed(self) -> bool: ...
@@ -34,7 +34,7 @@ class HTTPXClient(Protocol):
 
 
 class AsyncHTTPXClient(Protocol):
-    """An `httpx.AsyncClient` or an `httpx2.AsyncClient`, by what tells them from other things."""
+    """An `httpx.AsyncClient` or an `httpx2.AsyncClient`."""
 
     @property
     def is_closed(self) -> bool: ...
@@ -45,24 +45,28 @@ class AsyncHTTPXClient(Protocol):
 
 
 class CreduseClient(CoreClient):
-    """The Creduse client, synchronous. Threads can share it.
+    """A synchronous Creduse client. Threads can share it.
 
         with CreduseClient() as client:
             client.add(end_user_id, 100)
 
-    - ``api_key``: else ``CREDUSE_API_KEY`` from the environment.
-    - ``http_client``: an `httpx.Client` (or httpx2's) of your own, for its connections, proxies
-      and TLS settings. Its auth, headers, cookies, event hooks and redirects are not used, and it
-      must not speak HTTP/2. It is never closed here.
-    - ``base_url``: else ``CREDUSE_BASE_URL``, else the service. Plain http is for loopback hosts,
-      unless ``allow_http=True``, or ``CREDUSE_ALLOW_HTTP=1`` and it is not given.
-    - ``timeout``: seconds for a whole call, its retries and waits included.
-    - ``retry``: when a call is retried; never where that could apply it twice.
-    - ``on_attempt``: called with an `Attempt` after each.
+    - ``api_key``: the API key. Default: ``CREDUSE_API_KEY`` from the environment.
+    - ``http_client``: an `httpx.Client`, or httpx2's. The client uses its connections, proxies and
+      TLS settings. It does not use its auth, headers, cookies, event hooks and redirects, and never
+      closes it. HTTP/2 is rejected. Default: the client opens its own connections.
+    - ``base_url``: the URL of the API. Default: ``CREDUSE_BASE_URL`` from the environment, or else
+      Creduse's own service.
+    - ``timeout``: seconds for a whole call, with its retries and waits.
+    - ``retry``: when the client retries a call. It never retries if that could apply the call
+      twice.
+    - ``on_attempt``: is called with an `Attempt` after each attempt.
+    - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
+      ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
 
-    Wrong arguments raise ``TypeError`` or ``ValueError``, here and in each method, before anything
-    is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether the credits
-    moved. After a fork, the child opens connections of its own, but not a supplied client's.
+    A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
+    anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether
+    credits moved. After a fork, the child process opens its own connections, but not those of a
+    supplied client.
     """
 
     def __init__(
@@ -83,29 +87,33 @@ class CreduseClient(CoreClient):
             protocol,
             _transport(protocol, http_client),
             on_attempt=on_attempt,
-            jitter=random.SystemRandom().random,  # not a program's own, nor alike after a fork
+            jitter=random.SystemRandom().random,  # unlike random.random, it ignores seeds and forks
         )
 
 
 class AsyncCreduseClient(AsyncCoreClient):
-    """The Creduse client, asynchronous: for asyncio and for trio. Tasks of one loop can share it.
+    """An asynchronous Creduse client for asyncio and trio. Tasks of one event loop can share it.
 
         async with AsyncCreduseClient() as client:
             await client.add(end_user_id, 100)
 
-    - ``api_key``: else ``CREDUSE_API_KEY`` from the environment.
-    - ``http_client``: an `httpx.AsyncClient` (or httpx2's) of your own, for its connections,
-      proxies and TLS settings. Its auth, headers, cookies, event hooks and redirects are not
-      used, and it must not speak HTTP/2. It is never closed here.
-    - ``base_url``: else ``CREDUSE_BASE_URL``, else the service. Plain http is for loopback hosts,
-      unless ``allow_http=True``, or ``CREDUSE_ALLOW_HTTP=1`` and it is not given.
-    - ``timeout``: seconds for a whole call, its retries and waits included.
-    - ``retry``: when a call is retried; never where that could apply it twice.
-    - ``on_attempt``: called with an `Attempt` after each.
+    - ``api_key``: the API key. Default: ``CREDUSE_API_KEY`` from the environment.
+    - ``http_client``: an `httpx.AsyncClient`, or httpx2's. The client uses its connections, proxies
+      and TLS settings. It does not use its auth, headers, cookies, event hooks and redirects, and
+      never closes it. HTTP/2 is rejected. Default: the client opens its own connections.
+    - ``base_url``: the URL of the API. Default: ``CREDUSE_BASE_URL`` from the environment, or else
+      Creduse's own service.
+    - ``timeout``: seconds for a whole call, with its retries and waits.
+    - ``retry``: when the client retries a call. It never retries if that could apply the call
+      twice.
+    - ``on_attempt``: is called with an `Attempt` after each attempt.
+    - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
+      ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
 
-    Wrong arguments raise ``TypeError`` or ``ValueError``, here and in each method, before anything
-    is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether the credits
-    moved. A client belongs to the event loop of its first call; make it after a fork.
+    A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
+    anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether
+    credits moved. A client belongs to the event loop of its first call. If you fork, make the
+    client after the fork.
     """
 
     def __init__(
@@ -126,16 +134,16 @@ class AsyncCreduseClient(AsyncCoreClient):
             protocol,
             _async_transport(protocol, http_client),
             on_attempt=on_attempt,
-            jitter=random.SystemRandom().random,  # not a program's own, nor alike after a fork
+            jitter=random.SystemRandom().random,  # unlike random.random, it ignores seeds and forks
         )
 
 
 def _transport(protocol: CreduseProtocol, http_client: HTTPXClient | None) -> Transport:
     if http_client is None:
-        from ._own import OwnTransport  # noqa: PLC0415 - see above
+        from ._own import OwnTransport  # noqa: PLC0415 - see the module's docstring
 
         return OwnTransport(protocol)
-    from ._supplied import SuppliedTransport  # noqa: PLC0415 - see above
+    from ._supplied import SuppliedTransport  # noqa: PLC0415 - see the module's docstring
 
     return SuppliedTransport(protocol, http_client)
 
@@ -144,9 +152,9 @@ def _async_transport(
     protocol: CreduseProtocol, http_client: AsyncHTTPXClient | None
 ) -> AsyncTransport:
     if http_client is None:
-        from ._own import AsyncOwnTransport  # noqa: PLC0415 - see above
+        from ._own import AsyncOwnTransport  # noqa: PLC0415 - see the module's docstring
 
         return AsyncOwnTransport(protocol)
-    from ._supplied import AsyncSuppliedTransport  # noqa: PLC0415 - see above
+    from ._supplied import AsyncSuppliedTransport  # noqa: PLC0415 - see the module's docstring
 
     return AsyncSuppliedTransport(protocol, http_client)

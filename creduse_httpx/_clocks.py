@@ -1,6 +1,6 @@
-"""Time and event loops: how each kind of transport waits, and which loop it is on.
+"""Clocks and event loops: how each kind of transport waits, and which event loop it runs on.
 
-Nothing here sends.
+Sending does not belong here.
 """
 
 import sys
@@ -11,10 +11,10 @@ import anyio
 
 
 class Clock:
-    """How a synchronous transport waits, and tells the time."""
+    """The clock of a synchronous transport."""
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for this time."""
         time.sleep(seconds)
 
     def now(self) -> float:
@@ -23,27 +23,28 @@ class Clock:
 
 
 class AsyncClock:
-    """How an asynchronous transport waits, and tells the time, on asyncio and on trio."""
+    """The clock of an asynchronous transport, on asyncio and on trio."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for this time."""
         await anyio.sleep(seconds)
 
     def now(self) -> float:
-        """Return the time in seconds: trio's, so that its test clocks work, or the monotonic."""
+        """Return the time in seconds, under trio on its clock, so that its test clocks work."""
         return sys.modules["trio"].current_time() if under_trio() else time.monotonic()
 
 
 def under_trio() -> bool:
-    """Return whether it is trio that runs, and not asyncio."""
+    """Return whether trio runs the current task, and not asyncio."""
     trio = sys.modules.get("trio")
     return trio is not None and bool(trio.lowlevel.in_trio_task())
 
 
-def keep_interrupts_out(*functions: Any) -> None:
-    """Have trio keep a KeyboardInterrupt for the next checkpoint while one of these runs.
+def protect_from_interrupts(*functions: Any) -> None:
+    """Make trio delay a KeyboardInterrupt in these functions until their next checkpoint.
 
-    Else it strikes between any two instructions, and a connection's place is lost.
+    Without this, it can strike between any two instructions, and the pool loses a connection's
+    place.
     """
     trio = sys.modules.get("trio")
     if trio is not None:
@@ -52,9 +53,9 @@ def keep_interrupts_out(*functions: Any) -> None:
 
 
 def current_loop() -> object:
-    """Return what stands for the event loop that is running."""
+    """Return an object that identifies the running event loop."""
     if under_trio():
         return sys.modules["trio"].lowlevel.current_trio_token()
-    import asyncio  # noqa: PLC0415 - the synchronous client has no use for it
+    import asyncio  # noqa: PLC0415 - the synchronous client does not need it
 
     return asyncio.get_running_loop()

@@ -1,7 +1,7 @@
-"""One request on its way through httpx: what all clients have in common, ours and supplied ones.
+"""One request and its response through httpx, for own connections and for supplied clients.
 
-What is known of a request when it ends lives here, and what that means for the core. How it is
-known, and any I/O, must not.
+What is known about a request when it ends, and the result for the core, belong here. I/O does not,
+nor how the adapter learns what was sent.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,37 +22,38 @@ from creduse_core.tls import is_certificate_error
 
 from ._foreign import foreign_cause
 
-# What an exception of httpx or httpx2 says, by its class's name, as the two share the names but
-# not the classes: whether a retry can help, and whether time ran out. The most derived wins.
+# Whether a retry can help, and whether it is a timeout, by the name of the exception's class. httpx
+# and httpx2 share the names, but not the classes. The most derived class decides.
 _EXCEPTIONS: Final[Mapping[str, tuple[bool, bool]]] = {
     "TimeoutException": (True, True),
     "NetworkError": (True, False),
     "RemoteProtocolError": (True, False),
     "ProxyError": (True, False),
-    "TimeoutError": (True, True),  # our own, as is the next
+    "TimeoutError": (True, True),  # raised by this adapter, as is the next
     "ConnectionResetError": (True, False),
 }
 
 _NO_HEAD: Final[tuple[int, list[tuple[bytes, bytes]]]] = (0, [])
 
 
-class Heads:
-    """Keeps what the library makes of a URL and of headers: the calls of a protocol share them.
+class HeaderCache:
+    """A cache of the library's URL and headers for each request.
 
-    Not so those with an idempotency key. It shows nothing, since the headers hold the API key.
+    All calls of a protocol have the same headers, except those with an idempotency key. It has no
+    ``repr`` of its own, since the headers hold the API key.
     """
 
-    __slots__ = ("_library", "_made")
+    __slots__ = ("_cached", "_library")
 
     def __init__(self, library: ModuleType) -> None:
-        """Make them for httpx or httpx2."""
+        """Make them with ``library``, which is httpx or httpx2."""
         self._library = library
-        self._made: dict[tuple[str, int], tuple[object, Any, Any]] = {}
+        self._cached: dict[tuple[str, int], tuple[object, Any, Any]] = {}
 
-    def of(self, request: Request) -> tuple[Any, Any]:
+    def url_and_headers(self, request: Request) -> tuple[Any, Any]:
         """Return the library's URL and headers for a request."""
         key = (request.url, len(request.body))
-        hidden, url, headers = self._made.get(key, (None, None, None))
+        hidden, url, headers = self._cached.get(key, (None, None, None))
         if hidden is not request.hidden_headers:
             url = self._library.URL(request.url)
             headers = self._library.Headers(
@@ -62,15 +63,18 @@ class Heads:
                     (b"Content-Length", b"%d" % len(request.body)),
                 ]
             )
-            self._made[key] = request.hidden_headers, url, headers
+            self._cached[key] = request.hidden_headers, url, headers
         return url, headers
 
 
-class Pieces(AsyncIterator[bytes]):
-    """Gives a body. An asynchronous generator would be left open where writing fails."""
+class BodyIterator(AsyncIterator[bytes]):
+    """An asynchronous iterator over a body.
+
+    It is not an asynchronous generator, since that stays open if a write fails.
+    """
 
     def __init__(self, body: bytes) -> None:
-        """Give ``body`` as one piece."""
+        """Yield ``body`` in one piece."""
         self._pieces = [body]
 
     async def __anext__(self) -> bytes:
@@ -80,89 +84,89 @@ class Pieces(AsyncIterator[bytes]):
 
 
 class Exchange:
-    """One request, and what is known of it wherever it ends."""
+    """One request, and what is known about it at each moment."""
 
     def __init__(self, send: Send, now: Callable[[], float]) -> None:
-        """Begin: the request's time runs from here."""
+        """Begin the exchange. ``now`` returns the time on the clock of ``send``."""
         self.send = send
         self.now = now
         self.connect_by = send.connect_by
         self.deadline = send.deadline
         self.sent = False
         """Whether a byte of the request can have left."""
-        self.observed = False
-        """Whether ``sent`` can be trusted: a mock, or a transport that reports nothing, cannot."""
+        self.sent_is_known = False
+        """Whether ``sent`` is reliable. It is not with a mock, which reports nothing."""
         self.via: str | None = None
-        """The proxy that it goes through."""
+        """The URL of the request's proxy, without user name and password."""
         self._request: Any = None
         self._head: tuple[int, list[tuple[bytes, bytes]]] = _NO_HEAD
         self._chunks: list[bytes] = []
         self._size = 0
 
     def request(
-        self, library: ModuleType, heads: Heads, stream: object, extensions: dict[str, Any]
+        self, library: ModuleType, cache: HeaderCache, stream: object, extensions: dict[str, Any]
     ) -> Any:
-        """Return the library's request. What a client would add to one is not added to it."""
-        url, headers = heads.of(self.send.request)
+        """Return the library's request. It has only our headers, not a client's own."""
+        url, headers = cache.url_and_headers(self.send.request)
         self._request = library.Request(
             self.send.request.method, url, headers=headers, stream=stream, extensions=extensions
         )
         return self._request
 
-    def left(self) -> float:
-        """Return the seconds that are left for the response."""
+    def time_left(self) -> float:
+        """Return the seconds until the deadline, or 0."""
         return max(0.0, self.deadline - self.now())
 
-    def begin_response(self, response: Any) -> bool:
-        """Take the head of the response, and return whether its body is still to be read.
+    def receive_head(self, response: Any) -> bool:
+        """Store the head of the response, and return whether its body is still to be read.
 
-        What stands in front of a transport may have read it, and then its stream is at its end.
+        A wrapper of a transport can have read the body already. The stream is then at its end.
         """
         self._head = (response.status_code, response.headers.raw)
         if response.is_stream_consumed:
-            self.add(response.content)
+            self.add_chunk(response.content)
         return not response.is_stream_consumed
 
-    def add(self, chunk: bytes) -> None:
-        """Take a piece of the body."""
+    def add_chunk(self, chunk: bytes) -> None:
+        """Add a piece of the response's body, unless the body is too large already."""
         if not self.too_large:
             self._chunks.append(chunk)
             self._size += len(chunk)
 
     @property
     def too_large(self) -> bool:
-        """Whether there is more of a body than is read; the core says what that means."""
+        """Whether the body is larger than `MAX_BODY_SIZE`. The core says what that means."""
         return self._size > MAX_BODY_SIZE
 
     def response(self) -> Response:
-        """Return the response as far as it came; for when its head has come."""
+        """Return the response as far as it has arrived. Its head must have arrived."""
         status, headers = self._head
         return Response.from_raw(status, headers, b"".join(self._chunks))
 
-    def forget(self, error: BaseException) -> None:
-        """Take the API key off what leaves with ``error``: frames, and the library's request."""
+    def remove_secrets(self, error: BaseException) -> None:
+        """Remove the API key from ``error``: from its frames and the library's request."""
         forget_frames(error.error if isinstance(error, ForeignError) else error)
         error.with_traceback(None)
         if self._request is not None:
             self._request.headers.pop("Authorization", None)
 
-    def failed(self, error: Exception) -> Response | Failure:
-        """Report that no whole response came, unless that is for its size.
+    def result_of(self, error: Exception) -> Response | Failure:
+        """Return the failure, or the partial response if the body was too large.
 
         Raises:
-            ForeignError: ``error`` is not the library's.
+            ForeignError: ``error`` comes from other code than the libraries.
         """
         foreign = foreign_cause(error)
-        self.forget(error)
+        self.remove_secrets(error)
         if foreign is not None:
             raise ForeignError(foreign)
         if self.too_large:
             return self.response()
         rows = (_EXCEPTIONS.get(base.__name__) for base in type(error).__mro__)
         transient, timed_out = next((row for row in rows if row), (False, False))
-        # What was not given to the library is not sent. A mock raises PoolTimeout in place of it.
+        # Nothing was sent if the library has no request, or if the pool had no connection in time.
         unsent = self._request is None or (
-            not self.sent and (self.observed or type(error).__name__ == "PoolTimeout")
+            not self.sent and (self.sent_is_known or type(error).__name__ == "PoolTimeout")
         )
         return Failure(
             Delivery.NOT_SENT if unsent else Delivery.MAYBE_SENT,
@@ -178,5 +182,5 @@ CLOSED: Final = "the client is closed"
 
 
 def not_sent(why: str) -> Failure:
-    """Report that nothing was sent, nor can be: a closed client, another event loop."""
+    """Return a failure that no retry can help: nothing was sent, because of ``why``."""
     return Failure(Delivery.NOT_SENT, RuntimeError(why), transient=False)

@@ -1,7 +1,8 @@
-"""Exceptions that are neither httpx's nor ours: a signal handler may raise in whatever runs.
+"""Exceptions that come neither from httpx nor from this adapter, such as a signal handler's.
 
-Where such an exception may come up, one of these context managers lets it go on as a
-`creduse_core.ForeignError`, which no library catches. What it means for a call is the core's.
+A signal handler can raise at any line. The context managers here turn such an exception into a
+`creduse_core.ForeignError`, which no library catches. What it means for a call does not belong
+here.
 """
 
 from typing import Final
@@ -14,25 +15,28 @@ LIBRARIES: Final = frozenset(
         "creduse_httpx",
         *("anyio", "asyncio", "trio", "outcome", "uvloop", "selectors", "socket", "ssl"),
         *("concurrent", "contextlib", "encodings", "threading"),
-        # What stands in for Python's sockets and TLS.
+        # Replacements for Python's sockets and TLS.
         *("gevent", "eventlet", "socks", "truststore"),
-        # What stands in for httpx's transports, or in front of them.
+        # Mocks and wrappers of httpx's transports.
         *("respx", "pytest_httpx", "vcr", "opentelemetry", "wrapt"),
     }
 )
-"""Whose exceptions are a transport's. Any other is a signal handler's, say, and goes on as it is."""
+"""Top-level modules whose exceptions are the transport's own. All other exceptions are foreign."""
 
 
 def foreign_cause(error: Exception) -> Exception | None:
-    """Return the exception that is not the libraries', be it ``error`` or what it came of."""
+    """Return the first foreign exception among ``error`` and its causes, or ``None``."""
     for link in exception_chain(error):
         if isinstance(link, Exception) and is_foreign(link, LIBRARIES):
             return link
     return None
 
 
-class _Network:
-    """For a step of httpcore's on the network: it takes an alarm's `TimeoutError` for a socket's."""
+class _RaiseForeign:
+    """Raises a foreign exception as a `ForeignError`. For one network operation of httpcore.
+
+    httpcore would take a signal handler's `TimeoutError` for a socket's.
+    """
 
     def __enter__(self) -> None:
         pass
@@ -44,8 +48,8 @@ class _Network:
                 raise ForeignError(cause)
 
 
-class _Closing:
-    """For closing something: suppresses what a library raises then, and that alone."""
+class _IgnoreLibraryErrors:
+    """Ignores the libraries' exceptions while something is closed, and raises foreign ones."""
 
     def __enter__(self) -> None:
         pass
@@ -58,5 +62,5 @@ class _Closing:
         return True
 
 
-NETWORK: Final = _Network()
-CLOSING: Final = _Closing()
+RAISE_FOREIGN: Final = _RaiseForeign()
+IGNORE_LIBRARY_ERRORS: Final = _IgnoreLibraryErrors()

@@ -1,7 +1,7 @@
-"""Whatever reaches below the public API of httpx, httpx2 and httpcore: here, and nowhere else.
+"""All uses of private names of httpx, httpx2 and httpcore. No other module uses any.
 
-Each function falls back, where a name is gone, to what its docstring says. A test of each fails
-then (tests/httpx/test_httpcore.py).
+If a name is missing, each function does what its docstring says. Then its test fails
+(tests/httpx/test_httpcore.py).
 """
 
 import socket
@@ -13,116 +13,122 @@ import httpcore
 
 
 def transport_for(http_client: Any, url: Any) -> Any:
-    """Return the transport that a supplied client has for a URL: its pool, or that of a proxy.
+    """Return the transport that a supplied client uses for a URL: its pool, or a proxy's pool.
 
-    Not the client itself, since its auth, cookies and redirects would change what is sent, and its
-    event hooks, of which ``raise_for_status`` is a common one, would take the response away. There
-    is no public name for it: https://github.com/encode/httpx/discussions/1681.
-    Without it no call can be made, and the `AttributeError` says so.
+    The client's own ``send`` would add auth and cookies and follow redirects. Its event hooks, of
+    which ``raise_for_status`` is a common one, could take the response away. httpx has no public
+    name for this: https://github.com/encode/httpx/discussions/1681. Without the private name, no
+    call works, and the `AttributeError` says so.
     """
-    return http_client._transport_for_url(url)  # noqa: SLF001 - see above
+    return http_client._transport_for_url(url)  # noqa: SLF001 - see the docstring
 
 
 def direct_transport(http_client: Any, url: Any) -> Any:
-    """Return the transport that a supplied client has where no proxy is meant.
+    """Return the transport that a supplied client uses without a proxy of the environment.
 
-    httpx keeps what ``transport=`` and the environment make apart, under private names alone:
-    https://github.com/encode/httpx/blob/0.28.1/httpx/_client.py#L680. Else as `transport_for`.
+    httpx separates ``transport=`` from the environment's proxies only under private names:
+    https://github.com/encode/httpx/blob/0.28.1/httpx/_client.py#L680. Without the private name,
+    return the same as `transport_for`.
     """
     return getattr(http_client, "_transport", None) or transport_for(http_client, url)
 
 
 def speaks_http2(transport: Any) -> bool:
-    """Return whether a transport may speak HTTP/2, as far as can be seen before a call.
+    """Return whether a transport is known to allow HTTP/2.
 
-    httpx keeps it in its httpcore pool: https://github.com/encode/httpcore/blob/1.0.9/httpcore/_sync/connection_pool.py#L114.
-    Without it the first call finds out, before its request is sent.
+    httpx sets it in its httpcore pool:
+    https://github.com/encode/httpcore/blob/1.0.9/httpcore/_sync/connection_pool.py#L114. Without
+    the private name, the first call rejects HTTP/2 before it sends its request.
     """
     return bool(getattr(getattr(transport, "_pool", None), "_http2", False))
 
 
 def set_backend(transport: Any, backend: object) -> bool:
-    """Have a transport of ours use this network backend, and return whether it does.
+    """Make a transport of ours use this network backend, and return whether it does.
 
-    httpcore's pools take one, but httpx's transports do not hand it on:
-    https://github.com/encode/httpx/discussions/1929. Without it the client works, but knows and
-    bounds less, as with a mock: failures are UNKNOWN, and no connection is reused.
+    httpcore's pools accept a backend, but httpx's transports do not pass one on:
+    https://github.com/encode/httpx/discussions/1929. Without the private name, the client works as
+    with a mock. Each failure is UNKNOWN, only httpx's timeouts apply, and no connection is reused.
     """
     pool: Any = getattr(transport, "_pool", None)
     if not hasattr(pool, "_network_backend"):
         return False
-    pool._network_backend = backend  # noqa: SLF001 - see above
+    pool._network_backend = backend  # noqa: SLF001 - see the docstring
     return True
 
 
-def unlock(transport: Any) -> None:
-    """Take the lock off the pool of a transport of ours, which one thread at a time uses.
+def remove_lock(transport: Any) -> None:
+    """Remove the lock from the pool of a transport of ours. One thread at a time uses that pool.
 
-    An exception of a signal handler that strikes while httpcore acquires it leaves it locked, and
-    httpcore then waits for it for ever:
-    https://github.com/encode/httpcore/blob/1.0.9/httpcore/_synchronization.py#L255. Without the
-    private name that limit is back.
+    A signal handler's exception can leave the lock acquired, and httpcore then waits for it
+    forever: https://github.com/encode/httpcore/blob/1.0.9/httpcore/_synchronization.py#L255.
+    Without the private name, this can happen.
     """
     pool: Any = getattr(transport, "_pool", None)
     if hasattr(pool, "_optional_thread_lock"):
-        pool._optional_thread_lock = nullcontext()  # noqa: SLF001 - see above
+        pool._optional_thread_lock = nullcontext()  # noqa: SLF001 - see the docstring
 
 
 def stream_on(sock: socket.socket) -> httpcore.NetworkStream:
     """Return httpcore's stream on a connected socket.
 
-    httpcore's own backend connects without a way to end that from another thread, and makes its
-    stream by itself: https://github.com/encode/httpcore/blob/1.0.9/httpcore/_backends/sync.py#L95.
-    Without it no call can be made, and the `ImportError` says so.
+    httpcore's own backend makes its stream itself, and another thread cannot end its connecting:
+    https://github.com/encode/httpcore/blob/1.0.9/httpcore/_backends/sync.py#L95. Without the
+    private name, no call works, and the `ImportError` says so.
     """
-    from httpcore._backends.sync import SyncStream  # noqa: PLC0415 - see above
+    from httpcore._backends.sync import SyncStream  # noqa: PLC0415 - see the docstring
 
     return SyncStream(sock)
 
 
 def is_drained(transport: Any) -> bool:
-    """Return whether the one connection of a transport is idle, and nothing is left in it.
+    """Return whether a transport has one connection, which is idle and holds no unread bytes.
 
-    h11 keeps the bytes behind a response, and httpcore takes them for the next one:
-    https://h11.readthedocs.io/en/latest/api.html#h11.Connection.trailing_data. Where that cannot be
-    seen, nor where there is no connection, the connection is not reused.
+    h11 keeps bytes that follow a response, and httpcore would read them as the next response:
+    https://h11.readthedocs.io/en/latest/api.html#h11.Connection.trailing_data. Without the private
+    names, return ``False``, so the connection is not reused.
     """
     connections: list[Any] = getattr(getattr(transport, "_pool", None), "connections", [])
     return len(connections) == 1 and connections[0].is_idle() and _is_drained(connections[0])
 
 
 def is_response_drained(response: Any) -> bool:
-    """Return the same of a response of a supplied client, whose stream has not been closed yet."""
-    stream = getattr(response.stream, "_httpcore_stream", None)  # httpx's, of the pool's
-    stream = getattr(stream, "_stream", None)  # the pool's, of the connection's
+    """Return whether the connection of a supplied client's response holds no unread bytes.
+
+    The response's stream must not be closed yet. Without the private names, return ``False``.
+    """
+    stream = getattr(response.stream, "_httpcore_stream", None)  # httpx's stream wraps the pool's
+    stream = getattr(stream, "_stream", None)  # the pool's wraps the connection's
     return _is_drained(getattr(stream, "_connection", None))
 
 
 def are_buffers_empty(stream: Any) -> bool:
-    """Return whether nothing lies between the socket of a stream and HTTP: part of a record, say.
+    """Return whether no bytes are buffered between a stream's socket and HTTP.
 
-    The streams of anyio and trio below httpcore's keep what they have read ahead under private names.
+    Part of a TLS record is an example. The streams of anyio and trio below httpcore's keep what
+    they have read ahead under private names:
     https://github.com/agronholm/anyio/blob/4.16.0/src/anyio/streams/tls.py#L96 and
-    https://github.com/python-trio/trio/blob/v0.35.0/src/trio/_ssl.py#L377. A socket of its own reads
-    nothing ahead. Where that cannot be seen, a connection is not reused.
+    https://github.com/python-trio/trio/blob/v0.35.0/src/trio/_ssl.py#L377. httpcore's own sockets
+    read nothing ahead. Without the private names, return ``False``, so the connection is not
+    reused.
     """
-    inner = getattr(stream, "_stream", None)  # httpcore's on an event loop
+    inner = getattr(stream, "_stream", None)  # only httpcore's asynchronous streams have it
     if inner is None:
-        ssl_object = getattr(stream, "ssl_obj", None)  # within a proxy's TLS
+        ssl_object = getattr(stream, "ssl_obj", None)  # TLS through a proxy's TLS
         return hasattr(stream, "_sock") and not getattr(ssl_object, "has_part", False)
-    while (below := getattr(inner, "transport_stream", None)) is not None:  # TLS, of either
+    while (below := getattr(inner, "transport_stream", None)) is not None:  # TLS of anyio or trio
         buffer = getattr(inner, "_read_bio", None) or getattr(inner, "_incoming", None)
         ssl_object = getattr(inner, "_ssl_object", None)
         if getattr(buffer, "pending", True) or getattr(ssl_object, "has_part", False):
             return False
         inner = below
-    if hasattr(inner, "_protocol"):  # asyncio's, of anyio
-        return getattr(inner._protocol, "read_queue", True) == deque()  # noqa: SLF001 - see above
+    if hasattr(inner, "_protocol"):  # anyio's on asyncio
+        return getattr(inner._protocol, "read_queue", True) == deque()  # noqa: SLF001 - see the docstring
     return type(inner).__module__.partition(".")[0] == "trio"
 
 
 def _is_drained(connection: Any) -> bool:
-    # A connection to a proxy holds the one to the server, and that one HTTP/1.1's.
+    # A proxy's connection contains the server's, which contains the HTTP/1.1 connection.
     while connection is not None and not hasattr(connection, "_h11_state"):
         connection = getattr(connection, "_connection", None)
     state = getattr(connection, "_h11_state", None)

@@ -1,7 +1,7 @@
-"""The network below a client of ours: httpcore's own, which tells what happens on a connection.
+"""The network backend below own connections. It wraps httpcore's streams.
 
-When bytes may be written, how long each step may take, and whether something has come that nobody
-asked for is decided here, for both kinds of streams. HTTP is httpcore's and h11's.
+When bytes may be written, the timeout of each operation, and the check for unexpected bytes belong
+here. HTTP does not: httpcore and h11 do that.
 """
 
 import socket
@@ -15,59 +15,67 @@ import httpcore
 
 from ._clocks import under_trio
 from ._exchange import CLOSED, Exchange
-from ._foreign import NETWORK
+from ._foreign import RAISE_FOREIGN
 from ._httpcore import are_buffers_empty, stream_on
-from ._sockets import SHORTEST, UNASKED, check_loopback, has_unread, read_ticket, read_ticket_async
+from ._sockets import (
+    MIN_TIMEOUT,
+    UNEXPECTED_DATA,
+    check_loopback,
+    has_unread_data,
+    read_ticket,
+    read_ticket_async,
+)
 
-_LATE: Final = 0.05
-"""Seconds in which, after the deadline, what has come by then may still be read."""
+_READ_GRACE: Final = 0.05
+"""Seconds after the deadline in which bytes that have arrived can still be read."""
 
 
-class Line:
-    """What is known of one connection, and the rules for what is done on it.
+class ConnectionState:
+    """The state and the rules of one connection. It serves one exchange at a time.
 
-    Pure but for a look at whether something has come. One exchange at a time has it.
+    Its only I/O is to check whether bytes have arrived.
     """
 
     def __init__(self, is_closed: Callable[[], bool], *, loopback_only: bool) -> None:
-        """Send nothing once ``is_closed``; with ``loopback_only`` to nobody but this machine."""
+        """Send nothing once ``is_closed()``. With ``loopback_only``, use only loopback."""
         self.stream: Any = None
-        """httpcore's stream as it is now, TLS included. Not ours, which refers to this object: without
-        that cycle, Python closes a connection at once when a signal has lost it."""
+        """httpcore's current stream, TLS included. It is not our `Stream`, which refers to this
+        object: without that cycle, Python closes a connection at once if a signal handler's
+        exception drops it."""
         self.connecting: socket.socket | None = None
         """The socket that is being connected."""
         self._is_closed = is_closed
         self._loopback_only = loopback_only
         self._exchange: Exchange
         self._used = False
-        self._late_until: float | None = None
+        self._grace_until: float | None = None
 
     def begin(self, exchange: Exchange) -> None:
         """Serve this exchange from now on."""
         self._exchange = exchange
-        self._late_until = None
+        self._grace_until = None
 
-    def time_to_connect(self) -> float:
-        """Return how many seconds connecting, or a step of it, may take."""
+    def connect_timeout(self) -> float:
+        """Return the seconds that connecting, or a step of it, may take."""
         exchange = self._exchange
-        exchange.observed = True
+        exchange.sent_is_known = True
         left = exchange.connect_by - exchange.now()
         if self._is_closed():
             raise httpcore.LocalProtocolError(CLOSED)
         if left <= 0:
-            raise httpcore.ConnectTimeout("no time was left to connect")
+            raise httpcore.ConnectTimeout("the time to connect was over")
         return left
 
-    def prepare(
+    def run_connect_step(
         self, sock: socket.socket, step: Callable[[], object], lock: RLock, share: float = 1.0
     ) -> None:
-        """Take a step of connecting with a socket, which another thread may shut down meanwhile.
+        """Run a step of connecting on a socket. Another thread can shut the socket down meanwhile.
 
-        Within a ``share`` of the time that is left. The socket is closed if it fails.
+        The step may take this ``share`` of the time that is left. If it fails, close the socket.
         """
         self.connecting = sock
         try:
-            sock.settimeout(self.time_to_connect() * share)
+            sock.settimeout(self.connect_timeout() * share)
             step()
         except BaseException:
             with lock:
@@ -77,112 +85,113 @@ class Line:
         with lock:
             self.connecting = None
 
-    def connected(self, stream: Any) -> None:
-        """Take the stream that has been connected, or that TLS has been put on."""
+    def set_stream(self, stream: Any) -> None:
+        """Store the stream after connecting, or after its TLS handshake."""
         self.stream = stream
         self._used = False
         if self._loopback_only:
             check_loopback(stream)
 
-    def time_to_write(self, data: bytes) -> float:
-        """Return how many seconds writing ``data`` may take; raise where it must not be written.
+    def write_timeout(self, data: bytes) -> float:
+        """Return the seconds that writing ``data`` may take, or raise if it must not be written.
 
-        Not `httpcore.WriteError`, after which httpcore looks for a response all the same.
+        Do not raise `httpcore.WriteError`: httpcore ignores it and reads a response.
         """
         exchange = self._exchange
-        exchange.observed = True
-        if not self._begins(data):
-            return max(exchange.left(), SHORTEST) if exchange.sent else self.time_to_connect()
-        left = exchange.left()
+        exchange.sent_is_known = True
+        if exchange.sent:
+            return max(exchange.time_left(), MIN_TIMEOUT)
+        if not self._begins_request(data):
+            return self.connect_timeout()
+        left = exchange.time_left()
         if self._is_closed():
             raise httpcore.LocalProtocolError(CLOSED)
         if left <= 0:
             raise httpcore.WriteTimeout("no time was left to send the request")
-        if has_unread(self.stream, new=not self._used) or not are_buffers_empty(self.stream):
-            raise httpcore.RemoteProtocolError(UNASKED)
+        if has_unread_data(self.stream, new=not self._used) or not are_buffers_empty(self.stream):
+            raise httpcore.RemoteProtocolError(UNEXPECTED_DATA)
         self._used = exchange.sent = True
         return left
 
-    def may_show_ticket(self, data: bytes) -> bool:
-        """Return whether the socket of a new TLS connection is readable, before its first request.
+    def may_have_ticket(self, data: bytes) -> bool:
+        """Return whether a new TLS connection's socket is readable before the first request.
 
-        A session ticket makes it so, which only a read through TLS tells from a response.
+        Only a read through TLS can distinguish a session ticket from a response.
         """
         return (
             not self._used
-            and self._begins(data)
-            and self._exchange.left() > 0
+            and self._begins_request(data)
+            and self._exchange.time_left() > 0
             and self.stream.get_extra_info("ssl_object") is not None
             and bool(self.stream.get_extra_info("is_readable"))
         )
 
-    def _begins(self, data: bytes) -> bool:
-        # A request begins with its method. What goes to a proxy before it begins with CONNECT, or
-        # is SOCKS's.
+    def _begins_request(self, data: bytes) -> bool:
+        # A request begins with its method. To a proxy, CONNECT or SOCKS messages go first.
         exchange = self._exchange
         return not exchange.sent and data.startswith(exchange.send.request.method.encode())
 
-    def time_to_read(self) -> float:
-        """Return how many seconds a read may take."""
+    def read_timeout(self) -> float:
+        """Return the seconds that a read may take."""
         exchange = self._exchange
         if exchange.too_large:
-            raise httpcore.ReadTimeout("no more of the response is read")
+            raise httpcore.ReadTimeout("the response's body is too large to read")
         now = exchange.now()
         if not exchange.sent:
-            return self.time_to_connect()
+            return self.connect_timeout()
         left = exchange.deadline - now
-        if left > SHORTEST:
+        if left > MIN_TIMEOUT:
             return left
-        # What has come in by now still counts, but only that: it does not take long.
-        if self._late_until is None:
-            self._late_until = now + _LATE
-        if now > self._late_until:
-            raise httpcore.ReadTimeout("no whole response came in time")
-        return SHORTEST
+        # What has arrived by now still counts. To read it does not take long.
+        if self._grace_until is None:
+            self._grace_until = now + _READ_GRACE
+        if now > self._grace_until:
+            raise httpcore.ReadTimeout("no whole response arrived in time")
+        return MIN_TIMEOUT
 
-    def is_reusable(self) -> bool:
-        """Return whether all that has come on the connection has been read as HTTP."""
+    def has_empty_buffers(self) -> bool:
+        """Return whether the connection holds no bytes below HTTP."""
         return self.stream is not None and are_buffers_empty(self.stream)
 
 
 class Stream(httpcore.NetworkStream):
-    """A stream of httpcore's, with the rules of its line."""
+    """An httpcore stream that follows the rules of its `ConnectionState`."""
 
-    def __init__(self, stream: httpcore.NetworkStream, line: Line, lock: RLock) -> None:
-        """Close, and let close, under ``lock`` alone: a descriptor may be another's by then."""
+    def __init__(self, stream: httpcore.NetworkStream, state: ConnectionState, lock: RLock) -> None:
+        """Hold ``lock`` to close the socket, so that no thread shuts down a reused descriptor."""
         self._inner = stream
-        self._line = line
+        self._state = state
         self._lock = lock
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the line knows better
-        """Read, as far as the deadline allows."""
-        with NETWORK:
-            return self._inner.read(max_bytes, self._line.time_to_read())
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the state sets it
+        """Read within the deadline."""
+        with RAISE_FOREIGN:
+            return self._inner.read(max_bytes, self._state.read_timeout())
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - see read
-        """Write, if that is allowed."""
-        with NETWORK:
-            while self._line.may_show_ticket(buffer):
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - the state sets it
+        """Write if the rules allow it."""
+        with RAISE_FOREIGN:
+            while self._state.may_have_ticket(buffer):
                 read_ticket(self._inner)
-            self._inner.write(buffer, self._line.time_to_write(buffer))
+            self._inner.write(buffer, self._state.write_timeout(buffer))
 
     def start_tls(
         self,
         ssl_context: ssl.SSLContext,
         server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ARG002 - see read
+        timeout: float | None = None,  # noqa: ARG002 - the state sets it
     ) -> "Stream":
-        """Agree on TLS."""
+        """Do the TLS handshake."""
         plain = self._inner.get_extra_info("socket")
-        with NETWORK:
-            if isinstance(plain, ssl.SSLSocket):  # to a proxy; httpcore has TLS within TLS
+        with RAISE_FOREIGN:
+            if isinstance(plain, ssl.SSLSocket):  # a proxy's: httpcore's stream can do TLS in TLS
                 secure = self._inner.start_tls(
-                    ssl_context, server_hostname, self._line.time_to_connect()
+                    ssl_context, server_hostname, self._state.connect_timeout()
                 )
             else:
                 secure = stream_on(self._handshake(plain, ssl_context, server_hostname))
-            self._line.connected(secure)
-        return Stream(secure, self._line, self._lock)
+            self._state.set_stream(secure)
+        return Stream(secure, self._state, self._lock)
 
     def _handshake(
         self, plain: socket.socket, ssl_context: ssl.SSLContext, server_hostname: str | None
@@ -191,7 +200,7 @@ class Stream(httpcore.NetworkStream):
             secure = ssl_context.wrap_socket(
                 plain, server_hostname=server_hostname, do_handshake_on_connect=False
             )
-            self._line.prepare(secure, secure.do_handshake, self._lock)
+            self._state.run_connect_step(secure, secure.do_handshake, self._lock)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(error) from error
         except OSError as error:
@@ -199,7 +208,7 @@ class Stream(httpcore.NetworkStream):
         return secure
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what the stream knows."""
+        """Return what httpcore's stream returns."""
         return self._inner.get_extra_info(info)
 
     def close(self) -> None:
@@ -209,30 +218,30 @@ class Stream(httpcore.NetworkStream):
 
 
 class Backend(httpcore.NetworkBackend):
-    """Connects, one address after the other, within the time for all of them."""
+    """Connects to one address after the other, within the time for all of them."""
 
-    def __init__(self, line: Line, lock: RLock) -> None:
-        """Tell the line of what is connected."""
-        self._line = line
+    def __init__(self, state: ConnectionState, lock: RLock) -> None:
+        """Store each new stream in ``state``."""
+        self._state = state
         self._lock = lock
 
     def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ARG002 - the line knows better
-        local_address: str | None = None,  # noqa: ARG002 - a transport of ours has none
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - as above
+        timeout: float | None = None,  # noqa: ARG002 - the state sets it
+        local_address: str | None = None,  # noqa: ARG002 - our transports set none
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - our transports set none
     ) -> Stream:
-        """Connect to the first address that takes it."""
-        with NETWORK:
+        """Connect to the first address that accepts."""
+        with RAISE_FOREIGN:
             stream = stream_on(self._connect_to_any(host, port))
-            self._line.connected(stream)
-        return Stream(stream, self._line, self._lock)
+            self._state.set_stream(stream)
+        return Stream(stream, self._state, self._lock)
 
     def _connect_to_any(self, host: str, port: int) -> socket.socket:
-        self._line.time_to_connect()
-        failure = OSError(f"{host} has no address")
+        self._state.connect_timeout()
+        failure = OSError(f"the host {host} has no address")
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -241,10 +250,12 @@ class Backend(httpcore.NetworkBackend):
             range(len(found), 0, -1), found, strict=True
         ):
             try:
-                sock = socket.socket(family, kind, protocol)  # a machine may not know the family
+                sock = socket.socket(family, kind, protocol)  # not every machine has each family
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                # A silent address must leave time for the others.
-                self._line.prepare(sock, partial(sock.connect, address), self._lock, share=1 / left)
+                # An address that does not respond must leave time for the others.
+                self._state.run_connect_step(
+                    sock, partial(sock.connect, address), self._lock, share=1 / left
+                )
             except OSError as error:
                 failure = error
             else:
@@ -256,41 +267,41 @@ class Backend(httpcore.NetworkBackend):
 
 
 class AsyncStream(httpcore.AsyncNetworkStream):
-    """As `Stream`, for asyncio and trio."""
+    """Like `Stream`, for asyncio and trio."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream, line: Line) -> None:
-        """Have the rules of ``line``."""
+    def __init__(self, stream: httpcore.AsyncNetworkStream, state: ConnectionState) -> None:
+        """Follow the rules of ``state``."""
         self._inner = stream
-        self._line = line
+        self._state = state
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - httpcore's
-        """Read, as far as the deadline allows."""
-        with NETWORK:
-            return await self._inner.read(max_bytes, self._line.time_to_read())
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the state sets it
+        """Read within the deadline."""
+        with RAISE_FOREIGN:
+            return await self._inner.read(max_bytes, self._state.read_timeout())
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - httpcore's
-        """Write, if that is allowed."""
-        with NETWORK:
-            while self._line.may_show_ticket(buffer):
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - the state sets it
+        """Write if the rules allow it."""
+        with RAISE_FOREIGN:
+            while self._state.may_have_ticket(buffer):
                 await read_ticket_async(self._inner)
-            await self._inner.write(buffer, self._line.time_to_write(buffer))
+            await self._inner.write(buffer, self._state.write_timeout(buffer))
 
     async def start_tls(
         self,
         ssl_context: ssl.SSLContext,
         server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ARG002 - httpcore's
+        timeout: float | None = None,  # noqa: ARG002 - the state sets it
     ) -> "AsyncStream":
-        """Agree on TLS."""
-        with NETWORK:
+        """Do the TLS handshake."""
+        with RAISE_FOREIGN:
             secure = await self._inner.start_tls(
-                ssl_context, server_hostname, self._line.time_to_connect()
+                ssl_context, server_hostname, self._state.connect_timeout()
             )
-        self._line.connected(secure)
-        return AsyncStream(secure, self._line)
+        self._state.set_stream(secure)
+        return AsyncStream(secure, self._state)
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what the stream knows."""
+        """Return what httpcore's stream returns."""
         return self._inner.get_extra_info(info)
 
     async def aclose(self) -> None:
@@ -298,37 +309,37 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         await self._inner.aclose()
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """Return one member of a group, since who waits for a cancellation expects no group."""
+def _first_member(error: BaseException) -> BaseException:
+    """Return one exception of a group. Callers that cancel do not expect a group."""
     members: Sequence[BaseException] = getattr(error, "exceptions", ())
-    return _innermost(members[0]) if members else error
+    return _first_member(members[0]) if members else error
 
 
 class AsyncBackend(httpcore.AsyncNetworkBackend):
     """Connects over asyncio or trio."""
 
-    def __init__(self, line: Line) -> None:
-        """Tell the line of what is connected, on the event loop that is running."""
-        self._line = line
-        # Its types do not say that anyio is always there.
+    def __init__(self, state: ConnectionState) -> None:
+        """Store each new stream in ``state``. An event loop must be running."""
+        self._state = state
+        # httpcore's types do not say that anyio is installed.
         self._httpcore: Any = httpcore.TrioBackend() if under_trio() else httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ARG002 - httpcore's
+        timeout: float | None = None,  # noqa: ARG002 - the state sets it
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> AsyncStream:
         """Connect."""
-        line = self._line
-        with NETWORK:
+        state = self._state
+        with RAISE_FOREIGN:
             try:
                 connected = await self._httpcore.connect_tcp(
-                    host, port, line.time_to_connect(), local_address, socket_options
+                    host, port, state.connect_timeout(), local_address, socket_options
                 )
-            except BaseExceptionGroup as group:  # of the nursery in which trio connects
-                raise _innermost(group.split(Exception)[1] or group) from None
-        line.connected(connected)
-        return AsyncStream(connected, line)
+            except BaseExceptionGroup as group:  # trio connects in a nursery
+                raise _first_member(group.split(Exception)[1] or group) from None
+        state.set_stream(connected)
+        return AsyncStream(connected, state)

@@ -1,9 +1,11 @@
-"""Connections of our own: an httpx transport for each, and what makes them.
+"""Own connections: transports that open connections themselves, with one httpx transport for each.
 
-Which connection a request gets is the pool's, what a failure means is the exchange's; neither is
-decided here. httpcore's own pool is not used for more than one connection: it closes connections
-that it has just assigned, loses places when it is cancelled (encode/httpcore, issue 1093), and its cost
-grows with the square of the requests that wait.
+`creduse_core.pool` decides which connection a request gets, and `_exchange` what a failure means.
+Neither belongs here.
+
+Each httpcore pool has only one connection. A shared one closes connections that it has just
+assigned. It loses places when it is cancelled (encode/httpcore, issue 1093). Its cost grows with
+the square of the waiting requests.
 """
 
 import os
@@ -28,54 +30,58 @@ from creduse_core import (
 from creduse_core.pool import IDLE_TIMEOUT, Idle, Pool
 from creduse_core.tls import WholeRecords
 
-from ._clocks import AsyncClock, Clock, current_loop, keep_interrupts_out
-from ._exchange import CLOSED, Exchange, Heads, Pieces, not_sent
-from ._foreign import CLOSING, LIBRARIES
-from ._httpcore import is_drained, set_backend, unlock
-from ._network import AsyncBackend, Backend, Line
+from ._clocks import AsyncClock, Clock, current_loop, protect_from_interrupts
+from ._exchange import CLOSED, BodyIterator, Exchange, HeaderCache, not_sent
+from ._foreign import IGNORE_LIBRARY_ERRORS, LIBRARIES
+from ._httpcore import is_drained, remove_lock, set_backend
+from ._network import AsyncBackend, Backend, ConnectionState
 from ._sockets import shut_down
 
-_ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
+_ONE_CONNECTION: Final = httpx.Limits(
+    max_connections=1, max_keepalive_connections=1, keepalive_expiry=None
+)
 
 
-class Settings:
-    """What all connections of a client share: one TLS context, one proxy, one cache of heads."""
+class TransportFactory:
+    """Makes a client's httpx transports, which share a TLS context, a proxy and a cache."""
 
     def __init__(self, protocol: CreduseProtocol) -> None:
-        """Make the TLS context, and find the proxy that the environment names.
+        """Make the TLS context, and read the proxy from the environment.
 
-        Calls to this machine do not leave it for a proxy, the less so as the key may be in the
-        clear.
+        Calls to this machine use no proxy. Over plain http, it could read the API key.
 
         Raises:
-            ValueError: The environment names certificates that cannot be read, or no proxy's URL.
+            ValueError: The environment names certificates that cannot be read, or an invalid proxy
+                URL.
         """
         self.loopback_only = protocol.plain_loopback
         self.proxy: Proxy | None = None
         if not protocol.loopback:
             self.proxy = proxy_from_environment(protocol.base_url)
-        self.heads = Heads(httpx)
-        wrong = ""
+        self.header_cache = HeaderCache(httpx)
+        problem = ""
         try:
             self._context = (
                 httpx.create_ssl_context()
                 if protocol.base_url.startswith("https:")
-                else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used, but httpx wants one
+                else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used, but httpx requires one
             )
             self._context.sslobject_class = WholeRecords
-            self.transport(httpx.HTTPTransport)  # now rather than within a call
-        except Exception as error:  # noqa: BLE001 - whatever a setting brings about
-            wrong = f"{type(error).__name__}: {error}"
-        if wrong:
-            # Not within the handler: the exception's frames show the proxy's password.
+            self.new_transport(httpx.HTTPTransport)  # so that it fails now and not in a call
+        except Exception as error:  # noqa: BLE001 - a setting can cause any
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            # Not in the except block, since that exception's frames show the proxy's password.
             raise ValueError(
-                "no HTTP transport can be made; see SSL_CERT_FILE, SSL_CERT_DIR, HTTPS_PROXY, "
-                f"HTTP_PROXY, ALL_PROXY: {wrong}"
+                "httpx cannot use the environment's settings; check SSL_CERT_FILE, SSL_CERT_DIR, "
+                f"HTTPS_PROXY, HTTP_PROXY and ALL_PROXY: {problem}"
             )
 
-    def transport(self, kind: Callable[..., Any]) -> Any:
+    def new_transport(self, kind: Callable[..., Any]) -> Any:
         """Return a new transport, for one connection."""
-        return kind(verify=self._context, trust_env=False, limits=_ONE, proxy=self._httpx_proxy())
+        return kind(
+            verify=self._context, trust_env=False, limits=_ONE_CONNECTION, proxy=self._httpx_proxy()
+        )
 
     def _httpx_proxy(self) -> httpx.Proxy | None:
         if self.proxy is None:
@@ -83,11 +89,11 @@ class Settings:
         url = httpx.URL(self.proxy.url.reveal())
         return httpx.Proxy(url, ssl_context=self._context if url.scheme == "https" else None)
 
-    def request(self, exchange: Exchange, stream: object) -> Any:
+    def new_request(self, exchange: Exchange, stream: object) -> Any:
         """Return httpx's request."""
         exchange.via = None if self.proxy is None else self.proxy.shown
-        timeouts = dict.fromkeys(("connect", "pool", "read", "write"), exchange.left())
-        return exchange.request(httpx, self.heads, stream, {"timeout": timeouts})
+        timeouts = dict.fromkeys(("connect", "pool", "read", "write"), exchange.time_left())
+        return exchange.request(httpx, self.header_cache, stream, {"timeout": timeouts})
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -100,113 +106,122 @@ class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
         return iter((self._body,))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return Pieces(self._body)
+        return BodyIterator(self._body)
 
 
 class Connection:
-    """One connection to the server, for the synchronous client."""
+    """A connection to the server, for the synchronous client."""
 
-    def __init__(self, settings: Settings, is_closed: Callable[[], bool], lock: RLock) -> None:
-        """Connect when there is a request."""
-        self._settings = settings
+    def __init__(
+        self, factory: TransportFactory, is_closed: Callable[[], bool], lock: RLock
+    ) -> None:
+        """Connect at the first request."""
+        self._factory = factory
         self._lock = lock
-        self._line = Line(is_closed, loopback_only=settings.loopback_only)
-        self._transport = settings.transport(httpx.HTTPTransport)
-        unlock(self._transport)
-        self._is_known = set_backend(self._transport, Backend(self._line, lock))
+        self._state = ConnectionState(is_closed, loopback_only=factory.loopback_only)
+        self._transport = factory.new_transport(httpx.HTTPTransport)
+        remove_lock(self._transport)
+        self._uses_backend = set_backend(self._transport, Backend(self._state, lock))
 
     def exchange(self, exchange: Exchange) -> Response:
-        """Send the request and return its response, whatever raises in between."""
-        self._line.begin(exchange)
-        request = self._settings.request(exchange, _Body(exchange.send.request.body))
+        """Send the request and return its response."""
+        self._state.begin(exchange)
+        request = self._factory.new_request(exchange, _Body(exchange.send.request.body))
         response = self._transport.handle_request(request)
         try:
-            if exchange.begin_response(response):
+            if exchange.receive_head(response):
                 for chunk in response.stream:
-                    exchange.add(chunk)
+                    exchange.add_chunk(chunk)
         finally:
-            # What there is of the response is there by now; closing cannot change it.
-            with CLOSING:
+            # An error in closing does not change what has been read.
+            with IGNORE_LIBRARY_ERRORS:
                 response.stream.close()
         return exchange.response()
 
-    def is_fit(self) -> bool:
+    def is_reusable(self) -> bool:
         """Return whether the connection can serve another request."""
-        return self._line.is_reusable() and is_drained(self._transport)
+        return self._state.has_empty_buffers() and is_drained(self._transport)
 
     def shut_down(self) -> None:
-        """End the exchange of another thread, or its connecting."""
-        line = self._line
-        with self._lock, suppress(OSError):  # it has hung up already
-            shut_down(line.connecting)
-            if line.stream is not None:
-                shut_down(line.stream.get_extra_info("socket"))
+        """End another thread's exchange on this connection, or its connecting."""
+        state = self._state
+        with self._lock, suppress(OSError):  # the peer has closed it already
+            shut_down(state.connecting)
+            if state.stream is not None:
+                shut_down(state.stream.get_extra_info("socket"))
 
-    def forget(self) -> None:
-        """Close the descriptor of an idle connection that is the parent process's."""
-        self._line.stream.get_extra_info("socket").close()
+    def close_after_fork(self) -> None:
+        """Close this process's descriptor of an idle connection of the parent process."""
+        self._state.stream.get_extra_info("socket").close()
 
     def close(self) -> None:
-        """Close the connection, however its exchange has ended.
+        """Close the connection in any state.
 
-        Not by the transport: a signal's exception may have left a lock of its pool locked.
+        The transport's own method is not used: a signal handler's exception can leave a lock of its
+        pool acquired.
         """
-        with CLOSING, self._lock:  # a descriptor may be another's once it is closed
-            if self._line.stream is not None:
-                self._line.stream.close()
-            elif not self._is_known:
+        with (
+            IGNORE_LIBRARY_ERRORS,
+            self._lock,
+        ):  # once closed, the descriptor can be another socket's
+            if self._state.stream is not None:
+                self._state.stream.close()
+            elif not self._uses_backend:
                 self._transport.close()
 
 
 class AsyncConnection:
-    """One connection to the server, for the asynchronous client."""
+    """A connection to the server, for the asynchronous client."""
 
-    def __init__(self, settings: Settings, is_closed: Callable[[], bool]) -> None:
-        """Connect when there is a request."""
-        self._settings = settings
-        self._line = Line(is_closed, loopback_only=settings.loopback_only)
-        self._transport = settings.transport(httpx.AsyncHTTPTransport)
-        set_backend(self._transport, AsyncBackend(self._line))
+    def __init__(self, factory: TransportFactory, is_closed: Callable[[], bool]) -> None:
+        """Connect at the first request."""
+        self._factory = factory
+        self._state = ConnectionState(is_closed, loopback_only=factory.loopback_only)
+        self._transport = factory.new_transport(httpx.AsyncHTTPTransport)
+        set_backend(self._transport, AsyncBackend(self._state))
 
     async def exchange(self, exchange: Exchange) -> Response:
-        """Send the request and return its response, whatever raises in between."""
-        self._line.begin(exchange)
-        request = self._settings.request(exchange, _Body(exchange.send.request.body))
+        """Send the request and return its response."""
+        self._state.begin(exchange)
+        request = self._factory.new_request(exchange, _Body(exchange.send.request.body))
         response = await self._transport.handle_async_request(request)
         try:
-            if exchange.begin_response(response):
+            if exchange.receive_head(response):
                 async for chunk in response.stream:
-                    exchange.add(chunk)
+                    exchange.add_chunk(chunk)
         finally:
-            with CLOSING:
+            with IGNORE_LIBRARY_ERRORS:
                 await response.stream.aclose()
         return exchange.response()
 
-    def is_fit(self) -> bool:
+    def is_reusable(self) -> bool:
         """Return whether the connection can serve another request."""
-        return self._line.is_reusable() and is_drained(self._transport)
+        return self._state.has_empty_buffers() and is_drained(self._transport)
 
     async def aclose(self) -> None:
-        """Close the connection, however its exchange has ended, and though it was cancelled."""
+        """Close the connection in any state, also if the caller was cancelled."""
         with anyio.CancelScope(shield=True):
-            with CLOSING:
+            with IGNORE_LIBRARY_ERRORS:
                 await self._transport.aclose()
-            # httpcore leaves the socket open when it is cancelled while TLS is being agreed.
-            if self._line.stream is not None:
-                with CLOSING:
-                    await self._line.stream.aclose()
+            # httpcore leaves the socket open if it is cancelled in a TLS handshake.
+            if self._state.stream is not None:
+                with IGNORE_LIBRARY_ERRORS:
+                    await self._state.stream.aclose()
 
 
-class _Process:
-    """The connections of one process. A fork copies them, and sockets cannot be shared."""
+class _ProcessConnections:
+    """The connections of one process.
+
+    A fork copies them, but two processes cannot share a socket.
+    """
 
     def __init__(self) -> None:
         self.idle: Idle[Connection] = Idle(IDLE_TIMEOUT)
         self.active: dict[int, Connection] = {}
-        """By thread, so that it stays small whatever a signal interrupts."""
+        """The connection of each thread that sends. A key for each thread bounds its size."""
         self.lock = RLock()
-        """For closing what another thread uses, and held while nothing waits. Reentrant, since a
-        signal handler may close, too."""
+        """Held to close what another thread uses, and never while something waits. It is reentrant,
+        since a signal handler can close, too."""
 
     def close_idle(self) -> None:
         """Close the idle connections."""
@@ -215,36 +230,36 @@ class _Process:
 
 
 class OwnTransport(Clock):
-    """Sends over connections of its own: as many as there are threads that send.
+    """A synchronous transport with own connections: as many as there are threads that send.
 
-    No call waits for another one, and a signal's exception leaves nothing locked.
+    No call waits for another one, and a signal handler's exception leaves no lock acquired.
     """
 
     libraries = LIBRARIES
 
     def __init__(self, protocol: CreduseProtocol) -> None:
-        """Make ready what connections share; they are opened when they are needed.
+        """Prepare what connections share. They are opened when they are needed.
 
         Raises:
             ValueError: The environment names certificates or a proxy that cannot be used.
         """
-        self._settings = Settings(protocol)
+        self._factory = TransportFactory(protocol)
         self._closed = False
-        self._processes = {os.getpid(): _Process()}
+        self._processes = {os.getpid(): _ProcessConnections()}
 
     def _is_closed(self) -> bool:
         return self._closed
 
-    def _process(self) -> _Process:
-        """Return what is this process's own; after a fork, without the parent's connections."""
+    def _process(self) -> _ProcessConnections:
+        """Return this process's connections. After a fork, close those of the parent."""
         number = os.getpid()
         if (process := self._processes.get(number)) is not None:
             return process
         for other in tuple(self._processes):
             parent = self._processes.pop(other, None)
             while parent is not None and (connection := parent.idle.take()) is not None:
-                connection.forget()
-        return self._processes.setdefault(number, _Process())
+                connection.close_after_fork()
+        return self._processes.setdefault(number, _ProcessConnections())
 
     def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.Transport`."""
@@ -253,30 +268,30 @@ class OwnTransport(Clock):
         exchange = Exchange(send, self.now)
         try:
             return self._send(exchange)
-        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-            return exchange.failed(error)
+        except Exception as error:  # noqa: BLE001 - the libraries' become failures
+            return exchange.result_of(error)
         except BaseException as error:
-            exchange.forget(error)
+            exchange.remove_secrets(error)
             raise
 
     def _send(self, exchange: Exchange) -> Response:
         process, thread = self._process(), get_ident()
         while (stale := process.idle.expired(self.now())) is not None:
             stale.close()
-        # A signal handler may call within a call of this thread.
+        # A signal handler can make a call within this thread's call.
         before, users = process.active.get(thread), process.active
         keep = False
         try:
             connection = process.idle.take_into(users, thread)
             if connection is None:
                 connection = users[thread] = Connection(
-                    self._settings, self._is_closed, process.lock
+                    self._factory, self._is_closed, process.lock
                 )
             response = connection.exchange(exchange)
-            keep = exchange.send.belongs(response) and connection.is_fit()
+            keep = exchange.send.belongs(response) and connection.is_reusable()
             return response
         finally:
-            # By what is noted: an exception may have come before ``connection`` was set.
+            # Not ``connection``: a signal handler can raise before it is assigned.
             used = users.get(thread)
             if before is None:
                 users.pop(thread, None)
@@ -291,7 +306,7 @@ class OwnTransport(Clock):
                 process.close_idle()
 
     def close(self) -> None:
-        """Close all connections. A call in flight ends at once, and nothing of it is sent later."""
+        """Close all connections. Calls in flight end at once and send nothing more."""
         self._closed = True
         process = self._process()
         try:
@@ -303,33 +318,33 @@ class OwnTransport(Clock):
 
 
 MAX_CONNECTIONS: Final = 100
-"""Connections of an asynchronous client at most. Further calls wait for one, within their time."""
+"""The most connections of an asynchronous client. Further calls wait for one."""
 
 
 class AsyncOwnTransport(AsyncClock):
-    """Sends over connections of its own, on the event loop of its first call."""
+    """An asynchronous transport with own connections, on the event loop of its first call."""
 
     libraries = LIBRARIES
 
     def __init__(self, protocol: CreduseProtocol, max_connections: int = MAX_CONNECTIONS) -> None:
-        """Make ready what connections share; they are opened when they are needed.
+        """Prepare what connections share. They are opened when they are needed.
 
         Raises:
             ValueError: The environment names certificates or a proxy that cannot be used.
         """
-        keep_interrupts_out(AsyncOwnTransport.send, AsyncOwnTransport.aclose)
-        self._settings = Settings(protocol)
+        protect_from_interrupts(AsyncOwnTransport.send, AsyncOwnTransport.aclose)
+        self._factory = TransportFactory(protocol)
         self._closed = False
-        self._cut = False
+        self._sending_stopped = False
         self._loop: object = None
         self._pool: Pool[AsyncConnection, anyio.Event] = Pool(max_connections, IDLE_TIMEOUT)
         self._active = 0
         self._drained: anyio.Event | None = None
 
-    def _is_closed(self) -> bool:
-        return self._cut
+    def _is_sending_stopped(self) -> bool:
+        return self._sending_stopped
 
-    def _refusal(self) -> Failure | None:
+    def _local_failure(self) -> Failure | None:
         if self._closed:
             return not_sent(CLOSED)
         loop = current_loop()
@@ -340,16 +355,16 @@ class AsyncOwnTransport(AsyncClock):
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        if (refusal := self._refusal()) is not None:
-            return refusal
+        if (failure := self._local_failure()) is not None:
+            return failure
         exchange = Exchange(send, self.now)
         self._active += 1
         try:
             return await self._send(exchange)
-        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-            return exchange.failed(error)
+        except Exception as error:  # noqa: BLE001 - the libraries' become failures
+            return exchange.result_of(error)
         except BaseException as error:
-            exchange.forget(error)
+            exchange.remove_secrets(error)
             raise
         finally:
             self._active -= 1
@@ -358,13 +373,17 @@ class AsyncOwnTransport(AsyncClock):
 
     async def _send(self, exchange: Exchange) -> Response:
         if not self._pool.enter():
-            await self._wait(exchange)
+            await self._wait_for_place(exchange)
         try:
-            connection = await self._connection()
+            connection = await self._take_connection()
             keep = False
             try:
                 response = await connection.exchange(exchange)
-                keep = exchange.send.belongs(response) and connection.is_fit() and not self._closed
+                keep = (
+                    exchange.send.belongs(response)
+                    and connection.is_reusable()
+                    and not self._closed
+                )
                 return response
             finally:
                 if keep:
@@ -374,7 +393,7 @@ class AsyncOwnTransport(AsyncClock):
         finally:
             _wake(self._pool.leave())
 
-    async def _wait(self, exchange: Exchange) -> None:
+    async def _wait_for_place(self, exchange: Exchange) -> None:
         """Wait for a place in the pool."""
         waiter = anyio.Event()
         self._pool.wait(waiter)
@@ -391,23 +410,23 @@ class AsyncOwnTransport(AsyncClock):
             raise RuntimeError(CLOSED)
         raise TimeoutError("no connection was free in time")
 
-    async def _connection(self) -> AsyncConnection:
+    async def _take_connection(self) -> AsyncConnection:
         while (stale := self._pool.expired(self.now())) is not None:
             await stale.aclose()
-        return self._pool.take() or AsyncConnection(self._settings, self._is_closed)
+        return self._pool.take() or AsyncConnection(self._factory, self._is_sending_stopped)
 
     async def aclose(self) -> None:
-        """Send nothing any more but what is in flight, wait for that, and close all connections."""
+        """Let calls in flight end, send nothing else, and close all connections."""
         self._closed = True
         if self._loop is None or self._loop is not current_loop():
-            self._cut = True  # what it had has gone with its loop, unless that runs elsewhere
+            self._sending_stopped = True  # only its own loop can close its connections
             return
         try:
             if self._active:
                 self._drained = self._drained or anyio.Event()
                 await self._drained.wait()
         finally:
-            self._cut = True
+            self._sending_stopped = True
             while (connection := self._pool.take()) is not None:
                 await connection.aclose()
 

@@ -1,6 +1,6 @@
-"""What is asked of a connection below HTTP, and done to it, whoever has opened it.
+"""Checks and operations on a connection below HTTP, for own connections and supplied clients.
 
-Both for clients of our own and for supplied ones. When that is done is theirs to say.
+When the adapter runs them does not belong here.
 """
 
 import errno
@@ -13,23 +13,23 @@ import httpcore
 from creduse_core import is_loopback
 from creduse_core.tls import length_of_records
 
-from ._foreign import NETWORK
+from ._foreign import RAISE_FOREIGN
 
-SHORTEST: Final = 0.001
-"""Seconds. A socket takes a timeout of 0 to mean that it should not wait, and says so oddly."""
+MIN_TIMEOUT: Final = 0.001
+"""Seconds. A socket takes a timeout of 0 as a request not to wait at all."""
 
-_PEEK: Final = 64 * 1024
+_PEEK_SIZE: Final = 64 * 1024
 """Bytes. Session tickets are shorter."""
 
-UNASKED: Final = "the server had sent what nobody had asked for"
+UNEXPECTED_DATA: Final = "the server had sent data before the request"
 
 
-def has_record(stream: Any) -> bool:
-    """Return whether TLS holds bytes of a stream that nobody has read."""
+def has_unread_tls_data(stream: Any) -> bool:
+    """Return whether a stream's TLS object holds unread bytes."""
     ssl_object = None if stream is None else stream.get_extra_info("ssl_object")
     if ssl_object is None:
         return False
-    if not isinstance(ssl_object, ssl.SSLObject):  # a socket's own
+    if not isinstance(ssl_object, ssl.SSLObject):  # an SSLSocket
         return bool(ssl_object.pending())
     try:
         ssl_object.read(1)
@@ -38,85 +38,85 @@ def has_record(stream: Any) -> bool:
     return True
 
 
-def has_unread(stream: Any, *, new: bool = True) -> bool:
-    """Return whether something has come on a stream: a response before its request, say.
+def has_unread_data(stream: Any, *, new: bool = True) -> bool:
+    """Return whether unread bytes have arrived on a stream, such as a response before its request.
 
-    Before the first request over TLS that is for `read_ticket` to find on the socket: a ticket may
-    come at any moment.
+    On a ``new`` TLS connection, a session ticket can make the socket readable. `read_ticket` reads
+    it, so this function checks only the TLS object then.
     """
     if not (new and stream.get_extra_info("ssl_object")) and stream.get_extra_info("is_readable"):
         return True
-    return has_record(stream)
+    return has_unread_tls_data(stream)
 
 
 def read_ticket(stream: Any) -> None:
-    """Read what makes the socket of a new TLS stream readable.
+    """Read the session ticket that makes the socket of a new TLS stream readable.
 
     Raises:
-        ConnectionResetError: It is more than a session ticket, or part of a record.
+        ConnectionResetError: The bytes are more than a session ticket, or part of a record.
     """
     sock = stream.get_extra_info("socket")
-    # A read through TLS would take a part off it. An SSLSocket's own method knows no flags.
-    begun = b"" if sock is None else socket.socket.recv(sock, _PEEK, socket.MSG_PEEK)
+    # A read through TLS would remove part of a record. SSLSocket.recv accepts no flags.
+    begun = b"" if sock is None else socket.socket.recv(sock, _PEEK_SIZE, socket.MSG_PEEK)
     if length_of_records(begun) < len(begun):
-        raise ConnectionResetError(UNASKED)
+        raise ConnectionResetError(UNEXPECTED_DATA)
     try:
-        with NETWORK:
-            stream.read(1, SHORTEST)
-    except Exception as error:  # noqa: BLE001 - it may be raised again
-        _raise_unless_over(error)
+        with RAISE_FOREIGN:
+            stream.read(1, MIN_TIMEOUT)
+    except Exception as error:  # noqa: BLE001 - raised again if it is no timeout
+        _raise_unless_timeout(error)
     else:
-        raise ConnectionResetError(UNASKED)
+        raise ConnectionResetError(UNEXPECTED_DATA)
 
 
 async def read_ticket_async(stream: Any) -> None:
-    """Do the same on an event loop, which may be so busy that nothing is read.
+    """Do the same on an event loop. A busy loop can read nothing in this time.
 
-    A part of a record is for `creduse_core.tls.WholeRecords` to tell.
+    `creduse_core.tls.WholeRecords` detects a part of a record.
     """
     try:
-        await stream.read(1, SHORTEST)
-    except Exception as error:  # noqa: BLE001 - it may be raised again
-        _raise_unless_over(error)
+        await stream.read(1, MIN_TIMEOUT)
+    except Exception as error:  # noqa: BLE001 - raised again if it is no timeout
+        _raise_unless_timeout(error)
     else:
-        raise ConnectionResetError(UNASKED)
+        raise ConnectionResetError(UNEXPECTED_DATA)
 
 
-def _raise_unless_over(error: Exception) -> None:
-    if type(error).__name__ != "ReadTimeout":  # of httpcore's, or httpcore2's
+def _raise_unless_timeout(error: Exception) -> None:
+    if type(error).__name__ != "ReadTimeout":  # httpcore's or httpcore2's
         raise error
 
 
 def check_loopback(stream: Any) -> None:
-    """Raise unless a stream leads to this machine: a name such as ``localhost`` may mislead.
+    """Raise if a stream's peer is not this machine. A name such as ``localhost`` can be misleading.
 
     Raises:
-        httpcore.ConnectError: It leads nowhere any more.
-        httpcore.LocalProtocolError: It leads elsewhere.
+        httpcore.ConnectError: The stream is not connected any more.
+        httpcore.LocalProtocolError: The peer is another machine.
     """
     try:
         address = stream.get_extra_info("server_addr")
     except OSError as error:
-        if error.errno != errno.ENOTCONN:  # a signal handler's
+        if error.errno != errno.ENOTCONN:  # a signal handler raised it
             raise
         address = None
     if address is None:
-        raise httpcore.ConnectError("the connection was reset as soon as it was made")
+        raise httpcore.ConnectError("the server reset the connection as soon as it was open")
     host = str(address[0])
     if not is_loopback(host):
         raise httpcore.LocalProtocolError(
-            f"the host of base_url is at {host}, which is not this machine, and over plain http "
-            "anyone on the way can read the API key; pass allow_http=True to send it all the same"
+            f"the host of base_url is at {host}, which is not this machine: over plain http, "
+            "anyone on the way can read the API key; use https, or pass allow_http=True"
         )
 
 
 def shut_down(sock: Any) -> None:
-    """Shut a socket down, of whatever kind, so that nothing is read or written on it any more.
+    """Shut down a socket of any kind, so that nothing can read or write on it.
 
-    Not by its own method: an SSLSocket forgets TLS first, and uvloop's has none. Nor through a
-    second descriptor, of which there may be no more.
+    The socket's own method is not used: an SSLSocket drops TLS first, and uvloop's sockets have
+    none. A second descriptor is not used either, since the process can be at its limit of them.
     """
-    if sock is None or sock.fileno() < 0:  # it is closed already
+    if sock is None or sock.fileno() < 0:  # already closed
         return
     twin = socket.socket(sock.family, sock.type, fileno=sock.fileno())
     try:

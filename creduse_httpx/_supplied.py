@@ -1,8 +1,8 @@
-"""Requests over a supplied client: its connections are in its own pool, and so are its rules.
+"""Transports over a supplied httpx client, with its connection pool and its settings.
 
-What is known of a request comes from httpx's trace, an extension of the request: httpcore calls it
-with the name of a step, such as ``http11.send_request_headers.started``. No exception type says as
-much. What clients of our own need must not come in here.
+httpx's trace extension reports what was sent. httpcore calls it with the name of each step, such as
+``http11.send_request_headers.started``. No exception type says as much. Own connections do not
+belong here.
 """
 
 import sys
@@ -23,8 +23,8 @@ from creduse_core import (
 
 from ._clients import AsyncHTTPXClient, HTTPXClient
 from ._clocks import AsyncClock, Clock, current_loop
-from ._exchange import CLOSED, Exchange, Heads, Pieces, not_sent
-from ._foreign import CLOSING, LIBRARIES
+from ._exchange import CLOSED, BodyIterator, Exchange, HeaderCache, not_sent
+from ._foreign import IGNORE_LIBRARY_ERRORS, LIBRARIES
 from ._httpcore import (
     are_buffers_empty,
     direct_transport,
@@ -33,21 +33,21 @@ from ._httpcore import (
     transport_for,
 )
 from ._sockets import (
-    SHORTEST,
-    UNASKED,
+    MIN_TIMEOUT,
+    UNEXPECTED_DATA,
     check_loopback,
-    has_record,
-    has_unread,
+    has_unread_data,
+    has_unread_tls_data,
     read_ticket,
     read_ticket_async,
     shut_down,
 )
 from ._tasks import Tasks, new_tasks
 
-# The parts of an exchange in which it waits for the network: within one of them it can be
-# cancelled, and at the beginning of one it can be refused, without httpcore losing track of the
-# connection. Elsewhere it cannot: encode/httpcore, issue 1093.
-_STEPS: Final = frozenset(
+# The steps in which an exchange waits for the network. Within one, the exchange can be cancelled,
+# and at its beginning the trace can raise. Elsewhere httpcore would lose the connection's place in
+# its pool: encode/httpcore, issue 1093.
+_NETWORK_STEPS: Final = frozenset(
     {
         "connect_tcp",
         "connect_unix_socket",
@@ -61,19 +61,19 @@ _STEPS: Final = frozenset(
     }
 )
 
-_GRACE: Final = 0.2
-"""Seconds for what takes none: what httpcore does between two steps."""
+_STEP_GRACE: Final = 0.2
+"""Seconds for httpcore's work between two steps, which takes almost none."""
 
-_SENT_AGAIN: Final = "a request is sent once, but the client's transport sent it again"
-
-_NO_HTTP2: Final = (
-    "HTTP/2 is not supported, since calls that share a connection share its failures, and httpcore "
-    "sends again by itself: pass an http_client without http2=True"
+_SENT_AGAIN: Final = (
+    "http_client tried to send the request twice: pass one whose transport does not retry"
 )
+
+# Calls that share an HTTP/2 connection share its failures, and httpcore resends requests itself.
+_NO_HTTP2: Final = "HTTP/2 is not supported: pass an http_client without http2=True"
 
 
 def library_of(http_client: object, name: str) -> ModuleType:
-    """Return the library of a client, httpx or httpx2; reject what is no client of either."""
+    """Return the module of a client, httpx or httpx2, or raise ``TypeError``."""
     for base in type(http_client).__mro__:
         if base.__module__ in {"httpx", "httpx2"} and base.__name__ == name:
             return sys.modules[base.__module__]
@@ -82,28 +82,28 @@ def library_of(http_client: object, name: str) -> ModuleType:
     )
 
 
-class Supplied:
-    """A supplied client, and which of its transports our requests take."""
+class SuppliedClient:
+    """A supplied client, and the choice of its transport for our requests."""
 
     def __init__(self, http_client: Any, protocol: CreduseProtocol, name: str) -> None:
-        """Take a client of either library, called ``name``.
+        """Check a client. Its class must be called ``name``.
 
         Raises:
-            TypeError: It is none.
-            ValueError: It may speak HTTP/2.
+            TypeError: It is not a client of httpx or httpx2.
+            ValueError: It can use HTTP/2.
         """
         self.library = library_of(http_client, name)
-        self.heads = Heads(self.library)
+        self.header_cache = HeaderCache(self.library)
         self.http_client = http_client
-        # A proxy of the environment's is not for calls to this machine, the less so as the key may
-        # be in the clear. One that the client was made with is.
+        # Calls to this machine do not use the environment's proxy, which could read the API key
+        # over plain http. They do use a proxy that the client was made with.
         self._direct = bool(
             protocol.loopback
             and http_client.trust_env
             and proxy_from_environment(protocol.base_url)
         )
         self._loopback_only = protocol.plain_loopback
-        with suppress(self.library.InvalidURL):  # the first call says so
+        with suppress(self.library.InvalidURL):  # the first call raises it
             if speaks_http2(self.transport(self.library.URL(protocol.base_url))):
                 raise ValueError(_NO_HTTP2)
 
@@ -113,19 +113,19 @@ class Supplied:
         return find(self.http_client, url)
 
     def check_peer(self, stream: Any) -> None:
-        """Raise if a connection leaves this machine with the key in the clear; see `check_loopback`."""
+        """Raise if a connection would show the API key to another machine. See `check_loopback`."""
         if self._loopback_only:
             check_loopback(stream)
 
 
-class _TimeOuts(dict[str, float]):
-    """httpx's timeouts for one request, which tell whether httpcore's pool has looked at them."""
+class _WatchedTimeouts(dict[str, float]):
+    """httpx's timeouts for one request. They know whether httpcore's pool has read them."""
 
-    asked = False
+    was_read = False
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return a timeout. httpcore asks for ``pool`` first, and before it waits for anything."""
-        self.asked = True
+        """Return a timeout. httpcore reads ``pool`` first, before it waits for anything."""
+        self.was_read = True
         return super().get(key, default)
 
 
@@ -133,8 +133,8 @@ class _TimeOuts(dict[str, float]):
 def _body_class(library: ModuleType) -> Any:
     """Return the class of a request's body, for one library or the other."""
 
-    class Body(library.SyncByteStream, library.AsyncByteStream):  # type: ignore[misc,name-defined]  # of one library or the other
-        """Can be read once: whoever sends a request again by itself reads it a second time."""
+    class Body(library.SyncByteStream, library.AsyncByteStream):  # type: ignore[misc,name-defined]  # httpx or httpx2
+        """A body that can be read once. A transport that sends a request again reads it twice."""
 
         def __init__(self, body: bytes) -> None:
             self._pieces = [body]
@@ -151,24 +151,24 @@ def _body_class(library: ModuleType) -> Any:
 
         def __aiter__(self) -> AsyncIterator[bytes]:
             self._once()
-            return Pieces(*self._pieces)
+            return BodyIterator(*self._pieces)
 
     return Body
 
 
 class TracedExchange(Exchange):
-    """One request over a supplied client, and what httpx's trace tells of it."""
+    """One request over a supplied client, and what httpx's trace reports about it."""
 
-    def __init__(self, send: Send, supplied: Supplied, now: Callable[[], float]) -> None:
-        """Begin: the request's time runs from here."""
+    def __init__(self, send: Send, supplied: SuppliedClient, now: Callable[[], float]) -> None:
+        """Begin the exchange. ``now`` returns the time on the clock of ``send``."""
         super().__init__(send, now)
-        self.connected: Any = None
-        """The network stream that was connected for this exchange, until it carries it."""
-        self._fresh: Any = None
-        """The same, TLS included."""
+        self.unused_stream: Any = None
+        """The network stream that was connected for this exchange, until it carries the request."""
+        self._latest_stream: Any = None
+        """The same stream, with TLS if that is on."""
         self._supplied = supplied
         connect, whole = send.connect_by - now(), send.deadline - now()
-        self._timeouts = _TimeOuts(pool=connect, connect=connect, write=whole, read=whole)
+        self._timeouts = _WatchedTimeouts(pool=connect, connect=connect, write=whole, read=whole)
         self._stopped = False
         self._step: str | None = None
 
@@ -179,136 +179,135 @@ class TracedExchange(Exchange):
         supplied = self._supplied
         body = _body_class(supplied.library)(self.send.request.body)
         extensions = {"trace": trace, "timeout": self._timeouts}
-        return self.request(supplied.library, supplied.heads, body, extensions)
+        return self.request(supplied.library, supplied.header_cache, body, extensions)
 
     def stop(self) -> float:
-        """End it, and return how many seconds to leave it before it is cancelled.
+        """Stop the exchange, and return after how many seconds to cancel its task.
 
-        None where that is safe, or where httpcore is not at work. Else it ends at its next step,
-        or when its time in the pool is over; but if it does not, a place in the pool is less than
-        a call that does not end.
+        Return 0 where a cancellation is safe, or where httpcore is not at work. Otherwise the
+        exchange ends at its next step, or when its wait in the pool times out. If it does not, the
+        task is cancelled all the same: a lost place is better than a call that never ends.
         """
         self._stopped = True
-        if self._step is not None or not self._timeouts.asked:
+        if self._step is not None or not self._timeouts.was_read:
             return 0.0
-        return max(self.connect_by - self.now(), _GRACE)
+        return max(self.connect_by - self.now(), _STEP_GRACE)
 
     def trace(self, name: str, info: dict[str, Any]) -> None:
-        """Take note of a step; raise where the next one must not be taken."""
-        self.observed = True
-        protocol, step, stage = _parts(name)
-        if step not in _STEPS:
+        """Record a step, or raise if the next step must not be taken."""
+        self.sent_is_known = True
+        protocol, step, stage = _split_step_name(name)
+        if step not in _NETWORK_STEPS:
             self._step = None
         elif stage == "started":
             if protocol == "http2":
                 raise RuntimeError(_NO_HTTP2)
-            self._begin(step, info)
+            self._start_step(step, info)
         else:
             self._step = None
             if stage == "complete":
-                self._complete(step, info["return_value"])
-                # Under trio a task that was ready to go on is cancelled at its next checkpoint,
-                # and that is no longer within the step. The last step leads to a safe one.
+                self._complete_step(step, info["return_value"])
+                # Trio cancels a task that can continue at its next checkpoint, which is after the
+                # step. After the last step, a cancellation is safe.
                 if self._stopped and step != "receive_response_body":
-                    raise TimeoutError("no time was left to go on")
+                    raise TimeoutError("no time was left to continue")
 
-    def _begin(self, step: str, info: dict[str, Any]) -> None:
-        # A timeout of httpx's is for one step; what is left of the whole goes to each anew.
-        # ``info`` holds the arguments of the step, a timeout among them if it has been read.
+    def _start_step(self, step: str, info: dict[str, Any]) -> None:
+        # httpx's timeouts are for one step, so each step gets the time that is left for the call.
+        # ``info`` holds the arguments of the step, with its timeout if httpcore has read that.
         now = self.now()
         if self._stopped or (now >= self.deadline and not self.sent):
             raise TimeoutError("no time was left to send the request")
         if "timeout" in info:
-            info["timeout"] = max(self.connect_by - now, SHORTEST)
-        # CONNECT goes to a proxy and carries nothing of the request.
+            info["timeout"] = max(self.connect_by - now, MIN_TIMEOUT)
+        # CONNECT goes to a proxy, and contains nothing of the request.
         if step == "send_request_headers" and info["request"].method != b"CONNECT":
             if self.sent:
                 raise RuntimeError(_SENT_AGAIN)
-            if self._fresh is not None and has_unread(self._fresh):
-                raise ConnectionResetError(UNASKED)
+            if self._latest_stream is not None and has_unread_data(self._latest_stream):
+                raise ConnectionResetError(UNEXPECTED_DATA)
             self.sent = True
-            self.connected = self._fresh = None
+            self.unused_stream = self._latest_stream = None
         by = self.deadline if self.sent else self.connect_by
-        self._timeouts["write"] = self._timeouts["read"] = max(by - now, SHORTEST)
+        self._timeouts["write"] = self._timeouts["read"] = max(by - now, MIN_TIMEOUT)
         self._step = step
 
-    def stream_with_ticket(self, name: str) -> Any:
+    def stream_that_may_have_ticket(self, name: str) -> Any:
         """Return a new TLS stream whose socket is readable, if the request is to be written next.
 
-        A session ticket makes it so, which only a read through TLS tells from a response.
+        Only a read through TLS can distinguish a session ticket from a response.
         """
-        stream = self._fresh
+        stream = self._latest_stream
         if (
             stream is None
             or not name.endswith("send_request_headers.started")
-            or not self.left()
+            or not self.time_left()
             or stream.get_extra_info("ssl_object") is None
             or not stream.get_extra_info("is_readable")
         ):
             return None
         return stream
 
-    def _complete(self, step: str, value: Any) -> None:
+    def _complete_step(self, step: str, value: Any) -> None:
         if step in {"connect_tcp", "connect_unix_socket"}:
-            self.connected = self._fresh = value
+            self.unused_stream = self._latest_stream = value
         elif step == "start_tls":
-            self._fresh = value
+            self._latest_stream = value
         if step == "connect_tcp":
             self._supplied.check_peer(value)
 
-    def may_go_on(self, chunk: bytes) -> bool:
-        """Take a piece of the body, and return whether to wait for more.
+    def add_and_continue(self, chunk: bytes) -> bool:
+        """Add a piece of the body, and return whether to read more.
 
-        If not, `discard` the connection and go on: what has arrived by now still counts, and
-        behind it is the end. To leave the iterator where it is would leave it open.
+        If not, call `shut_down_connection` and continue the loop: it reads what has arrived by now,
+        then the end. To leave the loop would leave the iterator open.
         """
-        self.add(chunk)
+        self.add_chunk(chunk)
         return not self.too_large and self.now() < self.deadline
 
     def finish(self, response: Any) -> Response:
-        """Return the whole response, before its stream is closed; discard what is not to be used."""
+        """Return the whole response. Shut its connection down if it is not reusable."""
         whole = self.response()
         stream = response.extensions.get("network_stream")
         if (
             not is_response_drained(response)
             or not are_buffers_empty(stream)
-            or has_record(stream)
+            or has_unread_tls_data(stream)
             or not self.send.belongs(whole)
         ):
-            discard(response)
+            shut_down_connection(response)
         return whole
 
 
 @cache
-def _parts(name: str) -> tuple[str, str, str]:
-    """Return the protocol, the step and the stage that a trace's name, one of a few, tells of."""
+def _split_step_name(name: str) -> tuple[str, str, str]:
+    """Return the protocol, the step and the stage in a trace's name. There are few names."""
     protocol, step, stage = name.split(".")
     return protocol, step, stage
 
 
-def discard(response: Any) -> bool:
-    """See to it that the connection of this response is not used again; for before its close.
+def shut_down_connection(response: Any) -> bool:
+    """Shut down the socket of a response that is not closed yet, so that it is not used again.
 
-    Return whether there was one to be seen. Shutting down the socket is the way that works on every
-    backend: the pool finds the connection at its end. Closing the network stream itself makes
-    httpcore raise under trio.
+    Return whether the socket was found. This works on every backend: the pool finds that the
+    connection has ended. To close the network stream itself makes httpcore raise under trio.
     """
     stream = response.extensions.get("network_stream")
     sock = None if stream is None else stream.get_extra_info("socket")
     if sock is not None:
-        with suppress(OSError):  # it is closed already
+        with suppress(OSError):  # already closed
             shut_down(sock)
     return sock is not None
 
 
 class SuppliedTransport(Clock):
-    """Sends over a supplied client, by way of its transports."""
+    """A synchronous transport over a supplied client."""
 
     libraries = LIBRARIES
 
     def __init__(self, protocol: CreduseProtocol, http_client: HTTPXClient) -> None:
-        """Take an `httpx.Client` or an `httpx2.Client`."""
-        self._supplied = Supplied(http_client, protocol, "Client")
+        """Accept an `httpx.Client` or an `httpx2.Client`."""
+        self._supplied = SuppliedClient(http_client, protocol, "Client")
         self._http_client = http_client
         self._closed = False
 
@@ -319,7 +318,7 @@ class SuppliedTransport(Clock):
         exchange = TracedExchange(send, self._supplied, self.now)
 
         def trace(name: str, info: dict[str, Any]) -> None:
-            while (stream := exchange.stream_with_ticket(name)) is not None:
+            while (stream := exchange.stream_that_may_have_ticket(name)) is not None:
                 read_ticket(stream)
             exchange.trace(name, info)
 
@@ -329,40 +328,40 @@ class SuppliedTransport(Clock):
             try:
                 return self._read(response, exchange)
             finally:
-                # What there is of the response is there by now; closing cannot change it.
-                with CLOSING:
+                # An error in closing does not change what has been read.
+                with IGNORE_LIBRARY_ERRORS:
                     response.stream.close()
-        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-            return exchange.failed(error)
+        except Exception as error:  # noqa: BLE001 - the libraries' become failures
+            return exchange.result_of(error)
         except BaseException as error:
-            exchange.forget(error)
+            exchange.remove_secrets(error)
             raise
         finally:
-            # httpcore leaves it open where a step of connecting is reported as taken and raises.
-            if exchange.connected is not None:
-                with CLOSING:
-                    exchange.connected.close()
+            # httpcore leaves the stream open if the trace raises after a step of connecting.
+            if exchange.unused_stream is not None:
+                with IGNORE_LIBRARY_ERRORS:
+                    exchange.unused_stream.close()
 
     def _read(self, response: Any, exchange: TracedExchange) -> Response:
-        if exchange.begin_response(response):
+        if exchange.receive_head(response):
             for chunk in response.stream:
-                if not exchange.may_go_on(chunk) and not discard(response):
-                    raise TimeoutError("no time was left for the response, or no room")
+                if not exchange.add_and_continue(chunk) and not shut_down_connection(response):
+                    raise TimeoutError("no time was left for the response, or it was too large")
         return exchange.finish(response)
 
     def close(self) -> None:
-        """Send nothing any more. The supplied client stays as it is."""
+        """Send nothing more. The supplied client stays open."""
         self._closed = True
 
 
 class AsyncSuppliedTransport(AsyncClock):
-    """Sends over a supplied client, by way of its transports, each exchange in a task."""
+    """An asynchronous transport over a supplied client. Each exchange runs in a task."""
 
     libraries = LIBRARIES
 
     def __init__(self, protocol: CreduseProtocol, http_client: AsyncHTTPXClient) -> None:
-        """Take an `httpx.AsyncClient` or an `httpx2.AsyncClient`."""
-        self._supplied = Supplied(http_client, protocol, "AsyncClient")
+        """Accept an `httpx.AsyncClient` or an `httpx2.AsyncClient`."""
+        self._supplied = SuppliedClient(http_client, protocol, "AsyncClient")
         self._http_client = http_client
         self._closed = False
         self._tasks: Tasks | None = None
@@ -382,25 +381,25 @@ class AsyncSuppliedTransport(AsyncClock):
         self._tasks = self._tasks or new_tasks()
         exchange = TracedExchange(send, self._supplied, self.now)
         try:
-            end = await self._tasks.run(exchange, lambda: self._exchange(exchange))
+            result = await self._tasks.run(exchange, lambda: self._exchange(exchange))
         except BaseException as error:
-            exchange.forget(error)
+            exchange.remove_secrets(error)
             raise
-        if isinstance(end, ForeignError):
-            raise end
-        return end
+        if isinstance(result, ForeignError):
+            raise result
+        return result
 
     async def _exchange(self, exchange: TracedExchange) -> Response | Failure | ForeignError:
-        if self._is_closed():  # while it waited for its turn
+        if self._is_closed():  # closed while the exchange waited for its turn
             return not_sent(CLOSED)
         try:
             return await self._send(exchange)
-        except ForeignError as foreign:  # for the caller to raise, and not in a task of ours
+        except ForeignError as foreign:  # raised by the caller, outside of the task
             return foreign
 
     async def _send(self, exchange: TracedExchange) -> Response | Failure:
         async def trace(name: str, info: dict[str, Any]) -> None:
-            while (stream := exchange.stream_with_ticket(name)) is not None:
+            while (stream := exchange.stream_that_may_have_ticket(name)) is not None:
                 await read_ticket_async(stream)
             exchange.trace(name, info)
 
@@ -408,25 +407,25 @@ class AsyncSuppliedTransport(AsyncClock):
             request = exchange.traced_request(trace)
             response = await self._supplied.transport(request.url).handle_async_request(request)
             try:
-                if exchange.begin_response(response):
+                if exchange.receive_head(response):
                     async for chunk in response.stream:
-                        if not exchange.may_go_on(chunk):
-                            discard(response)
+                        if not exchange.add_and_continue(chunk):
+                            shut_down_connection(response)
                 return exchange.finish(response)
             finally:
-                # What there is of the response is there by now; closing cannot change it.
-                with CLOSING:
+                # An error in closing does not change what has been read.
+                with IGNORE_LIBRARY_ERRORS:
                     await response.stream.aclose()
-        except Exception as error:  # noqa: BLE001 - none of a library's leaves as itself
-            return exchange.failed(error)
+        except Exception as error:  # noqa: BLE001 - the libraries' become failures
+            return exchange.result_of(error)
         finally:
-            # httpcore leaves the socket open when it is cancelled while TLS is being agreed.
-            if exchange.connected is not None:
-                with CLOSING:
-                    await exchange.connected.aclose()
+            # httpcore leaves the socket open if it is cancelled in a TLS handshake.
+            if exchange.unused_stream is not None:
+                with IGNORE_LIBRARY_ERRORS:
+                    await exchange.unused_stream.aclose()
 
     async def aclose(self) -> None:
-        """Send nothing any more, and wait for what cancelled calls have left behind."""
+        """Send nothing more, and wait for the tasks of cancelled calls."""
         self._closed = True
         if self._tasks is not None and self._loop is current_loop():
             await self._tasks.drain()

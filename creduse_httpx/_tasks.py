@@ -1,10 +1,11 @@
-"""Exchanges over a supplied client in tasks of their own, on asyncio and on trio.
+"""Exchanges over a supplied client in their own tasks, on asyncio and on trio.
 
-A cancellation of the caller's does not reach such a task but where that is safe: at other points
-httpcore would lose the connection's place in its pool for good (encode/httpcore, issue 1093).
+When a caller is cancelled, its task is cancelled only where that is safe. Elsewhere httpcore would
+lose the connection's place in its pool for good (encode/httpcore, issue 1093).
 
-At most `MAX_CONCURRENT` run at a time, and others wait here for their turn: the time that httpcore spends
-on each grows with the number of those that wait in its pool.
+At most `MAX_CONCURRENT` tasks run at a time, and other exchanges wait here. For each one, httpcore
+takes time in proportion to those that wait in its pool. The steps of an exchange do not belong
+here.
 """
 
 from collections.abc import Callable, Coroutine
@@ -15,8 +16,8 @@ from creduse_core import Failure, ForeignError, Response
 
 from ._clocks import under_trio
 
-# asyncio and trio are loaded where they run: asyncio takes a seventh of what it takes to load this
-# package with httpx, and the synchronous client has no use for it.
+# asyncio and trio are imported where they run. asyncio takes a seventh of the time to import this
+# package with httpx, and the synchronous client does not need it.
 if TYPE_CHECKING:
     import asyncio
 
@@ -26,59 +27,59 @@ if TYPE_CHECKING:
 
 MAX_CONCURRENT: Final = 100
 
-End: TypeAlias = Response | Failure | ForeignError
-Run: TypeAlias = Callable[[], Coroutine[Any, Any, End]]
+Result: TypeAlias = Response | Failure | ForeignError
+RunExchange: TypeAlias = Callable[[], Coroutine[Any, Any, Result]]
 
 
 class Tasks(Protocol):
-    """The tasks of one client, on the loop that was running when this was made."""
+    """The tasks of one client, on the event loop that runs when this is made."""
 
-    async def run(self, exchange: "TracedExchange", run: Run) -> End:
-        """Run an exchange in a task, and return what comes of it."""
+    async def run(self, exchange: "TracedExchange", run: RunExchange) -> Result:
+        """Run an exchange in a task, and return its result."""
         ...
 
     async def drain(self) -> None:
-        """Wait until no task is left."""
+        """Wait until all tasks have ended."""
         ...
 
 
 class AsyncioTasks:
-    """On asyncio; see `Tasks`."""
+    """`Tasks` on asyncio."""
 
     def __init__(self) -> None:
-        import asyncio  # noqa: PLC0415 - see above
+        import asyncio  # noqa: PLC0415 - see the module's comment
 
         self._asyncio = asyncio
         self._loop = asyncio.get_running_loop()
-        self._places = asyncio.Semaphore(MAX_CONCURRENT)
-        self._tasks: set[asyncio.Task[End]] = set()
+        self._limit = asyncio.Semaphore(MAX_CONCURRENT)
+        self._tasks: set[asyncio.Task[Result]] = set()
 
-    async def run(self, exchange: "TracedExchange", run: Run) -> End:
+    async def run(self, exchange: "TracedExchange", run: RunExchange) -> Result:
         asyncio = self._asyncio
-        if self._places.locked():
+        if self._limit.locked():
             try:
                 async with asyncio.timeout(exchange.connect_by - exchange.now()):
-                    await self._places.acquire()
+                    await self._limit.acquire()
             except TimeoutError:
-                return exchange.failed(_no_place())
+                return exchange.result_of(_pool_timeout())
         else:
-            await self._places.acquire()  # at once
+            await self._limit.acquire()  # does not wait
         task = asyncio.create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._done)
         try:
-            await asyncio.wait({task}, timeout=exchange.left())
+            await asyncio.wait({task}, timeout=exchange.time_left())
             if not task.done():
                 self._cancel(task, exchange.stop())
                 await asyncio.wait({task})
         except BaseException:
             self._cancel(task, exchange.stop())
             raise
-        return exchange.failed(_too_slow()) if task.cancelled() else task.result()
+        return exchange.result_of(_response_timeout()) if task.cancelled() else task.result()
 
-    def _done(self, task: "asyncio.Task[End]") -> None:
+    def _done(self, task: "asyncio.Task[Result]") -> None:
         self._tasks.discard(task)
-        self._places.release()
+        self._limit.release()
 
     def _cancel(self, task: "asyncio.Task[Any]", seconds: float) -> None:
         if seconds:
@@ -92,66 +93,66 @@ class AsyncioTasks:
 
 
 class TrioTasks:
-    """On trio; see `Tasks`."""
+    """`Tasks` on trio."""
 
     def __init__(self) -> None:
-        import trio  # noqa: PLC0415 - see above
+        import trio  # noqa: PLC0415 - see the module's comment
 
         self._trio = trio
-        self._places = trio.Semaphore(MAX_CONCURRENT)
+        self._limit = trio.Semaphore(MAX_CONCURRENT)
         self._events: set[trio.Event] = set()
 
-    async def run(self, exchange: "TracedExchange", run: Run) -> End:
+    async def run(self, exchange: "TracedExchange", run: RunExchange) -> Result:
         trio = self._trio
         with trio.move_on_at(exchange.connect_by) as waiting:
-            await self._places.acquire()
+            await self._limit.acquire()
         if waiting.cancelled_caught:
-            return exchange.failed(_no_place())
+            return exchange.result_of(_pool_timeout())
         scope, done = trio.CancelScope(), trio.Event()
-        end: End | None = None
+        result: Result | None = None
 
         async def main() -> None:
-            nonlocal end
+            nonlocal result
             with scope:
-                end = await run()
+                result = await run()
             self._events.discard(done)
-            self._places.release()
+            self._limit.release()
             done.set()
 
         self._events.add(done)
-        # trio does not keep a KeyboardInterrupt out of a system task, which would end all.
+        # A KeyboardInterrupt in a system task would end trio's run.
         protected = trio.lowlevel.enable_ki_protection(main)
         trio.lowlevel.spawn_system_task(protected, context=copy_context())
         try:
-            with trio.move_on_after(exchange.left()):
+            with trio.move_on_after(exchange.time_left()):
                 await done.wait()
             if not done.is_set():
                 self._cancel(scope, exchange.stop())
                 await done.wait()
-        except BaseException:  # a KeyboardInterrupt, too, must leave no task that sends
+        except BaseException:  # after a KeyboardInterrupt, too, no task may send
             self._cancel(scope, exchange.stop())
             raise
-        return exchange.failed(_too_slow()) if end is None else end
+        return exchange.result_of(_response_timeout()) if result is None else result
 
     def _cancel(self, scope: "trio.CancelScope", seconds: float) -> None:
         if seconds:
             scope.deadline = self._trio.current_time() + seconds
         else:
-            scope.cancel()  # a deadline of now would leave the task another step, which may send
+            scope.cancel()  # with a deadline of now, the task could still take a step and send
 
     async def drain(self) -> None:
         for done in tuple(self._events):
             await done.wait()
 
 
-def _no_place() -> TimeoutError:
+def _pool_timeout() -> TimeoutError:
     return TimeoutError("no connection was free in time")
 
 
-def _too_slow() -> TimeoutError:
-    return TimeoutError("no whole response came in time")
+def _response_timeout() -> TimeoutError:
+    return TimeoutError("no whole response arrived in time")
 
 
 def new_tasks() -> Tasks:
-    """Return what runs the exchanges on the loop that is running."""
+    """Return the `Tasks` for the running event loop."""
     return TrioTasks() if under_trio() else AsyncioTasks()

@@ -1,11 +1,11 @@
-"""The Creduse client for trio: over trio's streams and h11, with a connection pool of its own.
+"""A Creduse client for trio. It uses trio's streams and h11, and has its own connection pool.
 
     from creduse_trio import AsyncCreduseClient
 
     async with AsyncCreduseClient() as client:
         await client.add(end_user_id, 100)
 
-It imports no asyncio, no anyio and no httpx. Its results and errors are those of ``creduse_core``.
+It does not import asyncio, anyio or httpx. Its results and errors are those of ``creduse_core``.
 """
 
 try:

@@ -1,6 +1,6 @@
-"""One HTTP/1.1 connection: h11 over a wire, and what comes of one request on it.
+"""One HTTP/1.1 connection: h11 over a `Wire`, and the progress of one request on it.
 
-Which connection a request gets, and what a failure means, is not decided here.
+Which connection a request gets, and what a failure means, do not belong here.
 """
 
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ from creduse_core import MAX_BODY_SIZE, Response
 
 from ._wire import Read, Wire
 
-MAX_HEAD: Final = 64 * 1024
-"""Bytes of a response's head, or of its trailers, beyond which no more of it is read. h11 looks at
-it between two reads alone."""
+MAX_HEAD_SIZE: Final = 64 * 1024
+"""Bytes of a response's head, or of its trailers, after which no more is read. h11 checks the size
+only between two reads."""
 
 MAX_INTERIM: Final = 100
-"""How many interim (1xx) responses may come before the final one."""
+"""The most interim (1xx) responses before the final one."""
 
 
-class Head:
-    """A request's head as h11 takes it. It holds the API key, which its ``repr`` hides."""
+class RequestHead:
+    """A request's head for h11. Its ``repr`` hides the API key."""
 
     __slots__ = ("request",)
 
@@ -32,17 +32,17 @@ class Head:
 
 @dataclass(slots=True, repr=False)
 class Progress:
-    """What is known of one request, wherever it ends. Its ``repr`` hides what the server said."""
+    """What is known about one request at each moment. Its ``repr`` hides the server's data."""
 
     connecting: bool = False
-    """Whether the caller's `connect` is running, so that every exception is its own."""
+    """Whether the caller's `connect` runs. All exceptions are then its own."""
     sent: bool = False
-    """Whether a byte of it can have left."""
+    """Whether a byte of the request can have left."""
     head: h11.Response | None = None
     body: bytearray = field(default_factory=bytearray)
 
     def response(self) -> Response | None:
-        """Return the response as far as it came, if its head did."""
+        """Return the response as far as it has arrived, or ``None`` without a head."""
         if self.head is None:
             return None
         headers = self.head.headers.raw_items()
@@ -54,30 +54,30 @@ class Connection:
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_SIZE)
 
-    async def exchange(self, head: Head, body: bytes, progress: Progress) -> Response:
-        """Send a request in one piece and return its response, as far as MAX_BODY_SIZE.
+    async def exchange(self, head: RequestHead, body: bytes, progress: Progress) -> Response:
+        """Send a request and return its response. Stop reading once the body is too large.
 
-        Raises whatever h11 and the wire do; ``progress`` holds what is known then.
+        This raises the exceptions of h11 and of the wire. ``progress`` then holds what is known.
         """
         http = self._http
         data = http.send(head.request) + http.send(h11.Data(data=body))
-        sealed = self.wire.sealed(data + http.send(h11.EndOfMessage()))
-        # A cancellation that is already there makes `send` write nothing, so it comes first.
+        encrypted = self.wire.encrypted(data + http.send(h11.EndOfMessage()))
+        # If the caller is cancelled already, nothing is written, and ``sent`` must stay false.
         await trio.lowlevel.checkpoint_if_cancelled()
         progress.sent = True
         try:
-            await self.wire.send(sealed)
+            await self.wire.send(encrypted)
         except trio.BrokenResourceError:
-            # The server may have said why before it hung up: that the request is too large, say.
+            # The server can have sent a response before it closed: 413, for example.
             http.send_failed()
         try:
             return await self._receive(self.wire.read, progress)
         except trio.Cancelled:
-            # What has come in by now still counts.
+            # A response that has arrived by now still counts.
             with trio.CancelScope(shield=True), self.wire.ignoring_errors():
-                return await self._receive(self.wire.reader(), progress)
+                return await self._receive(self.wire.nonblocking_reader(), progress)
             raise
 
     async def _receive(self, read: Read, progress: Progress) -> Response:
@@ -94,20 +94,22 @@ class Connection:
                         raise h11.RemoteProtocolError(f"more than {MAX_INTERIM} interim responses")
                 case h11.EndOfMessage():
                     break
-                case _:  # h11 needs more
-                    piece = await read()
-                    if not piece and progress.head is None:  # h11 says this less clearly
-                        raise h11.RemoteProtocolError("the server hung up before its response")
-                    self._http.receive_data(bytes(piece))
+                case _:  # h11 needs more data
+                    received = await read()
+                    if not received and progress.head is None:  # h11's own message is less clear
+                        raise h11.RemoteProtocolError(
+                            "the server closed the connection before its response"
+                        )
+                    self._http.receive_data(bytes(received))
         response = progress.response()
-        assert response is not None  # noqa: S101 - h11 returns the head before all else
+        assert response is not None  # noqa: S101 - h11 returns the head first
         return response
 
-    def renew(self) -> bool:
-        """Make ready for another request, and return whether that can be.
+    def prepare_for_reuse(self) -> bool:
+        """Prepare for another request, and return whether that is possible.
 
-        It cannot if either side has said that it will close, if there is more to be sent or read
-        of what was, or if bytes came that nobody asked for.
+        It is not possible if one side wants to close, if a message is not complete, or if bytes
+        arrived without a request.
         """
         http = self._http
         if (http.our_state, http.their_state) != (h11.DONE, h11.DONE):

@@ -1,6 +1,6 @@
-"""Bytes to and from a server, over TLS or not, and whether some are there without waiting.
+"""Bytes to and from a server, with or without TLS, and reads that do not wait.
 
-What they mean to HTTP must not come in here.
+What the bytes mean in HTTP does not belong here.
 """
 
 import ssl
@@ -17,27 +17,27 @@ Read: TypeAlias = Callable[[], Awaitable[bytes | bytearray]]
 
 T = TypeVar("T")
 
-_PIECE: Final = 16 * 1024
-"""Bytes that are read at a time."""
+_READ_SIZE: Final = 16 * 1024
+"""Bytes of one read."""
 
-_THERE: Final = 32 * 1024
-"""Bytes that are read at a time of what is there."""
+_BUFFERED_READ_SIZE: Final = 32 * 1024
+"""Bytes of one read that does not wait."""
 
-_READS: Final = 2
-"""How often in a row what is there is read from a socket. Each takes a turn of trio's loop, which is
-long if many tasks are busy; a server that sends without end is left behind."""
+_MAX_READS: Final = 2
+"""The most reads in a row of data that has arrived on a socket. Each takes a turn of trio's loop,
+which is long if many tasks are busy. A server that never stops sending is cut off."""
 
-_TURNS: Final = 10
-"""Turns in which a stream without a socket gives what it has, if anything, and how often it is read;
-each time in one turn less."""
+_MAX_TURNS: Final = 10
+"""Turns of the loop in which a stream without a socket can return data, and the most reads of it.
+Each read has one turn less."""
 
 
-class QuietError(Exception):
-    """There is nothing to be read now."""
+class WouldBlockError(Exception):
+    """There is nothing to read now."""
 
 
 class Wire:
-    """A stream to a server. ``libraries`` are the modules whose exceptions are its own."""
+    """A stream to a server. The module of the stream's class is added to ``libraries``."""
 
     def __init__(self, stream: trio.abc.Stream, libraries: set[str]) -> None:
         self._stream = stream
@@ -47,74 +47,74 @@ class Wire:
 
     @contextmanager
     def ignoring_errors(self) -> Generator[None]:
-        """Ignore its own exceptions, but none that a signal handler raises meanwhile."""
+        """Ignore the stream's own exceptions, and raise foreign ones."""
         try:
             yield
         except Exception as error:
             if is_foreign(error, self._libraries):
                 raise
 
-    def sealed(self, data: bytes) -> bytes:
-        """Return what `send` is to send for these bytes."""
+    def encrypted(self, data: bytes) -> bytes:
+        """Return ``data`` as `send` must send it: encrypted, if the wire has TLS."""
         return data
 
-    async def send(self, sealed: bytes) -> None:
-        """Send what `sealed` has returned."""
-        await self._stream.send_all(sealed)
+    async def send(self, encrypted: bytes) -> None:
+        """Send what `encrypted` has returned."""
+        await self._stream.send_all(encrypted)
 
     async def read(self) -> bytes | bytearray:
-        """Return what comes next; nothing at the end of the stream."""
-        return await self._stream.receive_some(_PIECE)
+        """Return the next bytes, or none at the end of the stream."""
+        return await self._stream.receive_some(_READ_SIZE)
 
-    def reader(self) -> Read:
-        """Return a function like `read` that raises `QuietError` where it would have to wait."""
-        left = _TURNS if self._socket is None else _READS
+    def nonblocking_reader(self) -> Read:
+        """Return a function like `read` that raises `WouldBlockError` instead of waiting."""
+        left = _MAX_TURNS if self._socket is None else _MAX_READS
 
         async def read() -> bytes | bytearray:
             nonlocal left
             if not left:
-                raise trio.BrokenResourceError("the server sends without end")
+                raise trio.BrokenResourceError("the server does not stop sending")
             left -= 1
             if self._socket is not None:
                 if self._socket.is_readable():
-                    return await self._stream.receive_some(_THERE)
-                raise QuietError
-            # Not with a deadline: a stream may let the loop turn before it looks for what it has,
-            # and on a clock that is driven by hand no time passes.
+                    return await self._stream.receive_some(_BUFFERED_READ_SIZE)
+                raise WouldBlockError
+            # Not with a deadline: a stream can take turns of the loop before it returns its data, and
+            # on a test's clock no time passes.
             with trio.CancelScope() as scope:
                 _cancel_after(left, scope)
-                return await self._stream.receive_some(_THERE)
-            raise QuietError
+                return await self._stream.receive_some(_BUFFERED_READ_SIZE)
+            raise WouldBlockError
 
         return read
 
     async def is_quiet(self) -> bool:
-        """Return whether nothing has come that was not read, not even the end of the stream."""
+        """Return whether there is nothing to read, not even the end of the stream."""
         if self._socket is not None:
             return not self._socket.is_readable()
-        return await self._reads_nothing()
+        return await self._has_nothing_to_read()
 
-    async def _reads_nothing(self) -> bool:
+    async def _has_nothing_to_read(self) -> bool:
         try:
-            await self.reader()()
-        except QuietError:
+            await self.nonblocking_reader()()
+        except WouldBlockError:
             return True
         return False
 
     async def close(self) -> None:
-        """Close at once, without a word to the peer.
+        """Close at once, and send nothing to the peer.
 
-        Shielded, as a cancellation that comes just now must not take away the response in hand.
+        A cancellation does not interrupt this, since it would lose a response that has been read.
         """
         with trio.CancelScope(shield=True), self.ignoring_errors():
             await trio.aclose_forcefully(self._stream)
 
 
 class TlsWire(Wire):
-    """A stream to a server with TLS on top. Only after `handshake` may it be used.
+    """A stream to a server with TLS. Call `handshake` before anything else.
 
-    Unlike `trio.SSLStream`, it can be read without waiting, and after a write that failed; and it
-    sees half a record.
+    Unlike `trio.SSLStream`, it can read without waiting and after a failed write. It also detects a
+    part of a record.
     """
 
     def __init__(
@@ -123,39 +123,39 @@ class TlsWire(Wire):
         super().__init__(stream, libraries)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self._record = bytearray()  # the last one, as far as it has come
+        self._partial_record = bytearray()  # the last record, as far as it has arrived
 
     async def handshake(self) -> None:
-        """Agree on TLS, and raise whatever does not let that be."""
-        await self._step(self._tls.do_handshake, self._wait)
+        """Do the TLS handshake."""
+        await self._run_tls(self._tls.do_handshake, self._flush_and_read)
         await self._flush()
         chosen = self._tls.selected_alpn_protocol()
         if chosen not in {None, "http/1.1"}:
-            raise RuntimeError(f"the ssl_context offers {chosen}, which is not spoken here")
+            raise RuntimeError(f"ssl_context must offer only http/1.1 in ALPN, not {chosen}")
 
-    def sealed(self, data: bytes) -> bytes:
+    def encrypted(self, data: bytes) -> bytes:
         self._tls.write(data)
         return self._outgoing.read()
 
     async def read(self) -> bytes | bytearray:
-        return await self._step(lambda: self._tls.read(_PIECE), self._wait)
+        return await self._run_tls(lambda: self._tls.read(_READ_SIZE), self._flush_and_read)
 
-    def reader(self) -> Read:
-        wire = super().reader()
-        return lambda: self._step(lambda: self._tls.read(_PIECE), wire)
+    def nonblocking_reader(self) -> Read:
+        wire = super().nonblocking_reader()
+        return lambda: self._run_tls(lambda: self._tls.read(_READ_SIZE), wire)
 
     async def is_quiet(self) -> bool:
-        # Through TLS: a session ticket is nothing, and half a record is something.
-        return await self._reads_nothing() and not self._record
+        # Read through TLS, since a session ticket is no data. Part of a record is.
+        return await self._has_nothing_to_read() and not self._partial_record
 
-    async def _step(self, step: Callable[[], T], wire: Read) -> T:
-        """Do a step of TLS, with as many bytes of the wire as it needs."""
+    async def _run_tls(self, step: Callable[[], T], wire: Read) -> T:
+        """Run one operation of TLS. Read as many bytes from ``wire`` as it needs."""
         while True:
             with suppress(ssl.SSLWantReadError):
                 return step()
-            self._feed(await wire())
+            self._add_encrypted(await wire())
 
-    async def _wait(self) -> bytes | bytearray:
+    async def _flush_and_read(self) -> bytes | bytearray:
         await self._flush()
         return await super().read()
 
@@ -163,27 +163,27 @@ class TlsWire(Wire):
         if self._outgoing.pending:
             await super().send(self._outgoing.read())
 
-    def _feed(self, data: bytes | bytearray) -> None:
+    def _add_encrypted(self, data: bytes | bytearray) -> None:
         if not data:
             self._incoming.write_eof()
             return
         self._incoming.write(data)
-        self._record += data
-        del self._record[: length_of_records(self._record)]
+        self._partial_record += data
+        del self._partial_record[: length_of_records(self._partial_record)]
 
 
 def _cancel_after(turns: int, scope: trio.CancelScope) -> None:
     if not turns:
         scope.cancel()
         return
-    with suppress(trio.RunFinishedError):  # then the read is over, too
+    with suppress(trio.RunFinishedError):  # then the read has ended, too
         trio.lowlevel.current_trio_token().run_sync_soon(_cancel_after, turns - 1, scope)
 
 
 async def open_wire(
     stream: trio.abc.Stream, host: str, context: ssl.SSLContext | None, libraries: set[str]
 ) -> Wire:
-    """Agree on TLS over a stream if there is a context for it. If that fails, close the stream."""
+    """Return a wire over a stream, with TLS if there is a context. Close the stream on failure."""
     if not isinstance(stream, trio.abc.Stream):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not all typed
         raise TypeError(f"connect must return a trio.abc.Stream, not {type(stream).__name__}")
     wire = Wire(stream, libraries)

@@ -163,7 +163,11 @@ async def check_async_closing(
 
                 await run_concurrently(_run, (aclose, let_connect))
 
-            await run_concurrently(_run, (close, *(partial(make, call) for call in run.calls)))
+            steps: list[Callable[[], Awaitable[None]]] = [
+                close,
+                *(partial(make, call) for call in run.calls),
+            ]
+            await run_concurrently(_run, steps)
             await sleep(run.until_connect_retry())
             with run.recording(run.later_call):
                 await client.run(run.later_call)

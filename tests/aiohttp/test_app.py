@@ -146,7 +146,7 @@ def test_two_clients_under_one_key() -> None:
         app = web.Application()
         creduse_aiohttp.setup(app, KEY)
         creduse_aiohttp.setup(app, "sk-test-another")
-        with pytest.raises(RuntimeError, match="a key of its own"):
+        with pytest.raises(RuntimeError, match="a key for each client"):
             async with TestServer(app):
                 pass
 

@@ -29,7 +29,7 @@ from creduse import (
     RetryPolicy,
     TransportError,
 )
-from creduse_httpx._network import Line
+from creduse_httpx._network import ConnectionState
 from creduse_sandbox import FAULTS, SandboxServer, Shaped
 
 USER = UUID("12345678-1234-5678-1234-567812345678")
@@ -334,22 +334,22 @@ def test_response_before_the_first_request(
     with during_connect(runner, spoken), pytest.raises(TransportError) as caught:
         call_with(runner, base_url=base_url, retry=ONCE)
     assert caught.value.outcome is Outcome.NOT_APPLIED
-    assert "nobody had asked for" in str(caught.value)
+    assert "data before the request" in str(caught.value)
 
 
 @contextmanager
 def during_connect(runner: str, spoken: threading.Event) -> Generator[None]:
     """Hold up a client before it writes until the server has spoken, and that has arrived."""
-    name = "_begins"
-    original = Line._begins  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the moment before a write
+    name = "_begins_request"
+    original = ConnectionState._begins_request  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the moment before a write
 
-    def held_up(line: Line, data: bytes) -> bool:
+    def held_up(state: ConnectionState, data: bytes) -> bool:
         assert spoken.wait(30), runner
         time.sleep(0.05)
-        return original(line, data)
+        return original(state, data)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Line, name, held_up)
+        patch.setattr(ConnectionState, name, held_up)
         yield
 
 

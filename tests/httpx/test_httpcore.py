@@ -116,8 +116,8 @@ def test_lock_is_taken_off() -> None:
     """The pool of a transport has the lock that is taken off it."""
     with httpx.HTTPTransport() as transport:
         pool: Any = transport._pool  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # what is tested
-        _httpcore.unlock(transport)
+        _httpcore.remove_lock(transport)
         lock = pool._optional_thread_lock  # noqa: SLF001 - as above
         with lock, lock:
             pass
-    _httpcore.unlock(object())
+    _httpcore.remove_lock(object())

@@ -33,7 +33,7 @@ from creduse import (
 )
 from creduse_core import AsyncCoreClient, CreduseProtocol
 from creduse_httpx import _network, _supplied
-from creduse_httpx._foreign import CLOSING
+from creduse_httpx._foreign import IGNORE_LIBRARY_ERRORS
 from creduse_httpx._httpcore import stream_on
 from creduse_httpx._sockets import read_ticket_async
 from creduse_sandbox import FAULTS, SandboxServer
@@ -68,7 +68,7 @@ def test_response_before_the_first_request(
 
     async def main() -> None:
         async with harness.connect(server.base_url, retry=ONCE) as client:
-            with pytest.raises(TransportError, match="nobody had asked for") as caught:
+            with pytest.raises(TransportError, match="data before the request") as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
 
@@ -101,7 +101,8 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
 @pytest.fixture
 def looked_at_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let bytes that come right after a handshake arrive before the client looks for them."""
-    connected, complete = _network.Line.connected, _supplied.TracedExchange._complete  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
+    connected = _network.ConnectionState.set_stream
+    complete = _supplied.TracedExchange._complete_step  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
 
     def connect(line: Any, stream: Any) -> None:
         connected(line, stream)
@@ -122,8 +123,8 @@ def looked_at_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (_network, _supplied):
         monkeypatch.setattr(module, "read_ticket_async", look)
-    monkeypatch.setattr(_network.Line, "connected", connect)
-    monkeypatch.setattr(_supplied.TracedExchange, "_complete", take)
+    monkeypatch.setattr(_network.ConnectionState, "set_stream", connect)
+    monkeypatch.setattr(_supplied.TracedExchange, "_complete_step", take)
 
 
 @pytest.mark.usefixtures("looked_at_late")
@@ -212,9 +213,9 @@ def test_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_closing_suppresses() -> None:
     """Closing suppresses what the network raises, and lets a Ctrl-C through."""
-    with CLOSING:
+    with IGNORE_LIBRARY_ERRORS:
         raise httpx.CloseError("reset")
-    with pytest.raises(KeyboardInterrupt), CLOSING:
+    with pytest.raises(KeyboardInterrupt), IGNORE_LIBRARY_ERRORS:
         raise KeyboardInterrupt
 
 
@@ -441,7 +442,7 @@ def test_no_time_before_its_task_begins(
     def none_left(_: object) -> float:
         return 0.0
 
-    monkeypatch.setattr(_supplied.TracedExchange, "left", none_left)
+    monkeypatch.setattr(_supplied.TracedExchange, "time_left", none_left)
 
     async def main() -> None:
         async with (
@@ -642,7 +643,7 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
 ) -> None:
     """What comes through two layers of TLS before a request is not the response to it."""
     monkeypatch.setattr("creduse_core.arguments.is_loopback", is_elsewhere)
-    begins, spoken = _network.Line._begins, threading.Event()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
+    begins, spoken = _network.ConnectionState._begins_request, threading.Event()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
     waited: list[bool] = []
     contexts = [served(authority), served(authority)]
     for context in contexts:
@@ -655,7 +656,7 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
             waited.append(True)
         return begins(line, data)
 
-    monkeypatch.setattr(_network.Line, "_begins", wait)
+    monkeypatch.setattr(_network.ConnectionState, "_begins_request", wait)
 
     def speak(connection: socket.socket, server: Any) -> None:
         tls = tls_in_parts(contexts[0], connection)
@@ -685,7 +686,7 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
         "asyncio": lambda: asyncio.run(main()),
         "trio": lambda: trio.run(main),
     }
-    with pytest.raises(TransportError, match="nobody had asked for") as caught:
+    with pytest.raises(TransportError, match="data before the request") as caught:
         run[runner]()
     assert caught.value.outcome is Outcome.NOT_APPLIED
     assert server.received == []

@@ -374,7 +374,7 @@ def test_other_protocol(wire: Any, server_context: ssl.SSLContext, authority: tr
             client,
             wires,
         ):
-            with pytest.raises(TransportError, match="offers h2") as caught:
+            with pytest.raises(TransportError, match="not h2") as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert wires.received == []

@@ -90,7 +90,9 @@ def test_time_to_connect(wire: Any, settings: dict[str, Any]) -> None:
     async def main() -> None:
         async with wire(silent, retry=ONCE, **settings) as (client, _):
             begun = trio.current_time()
-            with pytest.raises(CreduseTimeoutError, match="no connection stood in time") as caught:
+            with pytest.raises(
+                CreduseTimeoutError, match="no connection was open in time"
+            ) as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert trio.current_time() - begun == pytest.approx(10)

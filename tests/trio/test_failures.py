@@ -235,8 +235,8 @@ FRAMES: dict[str, tuple[bytes, str]] = {
         CUT,
     ),
     "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfive", CUT),
-    "nothing": (b"", "hung up before its response"),
-    "half a head": (HEAD[:20], "hung up before its response"),
+    "nothing": (b"", "closed the connection before its response"),
+    "half a head": (HEAD[:20], "closed the connection before its response"),
     "no HTTP": (b"SSH-2.0\r\n\r\n", "illegal status line"),
     "lengths": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
@@ -400,7 +400,7 @@ def test_new_connection_that_is_not_quiet(speaks: bytes) -> None:
             async with AsyncCreduseClient(
                 KEY, base_url="http://localhost", connect=connect, retry=SWIFT
             ) as client:
-                with pytest.raises(TransportError, match="spoke or hung up") as caught:
+                with pytest.raises(TransportError, match="sent data or closed") as caught:
                     await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert len(caught.value.attempts) == 3

@@ -60,7 +60,9 @@ def test_wrong_certificate_file(
     if data is not None:
         file.write_bytes(data)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    with pytest.raises(ValueError, match=r"SSL_CERT_FILE is '.*', which holds no certificates: .+"):
+    with pytest.raises(
+        ValueError, match=r"SSL_CERT_FILE must name a file of certificates, not '.*': .+"
+    ):
         AsyncCreduseClient(KEY, base_url="https://api.creduse.com")
     AsyncCreduseClient(KEY, ssl.create_default_context(), base_url="https://api.creduse.com")
     AsyncCreduseClient(KEY, base_url="http://localhost")
@@ -140,7 +142,7 @@ class Factory(trio.abc.SocketFactory):
 @pytest.mark.parametrize(
     ("settings", "said", "outcome"),
     [
-        ({}, "localhost is 192.0.2.7, which is not this machine", Outcome.NOT_APPLIED),
+        ({}, "localhost is at 192.0.2.7, which is not this machine", Outcome.NOT_APPLIED),
         ({"allow_http": True}, "written to", Outcome.UNKNOWN),
     ],
     ids=["loopback only", "allow_http"],
@@ -358,7 +360,9 @@ def test_under_asyncio(server: SandboxServer) -> None:
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            with pytest.raises(TransportError, match="under asyncio use creduse's own") as caught:
+            with pytest.raises(
+                TransportError, match="runs only under trio; for asyncio, use creduse"
+            ) as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
 

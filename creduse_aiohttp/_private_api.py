@@ -1,0 +1,94 @@
+"""All uses of private names of aiohttp, each with its reason. No other module uses any.
+
+If a name is missing, its use does nothing, and the problem that it prevents can occur. Then tests
+in tests/aiohttp fail. Only `proxy_of` raises. Checked with aiohttp 3.14.4 and 3.14.5:
+https://github.com/aio-libs/aiohttp/tree/v3.14.4/aiohttp, client_proto.py, client_reqrep.py and
+client.py.
+"""
+
+import asyncio
+import select
+from typing import Any
+
+import aiohttp
+
+
+class HeldResponse(aiohttp.ClientResponse):
+    """A response that keeps its connection until it is released or closed.
+
+    aiohttp gives the connection to the next request as soon as a response ends. Only after that can
+    the adapter check whether the response belongs to its request. Without the private name, the
+    adapter aborts a connection that must not be reused, and a request that uses it meanwhile fails.
+    """
+
+    def _response_eof(self) -> None:
+        """Do nothing at the end of the body."""
+
+
+def is_usable(transport: asyncio.BaseTransport) -> bool:
+    """Return whether a connection is open and holds no bytes that arrived without a request.
+
+    aiohttp would read those bytes as the next response. Its compiled parser knows whether a
+    response has begun. The parser in Python, which replaces it, shows that only by its lines.
+    """
+    if transport.is_closing() or getattr(transport.get_extra_info("ssl_object"), "has_part", False):
+        return False
+    protocol: Any = transport.get_protocol()
+    parser = getattr(protocol, "_parser", None)
+    return not protocol.should_close and (
+        parser is None or not (parser.feed_eof() or getattr(parser, "_lines", None))
+    )
+
+
+def prepare_for_reuse(transport: asyncio.WriteTransport) -> bool:
+    """Return whether a connection can serve another request. Until then, reject incoming bytes.
+
+    Any bytes abort the connection. Otherwise part of a response's head would be lost, since each
+    request gets a new parser.
+    """
+    if not is_usable(transport):
+        return False
+    protocol: Any = transport.get_protocol()
+    protocol._parser = _RejectingParser(transport)  # noqa: SLF001  # see the docstring
+    return True
+
+
+class _RejectingParser:
+    """A parser that takes any incoming bytes as an error."""
+
+    def __init__(self, transport: asyncio.WriteTransport) -> None:
+        self._transport = transport
+
+    def feed_data(self, data: bytes) -> None:
+        self._transport.abort()
+        raise ConnectionResetError(f"the server sent {len(data)} bytes without a request")
+
+    def feed_eof(self) -> None:
+        """Accept that the connection is closed."""
+
+
+def is_readable(transport: asyncio.BaseTransport) -> bool:
+    """Return whether the socket has something to read, which can be its end."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def set_tls_shutdown_timeout(connector: aiohttp.TCPConnector) -> None:
+    """Abort a TLS connection if its peer does not end TLS within a second of its close.
+
+    asyncio waits for 30 seconds, and holds the socket and its buffers. aiohttp's public argument
+    for this is deprecated.
+    """
+    connector._ssl_shutdown_timeout = 1.0  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # see the docstring
+
+
+def proxy_of(session: aiohttp.ClientSession) -> tuple[Any, Any]:
+    """Return the URL of a session's proxy, or ``None``, and the login for it.
+
+    Raise if the names are missing, since a connection without the proxy would be wrong.
+    """
+    return (
+        session._default_proxy,  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # see the docstring
+        session._default_proxy_auth,  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]  # see the docstring
+    )
