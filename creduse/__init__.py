@@ -1,4 +1,4 @@
-"""Creduse: credits for an app's end users, and always a word on whether they moved.
+"""A client for Creduse, which keeps credits of an app's end users. Errors say whether credits moved.
 
     from creduse import CreduseClient
 
@@ -7,11 +7,11 @@
         client.subtract(end_user_id, 50)
         print(client.get_balance(end_user_id).active_balance)
 
-Every call ends in a result, or in a `CreduseError` whose ``outcome`` says whether the credits
-moved: ``NOT_APPLIED``, ``UNKNOWN`` or ``APPLIED``. Nothing is ever applied twice.
+Every call returns a result, or raises a `CreduseError`. Its ``outcome`` says whether the credits
+moved: ``NOT_APPLIED``, ``UNKNOWN`` or ``APPLIED``. The client never applies a call twice.
 
-For asyncio and trio there is `AsyncCreduseClient`, with the same methods. ``creduse_sandbox`` is a
-Creduse of your own to test against.
+`AsyncCreduseClient` has the same methods for asyncio and trio. ``creduse_sandbox`` is a local
+Creduse server for tests.
 """
 
 from creduse_core import (

@@ -57,7 +57,7 @@ class APIError(CreduseError):
     error_code: str | None
     """The service's own code, such as ``INSUFFICIENT_FUNDS``, if it sent one."""
     message: str | None
-    """The service's own message, if it sent one: printable, at most about 400 characters."""
+    """The service's own message, if it sent one. It is printable, and cut to about 400 characters."""
     timestamp: datetime | None
     """The time that the service gives, if any. It is aware."""
     retry_after: float | None

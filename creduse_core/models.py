@@ -120,7 +120,7 @@ class Attempt:
     status: int | None
     """The status code of the response, or ``None`` if no head arrived."""
     event: str
-    """What happened: a key of ``creduse_core.EVENTS``."""
+    """The name of the event, a key of ``creduse_core.EVENTS``."""
     outcome: Outcome
     """What this attempt alone proves."""
     error: str | None

@@ -20,11 +20,11 @@ class Kind(enum.StrEnum):
     """Whether a call can be sent twice."""
 
     READ = "read"
-    """It moves no credits: always. Its outcome is NOT_APPLIED."""
+    """It moves no credits, so it always can. Its outcome is NOT_APPLIED."""
     WRITE = "write"
-    """It moves credits: only after proof that the first request was not applied."""
+    """It moves credits. It can only after proof that the first request was not applied."""
     REPLAYABLE = "replayable"
-    """It has an idempotency key that the server honours: always."""
+    """It has an idempotency key that the server honours, so it always can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Event:
     evidence: Outcome
     """What the event proves of a write without an idempotency key."""
     evidence_with_key: Outcome
-    """What the event proves of a write with an idempotency key. A refusal proves less here: an earlier
-    request with the same key can still be running."""
+    """What the event proves of a write with an idempotency key. A refusal proves less here, since an
+    earlier request with the same key can still be running."""
     transient: bool
     """Whether a retry can help."""
     description: str

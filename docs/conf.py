@@ -12,7 +12,13 @@ author = "The creduse authors"
 copyright = author  # noqa: A001 - Sphinx's name for it
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid", "reference"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib.mermaid",
+    "reference",
+]
 exclude_patterns = ["_build"]
 # In docstrings, `CoreClient` is a name to resolve, and ``subtract`` is plain code.
 default_role = "py:obj"

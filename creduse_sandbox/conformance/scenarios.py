@@ -90,7 +90,7 @@ class Ending:
     """One way in which a call may end."""
 
     errors: tuple[type[CreduseError], ...]
-    """The error is of one of these classes, not of a subclass. Empty: the call returns a result."""
+    """The classes of the error, without subclasses. If this is empty, the call returns a result."""
     outcome: Outcome
     """The value of `Call.outcome`."""
     requests: int

@@ -4,7 +4,6 @@ This module also resolves names: those of our packages, those of other libraries
 """
 
 import importlib
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
@@ -174,9 +173,10 @@ class Api(SphinxDirective):
 
 def _doc(module: str, name: str) -> list[str]:
     """Return the docstring below a constant, from whichever module of the package has it."""
-    rooms = [room for room in sorted(sys.modules) if f"{room}.".startswith(f"{module}.")]
-    for room in rooms:
-        docs = ModuleAnalyzer.for_module(room).find_attr_docs()
+    for name_of_module in sorted(sys.modules):
+        if not f"{name_of_module}.".startswith(f"{module}."):
+            continue
+        docs = ModuleAnalyzer.for_module(name_of_module).find_attr_docs()
         if ("", name) in docs:
             return docs["", name]
     return []
@@ -185,23 +185,16 @@ def _doc(module: str, name: str) -> list[str]:
 def _mark(
     _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]
 ) -> None:
-    """Mark indented examples in docstrings as code, and the errors under ``Raises:`` as fields."""
+    """Mark indented examples in docstrings as code."""
     marked: list[str] = []
-    block = ""
+    in_code = False
     for before, line in zip(["", *lines], lines, strict=False):
-        if not line.startswith(" ") and line:
-            block = line if line in {"Raises:", "Returns:"} else ""
-            marked.append("" if block else line)
-        elif block == "Raises:":
-            error = re.fullmatch(r"    (\w+): (.*)", line)
-            marked.append(line if error is None else f":raises {error[1]}: {error[2]}")
-        elif block == "Returns:":
-            marked.append(line if marked[-1] else f":returns: {line.strip()}")
-        elif line and not block and not before:
-            block = "code"
-            marked += ["::", "", line]
-        else:
-            marked.append(line)
+        if line.startswith(" ") and not before and not in_code:
+            in_code = True
+            marked += ["::", ""]
+        elif line and not line.startswith(" "):
+            in_code = False
+        marked.append(line)
     lines[:] = marked
 
 
@@ -222,8 +215,8 @@ def _look_up(
     if node.get("refdomain") != "py":
         return None
     # The defining module is private: creduse_core.models.Attempt is creduse.Attempt.
-    room = max((it for it in sys.modules if target.startswith(f"{it}.")), key=len, default="")
-    wanted = target.removeprefix(f"{room}.")
+    defined_in = max((it for it in sys.modules if target.startswith(f"{it}.")), key=len, default="")
+    wanted = target.removeprefix(f"{defined_in}.")
     objects = env.domains.python_domain.objects
     for module in MODULES:
         name = f"{module}.{wanted}"
