@@ -10,7 +10,7 @@ nox.needs_version = ">=2026.1"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["tests"]
+nox.options.sessions = ["check"]
 
 # The Pythons that are there are the ones that are meant.
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
@@ -26,6 +26,8 @@ AT_ONCE = ("-n", "6")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
 # What is heavy, and alike everywhere, is left to the newest Python.
 LIGHT = (*AT_ONCE, "-m", "not exhaustive and not once")
+# Over TLS on the newest Python, and on the oldest in the session of that name.
+QUICK = (*LIGHT, "-k", "not over-tls and not conformance_kit")
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -42,15 +44,21 @@ def covered_tests(session: nox.Session, include: str, *arguments: str) -> None:
     session.run("coverage", "report", f"--include={include}", env=env)
 
 
+@nox.session
+def check(session: nox.Session) -> None:
+    """Run the quick tests on the Python at hand."""
+    session.install("-e", ".", *group("test"))
+    session.run("pytest", *QUICK, *session.posargs)
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run all tests; on the newest Python, with the branches of all packages covered."""
+    """Run all tests on the newest Python, with branch coverage, and the quick ones on the others."""
     session.install("-e", ".", *group("test"))
     if session.python == NEWEST and not session.posargs:
         covered_tests(session, "creduse*/*", *USUAL)
     else:
-        # Over TLS on the newest Python, and on the oldest in the session of that name.
-        session.run("pytest", *(session.posargs or (*LIGHT, "-k", "not over-tls")))
+        session.run("pytest", *(session.posargs or QUICK))
 
 
 @nox.session(python=NEWEST)
@@ -126,11 +134,14 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def lint(session: nox.Session) -> None:
-    """Check style, format, and which module imports which."""
+    """Check style, format, spelling, and which module imports which."""
     session.install(*group("lint"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check", *session.posargs)
     session.run("lint-imports")
+    # Misspelled words, and words that this project does not use.
+    files = session.run("git", "ls-files", "*.py", "*.md", external=True, silent=True)
+    session.run("codespell", "-D", "-", "-D", "codespell.txt", *(files or "").split())
 
 
 @nox.session(python=OLDEST)
