@@ -1,4 +1,4 @@
-"""Every check of the project: ``nox`` runs the tests on each Python found, ``nox -l`` lists all."""
+"""All checks of the project. ``nox`` runs the quick tests, and ``nox -l`` lists all sessions."""
 
 import os
 import shutil
@@ -12,31 +12,31 @@ nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["check"]
 
-# The Pythons that are there are the ones that are meant.
+# Use the Pythons that are installed.
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
-# Python's development mode, where it is not in the way: asyncio's debugging makes all twice as slow.
-# Warnings are errors everywhere, those of what was left open included.
+# Python's development mode. It makes asyncio twice as slow, so not all sessions use it. Warnings are
+# errors in all sessions, also those about sockets that are left open.
 STRICT = {"PYTHONDEVMODE": "1"}
-# The tests mostly wait, for servers that misbehave.
+# More than there are processors: most tests wait for servers that misbehave.
 AT_ONCE = ("-n", "6")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
-# What is heavy, and alike everywhere, is left to the newest Python.
+# Tests that take long and do the same on each Python run on the newest one.
 LIGHT = (*AT_ONCE, "-m", "not exhaustive and not once")
 # Over TLS on the newest Python, and on the oldest in the session of that name.
 QUICK = (*LIGHT, "-k", "not over-tls and not conformance_kit")
 
 
 def group(name: str) -> tuple[str, ...]:
-    """Give the requirements of a dependency group."""
+    """Return the requirements of a dependency group."""
     return nox.project.dependency_groups(PYPROJECT, name)
 
 
 def covered_tests(session: nox.Session, include: str, *arguments: str) -> None:
-    """Run tests, and fail unless every branch of ``include`` has been taken."""
+    """Run tests, and fail unless they take every branch of ``include``."""
     env = {"COVERAGE_FILE": str(Path(session.create_tmp(), "coverage"))}
     session.run("coverage", "erase", env=env)
     session.run("coverage", "run", "-m", "pytest", *arguments, env=env)
@@ -63,14 +63,14 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def exhaustive(session: nox.Session) -> None:
-    """Run the suite over the clients that the other sessions leave out, since they are alike."""
+    """Run the tests of clients and faults that differ little from those in the other sessions."""
     session.install("-e", ".", *group("test"))
     session.run("pytest", *AT_ONCE, "-m", "exhaustive", *session.posargs, env=STRICT)
 
 
 @nox.session(python=OLDEST)
 def core(session: nox.Session) -> None:
-    """Run the core's own tests where no other package is, its branches covered by them alone."""
+    """Run the core's own tests without any other package. They cover all of its branches."""
     session.install("--no-deps", "-e", ".")
     session.run("python", "-c", "import creduse_core")
     session.install(*group("core"))
@@ -79,7 +79,7 @@ def core(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def docs(session: nox.Session) -> None:
-    """Build the documentation into build/docs, and run what its pages show."""
+    """Build the documentation into build/docs, and run the code on its pages."""
     session.install("-e", ".[all]", *group("docs"))
     strictly = ("--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env", "--quiet")
     session.run("sphinx-build", *strictly, "docs", "build/docs")
@@ -89,9 +89,9 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 @nox.parametrize("plugin", ["aiohttp", "asyncio", "mocks", "trio"])
 def plugins(session: nox.Session, plugin: str) -> None:
-    """Run the fixture and the mocks under what gets in the way of other plugins, one at a time."""
+    """Run the tests of the fixture and of mocks beside another pytest plugin."""
     session.install("-e", ".[all]", *group(f"plugins-{plugin}"))
-    # What pytest-asyncio says of its own defaults is not for us to mend.
+    # pytest-asyncio warns about its own defaults.
     settings = ("-W", "default::pytest.PytestDeprecationWarning", "-k", plugin)
     files = ("tests/test_docs.py", "tests/test_mocks.py", "tests/test_plugin.py")
     session.run("pytest", *settings, *files)
@@ -99,7 +99,7 @@ def plugins(session: nox.Session, plugin: str) -> None:
 
 @nox.session(python=OLDEST)
 def oldest(session: nox.Session) -> None:
-    """Run all tests on the oldest versions of the dependencies that are claimed."""
+    """Run the tests on the oldest supported versions of all dependencies."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     claimed = [*project["dependencies"], *extras["aiohttp"], *extras["trio"]]
@@ -118,7 +118,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=[OLDEST, NEWEST], reuse_venv=False, requires=["build"])
 def wheel(session: nox.Session) -> None:
-    """Use the wheel as a stranger would: in an empty environment, away from the tree."""
+    """Use the wheel as a user would: in an empty environment, outside the source tree."""
     (built,) = Path("dist").absolute().glob("*.whl")
     tests = Path("tests").absolute()
     session.install(str(built))
@@ -146,7 +146,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def types(session: nox.Session) -> None:
-    """Check types, with both checkers at their strictest."""
+    """Check types with mypy and pyright, both strict."""
     session.install("-e", ".", *group("types"))
     session.run("mypy")
     session.run("pyright", "--pythonpath", str(Path(session.bin, "python")))
@@ -154,16 +154,16 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def soak(session: nox.Session) -> None:
-    """Run all clients under random faults, and hold what they say against a server's record."""
+    """Run all clients under random faults, and compare their outcomes with a server's record."""
     session.install("-e", ".", *group("test"))
     session.run("python", "-m", "tests.soak", *session.posargs)
 
 
 @nox.session(python=NEWEST)
 def bench(session: nox.Session) -> None:
-    """Measure all clients beside hand-written code and the published client; docs/benchmarks.md."""
+    """Measure all clients beside hand-written code and the published client. See docs/benchmarks.md."""
     session.install("-e", ".[all]")
-    # It bears our import name, so it has an environment of its own.
+    # It has our import name, so it needs its own environment.
     published = Path(session.create_tmp(), "published")
     python = str(published / "bin" / "python")
     if not published.exists():
