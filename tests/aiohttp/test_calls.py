@@ -19,10 +19,7 @@ from creduse import (
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_core import __version__
 from creduse_sandbox import FAULTS, SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-NO_WAIT = RetryPolicy(initial_delay=0)
+from tests.common import KEY, NO_WAIT, USER
 
 
 def test_five_calls(run: Any, connect: Any, server: SandboxServer) -> None:

@@ -14,7 +14,6 @@ import traceback
 import warnings
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import aiohttp
 import pytest
@@ -29,13 +28,7 @@ from creduse import (
 )
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_sandbox import FAULTS, SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-ONCE = RetryPolicy(max_attempts=1)
-NO_WAIT = RetryPolicy(initial_delay=0)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+from tests.common import GOOD, KEY, NO_WAIT, ONCE, RESPONSE, USER
 
 
 @pytest.fixture
@@ -236,7 +229,7 @@ def test_switching_protocols(run: Any, connect: Any, raw: Any, lines: bytes) -> 
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\n" + lines + b"\r\n")
             await reader.read()
         else:
-            writer.write(ANSWER)
+            writer.write(RESPONSE)
 
     async def main() -> None:
         async with raw(behave) as server, connect(server.base_url, timeout=0.5) as client:
@@ -259,7 +252,7 @@ def test_answer_that_comes_with_the_end_of_its_time(run: Any, connect: Any) -> N
                 connection.recv(65536)
                 begun.set()
                 time.sleep(0.1)
-                connection.sendall(ANSWER)
+                connection.sendall(RESPONSE)
 
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -285,11 +278,11 @@ def test_two_lengths(run: Any, connect: Any, raw: Any) -> None:
     async def behave(server: Any, reader: Any, writer: Any) -> None:
         while await server.request(reader):
             if server.connections == 1:
-                head, body = ANSWER.split(b"\r\n\r\n")
+                head, body = RESPONSE.split(b"\r\n\r\n")
                 chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
                 writer.write(head + b"\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk)
             else:
-                writer.write(ANSWER)
+                writer.write(RESPONSE)
 
     async def main() -> None:
         async with raw(behave) as server, connect(server.base_url, retry=ONCE) as client:

@@ -21,10 +21,7 @@ from creduse import (
 )
 from creduse_core import MAX_BODY_SIZE
 from creduse_sandbox import Answer, SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-NO_WAIT = RetryPolicy(initial_delay=0)
-
+from tests.common import NO_WAIT, USER
 
 WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
     (

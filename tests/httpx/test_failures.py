@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 import pytest
 
@@ -18,16 +17,11 @@ from creduse import (
     CreduseError,
     CreduseTimeoutError,
     Outcome,
-    RetryPolicy,
     TransportError,
 )
 from creduse_httpx._sockets import check_loopback
 from creduse_sandbox import SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-ONCE = RetryPolicy(max_attempts=1)
-NO_WAIT = RetryPolicy(initial_delay=0)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
+from tests.common import GOOD, NO_WAIT, ONCE, RESPONSE, USER
 
 
 @pytest.fixture
@@ -68,10 +62,9 @@ def cut_body(connection: socket.socket, server: Any) -> None:
 def late(connection: socket.socket, server: Any) -> None:
     """Answer whole, but the last of it when the time is over."""
     if server.request(connection):
-        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(GOOD)
-        connection.sendall(head + GOOD[:10])
+        connection.sendall(RESPONSE[:-20])
         time.sleep(0.25)
-        connection.sendall(GOOD[10:20])
+        connection.sendall(RESPONSE[-20:-10])
         server.stopping.wait()
 
 

@@ -4,7 +4,6 @@ import socket
 import ssl
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
@@ -21,18 +20,14 @@ from creduse_core import (
 )
 from creduse_sandbox import Answer, SandboxServer
 from creduse_trio import AsyncCreduseClient
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-NO_WAIT = RetryPolicy(initial_delay=0)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+from tests.common import KEY, LAST_RESPONSE, NO_WAIT, RESPONSE, USER
+from tests.tls import client_context, server_context
 
 
 async def answer(stream: trio.abc.Stream, wires: Any) -> None:
     """Answer every request with the same."""
     while await wires.request(stream):
-        await stream.send_all(ANSWER)
+        await stream.send_all(RESPONSE)
 
 
 def test_five_calls(site: Any) -> None:
@@ -80,7 +75,7 @@ def test_one_write(wire: Any) -> None:
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         wires.received.append(await stream.receive_some())
-        await stream.send_all(ANSWER)
+        await stream.send_all(RESPONSE)
 
     async def main() -> None:
         base_url = "http://api.localhost:8080/prefix"
@@ -276,7 +271,7 @@ def test_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         connections.append(0)
         async for data in stream:
             connections[-1] += data.count(b"}")
-            await stream.send_all(ANSWER)
+            await stream.send_all(RESPONSE)
 
     async def connect(host: str, port: int) -> trio.abc.Stream:
         assert (host, port) == ("localhost", 80)
@@ -339,8 +334,7 @@ def test_memory_stream_is_used_again(wire: Any) -> None:
 
 def test_untrusted_certificate(site: Any, server_context: ssl.SSLContext) -> None:
     """A certificate that nobody trusts is NOT_APPLIED, and not tried again."""
-    stranger = ssl.create_default_context()
-    trustme.CA().configure_trust(stranger)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    stranger = client_context(trustme.CA())
 
     async def main() -> None:
         with SandboxServer(ssl_context=server_context) as server:
@@ -410,8 +404,7 @@ def test_alpn_of_our_own(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(ssl, "create_default_context", trusting)
     offered: list[str | None] = []
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    context = server_context(authority, "localhost")
     context.set_alpn_protocols(["h2", "http/1.1"])
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -419,7 +412,7 @@ def test_alpn_of_our_own(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch)
         await secure.do_handshake()
         offered.append(secure.selected_alpn_protocol())
         await secure.receive_some()
-        await secure.send_all(ANSWER.replace(b" OK\r\n", b" OK\r\nConnection: close\r\n"))
+        await secure.send_all(LAST_RESPONSE)
         await trio.aclose_forcefully(secure)
 
     async def main() -> None:

@@ -4,7 +4,6 @@ import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
-from uuid import UUID
 
 import pytest
 import trio
@@ -21,14 +20,7 @@ from creduse_core import (
 )
 from creduse_sandbox import FAULTS, Answer, SandboxServer
 from creduse_trio import AsyncCreduseClient
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-ONCE = RetryPolicy(max_attempts=1)
-SWIFT = RetryPolicy(initial_delay=0)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(GOOD)
-ANSWER = HEAD + GOOD
+from tests.common import GOOD, KEY, NO_WAIT, ONCE, RESPONSE, USER
 
 Serve: TypeAlias = Callable[[trio.abc.Stream, Any], Awaitable[None]]
 
@@ -152,9 +144,9 @@ def test_surplus_in_one_segment(
             await stream.do_handshake()
         while await wires.request(stream):
             gathered.gather = True
-            await stream.send_all(ANSWER)
+            await stream.send_all(RESPONSE)
             if len(wires.received) == 1:
-                await stream.send_all(ANSWER)
+                await stream.send_all(RESPONSE)
             await gathered.flush()
 
     async def main() -> None:
@@ -204,7 +196,7 @@ def test_idle_connection_that_was_closed(wire: Any) -> None:
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         await wires.request(stream)
-        await stream.send_all(ANSWER)
+        await stream.send_all(RESPONSE)
         await stream.aclose()
 
     async def main() -> None:
@@ -220,7 +212,7 @@ def test_idle_connection_that_was_closed(wire: Any) -> None:
 CUT = "cut"
 WHOLE = "whole"
 FRAMES: dict[str, tuple[bytes, str]] = {
-    "length": (ANSWER, WHOLE),
+    "length": (RESPONSE, WHOLE),
     "chunked": (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nA: b\r\n\r\n"
         % (len(GOOD), GOOD),
@@ -228,7 +220,7 @@ FRAMES: dict[str, tuple[bytes, str]] = {
     ),
     "close": (b"HTTP/1.1 200 OK\r\n\r\n" + GOOD, WHOLE),
     "1.0": (b"HTTP/1.0 200 OK\r\n\r\n" + GOOD, WHOLE),
-    "short": (ANSWER[:-1], CUT),
+    "short": (RESPONSE[:-1], CUT),
     "chunked, short": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", CUT),
     "trailers": (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: " + 99_999 * b"b",
@@ -236,7 +228,7 @@ FRAMES: dict[str, tuple[bytes, str]] = {
     ),
     "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfive", CUT),
     "nothing": (b"", "hung up before its response"),
-    "half a head": (HEAD[:20], "hung up before its response"),
+    "half a head": (RESPONSE[:20], "hung up before its response"),
     "no HTTP": (b"SSH-2.0\r\n\r\n", "illegal status line"),
     "lengths": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
@@ -247,7 +239,10 @@ FRAMES: dict[str, tuple[bytes, str]] = {
         "Receive buffer too long",
     ),
     "101": (b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\n\r\n", "SWITCH"),
-    "interim": (101 * b"HTTP/1.1 100 Continue\r\n\r\n" + ANSWER, "more than 100 interim responses"),
+    "interim": (
+        101 * b"HTTP/1.1 100 Continue\r\n\r\n" + RESPONSE,
+        "more than 100 interim responses",
+    ),
 }
 
 
@@ -372,7 +367,7 @@ def test_write_that_fails() -> None:
     trio.run(main)
 
 
-@pytest.mark.parametrize("speaks", [b"", ANSWER], ids=["hangs up", "speaks"])
+@pytest.mark.parametrize("speaks", [b"", RESPONSE], ids=["hangs up", "speaks"])
 def test_new_connection_that_is_not_quiet(speaks: bytes) -> None:
     """A server that speaks or hangs up before it is asked gets no request, and is tried again."""
 
@@ -398,7 +393,7 @@ def test_new_connection_that_is_not_quiet(speaks: bytes) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, serve, listeners)
             async with AsyncCreduseClient(
-                KEY, base_url="http://localhost", connect=connect, retry=SWIFT
+                KEY, base_url="http://localhost", connect=connect, retry=NO_WAIT
             ) as client:
                 with pytest.raises(TransportError, match="spoke or hung up") as caught:
                     await client.add(USER, 5)
