@@ -10,10 +10,7 @@ import trio
 import trustme
 
 from creduse_core import (
-    Attempt,
     CycleStatus,
-    InsufficientFundsError,
-    InvalidResponseError,
     Outcome,
     RetryPolicy,
     TransportError,
@@ -91,36 +88,6 @@ def test_one_write(wire: Any) -> None:
     trio.run(main)
 
 
-def test_refusal(site: Any) -> None:
-    """A refusal is an error of its own class, nothing was applied, and the connection serves on."""
-
-    async def main() -> None:
-        async with site.client() as client:
-            await client.add(USER, 10)
-            with pytest.raises(InsufficientFundsError) as caught:
-                await client.subtract(USER, 11)
-            assert caught.value.outcome is Outcome.NOT_APPLIED
-            assert (await client.get_balance(USER)).active_balance == 10
-
-    trio.run(main)
-    assert [entry.path for entry in site.server.applied] == ["/add"]
-    assert {entry.connection for entry in site.server.log} == {1}
-
-
-def test_wrong_arguments(server: SandboxServer) -> None:
-    """A wrong argument is named in an error, and the server receives nothing."""
-
-    async def main() -> None:
-        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            with pytest.raises(TypeError, match="amount must be an int, not float"):
-                await client.add(USER, 1.0)  # type: ignore[arg-type]  # it is the point
-            with pytest.raises(ValueError, match="timeout must be above 0"):
-                await client.subtract(USER, 1, timeout=0)
-
-    trio.run(main)
-    assert server.log == ()
-
-
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "context": ({"ssl_context": True}, TypeError, "ssl_context must be an SSLContext, not bool"),
     "server's": (
@@ -159,24 +126,6 @@ def test_environment(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(server.applied) == 1
 
 
-def test_busy_server_is_tried_again(site: Any) -> None:
-    """After a 429 even a write is sent again, and applied once; on_attempt hears of both."""
-    heard: list[Attempt] = []
-
-    async def main() -> None:
-        async with site.client(on_attempt=heard.append) as client:
-            site.server.inject(Answer(429, (("Retry-After", "0"),)))
-            await client.add(USER, 10)
-
-    trio.run(main)
-    assert [entry.status for entry in site.server.log] == [429, 200]
-    assert len(site.server.applied) == 1
-    assert [(it.number, it.status, it.outcome) for it in heard] == [
-        (1, 429, Outcome.NOT_APPLIED),
-        (2, 200, Outcome.APPLIED),
-    ]
-
-
 def test_idempotency_key_travels(server: SandboxServer) -> None:
     """With a server that replays, a write is sent again under the same key; each call has its."""
     policy = RetryPolicy(initial_delay=0, server_replays=True)
@@ -191,34 +140,6 @@ def test_idempotency_key_travels(server: SandboxServer) -> None:
     sent = [dict(entry.headers)["Idempotency-Key"] for entry in server.log]
     assert sent == ["order-0", *(f"order-{number}" for number in range(300))]
     assert len(server.applied) == 300
-
-
-def test_raw_answer(server: SandboxServer) -> None:
-    """A call made by hand and run gives the raw answer and the history."""
-
-    async def main() -> None:
-        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            call = client.protocol.add(USER, 5)
-            await client.run(call)
-            assert call.response is not None
-            assert call.response.status == 200
-            assert ("Content-Type", "application/json") in call.response.headers
-            assert len(call.attempts) == 1
-
-    trio.run(main)
-
-
-def test_redirect(server: SandboxServer) -> None:
-    """A redirect is not followed."""
-
-    async def main() -> None:
-        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            server.inject(Answer(307, (("Location", "/elsewhere"),)))
-            with pytest.raises(InvalidResponseError, match="307"):
-                await client.get_balance(USER)
-
-    trio.run(main)
-    assert len(server.log) == 1
 
 
 @pytest.mark.parametrize("secure", [False, True])
