@@ -1,12 +1,9 @@
 """What the tests of the aiohttp client share: loops, kinds of session, and servers."""
 
 import asyncio
-import itertools
-import socket
 import ssl
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,10 @@ import uvloop
 
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_sandbox import SandboxServer
-
-KEY = "sk-test-0123456789abcdef"
+from tests.common import KEY
+from tests.servers import Behave as BehaveInThread
+from tests.servers import RawServer
+from tests.tls import client_context, server_context
 
 Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
@@ -71,9 +70,7 @@ def authority() -> trustme.CA:
 @pytest.fixture(scope="session")
 def secure_context(authority: trustme.CA) -> ssl.SSLContext:
     """A server's context."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
-    return context
+    return server_context(authority)
 
 
 @pytest.fixture
@@ -99,9 +96,7 @@ def trusted(authority_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def trust(authority: trustme.CA) -> ssl.SSLContext:
     """A client's context that trusts the secure server."""
-    context = ssl.create_default_context()
-    authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
-    return context
+    return client_context(authority)
 
 
 class Raw:
@@ -159,77 +154,16 @@ def raw() -> Callable[[Behave], Any]:
     return serve
 
 
-class Threaded:
-    """A server in threads of its own, so that it goes on while the client's loop is held up."""
-
-    def __init__(self, base_url: str) -> None:
-        self.base_url = base_url
-        self.requests: list[tuple[int, bytes]] = []
-        """The number of its connection, and the body, of each request."""
-
-    def request(self, connection: socket.socket, number: int) -> bool:
-        """Read one request; return whether there was one."""
-        received = b""
-        while not received.endswith(b"}"):
-            piece = connection.recv(65536)
-            if not piece:
-                return False
-            received += piece
-        self.requests.append((number, received.partition(b"\r\n\r\n")[2]))
-        return True
-
-
-Serve = Callable[[Threaded, socket.socket, int], None]
-
-
 @pytest.fixture(params=["plain", "tls"])
 def threaded(request: pytest.FixtureRequest, secure_context: ssl.SSLContext) -> Any:
-    """Make a server of threads that does to each connection what it is told, plain or over TLS."""
+    """Start a server of threads, which goes on while the client's loop is blocked."""
 
     @contextmanager
-    def run_it(serve: Serve) -> Generator[Threaded]:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-            scheme = "http" if request.param == "plain" else "https"
-            server = Threaded(f"{scheme}://127.0.0.1:{port}")
-            connections: set[socket.socket] = set()
-            threads: set[threading.Thread] = set()
+    def start(behave: BehaveInThread) -> Generator[RawServer]:
+        server = RawServer(behave, secure_context if request.param == "tls" else None)
+        try:
+            yield server
+        finally:
+            server.close()
 
-            def work(connection: socket.socket, number: int) -> None:
-                connections.add(connection)
-                with suppress(OSError), connection:
-                    if request.param == "tls":
-                        connection.settimeout(30)
-                        wrapped = secure_context.wrap_socket(connection, server_side=True)
-                        connections.add(wrapped)
-                        with wrapped:
-                            serve(server, wrapped, number)
-                        connections.discard(wrapped)
-                    else:
-                        serve(server, connection, number)
-                connections.discard(connection)
-                threads.discard(threading.current_thread())
-
-            def accept() -> None:
-                for number in itertools.count(1):
-                    try:
-                        connection, _ = listener.accept()
-                    except OSError:
-                        return
-                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    thread = threading.Thread(target=work, args=(connection, number))
-                    threads.add(thread)
-                    thread.start()
-
-            accepting = threading.Thread(target=accept)
-            accepting.start()
-            try:
-                yield server
-            finally:
-                for it in (listener, *tuple(connections)):
-                    with suppress(OSError):
-                        it.shutdown(socket.SHUT_RDWR)
-                for thread in (accepting, *tuple(threads)):
-                    thread.join()
-
-    return run_it
+    return start

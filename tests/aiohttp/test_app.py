@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import UUID
 
 import aiohttp
 import pytest
@@ -14,9 +13,8 @@ import creduse_aiohttp
 from creduse import Outcome, TransportError
 from creduse_aiohttp import CLIENT, AsyncCreduseClient
 from creduse_sandbox import SandboxServer
+from tests.common import KEY, USER
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
 SECOND = web.AppKey("SECOND", AsyncCreduseClient)
 SESSION = web.AppKey("SESSION", aiohttp.ClientSession)
 

@@ -19,10 +19,7 @@ from creduse import (
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_core import __version__
 from creduse_sandbox import FAULTS, SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-NO_WAIT = RetryPolicy(initial_delay=0)
+from tests.common import KEY, NO_WAIT, USER
 
 
 def test_five_calls(run: Any, connect: Any, server: SandboxServer) -> None:
@@ -101,27 +98,6 @@ def test_a_read_is_not_repeated_behind_our_back(
                 server.reset()
 
     run(main)
-
-
-def test_connection_of_a_foreign_answer_is_not_used_again(
-    run: Any, connect: Any, server: SandboxServer
-) -> None:
-    """A connection that gave another's response, one too large, or a 5xx, serves no other call."""
-
-    async def main() -> None:
-        async with connect(server.base_url) as client:
-            for fault in ("wrong-user", "wrong-amount", "huge-body", "301", "204"):
-                server.inject(FAULTS[fault])
-                with pytest.raises(CreduseError):
-                    await client.add(USER, 1)
-            await client.add(USER, 1)
-            server.inject(FAULTS["500"])
-            with pytest.raises(CreduseError):
-                await client.add(USER, 1)
-            await client.add(USER, 1)
-
-    run(main)
-    assert [entry.connection for entry in server.log] == [1, 2, 3, 4, 5, 6, 6, 7]
 
 
 def test_tls(run: Any, secure_server: SandboxServer, trust: ssl.SSLContext) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID
 
 import aiohttp
 import pytest
@@ -16,11 +15,7 @@ from creduse import Attempt, Outcome, RetryPolicy
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_core import Call
 from creduse_sandbox import SandboxServer, Shaped
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test"
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+from tests.common import KEY, RESPONSE, USER
 
 
 @asynccontextmanager
@@ -110,7 +105,7 @@ async def silent_at_first(server: Any, reader: Any, writer: Any) -> None:
             await reader.read()
             server.received.append(b"gone")
         else:
-            writer.write(ANSWER)
+            writer.write(RESPONSE)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -14,7 +14,6 @@ import traceback
 import warnings
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import aiohttp
 import pytest
@@ -29,34 +28,7 @@ from creduse import (
 )
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_sandbox import FAULTS, SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-ONCE = RetryPolicy(max_attempts=1)
-NO_WAIT = RetryPolicy(initial_delay=0)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
-
-
-@pytest.fixture
-def nowhere() -> str:
-    """A URL whose port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-def test_refused_connection(run: Any, connect: Any, nowhere: str) -> None:
-    """A connection refused is NOT_APPLIED and tried again."""
-
-    async def main() -> None:
-        async with connect(nowhere, retry=NO_WAIT) as client:
-            with pytest.raises(TransportError) as caught:
-                await client.add(USER, 5)
-            assert caught.value.outcome is Outcome.NOT_APPLIED
-            assert [attempt.event for attempt in caught.value.attempts] == ["not_sent"] * 3
-            assert isinstance(caught.value.__cause__, aiohttp.ClientConnectorError)
-
-    run(main)
+from tests.common import GOOD, KEY, NO_WAIT, ONCE, RESPONSE, USER
 
 
 def test_name_that_nobody_knows(run: Any, connect: Any) -> None:
@@ -98,20 +70,6 @@ def test_certificates_are_read_once(
     run(main)
 
 
-def test_untrusted_certificate(run: Any, connect: Any, secure_server: SandboxServer) -> None:
-    """A certificate that nobody trusts is NOT_APPLIED, and not tried again."""
-
-    async def main() -> None:
-        async with connect(secure_server.base_url) as client:
-            with pytest.raises(TransportError, match="CERTIFICATE_VERIFY_FAILED") as caught:
-                await client.add(USER, 5)
-            assert caught.value.outcome is Outcome.NOT_APPLIED
-            assert [attempt.event for attempt in caught.value.attempts] == ["unsendable"]
-
-    run(main)
-    assert secure_server.log == ()
-
-
 def test_fingerprint_that_does_not_match(run: Any, secure_server: SandboxServer) -> None:
     """A certificate with another fingerprint than was asked for is NOT_APPLIED, tried once."""
 
@@ -142,54 +100,6 @@ def test_no_tls_on_the_other_side(run: Any, connect: Any, server: SandboxServer)
 
     run(main)
     assert server.applied == ()
-
-
-def test_silent_server(run: Any, connect: Any, server: SandboxServer) -> None:
-    """A write waits for its answer as long as the call may last, once; its outcome is UNKNOWN."""
-    server.inject(FAULTS["apply-then-hang"], 4)
-
-    async def main() -> None:
-        policy = RetryPolicy(initial_delay=0, attempt_timeout=0.5)
-        async with connect(server.base_url, retry=policy, timeout=1) as client:
-            with pytest.raises(CreduseTimeoutError) as caught:
-                await client.add(USER, 5)
-            assert caught.value.outcome is Outcome.UNKNOWN
-            (attempt,) = caught.value.attempts
-            assert 0.98 <= attempt.ended - attempt.started < 5
-            with pytest.raises(CreduseTimeoutError) as caught:
-                await client.get_balance(USER, timeout=5)
-            assert len(caught.value.attempts) == 3
-
-    run(main)
-    assert len(server.log) == 4
-
-
-def test_answer_that_drips(run: Any, connect: Any, raw: Any) -> None:
-    """A head or a body that drips, and interim answers without end, end with the call's time."""
-    beginnings = iter(
-        (b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"")
-    )
-
-    async def behave(server: Any, reader: Any, writer: Any) -> None:
-        await server.request(reader)
-        beginning = next(beginnings)
-        writer.write(beginning)
-        while True:
-            writer.write(b"x" if beginning else b"HTTP/1.1 103 Early Hints\r\n\r\n")
-            await writer.drain()
-            await asyncio.sleep(0.02)
-
-    async def main() -> None:
-        async with raw(behave) as server, connect(server.base_url, timeout=0.3) as client:
-            for status in (None, 200, None):
-                begun = time.monotonic()
-                with pytest.raises(CreduseTimeoutError) as caught:
-                    await client.add(USER, 5)
-                assert caught.value.outcome is Outcome.UNKNOWN
-                assert caught.value.attempts[0].status == status
-                assert time.monotonic() - begun < 2
-
-    run(main)
 
 
 def test_no_time_to_send(run: Any, connect: Any, server: SandboxServer) -> None:
@@ -236,7 +146,7 @@ def test_switching_protocols(run: Any, connect: Any, raw: Any, lines: bytes) -> 
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\n" + lines + b"\r\n")
             await reader.read()
         else:
-            writer.write(ANSWER)
+            writer.write(RESPONSE)
 
     async def main() -> None:
         async with raw(behave) as server, connect(server.base_url, timeout=0.5) as client:
@@ -259,7 +169,7 @@ def test_answer_that_comes_with_the_end_of_its_time(run: Any, connect: Any) -> N
                 connection.recv(65536)
                 begun.set()
                 time.sleep(0.1)
-                connection.sendall(ANSWER)
+                connection.sendall(RESPONSE)
 
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -275,29 +185,6 @@ def test_answer_that_comes_with_the_end_of_its_time(run: Any, connect: Any) -> N
                 time.sleep(0.6)  # noqa: ASYNC251 - the loop is to be held up
                 assert (await call).amount == 5
             thread.join()
-
-    run(main)
-
-
-def test_two_lengths(run: Any, connect: Any, raw: Any) -> None:
-    """A response that is framed twice (RFC 9112, 6.3) is not believed, and its connection goes."""
-
-    async def behave(server: Any, reader: Any, writer: Any) -> None:
-        while await server.request(reader):
-            if server.connections == 1:
-                head, body = ANSWER.split(b"\r\n\r\n")
-                chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-                writer.write(head + b"\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk)
-            else:
-                writer.write(ANSWER)
-
-    async def main() -> None:
-        async with raw(behave) as server, connect(server.base_url, retry=ONCE) as client:
-            with pytest.raises(CreduseError) as caught:
-                await client.add(USER, 5)
-            assert caught.value.outcome is Outcome.UNKNOWN
-            await client.add(USER, 5)
-            assert server.connections == 2
 
     run(main)
 

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
-from uuid import UUID
 
 import aiohttp
 import pytest
@@ -23,11 +22,8 @@ from creduse import CreduseError, Outcome, RetryPolicy, TransportError
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_core import exception_chain
 from creduse_sandbox import FAULTS, SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
-RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+from tests.common import KEY, RESPONSE, USER
+from tests.servers import RawServer
 
 
 async def silent(server: Any, reader: Any, _: Any) -> None:
@@ -171,19 +167,19 @@ def test_close_during_a_call(run: Any, sandbox: SandboxServer) -> None:
 def test_close_while_a_call_waits(run: Any, threaded: Any) -> None:
     """`aclose` ends a call that waits for its response, which stays UNKNOWN."""
 
-    def serve(server: Any, connection: socket.socket, number: int) -> None:
-        server.request(connection, number)
+    def serve(connection: socket.socket, server: RawServer) -> None:
+        server.request(connection)
         connection.recv(1)
 
     async def main() -> None:
         client = AsyncCreduseClient(KEY, base_url=server.base_url)
         task = asyncio.create_task(client.add(USER, 5))
-        await until(lambda: server.requests)
+        await until(lambda: server.received)
         await asyncio.wait_for(client.aclose(), 10)
         with pytest.raises(TransportError) as caught:
             await asyncio.wait_for(task, 10)
         assert caught.value.outcome is Outcome.UNKNOWN
-        assert len(server.requests) == 1
+        assert len(server.received) == 1
 
     with threaded(serve) as server:
         run(main)

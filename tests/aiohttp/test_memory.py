@@ -8,18 +8,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
-from uuid import UUID
 
 import aiohttp
 import pytest
 
 from creduse import CreduseError, RetryPolicy
 from creduse_aiohttp import AsyncCreduseClient
+from tests.common import GOOD, KEY, LAST_RESPONSE, RESPONSE, USER, response
+from tests.servers import RawServer
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
-RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(GOOD)
 CALLS = 1000
 OF_THREADS = ("builtin_function_or_method", "method")
 """What coverage leaves of each thread of the server."""
@@ -43,18 +40,18 @@ async def cancellation(client: AsyncCreduseClient, number: int) -> None:
     await asyncio.wait({task})
 
 
-def serve(server: Any, connection: socket.socket, number: int) -> None:
+def serve(connection: socket.socket, server: RawServer) -> None:
     """Answer and close; or close, reset, cut or garble, as the amount says."""
-    if not server.request(connection, number):
+    if not server.request(connection):
         return
-    amount = int(server.requests.pop()[1].rpartition(b":")[2].rstrip(b"}"))
+    amount = int(server.received.pop().rpartition(b":")[2].rstrip(b"}"))
     connection.sendall(
         {
-            5: RESPONSE + b"Connection: close\r\n\r\n" + GOOD,
+            5: LAST_RESPONSE,
             6: b"",
-            7: RESPONSE + b"\r\n{",
+            7: RESPONSE[: -len(GOOD) + 1],
             8: b"not http\r\n\r\n",
-            9: b"HTTP/1.1 500 Sorry\r\nContent-Length: 0\r\n\r\n",
+            9: response(b"", 500),
         }[amount]
     )
 

@@ -4,21 +4,18 @@ import asyncio
 import socket
 import warnings
 from typing import Any
-from uuid import UUID
 
 import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from creduse import Outcome, RetryPolicy, TransportError
+from creduse import Outcome, TransportError
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_core import exception_chain
 from creduse_sandbox import SandboxServer
+from tests.common import KEY, NO_WAIT, RESPONSE, USER
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
 SERVICE = "https://api.creduse.com"
-NO_WAIT = RetryPolicy(initial_delay=0)
 PASSWORD = "s3cret-w0rd"
 QUOTED = "s3cret-w0rd%23%40"
 
@@ -139,11 +136,10 @@ def test_proxy_that_cannot_be_used(url: str, given: str, monkeypatch: pytest.Mon
 
 def test_plain_http_to_a_proxy(run: Any, raw: Any) -> None:
     """A request for plain http goes to the proxy as it is, with the proxy's login."""
-    body = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
 
     async def behave(server: Any, reader: Any, writer: Any) -> None:
         while await server.request(reader):
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            writer.write(RESPONSE)
 
     async def main() -> None:
         async with (

@@ -6,7 +6,6 @@ import ssl
 import warnings
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import aiohttp
 import pytest
@@ -14,9 +13,8 @@ import pytest
 from creduse import InsufficientFundsError, InvalidResponseError, Outcome, TransportError
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
+from tests.common import KEY, RESPONSE, USER
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
 COUNT = '{"end_user_id": "12345678-1234-5678-1234-567812345678", "amount": 10}'
 
 
@@ -217,11 +215,10 @@ def test_connector_of_another_kind(
         tmp_path
     )  # a Unix socket's path may be 107 bytes long, and pytest's are longer
     path = "socket"
-    answer = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"}")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+        writer.write(RESPONSE)
         await reader.read()
         writer.close()
 

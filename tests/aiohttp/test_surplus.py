@@ -5,29 +5,18 @@ import socket
 import ssl
 import time
 from typing import Any
-from uuid import UUID
 
 import aiohttp
 import pytest
 
 from creduse_aiohttp import AsyncCreduseClient
+from tests.common import KEY, RESPONSE, USER, credits_body, response
+from tests.servers import RawServer
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-
-
-def response(status: int, body: bytes) -> bytes:
-    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
-
-
-def whole(amount: int) -> bytes:
-    return response(200, b'{"end_user_id":"%s","amount":%d}' % (str(USER).encode(), amount))
-
-
-REFUSAL = response(402, b'{"error_code":"INSUFFICIENT_FUNDS"}')
+REFUSAL = response(b'{"error_code":"INSUFFICIENT_FUNDS"}', 402)
 
 SURPLUS = {
-    "whole": whole(5),
+    "whole": RESPONSE,
     "refusal": REFUSAL,
     "interim": b"HTTP/1.1 103 Early Hints\r\n\r\n",
     "begun": b"H",
@@ -75,14 +64,14 @@ def test_surplus(run: Any, connect: Any, threaded: Any, surplus: bytes, comes: s
     of its own response. A client that is busy has not yet read what came in meanwhile.
     """
 
-    def serve(server: Any, connection: socket.socket, number: int) -> None:
-        while server.request(connection, number):
-            if number > 1:
-                connection.sendall(whole(7))
+    def serve(connection: socket.socket, server: RawServer) -> None:
+        while server.request(connection):
+            if server.number(connection) > 1:
+                connection.sendall(response(credits_body(7)))
             elif comes == "with it":
-                connection.sendall(whole(5) + surplus)
+                connection.sendall(RESPONSE + surplus)
             else:
-                connection.sendall(whole(5))
+                connection.sendall(RESPONSE)
                 time.sleep(0.05)
                 connection.sendall(surplus)
 
@@ -96,5 +85,5 @@ def test_surplus(run: Any, connect: Any, threaded: Any, surplus: bytes, comes: s
 
     with threaded(serve) as server:
         run(lambda: connect(server.base_url, use))
-    bodies = [b'{"end_user_id":"%s","amount":%d}' % (str(USER).encode(), n) for n in (5, 7)]
-    assert server.requests == [(1, bodies[0]), (2, bodies[1])]
+    assert server.received_on == [1, 2]
+    assert [it.rpartition(b":")[2] for it in server.received] == [b"5}", b"7}"]

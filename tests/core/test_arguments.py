@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from creduse_core import Call, CreduseProtocol, Done, Response, RetryPolicy
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 PROTOCOL = CreduseProtocol("key")
 REPLAYING = CreduseProtocol("key", retry=RetryPolicy(server_replays=True))
 METHODS = ["add", "subtract", "start_cycle", "stop_cycle", "get_balance"]
@@ -28,7 +28,7 @@ class Seven(enum.IntEnum):
     AMOUNT = 7
 
 
-def make(method: str, user: Any = USER, amount: Any = 7, *more: Any, **named: Any) -> Call[Any]:
+def make(method: str, user: Any = USER_ID, amount: Any = 7, *more: Any, **named: Any) -> Call[Any]:
     """Make a call of any method; what it does not take is left out."""
     arguments = (user, amount, *more) if method in WITH_AMOUNT else (user,)
     protocol = named.pop("protocol", PROTOCOL)
@@ -45,7 +45,7 @@ def refused(wrong: Wrong) -> Any:
 @pytest.mark.parametrize(
     "text",
     [
-        USER,
+        USER_ID,
         "12345678123456781234567812345678",
         "ABCDEF01-2345-6789-ABCD-EF0123456789",
         "abcdef0123456789ABCDEF0123456789",
@@ -71,11 +71,11 @@ def test_end_user_id(method: str, text: str) -> None:
     [
         "",
         "x",
-        f" {USER}",
-        f"{USER} ",
-        f"{USER}\n",
-        f"{{{USER}}}",
-        f"urn:uuid:{USER}",
+        f" {USER_ID}",
+        f"{USER_ID} ",
+        f"{USER_ID}\n",
+        f"{{{USER_ID}}}",
+        f"urn:uuid:{USER_ID}",
         "0x345678123456781234567812345678",
         "1234_678123456781234567812345678",
         "1234567812345678123456781234567",
@@ -89,7 +89,7 @@ def test_end_user_id(method: str, text: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_text_that_is_no_uuid(method: str, text: str) -> None:
     """Text that is no UUID is refused, though ``uuid.UUID`` may take some of it."""
-    message = f"end_user_id must be a UUID such as {USER}, not {text!r}"
+    message = f"end_user_id must be a UUID such as {USER_ID}, not {text!r}"
     with refused((ValueError, message)):
         make(method, text)
 
@@ -100,7 +100,7 @@ def test_long_text_is_not_repeated_at_length() -> None:
         make("subtract", "x" * 10_000)
 
 
-@pytest.mark.parametrize("value", [None, 7, 1.5, USER.encode(), [USER], True], ids=repr)
+@pytest.mark.parametrize("value", [None, 7, 1.5, USER_ID.encode(), [USER_ID], True], ids=repr)
 @pytest.mark.parametrize("method", METHODS)
 def test_end_user_id_of_another_type(method: str, value: object) -> None:
     """An id is a UUID or text, and nothing else."""
@@ -120,21 +120,21 @@ def test_end_user_id_of_another_type(method: str, value: object) -> None:
 def test_number_of_another_type(method: str, name: str, value: object) -> None:
     """Amounts and days are integers, and what merely looks like one is refused."""
     with refused((TypeError, f"{name} must be an int, not {type(value).__name__}")):
-        make(method, **{name: value}) if name == "amount" else make(method, USER, 7, value)
+        make(method, **{name: value}) if name == "amount" else make(method, USER_ID, 7, value)
 
 
 @pytest.mark.parametrize("method", WITH_AMOUNT)
 def test_no_amount(method: str) -> None:
     """There is no call without an amount."""
     with refused((TypeError, "amount must be an int, not NoneType")):
-        make(method, USER, None)
+        make(method, USER_ID, None)
 
 
 @pytest.mark.parametrize("method", WITH_DAYS)
 def test_number_that_cannot_be_written(method: str) -> None:
     """A number with more digits than Python prints is refused by its name."""
     with refused((ValueError, "amount must have at most 10000 bits")):
-        make(method, USER, 10**5000)
+        make(method, USER_ID, 10**5000)
 
 
 @pytest.mark.parametrize("value", [-1, -(10**30)])
@@ -142,22 +142,22 @@ def test_number_that_cannot_be_written(method: str) -> None:
 def test_negative_numbers(method: str, value: int) -> None:
     """Negative amounts and days are refused."""
     with refused((ValueError, f"amount must not be negative, but is {value}")):
-        make(method, USER, value)
+        make(method, USER_ID, value)
     with refused((ValueError, f"validity_days must not be negative, but is {value}")):
-        make(method, USER, 7, value)
+        make(method, USER_ID, 7, value)
 
 
 def test_negative_amount_to_subtract() -> None:
     """To subtract less than nothing is no way to add."""
     with refused((ValueError, "amount must not be negative, but is -7")):
-        make("subtract", USER, -7)
+        make("subtract", USER_ID, -7)
 
 
 @pytest.mark.parametrize("value", [0, 1, 2**70, Seven.AMOUNT], ids=repr)
 @pytest.mark.parametrize("method", WITH_DAYS)
 def test_numbers(method: str, value: int) -> None:
     """Zero and any other number that is not negative travels as an integer."""
-    body = make(method, USER, value, value).request.body
+    body = make(method, USER_ID, value, value).request.body
     assert body.endswith(b'"amount":%d,"validity_days":%d}' % (value, value))
 
 
@@ -176,7 +176,7 @@ class ForeignUUID(uuid.UUID):
     def __init__(self) -> None:
         """Leave what the base class has for it empty."""
 
-    int = uuid.UUID(USER).int  # type: ignore[misc]  # pyright: ignore[reportAssignmentType] - that is what is tested
+    int = uuid.UUID(USER_ID).int  # type: ignore[misc]  # pyright: ignore[reportAssignmentType] - that is what is tested
 
 
 class OddText(str):
@@ -217,12 +217,13 @@ class OddInt(int):
 
 
 @pytest.mark.parametrize(
-    "user", [OddUUID(USER), ForeignUUID(), OddText(USER.upper()), OddText(uuid.UUID(USER).hex)]
+    "user",
+    [OddUUID(USER_ID), ForeignUUID(), OddText(USER_ID.upper()), OddText(uuid.UUID(USER_ID).hex)],
 )
 def test_subclass_of_an_id(user: Any) -> None:
     """An id travels as what it is, whatever its class says of it, and comes back as a UUID."""
     call = make("subtract", user)
-    assert call.request.body == b'{"end_user_id":"%b","amount":7}' % USER.encode()
+    assert call.request.body == b'{"end_user_id":"%b","amount":7}' % USER_ID.encode()
     call.start(0.0)
     done = call.receive_response(Response(200, (), call.request.body), 1.0)
     assert isinstance(done, Done)
@@ -231,12 +232,12 @@ def test_subclass_of_an_id(user: Any) -> None:
 
 def test_subclass_of_a_number() -> None:
     """A number travels as what it is, whatever its class says of it."""
-    body = make("add", USER, OddInt(7), OddInt(5)).request.body
+    body = make("add", USER_ID, OddInt(7), OddInt(5)).request.body
     assert body.endswith(b'"amount":7,"validity_days":5}')
     with refused((ValueError, "amount must not be negative, but is -7")):
-        make("subtract", USER, OddInt(-7))
+        make("subtract", USER_ID, OddInt(-7))
     with refused((ValueError, "amount must have at most 10000 bits")):
-        make("subtract", USER, OddInt(2**10_000))
+        make("subtract", USER_ID, OddInt(2**10_000))
 
 
 def test_subclasses_of_text() -> None:
@@ -244,7 +245,7 @@ def test_subclasses_of_text() -> None:
     protocol = CreduseProtocol(
         OddText("key"), OddText("https://example.com"), retry=RetryPolicy(server_replays=True)
     )
-    request = protocol.subtract(USER, 7, idempotency_key=OddText("once")).request
+    request = protocol.subtract(USER_ID, 7, idempotency_key=OddText("once")).request
     assert request.url == "https://example.com/subtract"
     headers = dict(request.headers)
     assert headers["Authorization"] == "Bearer key"
@@ -358,7 +359,7 @@ def test_idempotency_key(method: str, key: str) -> None:
         make(method, protocol=REPLAYING, idempotency_key=key)
 
 
-@pytest.mark.parametrize("key", [7, b"k", uuid.UUID(USER), True], ids=repr)
+@pytest.mark.parametrize("key", [7, b"k", uuid.UUID(USER_ID), True], ids=repr)
 @pytest.mark.parametrize("method", WRITES)
 def test_idempotency_key_of_another_type(method: str, key: object) -> None:
     """A key is text, whether or not keys are honoured."""

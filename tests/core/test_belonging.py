@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from creduse_core import Call, CreduseError, CreduseProtocol, Done, Response, Send
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 OTHER = "12345678-1234-5678-1234-567812345679"
 PROTOCOL = CreduseProtocol("key")
 
@@ -29,19 +29,19 @@ def answer(status: int, **fields: object) -> Response:
 
 
 def subtract() -> tuple[Call[Any], Send]:
-    call = PROTOCOL.subtract(USER, 7)
+    call = PROTOCOL.subtract(USER_ID, 7)
     return call, call.start(0.0)
 
 
 ANSWERS = {
-    "ours": (answer(200, end_user_id=USER, amount=7), True),
-    "ours in upper case": (answer(200, end_user_id=USER.upper(), amount=7), True),
+    "ours": (answer(200, end_user_id=USER_ID, amount=7), True),
+    "ours in upper case": (answer(200, end_user_id=USER_ID.upper(), amount=7), True),
     "another user": (answer(200, end_user_id=OTHER, amount=7), False),
-    "another amount": (answer(200, end_user_id=USER, amount=8), False),
+    "another amount": (answer(200, end_user_id=USER_ID, amount=8), False),
     "no user": (answer(200, amount=7), False),
     "no content": (Response(204, (), b""), False),
     "no JSON": (Response(200, (), b"ok"), False),
-    "an error under 200": (answer(200, end_user_id=USER, amount=7, error_code="X"), False),
+    "an error under 200": (answer(200, end_user_id=USER_ID, amount=7, error_code="X"), False),
     "a refusal": (answer(402, error_code="INSUFFICIENT_FUNDS"), True),
     "a refusal without a body": (Response(400, (), b""), True),
     "a server error": (Response(599, (), b"oops"), False),
@@ -50,7 +50,7 @@ ANSWERS = {
         Response(
             200,
             [("content-length", "9"), ("Transfer-encoding", "chunked")],
-            answer(200, end_user_id=USER, amount=7).body,
+            answer(200, end_user_id=USER_ID, amount=7).body,
         ),
         False,
     ),
@@ -60,8 +60,8 @@ ANSWERS = {
     ),
     "an interim answer": (Response(103, (), b""), False),
     "a redirect": (Response(307, [("Location", "/")], b""), False),
-    "ours under a redirect": (answer(302, end_user_id=USER, amount=7), False),
-    "no status of HTTP": (answer(600, end_user_id=USER, amount=7), False),
+    "ours under a redirect": (answer(302, end_user_id=USER_ID, amount=7), False),
+    "no status of HTTP": (answer(600, end_user_id=USER_ID, amount=7), False),
 }
 
 
@@ -74,8 +74,8 @@ def test_belongs(response: Response, belongs: bool) -> None:  # noqa: FBT001 - a
 
 def test_unreadable_answer_of_ours() -> None:
     """An answer that names our user belongs to us, even if the rest of it cannot be read."""
-    send = PROTOCOL.get_balance(USER).start(0.0)
-    assert send.belongs(answer(200, end_user_id=USER))
+    send = PROTOCOL.get_balance(USER_ID).start(0.0)
+    assert send.belongs(answer(200, end_user_id=USER_ID))
     assert not send.belongs(answer(200, end_user_id=OTHER))
 
 

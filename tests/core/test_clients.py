@@ -33,13 +33,13 @@ from creduse_core import (
     State,
     TransportError,
 )
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 PROTOCOL = CreduseProtocol("key", retry=RetryPolicy(server_replays=True))
 MOMENT = "2024-01-01T18:50:22Z"
 # A result for each method: what is not known to one is passed over.
 RESULT: dict[str, object] = {
-    "end_user_id": USER,
+    "end_user_id": USER_ID,
     "amount": 7,
     "created_at": MOMENT,
     "current_cycle_start": MOMENT,
@@ -62,7 +62,7 @@ class Cancelled(BaseException):
 
 
 def subtract() -> Call[CreditsSubtracted]:
-    return PROTOCOL.subtract(USER, 7)
+    return PROTOCOL.subtract(USER_ID, 7)
 
 
 def end(player: Any, call: Call[Any]) -> BaseException | None:
@@ -75,12 +75,12 @@ def end(player: Any, call: Call[Any]) -> BaseException | None:
 
 
 METHODS: dict[str, tuple[tuple[object, ...], type]] = {
-    "add": ((USER, 7, None), CreditsAdded),
-    "subtract": ((USER, 7), CreditsSubtracted),
-    "start_cycle": ((USER, 7, 5), Cycle),
-    "stop_cycle": ((USER,), Cycle),
-    "get_balance": ((USER,), ActiveBalance),
-    "get_active_balance": ((USER,), ActiveBalance),
+    "add": ((USER_ID, 7, None), CreditsAdded),
+    "subtract": ((USER_ID, 7), CreditsSubtracted),
+    "start_cycle": ((USER_ID, 7, 5), Cycle),
+    "stop_cycle": ((USER_ID,), Cycle),
+    "get_balance": ((USER_ID,), ActiveBalance),
+    "get_active_balance": ((USER_ID,), ActiveBalance),
 }
 
 
@@ -101,8 +101,8 @@ def test_methods(play: Play, method: str) -> None:
 def test_days_by_default(play: Play) -> None:
     """Credits last 31 days unless told otherwise."""
     player = play(GOOD, GOOD)
-    player.do("add", USER, 7)
-    player.do("start_cycle", USER, 7)
+    player.do("add", USER_ID, 7)
+    player.do("start_cycle", USER_ID, 7)
     assert all(b'"validity_days":31' in send.request.body for send in player.script.sent)
 
 
@@ -110,7 +110,7 @@ def test_wrong_argument(play: Play) -> None:
     """Nothing is sent when an argument is wrong."""
     player = play()
     with pytest.raises(TypeError, match="amount must be an int"):
-        player.do("subtract", USER, "7")
+        player.do("subtract", USER_ID, "7")
     with pytest.raises(ValueError, match="end_user_id must be a UUID"):
         player.do("get_balance", "x")
     assert player.script.sent == []
@@ -119,9 +119,9 @@ def test_wrong_argument(play: Play) -> None:
 def test_protocol(play: Play) -> None:
     """A client shows the protocol that it was made with, which makes the calls for ``run``."""
     player = play(GOOD)
-    call = player.client.protocol.subtract(USER, 7)
+    call = player.client.protocol.subtract(USER_ID, 7)
     assert player.client.protocol is player.protocol
-    assert player.do("run", call) == CreditsSubtracted(UUID(USER), 7)
+    assert player.do("run", call) == CreditsSubtracted(UUID(USER_ID), 7)
     assert (call.state, call.response) == (State.SUCCEEDED, GOOD)
 
 
@@ -314,7 +314,7 @@ def test_cancelled_asleep(play: Play, cancelled: BaseException) -> None:
 
 def test_read_that_is_cancelled(play: Play) -> None:
     """A read that is given up has moved nothing."""
-    call = PROTOCOL.get_balance(USER)
+    call = PROTOCOL.get_balance(USER_ID)
     assert isinstance(end(play(Cancelled()), call), Cancelled)
     assert call.outcome is Outcome.NOT_APPLIED
 
@@ -406,7 +406,7 @@ def test_call_for_another_url(play: Play) -> None:
     """A call that was made for another base URL is refused, and nothing is sent."""
     for other in ("https://api.creduse.com.example", "http://localhost"):
         player = play(GOOD)
-        call = CreduseProtocol("key", other).add(USER, 7)
+        call = CreduseProtocol("key", other).add(USER_ID, 7)
         with pytest.raises(ValueError, match=f"the call is for {other}/add, but the client for"):
             player.do("run", call)
         assert call.state is State.READY

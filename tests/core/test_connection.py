@@ -7,8 +7,8 @@ import pytest
 
 from creduse_core import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol, RetryPolicy
 from creduse_core import protocol_from_environment as from_environment
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 KEY = "sk-live-0123456789"
 NAME = "base_url (or CREDUSE_BASE_URL)"
 SCHEME = "must begin with https:// (or http:// for a loopback host)"
@@ -28,7 +28,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def url_of(protocol: CreduseProtocol) -> str:
-    return protocol.get_balance(USER).request.url
+    return protocol.get_balance(USER_ID).request.url
 
 
 def find(api_key: str | None = None, base_url: str | None = None, **more: Any) -> CreduseProtocol:

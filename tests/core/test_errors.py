@@ -25,8 +25,8 @@ from creduse_core import (
     RetryPolicy,
     TransportError,
 )
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 ATTEMPT = Attempt(1, "POST", "/add", 402, "refused", Outcome.NOT_APPLIED, "402", 0.0, 1.5)
 RESPONSE = Response(402, [("A", "b")], b"{}")
 
@@ -68,7 +68,7 @@ def whole(error_class: type[CreduseError]) -> CreduseError:
 def fail(given: Response | Failure) -> CreduseError:
     """Give the error of a call to add that gets no second attempt, and ends in this."""
     policy = RetryPolicy(max_attempts=1)
-    call = CreduseProtocol("sk-live-0123456789", retry=policy).add(USER, 7)
+    call = CreduseProtocol("sk-live-0123456789", retry=policy).add(USER_ID, 7)
     call.start(0.0)
     receive: Any = call.receive_failure if isinstance(given, Failure) else call.receive_response
     with pytest.raises(CreduseError) as caught:
@@ -141,7 +141,7 @@ def test_api_error() -> None:
     assert (error.retry_after, error.response) == (4.0, response)
 
 
-MISTYPED = b'{"end_user_id": "%b", "amount": 7, "validity_days": 1.5}' % USER.encode()
+MISTYPED = b'{"end_user_id": "%b", "amount": 7, "validity_days": 1.5}' % USER_ID.encode()
 
 
 def lost(cause: Exception, **more: Any) -> Failure:
@@ -224,7 +224,7 @@ def test_message(given: Response | Failure, said: str, meant: str) -> None:
 def test_where_it_failed(base_url: str, via: str | None, where: str, delivery: Delivery) -> None:
     """Where no response came, the message names host, port and proxy; never user info."""
     protocol = CreduseProtocol("sk-live-0123456789", base_url, retry=RetryPolicy(max_attempts=1))
-    call = protocol.get_balance(USER)
+    call = protocol.get_balance(USER_ID)
     call.start(0.0)
     failure = Failure(delivery, OSError("x" * 10_000), transient=True, via=via)
     with pytest.raises(TransportError) as caught:
@@ -288,7 +288,7 @@ def test_what_the_caller_was_handling() -> None:
 
 def test_message_of_a_read() -> None:
     """The message of a call that changes nothing does not speak of what was applied."""
-    call = CreduseProtocol("key").get_balance(USER)
+    call = CreduseProtocol("key").get_balance(USER_ID)
     call.start(0.0)
     call.receive_failure(Failure(Delivery.MAYBE_SENT, OSError("reset"), transient=True), 1.0)
     call.wake(2.0)

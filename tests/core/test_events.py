@@ -37,8 +37,8 @@ from creduse_core import (
     Wait,
 )
 from creduse_core.retry import event_of_failure, event_of_status, may_retry
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 NOT, UNKNOWN, APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
 YES, NO = True, False
 
@@ -143,10 +143,10 @@ def begin(kind: Kind) -> Call[Any]:
     protocol = CreduseProtocol("key", retry=policy)
     call: Call[Any]
     if kind is Kind.READ:
-        call = protocol.get_balance(USER)
+        call = protocol.get_balance(USER_ID)
     else:
         key = "again" if kind is Kind.REPLAYABLE else None
-        call = protocol.subtract(USER, 7, idempotency_key=key)
+        call = protocol.subtract(USER_ID, 7, idempotency_key=key)
     call.start(0.0)
     return call
 
@@ -228,19 +228,19 @@ def test_error_of_each_failure(kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("given", "row"),
     [
-        (answer(200, end_user_id=USER, amount=7), "done"),
-        (answer(299, end_user_id=USER, amount=7), "done"),
-        (answer(200, end_user_id=USER, amount=8), "mismatched"),
-        (answer(200, end_user_id=USER, amount=7, error_code="NEW"), "mismatched"),
-        (answer(200, end_user_id=USER, amount=7, error_code=5), "mismatched"),
-        (answer(200, end_user_id=USER, amount=7, error_code=None), "done"),
-        (answer(200, end_user_id=USER, amount=7, error_code=""), "done"),
+        (answer(200, end_user_id=USER_ID, amount=7), "done"),
+        (answer(299, end_user_id=USER_ID, amount=7), "done"),
+        (answer(200, end_user_id=USER_ID, amount=8), "mismatched"),
+        (answer(200, end_user_id=USER_ID, amount=7, error_code="NEW"), "mismatched"),
+        (answer(200, end_user_id=USER_ID, amount=7, error_code=5), "mismatched"),
+        (answer(200, end_user_id=USER_ID, amount=7, error_code=None), "done"),
+        (answer(200, end_user_id=USER_ID, amount=7, error_code=""), "done"),
         (answer(409, error_code=None), "conflict"),
         (answer(409, error_code=""), "conflict"),
         (answer(409, error_code=5), "conflict"),
         (answer(409, error_code="x"), "conflict"),
         (answer(409, error_code="NO_ACTIVE_CYCLE"), "refused"),
-        (answer(409, end_user_id=USER, amount=7), "conflict"),
+        (answer(409, end_user_id=USER_ID, amount=7), "conflict"),
         (Response(409, (), b"error_code"), "conflict"),
         (answer(418, error_code=""), "unproven"),
         (answer(418, error_code="x"), "rejected"),
@@ -285,9 +285,9 @@ def test_every_row_is_reached() -> None:
     begun.abandon(1.0)
     misread = begin(Kind.READ)
     with pytest.raises(InvalidResponseError):
-        misread.receive_response(answer(200, end_user_id=USER), 1.0)
+        misread.receive_response(answer(200, end_user_id=USER_ID), 1.0)
     done = begin(Kind.WRITE)
-    done.receive_response(answer(200, end_user_id=USER, amount=7), 1.0)
+    done.receive_response(answer(200, end_user_id=USER_ID, amount=7), 1.0)
     reached = {call.attempts[0].event for call in (begun, misread, done)}
     reached |= {event_of_status(status, code).name for status in ALL for code in ANY}
     reached |= {event_of_failure(failure).name for failure in FAILURES}
@@ -326,7 +326,7 @@ def test_known_code_after_an_attempt(
 ) -> None:
     """The class of a known code, which says that nothing moved, is not raised where that is unsure."""
     policy = RetryPolicy(server_replays=True)
-    call = CreduseProtocol("key", retry=policy).subtract(USER, 7, idempotency_key="once")
+    call = CreduseProtocol("key", retry=policy).subtract(USER_ID, 7, idempotency_key="once")
     call.start(0.0)
     if error is None:
         call.receive_response(first, 1.0)
@@ -346,10 +346,10 @@ def test_known_code_after_an_attempt(
 def test_key_in_use(status: int) -> None:
     """Under a key, a server that still works on it is asked again; nothing is known until then."""
     policy = RetryPolicy(server_replays=True)
-    call = CreduseProtocol("key", retry=policy).subtract(USER, 7, idempotency_key="once")
+    call = CreduseProtocol("key", retry=policy).subtract(USER_ID, 7, idempotency_key="once")
     call.start(0.0)
     assert isinstance(call.receive_response(answer(status, error_code="KEY_IN_USE"), 1.0), Wait)
     assert call.outcome is UNKNOWN
     call.wake(2.0)
-    call.receive_response(answer(200, end_user_id=USER, amount=7), 3.0)
+    call.receive_response(answer(200, end_user_id=USER_ID, amount=7), 3.0)
     assert call.outcome is APPLIED

@@ -35,10 +35,10 @@ from creduse_core import (
     TransportError,
     Wait,
 )
+from tests.common import USER_ID
 
 NOT, UNKNOWN, APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
 AGAIN, FINAL = True, False
-USER = "12345678-1234-5678-1234-567812345678"
 DEADLINE, ATTEMPTS, JITTER = 30.0, 3, 0.5
 WAITS = [0.25, 0.5]  # after the first attempt and the second, with that jitter
 # Two long attempts pass the deadline, one and a short one do not.
@@ -48,7 +48,7 @@ PROTOCOL = CreduseProtocol(
 )
 # Two results in one: an answer to add, and a balance.
 RESULT: dict[str, object] = {
-    "end_user_id": USER,
+    "end_user_id": USER_ID,
     "amount": 7,
     "active_balance": 7,
     "active_balance_by_cycle": [],
@@ -160,8 +160,8 @@ class Play:
 
 def make(kind: Kind) -> Call[Any]:
     if kind is Kind.READ:
-        return PROTOCOL.get_balance(USER)
-    return PROTOCOL.add(USER, 7, idempotency_key="once" if kind is Kind.REPLAYABLE else None)
+        return PROTOCOL.get_balance(USER_ID)
+    return PROTOCOL.add(USER_ID, 7, idempotency_key="once" if kind is Kind.REPLAYABLE else None)
 
 
 def give(call: Call[Any], step: Step, now: float) -> object:

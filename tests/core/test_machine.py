@@ -28,11 +28,11 @@ from creduse_core import (
     TransportError,
     Wait,
 )
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 PROTOCOL = CreduseProtocol("key", retry=RetryPolicy(server_replays=True))
 
-GOOD = Response(200, (), json.dumps({"end_user_id": USER, "amount": 7}).encode())
+GOOD = Response(200, (), json.dumps({"end_user_id": USER_ID, "amount": 7}).encode())
 BUSY = Response(429, (), b"")
 REFUSED = Response(402, (), b"")
 NOT_SENT = Failure(Delivery.NOT_SENT, OSError("refused"), transient=True)
@@ -52,7 +52,7 @@ ILLEGAL = [(state, given) for state, given in product(State, Input) if given not
 
 def subtract() -> Call[Any]:
     """Give a call that is ready, with 30 seconds and three attempts."""
-    return PROTOCOL.subtract(USER, 7)
+    return PROTOCOL.subtract(USER_ID, 7)
 
 
 def in_flight() -> Call[Any]:
@@ -263,9 +263,9 @@ def test_live_states(state: State) -> None:
 def test_outcome_in_flight(kind: Kind, outcome: Outcome) -> None:
     """While a request is out it may be applied, and so it may be once that is given up."""
     calls: dict[Kind, Call[Any]] = {
-        Kind.READ: PROTOCOL.get_balance(USER),
-        Kind.WRITE: PROTOCOL.subtract(USER, 7),
-        Kind.REPLAYABLE: PROTOCOL.subtract(USER, 7, idempotency_key="again"),
+        Kind.READ: PROTOCOL.get_balance(USER_ID),
+        Kind.WRITE: PROTOCOL.subtract(USER_ID, 7),
+        Kind.REPLAYABLE: PROTOCOL.subtract(USER_ID, 7, idempotency_key="again"),
     }
     call = calls[kind]
     assert call.outcome is Outcome.NOT_APPLIED
@@ -296,7 +296,7 @@ def test_refused_after_being_in_flight() -> None:
 
 def test_last_answer() -> None:
     """The last answer can be read as it came: a cut one too, and past a later lack of any."""
-    call = PROTOCOL.get_balance(USER)
+    call = PROTOCOL.get_balance(USER_ID)
     call.start(0.0)
     before = call.response
     head = Response(200, [("A", "b")], b'{"end_us')

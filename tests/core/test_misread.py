@@ -21,13 +21,13 @@ from creduse_core import (
     Outcome,
     Response,
 )
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 OTHER = "12345678-1234-5678-1234-567812345679"
 PROTOCOL = CreduseProtocol("key")
 NOT, UNKNOWN, APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
 
-CREDITS: dict[str, object] = {"end_user_id": USER, "amount": 7}
+CREDITS: dict[str, object] = {"end_user_id": USER_ID, "amount": 7}
 CYCLE = CREDITS | {
     "created_at": "2024-01-01T18:50:22",
     "current_cycle_start": "2024-01-31T23:59:59",
@@ -49,17 +49,17 @@ ANSWERS: dict[str, dict[str, object]] = {
     "start_cycle": CYCLE,
     "stop_cycle": CYCLE,
     "get_balance": {
-        "end_user_id": USER,
+        "end_user_id": USER_ID,
         "active_balance": 53,
         "active_balance_by_cycle": [PART],
     },
 }
 ARGUMENTS: dict[str, tuple[object, ...]] = {
-    "add": (USER, 7),
-    "subtract": (USER, 7),
-    "start_cycle": (USER, 7),
-    "stop_cycle": (USER,),
-    "get_balance": (USER,),
+    "add": (USER_ID, 7),
+    "subtract": (USER_ID, 7),
+    "start_cycle": (USER_ID, 7),
+    "stop_cycle": (USER_ID,),
+    "get_balance": (USER_ID,),
 }
 
 # What may stand in each field; all else is of the wrong type.
@@ -197,7 +197,7 @@ def test_cycle_that_is_no_object(part: object) -> None:
 @pytest.mark.parametrize("method", ANSWERS)
 @pytest.mark.parametrize(
     "user",
-    [OTHER, "", "x", f"{USER}0", f" {USER}", None, 7, True, [USER], {"id": USER}],
+    [OTHER, "", "x", f"{USER_ID}0", f" {USER_ID}", None, 7, True, [USER_ID], {"id": USER_ID}],
     ids=str,
 )
 def test_another_user(method: str, user: object) -> None:
@@ -232,7 +232,7 @@ def test_no_amount(method: str) -> None:
 
 def test_an_amount_of_one() -> None:
     """What equals 1 to Python but is no number to JSON is not our amount of 1."""
-    call = PROTOCOL.subtract(USER, 1)
+    call = PROTOCOL.subtract(USER_ID, 1)
     call.start(0.0)
     with pytest.raises(InvalidResponseError, match="does not name the amount"):
         call.receive_response(Response(200, (), encode(CREDITS | {"amount": True})), 1.0)
@@ -240,7 +240,7 @@ def test_an_amount_of_one() -> None:
 
 def test_an_amount_that_no_float_can_tell() -> None:
     """A float that is too large to be exact is not our amount, though it equals it."""
-    call = PROTOCOL.subtract(USER, 10**20)
+    call = PROTOCOL.subtract(USER_ID, 10**20)
     call.start(0.0)
     with pytest.raises(InvalidResponseError, match="does not name the amount"):
         call.receive_response(Response(200, (), encode(CREDITS | {"amount": 1e20})), 1.0)

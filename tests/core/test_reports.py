@@ -20,10 +20,10 @@ from creduse_core import (
     Outcome,
     Response,
 )
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 KEY = "sk-live-0123456789"
-BODY = json.dumps({"end_user_id": USER, "amount": 7}).encode()
+BODY = json.dumps({"end_user_id": USER_ID, "amount": 7}).encode()
 GOOD = Response(200, [("X-Secret", "header")], BODY)
 REFUSED = Response(402, (), b'{"error_code": "INSUFFICIENT_FUNDS"}')
 UNSENT = Failure(Delivery.NOT_SENT, OSError("refused"), transient=True)
@@ -58,7 +58,7 @@ def test_listener(play: Play, events: list[object], caplog: pytest.LogCaptureFix
     """The listener and the log are told of each attempt, in order, once."""
     seen: list[Attempt] = []
     player = play(*events, on_attempt=seen.append)
-    call = player.protocol.subtract(USER, 7)
+    call = player.protocol.subtract(USER_ID, 7)
     with contextlib.suppress(CreduseError):
         player.do("run", call)
     assert (*seen,) == (*attempts_of(caplog),) == call.attempts
@@ -73,7 +73,7 @@ def test_listener_is_told_before_the_wait(play: Play) -> None:
         waited.append([*player.script.slept])
 
     player: Any = play(UNSENT, GOOD, on_attempt=note)
-    player.do("subtract", USER, 7)
+    player.do("subtract", USER_ID, 7)
     assert waited == [[], [0.5]]
 
 
@@ -81,7 +81,7 @@ def test_cancelled_in_flight(play: Play, caplog: pytest.LogCaptureFixture) -> No
     """An attempt that is given up is told of, once."""
     seen: list[Attempt] = []
     with pytest.raises(Cancelled):
-        play(UNSENT, Cancelled(), on_attempt=seen.append).do("subtract", USER, 7)
+        play(UNSENT, Cancelled(), on_attempt=seen.append).do("subtract", USER_ID, 7)
     assert [attempt.event for attempt in seen] == ["not_sent", "abandoned"]
     assert attempts_of(caplog) == seen
 
@@ -90,7 +90,7 @@ def test_cancelled_asleep(play: Play) -> None:
     """Between two attempts there is none to tell of."""
     seen: list[Attempt] = []
     with pytest.raises(Cancelled):
-        play(UNSENT, asleep=Cancelled(), on_attempt=seen.append).do("subtract", USER, 7)
+        play(UNSENT, asleep=Cancelled(), on_attempt=seen.append).do("subtract", USER_ID, 7)
     assert [attempt.event for attempt in seen] == ["not_sent"]
 
 
@@ -105,10 +105,10 @@ def test_listener_that_raises(
 
     player = play(UNSENT, event, on_attempt=fault)
     if event is GOOD:
-        assert player.do("subtract", USER, 7).amount == 7
+        assert player.do("subtract", USER_ID, 7).amount == 7
     else:
         with pytest.raises(InsufficientFundsError):
-            player.do("subtract", USER, 7)
+            player.do("subtract", USER_ID, 7)
     found = faults(caplog)
     assert [(record.name, record.levelname) for record in found] == [("creduse", "ERROR")] * 2
     assert all(record.exc_info and record.exc_info[0] is LookupError for record in found)
@@ -122,7 +122,7 @@ def test_listener_that_cancels(play: Play) -> None:
         raise KeyboardInterrupt
 
     player = play(GOOD, on_attempt=stop)
-    call = player.protocol.subtract(USER, 7)
+    call = player.protocol.subtract(USER_ID, 7)
     with pytest.raises(KeyboardInterrupt):
         player.do("run", call)
     assert call.outcome is Outcome.APPLIED
@@ -144,7 +144,7 @@ def test_listener_that_cancels(play: Play) -> None:
 def test_record(play: Play, event: object, message: str, caplog: pytest.LogCaptureFixture) -> None:
     """A record of the log names method, path, status or event, attempt and outcome, for debugging."""
     with contextlib.suppress(CreduseError):
-        play(event).do("subtract", USER, 7)
+        play(event).do("subtract", USER_ID, 7)
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("creduse", "DEBUG")
     assert record.getMessage() == message
@@ -154,18 +154,18 @@ def test_no_secret_in_the_log(play: Play, caplog: pytest.LogCaptureFixture) -> N
     """The log has no key, no header and no body, even where the server or a cause repeats them."""
     echo = Response(429, [("X-Secret", f"header {KEY}")], b'{"message": "%b"}' % KEY.encode())
     cause = Failure(Delivery.NOT_SENT, OSError(f"with {KEY}"), transient=True)
-    play(echo, cause, GOOD).do("subtract", USER, 7)
+    play(echo, cause, GOOD).do("subtract", USER_ID, 7)
     text = " ".join(f"{record.getMessage()} {vars(record)!r}" for record in caplog.records)
     assert len(caplog.records) == 3
     assert KEY not in text
     assert "header" not in text
-    assert USER not in text
+    assert USER_ID not in text
 
 
 def test_nothing_is_logged_unasked(play: Play, caplog: pytest.LogCaptureFixture) -> None:
     """Above debugging, a call that goes as it should leaves no word."""
     caplog.set_level(logging.INFO, "creduse")
-    play(UNSENT, GOOD).do("subtract", USER, 7)
+    play(UNSENT, GOOD).do("subtract", USER_ID, 7)
     assert caplog.records == []
 
 
@@ -218,7 +218,7 @@ def test_listeners_that_can_be_called(play: Play) -> None:
     seen: list[Attempt] = []
     listeners: list[Callable[[Attempt], object]] = [seen.append, partial(seen.append), repr]
     for listener in listeners:
-        play(GOOD, on_attempt=listener).do("subtract", USER, 7)
+        play(GOOD, on_attempt=listener).do("subtract", USER_ID, 7)
     assert len(seen) == 2
 
 
@@ -230,7 +230,7 @@ def test_listener_that_returns_a_coroutine(play: Play, caplog: pytest.LogCapture
         coroutines.append(listen(attempt))
         return coroutines[-1]
 
-    assert play(GOOD, on_attempt=listener).do("subtract", USER, 7).amount == 7
+    assert play(GOOD, on_attempt=listener).do("subtract", USER_ID, 7).amount == 7
     (fault,) = faults(caplog)
     assert fault.exc_info is not None
     assert "which the client does not await" in str(fault.exc_info[1])
@@ -292,7 +292,7 @@ def test_logging_that_raises(
     events, expected, outcome = ENDINGS[ending]
     seen: list[Attempt] = []
     player = play(*events, on_attempt=seen.append)
-    call = player.protocol.subtract(USER, 7)
+    call = player.protocol.subtract(USER_ID, 7)
     with expected:
         player.do("run", call)
     assert call.outcome is outcome
@@ -304,7 +304,7 @@ def test_fault_in_logging_is_logged(
 ) -> None:
     """Where logging raises for one record and not for the next, the next one says so."""
     broken("filter", Broken(LookupError("odd"), logging.ERROR))
-    play(GOOD).do("subtract", USER, 7)
+    play(GOOD).do("subtract", USER_ID, 7)
     assert [fault.getMessage() for fault in faults(caplog)] == ["logging raised; the call goes on"]
 
 
@@ -328,7 +328,7 @@ def test_jitter_that_fails(
 ) -> None:
     """Jitter that raises or returns nonsense shortens no wait, and an error in the log says so."""
     player = play(Response(429, (), b""), UNSENT, GOOD, jitter=jitter)
-    assert player.do("subtract", USER, 7).amount == 7
+    assert player.do("subtract", USER_ID, 7).amount == 7
     assert player.script.slept == [0.5, 1.0]
     assert [fault.getMessage() for fault in faults(caplog)] == [
         "jitter failed; the client waits for the whole delay"
@@ -339,13 +339,13 @@ def test_jitter_that_fails(
 def test_jitter_of_any_kind(play: Play, jitter: float) -> None:
     """Jitter is any number from 0 to 1."""
     player = play(UNSENT, GOOD, jitter=lambda: jitter)
-    player.do("subtract", USER, 7)
+    player.do("subtract", USER_ID, 7)
     assert player.script.slept == [0.5 * float(jitter)]
 
 
 def test_jitter_is_drawn_when_it_is_needed(play: Play, caplog: pytest.LogCaptureFixture) -> None:
     """A call that succeeds at once throws no dice."""
-    assert play(GOOD, jitter=raising).do("subtract", USER, 7).amount == 7
+    assert play(GOOD, jitter=raising).do("subtract", USER_ID, 7).amount == 7
     assert faults(caplog) == []
 
 
@@ -363,7 +363,7 @@ def test_program_stopped_in_the_log(
     """What stops the program in a handler stops it, and the call knows what became of it."""
     broken("handler", Broken(stop, logging.ERROR))
     player = play(*events)
-    call = player.protocol.subtract(USER, 7)
+    call = player.protocol.subtract(USER_ID, 7)
     with pytest.raises(type(stop)):
         player.do("run", call)
     assert (call.outcome, len(call.attempts)) == (outcome, 1)
@@ -376,7 +376,7 @@ def test_program_stopped_in_the_jitter(play: Play) -> None:
         raise KeyboardInterrupt
 
     player = play(Response(429, (), b""), jitter=stop)
-    call = player.protocol.subtract(USER, 7)
+    call = player.protocol.subtract(USER_ID, 7)
     with pytest.raises(KeyboardInterrupt):
         player.do("run", call)
     assert call.outcome is Outcome.UNKNOWN

@@ -23,8 +23,8 @@ from creduse_core import (
     Outcome,
     Response,
 )
+from tests.common import USER
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
 PROTOCOL = CreduseProtocol("key")
 
 # The two answers that the documentation shows, as they stand there.

@@ -35,8 +35,8 @@ from creduse_core import (
     forget_frames,
     protocol_from_environment,
 )
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 KEY = "sk-live-0123456789"
 PROTOCOL = CreduseProtocol(KEY, retry=RetryPolicy(max_attempts=1))
 NO_TRANSPORT: Any = None
@@ -62,7 +62,7 @@ def noted(error: E, note: str) -> E:
 
 def fail(given: Response | Failure, protocol: CreduseProtocol = PROTOCOL) -> CreduseError:
     """Give the error of a call that ends in this."""
-    call = protocol.subtract(USER, 7)
+    call = protocol.subtract(USER_ID, 7)
     call.start(0.0)
     receive: Any = call.receive_failure if isinstance(given, Failure) else call.receive_response
     with pytest.raises(CreduseError) as caught:
@@ -87,7 +87,7 @@ def texts(error: CreduseError) -> Iterator[str]:
 
 
 def call_in_flight() -> Call[Any]:
-    call = PROTOCOL.subtract(USER, 7)
+    call = PROTOCOL.subtract(USER_ID, 7)
     call.start(0.0)
     return call
 
@@ -96,7 +96,7 @@ HOLDERS: dict[str, object] = {
     "protocol": PROTOCOL,
     "call": call_in_flight(),
     "request": call_in_flight().request,
-    "send": PROTOCOL.subtract(USER, 7).start(0.0),
+    "send": PROTOCOL.subtract(USER_ID, 7).start(0.0),
     "client": CoreClient(PROTOCOL, NO_TRANSPORT),
     "async client": AsyncCoreClient(PROTOCOL, NO_TRANSPORT),
 }
@@ -502,8 +502,8 @@ def test_comparisons_do_not_show_it() -> None:
     one, other = PROTOCOL, CreduseProtocol(KEY + "x")
     pairs: list[tuple[object, object]] = [
         (one, other),
-        (one.add(USER, 7).request, other.add(USER, 7).request),
-        (one.add(USER, 7).request, one.add(USER, 8).request),
+        (one.add(USER_ID, 7).request, other.add(USER_ID, 7).request),
+        (one.add(USER_ID, 7).request, one.add(USER_ID, 8).request),
         (one.api_key, other.api_key),
         ({"key": one.api_key}, {"key": KEY[:0]}),
     ]
@@ -559,7 +559,7 @@ def test_frames_of_a_refusal(
     body = json.dumps({"error_code": "INSUFFICIENT_FUNDS", "message": f"bad key {echoed}."})
     response = Response(status, [("X-Key", f"Bearer {echoed}")], body.encode())
     with pytest.raises(CreduseError) as caught:
-        play(*[response] * 3).do("subtract", USER, 7)
+        play(*[response] * 3).do("subtract", USER_ID, 7)
     written = json.dumps(echoed)[1:-1]  # in a body
     found = [*shown_by(caught.value)]
     assert any(name == "run: call" for name, _ in found)
@@ -600,7 +600,7 @@ def raising(cause: Exception) -> Callable[[], None]:
 def test_frames_of_a_failure(play: Callable[..., Any], event: object) -> None:
     """No frame shows what a transport has reported or raised, where that repeats the key."""
     with pytest.raises(CreduseError) as caught:
-        play(event).do("subtract", USER, 7)
+        play(event).do("subtract", USER_ID, 7)
     assert [name for name, text in shown_by(caught.value) if KEY in text] == []
     assert [text for text in texts(caught.value) if KEY in text] == []
 
@@ -609,18 +609,18 @@ def test_frames_of_a_wait_that_is_too_long(play: Callable[..., Any]) -> None:
     """No frame shows it where a call ends after a wait."""
     echo = Response(429, [("X", KEY)], b'{"message": "%b"}' % KEY.encode())
     with pytest.raises(APIError) as caught:
-        play(echo, oversleep=60.0).do("subtract", USER, 7)
+        play(echo, oversleep=60.0).do("subtract", USER_ID, 7)
     assert [name for name, text in shown_by(caught.value) if KEY in text] == []
 
 
 WRONG: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "id": ("subtract", (7, 7), {}),
-    "amount": ("subtract", (USER, "7"), {}),
-    "negative amount": ("add", (USER, -7), {}),
-    "days": ("start_cycle", (USER, 7, 1.5), {}),
-    "timeout": ("stop_cycle", (USER,), {"timeout": -1}),
-    "idempotency key": ("add", (USER, 7), {"idempotency_key": "a b"}),
-    "idempotency key of another type": ("add", (USER, 7), {"idempotency_key": 7}),
+    "amount": ("subtract", (USER_ID, "7"), {}),
+    "negative amount": ("add", (USER_ID, -7), {}),
+    "days": ("start_cycle", (USER_ID, 7, 1.5), {}),
+    "timeout": ("stop_cycle", (USER_ID,), {"timeout": -1}),
+    "idempotency key": ("add", (USER_ID, 7), {"idempotency_key": "a b"}),
+    "idempotency key of another type": ("add", (USER_ID, 7), {"idempotency_key": 7}),
 }
 
 

@@ -23,8 +23,8 @@ from creduse_core import (
     Wait,
 )
 from creduse_core.retry import retry_after
+from tests.common import USER_ID
 
-USER = "12345678-1234-5678-1234-567812345678"
 UNSENT = Failure(Delivery.NOT_SENT, OSError("refused"), transient=True)
 DATE = ("Date", "Sun, 06 Nov 1994 08:49:37 GMT")
 
@@ -34,8 +34,8 @@ def make(kind: Kind, *, timeout: float = 30.0, **policy: Any) -> Call[Any]:
         "key", timeout=timeout, retry=RetryPolicy(server_replays=True, **policy)
     )
     if kind is Kind.READ:
-        return protocol.get_balance(USER)
-    return protocol.subtract(USER, 7, idempotency_key="k" if kind is Kind.REPLAYABLE else None)
+        return protocol.get_balance(USER_ID)
+    return protocol.subtract(USER_ID, 7, idempotency_key="k" if kind is Kind.REPLAYABLE else None)
 
 
 def asking(value: str, status: int = 429, date: str | None = DATE[1]) -> Response:
@@ -46,7 +46,7 @@ def asking(value: str, status: int = 429, date: str | None = DATE[1]) -> Respons
 
 def waits(policy: RetryPolicy, jitter: float) -> list[float]:
     """Give what a call waits after each attempt that fails."""
-    call = CreduseProtocol("key", retry=policy, timeout=1_000_000).get_balance(USER)
+    call = CreduseProtocol("key", retry=policy, timeout=1_000_000).get_balance(USER_ID)
     call.start(0.0)
     found: list[float] = []
     while True:
@@ -93,9 +93,9 @@ def test_later_attempts(kind: Kind, connecting: float, answering: float) -> None
 def test_timeout_of_one_call() -> None:
     """A call's own timeout stands in for the protocol's, be it shorter or longer."""
     protocol = CreduseProtocol("key", timeout=30.0)
-    assert protocol.subtract(USER, 7, timeout=2).start(0.0).deadline == 2
-    assert protocol.subtract(USER, 7, timeout=99.5).start(0.0).deadline == 99.5
-    assert protocol.subtract(USER, 7).start(0.0).deadline == 30.0
+    assert protocol.subtract(USER_ID, 7, timeout=2).start(0.0).deadline == 2
+    assert protocol.subtract(USER_ID, 7, timeout=99.5).start(0.0).deadline == 99.5
+    assert protocol.subtract(USER_ID, 7).start(0.0).deadline == 30.0
 
 
 @pytest.mark.parametrize("now", [30.0, 31.0])
@@ -127,7 +127,7 @@ def test_late_answer() -> None:
     """A result that comes after the deadline is a result."""
     call = make(Kind.WRITE)
     call.start(0.0)
-    body = json.dumps({"end_user_id": USER, "amount": 7}).encode()
+    body = json.dumps({"end_user_id": USER_ID, "amount": 7}).encode()
     done = call.receive_response(Response(200, (), body), 99.0)
     assert isinstance(done, Done)
     assert isinstance(done.result, CreditsSubtracted)

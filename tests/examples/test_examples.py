@@ -1,7 +1,6 @@
 """The examples: each runs as a script, and each transport keeps `creduse_core.Transport`'s word."""
 
 import importlib.util
-import ssl
 import subprocess
 import sys
 import threading
@@ -9,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 import requests
@@ -25,11 +23,10 @@ from creduse_core import (
     TransportError,
 )
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
+from tests.common import KEY, NO_WAIT, USER
+from tests.tls import client_context, server_context
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-KEY = "sk-test-0123456789abcdef"
-USER = UUID("12345678-1234-5678-1234-567812345678")
-NO_WAIT = RetryPolicy(initial_delay=0)
 TRANSPORTS = ["urllib", "urllib3", "requests"]
 
 
@@ -72,11 +69,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def server(scheme: str, authority: trustme.CA) -> Iterator[SandboxServer]:
-    context: ssl.SSLContext | None = None
-    if scheme == "https":
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        certificate: Any = authority.issue_cert("127.0.0.1")
-        certificate.configure_cert(context)
+    context = server_context(authority) if scheme == "https" else None
     with SandboxServer(ssl_context=context) as running:
         yield running
 
@@ -98,8 +91,7 @@ def make(library: str, authority: Any, tmp_path: Path) -> Callable[[], Any]:
             session = requests.Session()
             session.verify = str(bundle)
             return module.RequestsTransport(session)
-        context = ssl.create_default_context()
-        authority.configure_trust(context)
+        context = client_context(authority)
         kind = module.UrllibTransport if library == "urllib" else module.Urllib3Transport
         return kind(ssl_context=context)
 

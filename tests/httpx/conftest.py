@@ -6,12 +6,10 @@ a client of ours, with one of httpx's handed in, and with one of httpx2's.
 """
 
 import asyncio
-import socket
 import ssl
-import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, closing, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
 import httpx2
@@ -20,11 +18,12 @@ import trio
 
 from creduse import AsyncCreduseClient, CreduseClient
 from creduse_sandbox import SandboxServer
+from tests.common import KEY
+from tests.servers import Behave, RawServer
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-KEY = "sk-test-0123456789abcdef"
 TLS = ssl.create_default_context()
 
 
@@ -138,61 +137,16 @@ def server() -> Iterator[SandboxServer]:
         yield running
 
 
-class RawServer:
-    """A server that does to each connection what it is told, byte by byte."""
-
-    def __init__(self, behave: Callable[[socket.socket, "RawServer"], None]) -> None:
-        self._behave = behave
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._threads: list[threading.Thread] = []
-        self.stopping = threading.Event()
-        self.received: list[bytes] = []
-        self.errors: list[Exception] = []
-        self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._accepting = threading.Thread(target=self._accept)
-        self._accepting.start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                connection, _ = self._listener.accept()
-                thread = threading.Thread(target=self._serve, args=(connection,))
-                self._threads.append(thread)
-                thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with closing(connection), suppress(ConnectionError):
-            self._behave(connection, self)
-
-    def request(self, connection: socket.socket) -> bytes:
-        """Read one whole request; ``b""`` if the peer has gone."""
-        data = b""
-        while not data.endswith(b"}"):
-            piece = connection.recv(65536)
-            if not piece:
-                break
-            data += piece
-        if data:
-            self.received.append(data)
-        return data
-
-    def close(self) -> None:
-        """Let every connection end, and wait for that."""
-        self.stopping.set()
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in (self._accepting, *self._threads):
-            thread.join()
+Start: TypeAlias = Callable[[Behave], RawServer]
 
 
 @pytest.fixture
-def raw() -> Iterator[Callable[[Callable[[socket.socket, RawServer], None]], RawServer]]:
-    servers: list[RawServer] = []
+def raw() -> Iterator[Start]:
+    with ExitStack() as stack:
 
-    def start(behave: Callable[[socket.socket, RawServer], None]) -> RawServer:
-        servers.append(RawServer(behave))
-        return servers[-1]
+        def start(behave: Behave) -> RawServer:
+            server = RawServer(behave)
+            stack.callback(server.close)
+            return server
 
-    yield start
-    for running in servers:
-        running.close()
+        yield start

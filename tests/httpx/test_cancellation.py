@@ -6,7 +6,6 @@ import ssl
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from uuid import UUID
 
 import httpx
 import pytest
@@ -21,12 +20,10 @@ from creduse import (
     TransportError,
 )
 from creduse_sandbox import SandboxServer
+from tests.common import GOOD, KEY, RESPONSE, USER
+from tests.tls import client_context, server_context
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test"
 ONCE = RetryPolicy(max_attempts=1, attempt_timeout=0.1)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
 
 Run = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -97,7 +94,7 @@ def silent_at_first(connection: socket.socket, server: Any) -> None:
         if len(server.received) == 1:
             server.stopping.wait()
         else:
-            connection.sendall(ANSWER)
+            connection.sendall(RESPONSE)
 
 
 def test_cancelled_while_waiting_for_the_answer(eventful: Any, raw: Any) -> None:
@@ -167,10 +164,7 @@ def authority() -> trustme.CA:
 
 def test_cancelled_within_the_handshake(eventful: Any, raw: Any, authority: trustme.CA) -> None:
     """A call cancelled while TLS is being agreed leaves no socket open, and the pool whole."""
-    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(server_context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
-    client_context = ssl.create_default_context()
-    authority.configure_trust(client_context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    context = server_context(authority)
     hellos: list[bytes] = []
 
     def serve(connection: socket.socket, server: Any) -> None:
@@ -181,15 +175,15 @@ def test_cancelled_within_the_handshake(eventful: Any, raw: Any, authority: trus
                     pass
             hellos.append(b"closed")
             return
-        with server_context.wrap_socket(connection, server_side=True) as secure:
+        with context.wrap_socket(connection, server_side=True) as secure:
             server.request(secure)
-            secure.sendall(ANSWER)
+            secure.sendall(RESPONSE)
 
     server = raw(serve)
     base_url = server.base_url.replace("http://", "https://")
 
     async def main() -> None:
-        async with narrow(base_url, client_context) as client:
+        async with narrow(base_url, client_context(authority)) as client:
             call = client.protocol.add(USER, 5)
             assert await cancel(
                 eventful.runner,

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import httpx
 import pytest
@@ -31,10 +30,9 @@ from creduse import (
 )
 from creduse_httpx._network import ConnectionState
 from creduse_sandbox import FAULTS, SandboxServer, Shaped
+from tests.common import KEY, ONCE, USER, credits_body, response
+from tests.tls import server_context
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test"
-ONCE = RetryPolicy(max_attempts=1)
 RUNNERS: dict[str, Callable[..., Any]] = {"asyncio": asyncio.run, "trio": trio.run}
 
 
@@ -284,11 +282,9 @@ def test_fork_during_a_call(server: SandboxServer) -> None:
 def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ssl.SSLContext:
     """A server's context, which clients trust that read the environment."""
     authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    return context
+    return server_context(authority)
 
 
 def call_with(runner: str, **settings: Any) -> None:
@@ -305,10 +301,6 @@ def call_with(runner: str, **settings: Any) -> None:
     RUNNERS[runner](main() if runner == "asyncio" else main)
 
 
-BODY = b'{"end_user_id": "12345678-1234-5678-1234-567812345678", "amount": 1}'
-EARLY = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
-
-
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
 def test_response_before_the_first_request(
@@ -323,7 +315,7 @@ def test_response_before_the_first_request(
     def speak(connection: socket.socket, server: Any) -> None:
         if secure:
             connection = certificate.wrap_socket(connection, server_side=True)
-        connection.sendall(EARLY)
+        connection.sendall(response(credits_body(1)))
         spoken.set()
         with suppress(OSError):
             server.received.append(connection.recv(65536))

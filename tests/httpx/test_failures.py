@@ -6,52 +6,20 @@ import select
 import socket
 import struct
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 import pytest
 
 from creduse import (
     CreduseError,
-    CreduseTimeoutError,
     Outcome,
-    RetryPolicy,
     TransportError,
 )
 from creduse_httpx._sockets import check_loopback
 from creduse_sandbox import SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-ONCE = RetryPolicy(max_attempts=1)
-NO_WAIT = RetryPolicy(initial_delay=0)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
-
-
-@pytest.fixture
-def nowhere() -> str:
-    """A URL whose port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-def test_refused_connection(harness: Any, nowhere: str) -> None:
-    """A connection refused is NOT_APPLIED, tried again, and chained without the key."""
-
-    async def main() -> None:
-        async with harness.connect(nowhere, retry=NO_WAIT) as client:
-            with pytest.raises(TransportError) as caught:
-                await client.add(USER, 5)
-            error = caught.value
-            assert error.outcome is Outcome.NOT_APPLIED
-            assert [attempt.event for attempt in error.attempts] == ["not_sent"] * 3
-            cause: Any = error.__cause__
-            assert type(cause) is harness.library.ConnectError
-            assert "_request" not in vars(cause) or cause._request is None  # noqa: SLF001 - as it would say
-
-    harness.run(main)
+from tests.common import GOOD, NO_WAIT, ONCE, USER
 
 
 def disconnect(connection: socket.socket, server: Any) -> None:
@@ -63,29 +31,6 @@ def cut_body(connection: socket.socket, server: Any) -> None:
     """Answer with less of a body than was promised."""
     if server.request(connection):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + GOOD)
-
-
-def late(connection: socket.socket, server: Any) -> None:
-    """Answer whole, but the last of it when the time is over."""
-    if server.request(connection):
-        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(GOOD)
-        connection.sendall(head + GOOD[:10])
-        time.sleep(0.25)
-        connection.sendall(GOOD[10:20])
-        server.stopping.wait()
-
-
-def test_time_runs_out_within_the_body(harness: Any, raw: Any) -> None:
-    """The time of a call bounds the answer's body as well."""
-    server = raw(late)
-
-    async def main() -> None:
-        async with harness.connect(server.base_url, timeout=0.4) as client:
-            with pytest.raises(CreduseTimeoutError) as caught:
-                await client.add(USER, 5)
-            assert caught.value.outcome is Outcome.UNKNOWN
-
-    harness.run(main)
 
 
 def garbage(connection: socket.socket, server: Any) -> None:

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
 
 import httpx
 import httpx2
@@ -18,8 +17,7 @@ from creduse import CreduseClient, Outcome, TransportError
 from creduse_core import CoreClient, CreduseProtocol, RetryPolicy
 from creduse_httpx import _httpcore, _own
 from creduse_sandbox import FAULTS, SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
+from tests.common import USER
 
 
 @pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])

@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from uuid import UUID
 
 import httpx
 import pytest
@@ -38,11 +37,8 @@ from creduse_httpx._httpcore import stream_on
 from creduse_httpx._sockets import read_ticket_async
 from creduse_sandbox import FAULTS, SandboxServer
 from creduse_sandbox.conformance import CANCELLATIONS, check_cancellation
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-ONCE = RetryPolicy(max_attempts=1)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}'
+from tests.common import GOOD, KEY, ONCE, RESPONSE, USER
+from tests.tls import TlsInParts, client_context, server_context
 
 
 def wait_for_bytes(stream: Any) -> None:
@@ -54,8 +50,7 @@ def wait_for_bytes(stream: Any) -> None:
 
 
 def respond_unasked(connection: socket.socket, server: Any) -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    connection.sendall(head % len(GOOD) + GOOD)
+    connection.sendall(RESPONSE)
     server.request(connection)
 
 
@@ -84,18 +79,6 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> trustme.CA:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     return authority
-
-
-def served(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
-    return context
-
-
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
-    return context
 
 
 @pytest.fixture
@@ -130,7 +113,7 @@ def looked_at_late(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("looked_at_late")
 def test_no_tls_any_more(harness: Any, raw: Any, authority: trustme.CA) -> None:
     """What comes right after a handshake and is no TLS is nobody's response, and nothing is sent."""
-    context = served(authority)
+    context = server_context(authority)
     context.num_tickets = 0  # they would be readable, too
 
     def speak_plainly(connection: socket.socket, server: Any) -> None:
@@ -142,7 +125,7 @@ def test_no_tls_any_more(harness: Any, raw: Any, authority: trustme.CA) -> None:
     async def main() -> None:
         settings: dict[str, Any] = {"base_url": url, "retry": ONCE}
         if harness.supplied:
-            settings["http_client"] = harness.http_client(verify=trusting(authority))
+            settings["http_client"] = harness.http_client(verify=client_context(authority))
         async with harness.connect(**settings) as client:
             with pytest.raises(TransportError) as caught:
                 await client.add(USER, 5)
@@ -609,9 +592,9 @@ def test_proxy_over_tls(
     runner: str, raw: Any, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TLS goes through a proxy that is itself reached over TLS, and the proxy sees no key."""
-    with SandboxServer(api_key=KEY, ssl_context=served(authority)) as sandbox:
+    with SandboxServer(api_key=KEY, ssl_context=server_context(authority)) as sandbox:
         port = int(sandbox.base_url.rpartition(":")[2])
-        proxy = raw(tunnel(("127.0.0.1", port), served(authority)))
+        proxy = raw(tunnel(("127.0.0.1", port), server_context(authority)))
         monkeypatch.setenv("HTTPS_PROXY", proxy.base_url.replace("http:", "https:"))
         # The certificate is for 127.0.0.1, and what goes there usually goes through no proxy.
         monkeypatch.setattr("creduse_core.arguments.is_loopback", is_elsewhere)
@@ -639,13 +622,12 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
     raw: Any,
     authority: trustme.CA,
     monkeypatch: pytest.MonkeyPatch,
-    tls_in_parts: Any,
 ) -> None:
     """What comes through two layers of TLS before a request is not the response to it."""
     monkeypatch.setattr("creduse_core.arguments.is_loopback", is_elsewhere)
     begins, spoken = _network.ConnectionState._begins_request, threading.Event()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
     waited: list[bool] = []
-    contexts = [served(authority), served(authority)]
+    contexts = [server_context(authority), server_context(authority)]
     for context in contexts:
         context.num_tickets = 0
 
@@ -659,10 +641,9 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
     monkeypatch.setattr(_network.ConnectionState, "_begins_request", wait)
 
     def speak(connection: socket.socket, server: Any) -> None:
-        tls = tls_in_parts(contexts[0], connection)
+        tls = TlsInParts(contexts[0], connection)
         connection.sendall(tls.handshake())
-        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(GOOD)
-        sealed = tls.seal(head + GOOD)
+        sealed = tls.seal(RESPONSE)
         connection.sendall(sealed[:half])
         spoken.set()
         server.received.append(tls.request())

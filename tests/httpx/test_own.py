@@ -11,16 +11,13 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
 
 from creduse import AsyncCreduseClient, CreduseClient, Outcome, TransportError
 from creduse_sandbox import SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test"
+from tests.common import KEY, USER
 
 
 def contexts() -> int:

@@ -4,11 +4,8 @@ import asyncio
 import gc
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
-from uuid import UUID
 
 import httpx
 import httpx2
@@ -29,9 +26,9 @@ from creduse import (
 )
 from creduse_core import Request
 from creduse_sandbox import FAULTS, CannedResponse, Sandbox, SandboxServer
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-NO_WAIT = RetryPolicy(initial_delay=0)
+from tests.common import NO_WAIT, USER
+from tests.servers import RawServer
+from tests.tls import client_context, server_context
 
 
 def test_nothing_is_added(supplied: Any, server: SandboxServer) -> None:
@@ -480,27 +477,16 @@ def test_http2_is_found_out(
 def tls_server() -> Iterator[tuple[str, ssl.SSLContext]]:
     """A server that agrees on HTTP/2, and reads what comes."""
     authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    context = server_context(authority)
     context.set_alpn_protocols(["h2"])
-    trust = ssl.create_default_context()
-    authority.configure_trust(trust)  # pyright: ignore[reportUnknownMemberType]  # as above
-    listener = socket.create_server(("127.0.0.1", 0))
 
-    def serve() -> None:
-        with suppress(OSError):
-            while True:
-                accepted, _ = listener.accept()
-                with suppress(OSError), context.wrap_socket(accepted, server_side=True) as secure:
-                    while secure.recv(65536):
-                        pass
+    def read_all(connection: socket.socket, _: RawServer) -> None:
+        while connection.recv(65536):
+            pass
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    yield f"https://127.0.0.1:{listener.getsockname()[1]}", trust
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    thread.join()
+    server = RawServer(read_all, context)
+    yield server.base_url, client_context(authority)
+    server.close()
 
 
 def be_a_proxy(connection: socket.socket, server: Any) -> None:

@@ -31,6 +31,7 @@ from creduse import AsyncCreduseClient, Attempt, CreduseClient
 from creduse_core import AsyncCoreClient, CoreClient, CreduseProtocol
 from creduse_httpx._own import AsyncOwnTransport
 from creduse_sandbox.conformance import AsyncConnect, Limit
+from tests.tls import server_context
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -328,15 +329,12 @@ def narrow_kind(request: pytest.FixtureRequest) -> Async:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     ours, others = trustme.CA(), trustme.CA()
     past = datetime(2001, 1, 1, tzinfo=UTC), datetime(2002, 1, 1, tzinfo=UTC)
-    leaves = {
-        "good": ours.issue_cert("127.0.0.1"),
-        "untrusted": others.issue_cert("127.0.0.1"),
-        "misnamed": ours.issue_cert("other.invalid"),
-        "expired": ours.issue_cert("127.0.0.1", not_before=past[0], not_after=past[1]),
+    certificates = {
+        "good": server_context(ours),
+        "untrusted": server_context(others),
+        "misnamed": server_context(ours, "other.invalid"),
+        "expired": server_context(ours, not_before=past[0], not_after=past[1]),
     }
-    certificates = {name: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for name in leaves}
-    for name, leaf in leaves.items():
-        leaf.configure_cert(certificates[name])  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
     file = tmp_path_factory.mktemp("authority") / "ca.pem"
     ours.cert_pem.write_to_path(str(file))
     return Authority(ssl.create_default_context(cafile=file), certificates, file)

@@ -4,21 +4,19 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
-from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from creduse import CreduseError, InvalidResponseError, RetryPolicy
+from creduse import CreduseError, InvalidResponseError
 from creduse_core import MAX_BODY_SIZE, Call, CreduseProtocol, Done, Response, Wait
 from creduse_sandbox import Action, SandboxServer, Shaped
+from tests.common import KEY, ONCE, USER, credits_body
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
-ONCE = RetryPolicy(max_attempts=1)
 SECONDS = 5.0
 
-BODY = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":7,"validity_days":31}'
+BODY = credits_body(7)
 GOOD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
     % (len(BODY), BODY),
@@ -76,7 +74,7 @@ def server() -> Any:
 
 def test_fuzzed(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
     """Whatever bytes come, a synchronous call ends in a result of its own or in a CreduseError."""
-    protocol = CreduseProtocol("sk-test", server.base_url, retry=ONCE, timeout=SECONDS)
+    protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE, timeout=SECONDS)
 
     @FUZZ
     @given(ANSWERS, st.sampled_from([1, 1, 3]))
@@ -92,7 +90,7 @@ def test_fuzzed(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
 
 def test_fuzzed_async(async_kind: Any, server: SandboxServer, authority: Any) -> None:
     """The same under an event loop."""
-    protocol = CreduseProtocol("sk-test", server.base_url, retry=ONCE, timeout=SECONDS)
+    protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE, timeout=SECONDS)
 
     @FUZZ
     @given(ANSWERS, st.sampled_from([1, 1, 3]))
@@ -130,7 +128,7 @@ HEADERS = st.lists(
 )
 def test_fuzzed_core(status: int, headers: list[tuple[str, str]], body: bytes, method: str) -> None:
     """Whatever Response the core is given, it answers, or raises a CreduseError."""
-    protocol = CreduseProtocol("sk-test")
+    protocol = CreduseProtocol(KEY)
     arguments = () if method == "get_balance" else (7,)
     call: Call[Any] = getattr(protocol, method)(USER, *arguments)
     send = call.start(0.0)
@@ -169,7 +167,7 @@ def judge_size(error: InvalidResponseError) -> None:
 def test_cap(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
     """Of a body that is far larger than the cap, little more than the cap is read."""
     order_endless(server)
-    protocol = CreduseProtocol("sk-test", server.base_url, retry=ONCE)
+    protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE)
     with sync_kind.open(protocol, authority.trust) as client:
         with pytest.raises(InvalidResponseError, match="larger than") as caught:
             client.add(USER, 7)
@@ -186,5 +184,5 @@ def test_cap_async(async_kind: Any, server: SandboxServer, authority: Any) -> No
             judge_size(caught.value)
 
     order_endless(server)
-    protocol = CreduseProtocol("sk-test", server.base_url, retry=ONCE)
+    protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE)
     async_kind.run(main)

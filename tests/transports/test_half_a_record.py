@@ -4,92 +4,67 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
 
 from creduse_core import CoreClient, CreduseProtocol
 from creduse_sandbox.conformance import Limit
+from tests.common import KEY, USER, credits_body, response
+from tests.servers import RawServer
+from tests.tls import TlsInParts
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
 HALVES = [
     pytest.param(half, id=f"{half} bytes") for half in (1, 5, 40)
 ]  # of a header of five bytes, and of what comes behind it
 
 
-def response(amount: int) -> bytes:
-    body = b'{"end_user_id":"%s","amount":%d}' % (str(USER).encode(), amount)
-    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+class Server(RawServer):
+    """On its first connection, sends part of a response to a request that has not come yet."""
 
-
-class Server:
-    """Sends, on its first connection, part of a response to a request that has not come yet."""
-
-    def __init__(self, tls: Callable[[socket.socket], Any], moment: str, half: int) -> None:
+    def __init__(self, context: ssl.SSLContext, moment: str, half: int) -> None:
         self.moment = moment
         self.requests: list[tuple[int, int]] = []
         """The connection of each, and its amount."""
-        self.spoken = threading.Event()
-        self._tls = tls
+        self.sent_early = threading.Event()
+        self._context = context
         self._half = half
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.base_url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._sockets: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
+        super().__init__(lambda connection, _: self._respond(connection))
+        self.base_url = self.base_url.replace("http:", "https:")
 
     def expected(self) -> list[tuple[int, int]]:
-        """Return the requests of a client that is not taken in."""
+        """Return the requests of a client that does not believe the early part."""
         return [(2 if self.moment == "with the handshake" else 1, 5), (2, 7)]
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection = self._listener.accept()[0]
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._sockets.append(connection)
-                work = self._serve if len(self._sockets) > 1 else self._mislead
-                args = self._tls(connection), len(self._sockets)
-                self._threads.append(threading.Thread(target=work, args=args))
-                self._threads[-1].start()
+    def _respond(self, connection: socket.socket) -> None:
+        tls = TlsInParts(self._context, connection)
+        number = self.number(connection)
+        if number == 1:
+            self._respond_early(tls)
+            return
+        connection.sendall(tls.handshake())
+        while amount := tls.request():
+            self.requests.append((number, amount))
+            connection.sendall(tls.seal(response(credits_body(amount))))
 
-    def _serve(self, tls: Any, number: int) -> None:
-        with suppress(OSError), tls.connection:
-            tls.connection.sendall(tls.handshake())
-            while amount := tls.request():
-                self.requests.append((number, amount))
-                tls.connection.sendall(tls.seal(response(amount)))
-
-    def _mislead(self, tls: Any, number: int) -> None:
+    def _respond_early(self, tls: TlsInParts) -> None:
         connection = tls.connection
-        with suppress(OSError), connection:
-            before = tls.handshake()
-            if self.moment != "with the handshake":
-                connection.sendall(before)
-                amount = tls.request()
-                self.requests.append((number, amount))
-                before = tls.seal(response(amount))
-            if self.moment == "while idle":
-                connection.sendall(before)
-                before = b""
-            surplus = tls.seal(response(7))
-            connection.sendall(before + surplus[: self._half])
-            self.spoken.set()
-            self.requests.append((number, tls.request()))
-            connection.sendall(surplus[self._half :])  # to a client that has been taken in
-
-    def close(self) -> None:
-        for it in (self._listener, *self._sockets):
-            with suppress(OSError):
-                it.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        self._listener.close()
+        before = tls.handshake()
+        if self.moment != "with the handshake":
+            connection.sendall(before)
+            amount = tls.request()
+            self.requests.append((1, amount))
+            before = tls.seal(response(credits_body(amount)))
+        if self.moment == "while idle":
+            connection.sendall(before)
+            before = b""
+        surplus = tls.seal(response(credits_body(7)))
+        connection.sendall(before + surplus[: self._half])
+        self.sent_early.set()
+        self.requests.append((1, tls.request()))
+        connection.sendall(surplus[self._half :])  # to a client that believed the early part
 
 
 @pytest.fixture(params=HALVES)
@@ -99,15 +74,13 @@ def half(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(params=["with the handshake", "with a response", "while idle"])
-def server(
-    request: pytest.FixtureRequest, authority: Any, half: int, tls_in_parts: Any
-) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, authority: Any, half: int) -> Iterator[Server]:
     context: ssl.SSLContext = authority.certificates["good"]
     newest = context.maximum_version
     if request.param == "with the handshake":
         # Up to 1.2 the server has the last word of it.
         context.maximum_version = ssl.TLSVersion.TLSv1_2
-    server = Server(partial(tls_in_parts, context), request.param, half)
+    server = Server(context, request.param, half)
     yield server
     server.close()
     context.maximum_version = newest
@@ -117,9 +90,9 @@ def test_half_a_record(sync_kind: Any, server: Server, authority: Any) -> None:
     """No request is written on a connection where a part of a response is, and none is lost."""
     if Limit.SURPLUS in sync_kind.limits or Limit.REUSE in sync_kind.limits:
         pytest.skip("it looks for nothing before it sends")
-    with sync_kind.open(CreduseProtocol("sk-test", server.base_url), authority.trust) as client:
+    with sync_kind.open(CreduseProtocol(KEY, server.base_url), authority.trust) as client:
         call(client, 5)
-        assert server.spoken.wait(30)
+        assert server.sent_early.wait(30)
         call(client, 7)
     assert server.requests == server.expected()
 
@@ -135,14 +108,14 @@ def test_half_a_record_async(async_kind: Any, server: Server, authority: Any) ->
         pytest.skip("TLS is a supplied client's")  # see docs/limits.md
 
     async def main() -> None:
-        protocol = CreduseProtocol("sk-test", server.base_url)
+        protocol = CreduseProtocol(KEY, server.base_url)
         async with async_kind.connect(authority.trust)(protocol) as client:
             assert (await client.subtract(USER, 5)).amount == 5
             if async_kind.loop == "trio":
-                await trio.to_thread.run_sync(server.spoken.wait, 30)
+                await trio.to_thread.run_sync(server.sent_early.wait, 30)
                 await trio.sleep(0.05)
             else:
-                await asyncio.to_thread(server.spoken.wait, 30)
+                await asyncio.to_thread(server.sent_early.wait, 30)
                 await asyncio.sleep(0.05)
             assert (await client.subtract(USER, 7)).amount == 7
 

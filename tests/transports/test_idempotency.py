@@ -2,15 +2,14 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 
 from creduse import APIError, Outcome, RetryPolicy
 from creduse_core import CreduseProtocol
 from creduse_sandbox import FAULTS, SandboxServer
+from tests.common import KEY, USER
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
 REPLAYS = RetryPolicy(initial_delay=0, server_replays=True)
 
 
@@ -30,7 +29,7 @@ def test_replayed_for_a_day(async_kind: Any, authority: Any) -> None:
     clock = Clock()
 
     async def main() -> None:
-        protocol = CreduseProtocol("sk-test", server.base_url, retry=REPLAYS)
+        protocol = CreduseProtocol(KEY, server.base_url, retry=REPLAYS)
         async with async_kind.connect(authority.trust)(protocol) as client:
             first = await client.add(USER, 5, idempotency_key="a")
             clock.now += timedelta(hours=24, microseconds=-1)
@@ -54,7 +53,7 @@ def test_replayed_for_a_day(async_kind: Any, authority: Any) -> None:
 def test_same_key_on_every_attempt(sync_kind: Any, authority: Any) -> None:
     """A call with a key is sent until it has its answer, under the same key, and applied once."""
     with SandboxServer() as server:
-        protocol = CreduseProtocol("sk-test", server.base_url, retry=REPLAYS)
+        protocol = CreduseProtocol(KEY, server.base_url, retry=REPLAYS)
         for name in ("apply-then-close", "cut-body-then-reset"):
             server.inject(FAULTS[name])
         with sync_kind.open(protocol, authority.trust) as client:
@@ -74,7 +73,7 @@ def test_same_key_on_every_attempt(sync_kind: Any, authority: Any) -> None:
 def test_refused_unless_the_server_replays(sync_kind: Any, authority: Any) -> None:
     """Without a policy that says so a key is a ValueError, and nothing is sent."""
     with SandboxServer() as server:
-        protocol = CreduseProtocol("sk-test", server.base_url)
+        protocol = CreduseProtocol(KEY, server.base_url)
         with (
             sync_kind.open(protocol, authority.trust) as client,
             pytest.raises(ValueError, match="server_replays"),

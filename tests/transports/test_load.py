@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
@@ -14,8 +13,8 @@ import trio
 from creduse import CreduseError, Outcome, RetryPolicy
 from creduse_core import Call, CreduseProtocol, Request
 from creduse_sandbox import FAULTS, SandboxServer
+from tests.common import KEY, USER
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
 CALLS = 1000
 MISFORTUNES = ("apply-then-close", "request-then-reset", "cut-body-then-close", "503", "429")
 
@@ -59,7 +58,7 @@ def test_load(async_kind: Any, seed: int, authority: Any) -> None:
 
     async def main() -> None:
         policy = RetryPolicy(initial_delay=0.01, attempt_timeout=30)
-        protocol = CreduseProtocol("sk-test", server.base_url, retry=policy, timeout=60)
+        protocol = CreduseProtocol(KEY, server.base_url, retry=policy, timeout=60)
         calls: list[Call[Any]] = [
             protocol.add(USER, 1000 + n, timeout=dice.choice([60, 60, 60, dice.uniform(0.001, 1)]))
             for n in range(CALLS)

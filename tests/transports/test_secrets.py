@@ -7,18 +7,16 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
 
-from creduse import CreduseError, RetryPolicy
+from creduse import CreduseError
 from creduse_core import CreduseProtocol
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer, Shaped
+from tests.common import ONCE, USER
 
 KEY = "sk-secret+0123456789/abcdef"
-USER = UUID("12345678-1234-5678-1234-567812345678")
-ONCE = RetryPolicy(max_attempts=1)
 TESTS = str(Path(__file__).parents[1])
 
 # What error trackers leave out by its name: Sentry's default list, as far as it concerns us.

@@ -12,8 +12,8 @@ import trustme
 
 from creduse_sandbox import SandboxServer
 from creduse_trio import AsyncCreduseClient
-
-KEY = "sk-test-0123456789abcdef"
+from tests import tls
+from tests.common import KEY
 
 
 class Site:
@@ -36,18 +36,16 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="session")
 def server_context(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = tls.server_context(authority, "127.0.0.1", "::1", "localhost")
     context.set_alpn_protocols(["http/1.1"])
-    authority.issue_cert("127.0.0.1", "::1", "localhost").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
     return context
 
 
 @pytest.fixture(scope="session")
 def trust(authority: trustme.CA) -> ssl.SSLContext:
     """Give a client's context that trusts the authority of these tests."""
-    context = ssl.create_default_context()
+    context = tls.client_context(authority)
     context.set_alpn_protocols(["http/1.1"])
-    authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
     return context
 
 

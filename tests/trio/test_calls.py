@@ -4,35 +4,27 @@ import socket
 import ssl
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
 import trustme
 
 from creduse_core import (
-    Attempt,
     CycleStatus,
-    InsufficientFundsError,
-    InvalidResponseError,
     Outcome,
     RetryPolicy,
     TransportError,
 )
 from creduse_sandbox import CannedResponse, SandboxServer
 from creduse_trio import AsyncCreduseClient
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-NO_WAIT = RetryPolicy(initial_delay=0)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+from tests.common import KEY, LAST_RESPONSE, NO_WAIT, RESPONSE, USER
+from tests.tls import client_context, server_context
 
 
 async def answer(stream: trio.abc.Stream, wires: Any) -> None:
     """Answer every request with the same."""
     while await wires.request(stream):
-        await stream.send_all(ANSWER)
+        await stream.send_all(RESPONSE)
 
 
 def test_five_calls(site: Any) -> None:
@@ -80,7 +72,7 @@ def test_one_write(wire: Any) -> None:
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         wires.received.append(await stream.receive_some())
-        await stream.send_all(ANSWER)
+        await stream.send_all(RESPONSE)
 
     async def main() -> None:
         base_url = "http://api.localhost:8080/prefix"
@@ -94,36 +86,6 @@ def test_one_write(wire: Any) -> None:
         assert body.endswith(b"}")
 
     trio.run(main)
-
-
-def test_refusal(site: Any) -> None:
-    """A refusal is an error of its own class, nothing was applied, and the connection serves on."""
-
-    async def main() -> None:
-        async with site.client() as client:
-            await client.add(USER, 10)
-            with pytest.raises(InsufficientFundsError) as caught:
-                await client.subtract(USER, 11)
-            assert caught.value.outcome is Outcome.NOT_APPLIED
-            assert (await client.get_balance(USER)).active_balance == 10
-
-    trio.run(main)
-    assert [entry.path for entry in site.server.applied] == ["/add"]
-    assert {entry.connection for entry in site.server.log} == {1}
-
-
-def test_wrong_arguments(server: SandboxServer) -> None:
-    """A wrong argument is named in an error, and the server receives nothing."""
-
-    async def main() -> None:
-        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            with pytest.raises(TypeError, match="amount must be an int, not float"):
-                await client.add(USER, 1.0)  # type: ignore[arg-type]  # it is the point
-            with pytest.raises(ValueError, match="timeout must be above 0"):
-                await client.subtract(USER, 1, timeout=0)
-
-    trio.run(main)
-    assert server.log == ()
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -164,24 +126,6 @@ def test_environment(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(server.applied) == 1
 
 
-def test_busy_server_is_tried_again(site: Any) -> None:
-    """After a 429 even a write is sent again, and applied once; on_attempt hears of both."""
-    heard: list[Attempt] = []
-
-    async def main() -> None:
-        async with site.client(on_attempt=heard.append) as client:
-            site.server.inject(CannedResponse(429, (("Retry-After", "0"),)))
-            await client.add(USER, 10)
-
-    trio.run(main)
-    assert [entry.status for entry in site.server.log] == [429, 200]
-    assert len(site.server.applied) == 1
-    assert [(it.number, it.status, it.outcome) for it in heard] == [
-        (1, 429, Outcome.NOT_APPLIED),
-        (2, 200, Outcome.APPLIED),
-    ]
-
-
 def test_idempotency_key_travels(server: SandboxServer) -> None:
     """With a server that replays, a write is sent again under the same key; each call has its."""
     policy = RetryPolicy(initial_delay=0, server_replays=True)
@@ -196,34 +140,6 @@ def test_idempotency_key_travels(server: SandboxServer) -> None:
     sent = [dict(entry.headers)["Idempotency-Key"] for entry in server.log]
     assert sent == ["order-0", *(f"order-{number}" for number in range(300))]
     assert len(server.applied) == 300
-
-
-def test_raw_answer(server: SandboxServer) -> None:
-    """A call made by hand and run gives the raw answer and the history."""
-
-    async def main() -> None:
-        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            call = client.protocol.add(USER, 5)
-            await client.run(call)
-            assert call.response is not None
-            assert call.response.status == 200
-            assert ("Content-Type", "application/json") in call.response.headers
-            assert len(call.attempts) == 1
-
-    trio.run(main)
-
-
-def test_redirect(server: SandboxServer) -> None:
-    """A redirect is not followed."""
-
-    async def main() -> None:
-        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            server.inject(CannedResponse(307, (("Location", "/elsewhere"),)))
-            with pytest.raises(InvalidResponseError, match="307"):
-                await client.get_balance(USER)
-
-    trio.run(main)
-    assert len(server.log) == 1
 
 
 @pytest.mark.parametrize("secure", [False, True])
@@ -276,7 +192,7 @@ def test_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         connections.append(0)
         async for data in stream:
             connections[-1] += data.count(b"}")
-            await stream.send_all(ANSWER)
+            await stream.send_all(RESPONSE)
 
     async def connect(host: str, port: int) -> trio.abc.Stream:
         assert (host, port) == ("localhost", 80)
@@ -339,8 +255,7 @@ def test_memory_stream_is_used_again(wire: Any) -> None:
 
 def test_untrusted_certificate(site: Any, server_context: ssl.SSLContext) -> None:
     """A certificate that nobody trusts is NOT_APPLIED, and not tried again."""
-    stranger = ssl.create_default_context()
-    trustme.CA().configure_trust(stranger)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
+    stranger = client_context(trustme.CA())
 
     async def main() -> None:
         with SandboxServer(ssl_context=server_context) as server:
@@ -410,8 +325,7 @@ def test_alpn_of_our_own(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(ssl, "create_default_context", trusting)
     offered: list[str | None] = []
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # as above
+    context = server_context(authority, "localhost")
     context.set_alpn_protocols(["h2", "http/1.1"])
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -419,7 +333,7 @@ def test_alpn_of_our_own(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch)
         await secure.do_handshake()
         offered.append(secure.selected_alpn_protocol())
         await secure.receive_some()
-        await secure.send_all(ANSWER.replace(b" OK\r\n", b" OK\r\nConnection: close\r\n"))
+        await secure.send_all(LAST_RESPONSE)
         await trio.aclose_forcefully(secure)
 
     async def main() -> None:

@@ -6,21 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
 
-from creduse_core import Call, CreditsAdded, CreduseError, Outcome, RetryPolicy, State
+from creduse_core import Call, CreditsAdded, CreduseError, Outcome, State
 from creduse_sandbox import FAULTS
 from creduse_trio import AsyncCreduseClient
-
-KEY = "sk-test-0123456789abcdef"
-USER = UUID("12345678-1234-5678-1234-567812345678")
-ONCE = RetryPolicy(max_attempts=1)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
-
+from tests.common import KEY, LAST_RESPONSE, ONCE, RESPONSE, USER
 
 SWEPT = (
     "connect-then-hang",
@@ -173,7 +166,7 @@ def test_a_hundred_calls_after_many_cancellations(site: Any, stepping: Any) -> N
 
 async def answer(stream: trio.abc.Stream, wires: Any) -> None:
     while await wires.request(stream):
-        await stream.send_all(ANSWER)
+        await stream.send_all(RESPONSE)
 
 
 def test_cancelled_while_others_wait(wire: Any, stepping: Any) -> None:
@@ -265,7 +258,7 @@ def test_answer_is_not_lost_to_a_cancellation(wire: Any) -> None:
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         while await wires.request(stream):
-            await stream.send_all(ANSWER.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"))
+            await stream.send_all(LAST_RESPONSE)
 
     async def main() -> None:
         scope = trio.CancelScope()
@@ -410,11 +403,10 @@ async def attempt(client: AsyncCreduseClient) -> str:
 )
 def test_time_limit_of_a_task_runner(wire: Any, where: str, after: int) -> None:
     """What is raised within a stream, though not by it, reaches the caller; the place is free."""
-    last = ANSWER.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n")
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         while await wires.request(stream):
-            await stream.send_all(last if len(wires.received) == 2 else ANSWER)
+            await stream.send_all(LAST_RESPONSE if len(wires.received) == 2 else RESPONSE)
 
     async def main() -> None:
         async with wire(serve) as (_, wires):
@@ -435,9 +427,9 @@ def test_time_limit_of_a_task_runner(wire: Any, where: str, after: int) -> None:
 async def answer_twice(stream: trio.abc.Stream, wires: Any) -> None:
     """Answer, and once more where nobody asked."""
     while await wires.request(stream):
-        await stream.send_all(ANSWER)
+        await stream.send_all(RESPONSE)
         await trio.lowlevel.checkpoint()
-        await stream.send_all(ANSWER)
+        await stream.send_all(RESPONSE)
 
 
 @pytest.mark.parametrize("where", ["before", "after", "at a line"])

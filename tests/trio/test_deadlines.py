@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
@@ -13,12 +12,8 @@ from trio.testing import MockClock
 
 from creduse_core import CreduseTimeoutError, Outcome, RetryPolicy, ServerError
 from creduse_trio import AsyncCreduseClient
+from tests.common import KEY, ONCE, RESPONSE, USER
 
-KEY = "sk-test-0123456789abcdef"
-USER = UUID("12345678-1234-5678-1234-567812345678")
-ONCE = RetryPolicy(max_attempts=1)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
 BUSY = b"HTTP/1.1 503 Busy\r\nRetry-After: 600\r\nContent-Length: 2\r\n\r\n{}"
 
 
@@ -31,7 +26,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 async def answer(stream: trio.abc.Stream, wires: Any) -> None:
     while await wires.request(stream):
-        await stream.send_all(ANSWER)
+        await stream.send_all(RESPONSE)
 
 
 async def hang(stream: trio.abc.Stream, wires: Any) -> None:
@@ -184,7 +179,7 @@ def test_time_for_a_place(wire: Any) -> None:
     async def slow(stream: trio.abc.Stream, wires: Any) -> None:
         while await wires.request(stream):
             await trio.sleep(4)
-            await stream.send_all(ANSWER)
+            await stream.send_all(RESPONSE)
 
     async def main() -> None:
         async with wire(slow, retry=ONCE, max_connections=1) as (client, wires):
@@ -254,11 +249,11 @@ def test_time_for_the_answer(wire: Any, serve: Any) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("data", [ANSWER, ANSWER[:-1]], ids=["whole", "cut"])
+@pytest.mark.parametrize("data", [RESPONSE, RESPONSE[:-1]], ids=["whole", "cut"])
 @pytest.mark.parametrize("whose", ["call", "caller"])
 def test_answer_that_is_there_when_time_is_over(wire: Any, whose: str, data: bytes) -> None:
     """What has come in when the time is over counts, though it has not been read by then."""
-    whole = data == ANSWER
+    whole = data == RESPONSE
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         await wires.request(stream)

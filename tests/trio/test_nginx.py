@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
@@ -19,9 +18,10 @@ import trustme
 from creduse_core import Call, CreduseError, Outcome
 from creduse_sandbox import SandboxServer
 from creduse_trio import AsyncCreduseClient
+from tests.common import KEY, USER
+from tests.tls import client_context
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
-USER = UUID("12345678-1234-5678-1234-567812345678")
 TASKS, CALLS = 100, 10
 KEEPALIVE = 2.0
 """Seconds that nginx keeps an idle connection. Ours are kept for far less or more: a machine that
@@ -81,9 +81,7 @@ def proxied(upstream: SandboxServer, tmp_path: Path) -> Iterator[tuple[str, ssl.
             with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.05)
-        trust = ssl.create_default_context()
-        authority.configure_trust(trust)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
-        yield f"https://127.0.0.1:{port}", trust
+        yield f"https://127.0.0.1:{port}", client_context(authority)
     finally:
         process.terminate()
         process.wait()
@@ -116,7 +114,7 @@ def test_thousand_calls(
 
     async def main() -> None:
         async with (
-            AsyncCreduseClient("sk-test", trust, base_url=url, idle_timeout=idle_timeout) as client,
+            AsyncCreduseClient(KEY, trust, base_url=url, idle_timeout=idle_timeout) as client,
             trio.open_nursery() as nursery,
         ):
             for task in range(TASKS):

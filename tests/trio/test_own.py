@@ -9,7 +9,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import h11
 import pytest
@@ -19,12 +18,7 @@ import trustme
 from creduse_core import CreduseError, Outcome, RetryPolicy, TransportError
 from creduse_sandbox import FAULTS, SandboxServer
 from creduse_trio import AsyncCreduseClient
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-ONCE = RetryPolicy(max_attempts=1)
-KEY = "sk-test-0123456789abcdef"
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+from tests.common import KEY, ONCE, RESPONSE, USER
 
 
 def contexts() -> int:
@@ -256,7 +250,7 @@ def test_closed_while_calls_are_in_flight(wire: Any) -> None:
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         await wires.request(stream)
         await go_on.wait()
-        await stream.send_all(ANSWER)
+        await stream.send_all(RESPONSE)
 
     async def main() -> None:
         async with wire(serve, max_connections=1) as (client, wires):
@@ -318,7 +312,7 @@ def test_closed_within_a_cancelled_scope(wire: Any) -> None:
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         while await wires.request(stream):
-            await stream.send_all(ANSWER)
+            await stream.send_all(RESPONSE)
 
     async def main() -> None:
         with trio.CancelScope() as scope:

@@ -5,18 +5,14 @@ import signal
 import socket
 import traceback
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
 
-from creduse_core import CreduseError, RetryPolicy, exception_chain
+from creduse_core import CreduseError, exception_chain
 from creduse_sandbox import FAULTS
 from creduse_trio import AsyncCreduseClient
-
-KEY = "sk-test-0123456789abcdef"
-USER = UUID("12345678-1234-5678-1234-567812345678")
-ONCE = RetryPolicy(max_attempts=1)
+from tests.common import KEY, ONCE, USER
 
 
 def held(error: BaseException) -> str:

@@ -3,37 +3,27 @@
 import itertools
 import ssl
 from contextlib import nullcontext, suppress
-from uuid import UUID
 
 import pytest
 import trio
 
-from creduse_core import InsufficientFundsError, RetryPolicy
+from creduse_core import InsufficientFundsError
 from creduse_trio import AsyncCreduseClient
+from tests.common import KEY, ONCE, RESPONSE, USER, response
 
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-ONCE = RetryPolicy(max_attempts=1)
-
-
-def message(status: str, body: bytes) -> bytes:
-    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status.encode(), len(body), body)
-
-
-DONE = message("200 OK", b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5}')
-REFUSED = message("402 Payment Required", b'{"error_code":"INSUFFICIENT_FUNDS","message":"no"}')
+REFUSED = response(b'{"error_code":"INSUFFICIENT_FUNDS","message":"no"}', 402)
 
 # What comes with the first response, later than it, and in response to the second request. Where
 # the surplus says one thing, the true response says the other.
 FORMS: dict[str, tuple[bytes, bytes, bytes]] = {
-    "twice": (DONE + DONE, b"", REFUSED),
-    "a refusal": (DONE + REFUSED, b"", DONE),
-    "half": (DONE + DONE[:40], b"", REFUSED),
-    "half a refusal": (DONE + REFUSED[:-1], b"", DONE),
-    "later": (DONE, DONE, REFUSED),
-    "a refusal later": (DONE, REFUSED, DONE),
-    "half later": (DONE, DONE[:-1], REFUSED),
-    "one byte later": (DONE, b"H", REFUSED),
+    "twice": (RESPONSE + RESPONSE, b"", REFUSED),
+    "a refusal": (RESPONSE + REFUSED, b"", RESPONSE),
+    "half": (RESPONSE + RESPONSE[:40], b"", REFUSED),
+    "half a refusal": (RESPONSE + REFUSED[:-1], b"", RESPONSE),
+    "later": (RESPONSE, RESPONSE, REFUSED),
+    "a refusal later": (RESPONSE, REFUSED, RESPONSE),
+    "half later": (RESPONSE, RESPONSE[:-1], REFUSED),
+    "one byte later": (RESPONSE, b"H", REFUSED),
 }
 
 
@@ -65,7 +55,7 @@ class Server:
             await stream.send_all(self.second)
             return
         gathered.held = b""
-        cut = len(DONE) if self.records == 2 else len(self.first)
+        cut = len(RESPONSE) if self.records == 2 else len(self.first)
         for piece in filter(None, (self.first[:cut], self.first[cut:])):
             await stream.send_all(piece)
         await gathered.flush()

@@ -6,20 +6,14 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
-from uuid import UUID
 
 import pytest
 import trio
 import trustme
 
-from creduse_core import CreduseTimeoutError, Outcome, RetryPolicy, TransportError
+from creduse_core import CreduseTimeoutError, Outcome, TransportError
 from creduse_trio import AsyncCreduseClient
-
-USER = UUID("12345678-1234-5678-1234-567812345678")
-KEY = "sk-test-0123456789abcdef"
-ONCE = RetryPolicy(max_attempts=1)
-GOOD = b'{"end_user_id":"12345678-1234-5678-1234-567812345678","amount":5,"validity_days":31}'
-RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD)
+from tests.common import GOOD, KEY, ONCE, RESPONSE, USER
 
 
 @asynccontextmanager

@@ -1,0 +1,1 @@
+"""The tests. Folders share what `tests.common` and `tests.servers` hold."""

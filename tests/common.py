@@ -1,0 +1,36 @@
+"""Constants and small helpers that many tests share.
+
+`tests/core` runs where no other package is installed, so this module imports only the standard
+library and `creduse_core`.
+"""
+
+from typing import Final
+from uuid import UUID
+
+from creduse_core import RetryPolicy
+
+USER: Final = UUID("12345678-1234-5678-1234-567812345678")
+USER_ID: Final = str(USER)
+KEY: Final = "sk-test-0123456789abcdef"
+
+ONCE: Final = RetryPolicy(max_attempts=1)
+NO_WAIT: Final = RetryPolicy(initial_delay=0)
+
+
+def credits_body(amount: int) -> bytes:
+    """Return the body of a successful response to ``add`` or ``subtract``."""
+    return b'{"end_user_id":"%b","amount":%d,"validity_days":31}' % (USER_ID.encode(), amount)
+
+
+def response(body: bytes, status: int = 200, headers: bytes = b"") -> bytes:
+    """Return a response, from its status line to the end of its body.
+
+    ``headers`` come before Content-Length, each with its line break.
+    """
+    head = b"HTTP/1.1 %d OK\r\n%bContent-Length: %d\r\n\r\n" % (status, headers, len(body))
+    return head + body
+
+
+GOOD: Final = credits_body(5)
+RESPONSE: Final = response(GOOD)
+LAST_RESPONSE: Final = response(GOOD, headers=b"Connection: close\r\n")
