@@ -204,8 +204,8 @@ FRAMES: dict[str, tuple[bytes, str]] = {
         CUT,
     ),
     "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfive", CUT),
-    "nothing": (b"", "hung up before its response"),
-    "half a head": (RESPONSE[:20], "hung up before its response"),
+    "nothing": (b"", "the server closed the connection before its response"),
+    "half a head": (RESPONSE[:20], "the server closed the connection before its response"),
     "no HTTP": (b"SSH-2.0\r\n\r\n", "illegal status line"),
     "lengths": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
