@@ -46,7 +46,7 @@ SHORT, LONG = 1.0, 16.0
 PROTOCOL = CreduseProtocol(
     "key", timeout=DEADLINE, retry=RetryPolicy(max_attempts=ATTEMPTS, server_replays=True)
 )
-# Two results in one: an answer to add, and a balance.
+# Two results in one: a response to add, and a balance.
 RESULT: dict[str, object] = {
     "end_user_id": USER_ID,
     "amount": 7,
@@ -80,7 +80,7 @@ class Step:
         return self.evidence if with_key is None else with_key
 
 
-def answer(status: int, body: object = None, asked: float | None = None) -> Response:
+def response(status: int, body: object = None, asked: float | None = None) -> Response:
     headers = [] if asked is None else [("Retry-After", f"{asked:.0f}")]
     return Response(status, headers, json.dumps(body).encode())
 
@@ -94,22 +94,22 @@ def unsent(*, transient: bool, timed_out: bool = False) -> Failure:
 
 
 STEPS = (
-    Step("done", APPLIED, FINAL, None, answer(200, RESULT)),
+    Step("done", APPLIED, FINAL, None, response(200, RESULT)),
     Step(
         "misread",
         APPLIED,
         FINAL,
         InvalidResponseError,
-        answer(200, RESULT | {"validity_days": "7", "active_balance": "7"}),
+        response(200, RESULT | {"validity_days": "7", "active_balance": "7"}),
     ),
-    Step("mismatched", UNKNOWN, FINAL, InvalidResponseError, answer(200, "ok")),
-    Step("cut", UNKNOWN, AGAIN, InvalidResponseError, lost(transient=True, head=answer(200))),
+    Step("mismatched", UNKNOWN, FINAL, InvalidResponseError, response(200, "ok")),
+    Step("cut", UNKNOWN, AGAIN, InvalidResponseError, lost(transient=True, head=response(200))),
     Step(
         "cut",
         UNKNOWN,
         AGAIN,
         CreduseTimeoutError,
-        lost(transient=True, timed_out=True, head=answer(200, asked=2)),
+        lost(transient=True, timed_out=True, head=response(200, asked=2)),
         2.0,
     ),
     Step("not_sent", NOT, AGAIN, TransportError, unsent(transient=True)),
@@ -118,25 +118,25 @@ STEPS = (
     Step("no_response", UNKNOWN, AGAIN, TransportError, lost(transient=True)),
     Step("no_response", UNKNOWN, AGAIN, CreduseTimeoutError, lost(transient=True, timed_out=True)),
     Step("broken", UNKNOWN, FINAL, TransportError, lost(transient=False)),
-    Step("refused", NOT, FINAL, APIError, answer(409, {"error_code": "ACTIVE_CYCLE_EXISTS"})),
-    Step("rejected", NOT, FINAL, APIError, answer(404), with_key=UNKNOWN),
-    Step("conflict", UNKNOWN, AGAIN, APIError, answer(409)),
-    Step("rate_limited", NOT, AGAIN, RateLimitError, answer(429), with_key=UNKNOWN),
-    Step("rate_limited", NOT, AGAIN, RateLimitError, answer(429, asked=2), 2.0, UNKNOWN),
-    Step("rate_limited", NOT, AGAIN, RateLimitError, answer(429, asked=900), 900.0, UNKNOWN),
-    Step("request_timeout", UNKNOWN, AGAIN, APIError, answer(408)),
-    Step("server_error", UNKNOWN, AGAIN, ServerError, answer(500)),
-    Step("server_error", UNKNOWN, AGAIN, ServerError, answer(503, asked=0), 0.0),
-    Step("server_error", UNKNOWN, AGAIN, ServerError, answer(503, asked=29), 29.0),
+    Step("refused", NOT, FINAL, APIError, response(409, {"error_code": "ACTIVE_CYCLE_EXISTS"})),
+    Step("rejected", NOT, FINAL, APIError, response(404), with_key=UNKNOWN),
+    Step("conflict", UNKNOWN, AGAIN, APIError, response(409)),
+    Step("rate_limited", NOT, AGAIN, RateLimitError, response(429), with_key=UNKNOWN),
+    Step("rate_limited", NOT, AGAIN, RateLimitError, response(429, asked=2), 2.0, UNKNOWN),
+    Step("rate_limited", NOT, AGAIN, RateLimitError, response(429, asked=900), 900.0, UNKNOWN),
+    Step("request_timeout", UNKNOWN, AGAIN, APIError, response(408)),
+    Step("server_error", UNKNOWN, AGAIN, ServerError, response(500)),
+    Step("server_error", UNKNOWN, AGAIN, ServerError, response(503, asked=0), 0.0),
+    Step("server_error", UNKNOWN, AGAIN, ServerError, response(503, asked=29), 29.0),
     Step(
         "server_error",
         UNKNOWN,
         AGAIN,
         InvalidResponseError,
-        lost(transient=False, head=answer(503, asked=2)),
+        lost(transient=False, head=response(503, asked=2)),
         2.0,
     ),
-    Step("unproven", UNKNOWN, FINAL, InvalidResponseError, answer(302)),
+    Step("unproven", UNKNOWN, FINAL, InvalidResponseError, response(302)),
     Step("abandoned", UNKNOWN, FINAL, None, None),
 )
 # A step and how long its attempt takes. Where nothing can follow, the time tells nothing more.
@@ -165,7 +165,7 @@ def make(kind: Kind) -> Call[Any]:
 
 
 def give(call: Call[Any], step: Step, now: float) -> object:
-    """Tell a call what came, and give its answer or its error."""
+    """Return a call what came, and give its response or its error."""
     try:
         if isinstance(step.given, Response):
             return call.receive_response(step.given, now, JITTER)
@@ -178,7 +178,7 @@ def give(call: Call[Any], step: Step, now: float) -> object:
 
 
 def must_go_on(kind: Kind, step: Step, proved: Outcome, sent: int, now: float) -> float | None:
-    """Give the seconds to wait for the next attempt, or ``None`` if there must be none."""
+    """Return the seconds to wait for the next attempt, or ``None`` if there must be none."""
     if not step.transient or sent == ATTEMPTS or (kind is Kind.WRITE and proved is not NOT):
         return None
     delay = max(WAITS[sent - 1], step.asked or 0.0)
@@ -243,7 +243,7 @@ def run(kind: Kind, script: tuple[Beat, ...]) -> Play:
 
 
 def plays(kind: Kind, *, longest: int) -> Iterator[tuple[tuple[Beat, ...], Play]]:
-    """Give every script of at most so many beats, and what it makes of a call."""
+    """Return every script of at most so many beats, and what it makes of a call."""
     pending: list[tuple[Beat, ...]] = [()]
     while pending:
         begun = pending.pop()
@@ -256,7 +256,7 @@ def plays(kind: Kind, *, longest: int) -> Iterator[tuple[tuple[Beat, ...], Play]
 
 
 def waits(kind: Kind) -> list[tuple[tuple[Beat, ...], Play]]:
-    """Give every script that ends in a wait: none after the last attempt that there may be."""
+    """Return every script that ends in a wait: none after the last attempt that there may be."""
     found = [
         (script, play)
         for script, play in plays(kind, longest=ATTEMPTS - 1)

@@ -77,7 +77,7 @@ class Server:
         return json.loads(self._process.stdout.readline())
 
     def ask(self, command: str) -> Any:
-        """Return what the server answers to a command."""
+        """Return the server's response to a command."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()

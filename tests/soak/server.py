@@ -1,7 +1,7 @@
 """The server of a soak run: raw sockets, faults at every stage, and a record of its own.
 
 It runs in a process of its own and knows nothing of creduse. It prints its port, and stops when its
-input ends. Each line of input is a command, which it answers with a line of JSON: "stats", "record",
+input ends. Each line of input is a command, which it responds to with a line of JSON: "stats", "record",
 "calm" (connections meet no misfortune from now on) and "storm" (they do again).
 
     python -m tests.soak.server SEED SHARE [CERTIFICATE]
@@ -696,24 +696,24 @@ class Server:
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
 
     def _obey(self, command: str) -> bool:
-        answer: object
+        response: object
         if command == "stats\n":
-            answer = {
+            response = {
                 "accepted": self._accepted,
                 "open": len(self._connections),
                 "requests": len(self._record),
                 "hits": self.hits,
             }
         elif command == "record\n":
-            answer = [entry.row() for entry in self._record]
+            response = [entry.row() for entry in self._record]
         elif command == "calm\n":
-            self._calm, answer = True, None
+            self._calm, response = True, None
             self.mustered.clear()
         elif command == "storm\n":
-            self._calm, answer = False, None
+            self._calm, response = False, None
         else:
             return False
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(response), flush=True)
         return True
 
     def later(self, steps: Steps) -> None:
