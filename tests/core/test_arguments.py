@@ -162,7 +162,7 @@ def test_numbers(method: str, value: int) -> None:
 
 
 class OddUUID(uuid.UUID):
-    """Says something else of itself."""
+    """A UUID whose methods return something else."""
 
     def __str__(self) -> str:
         return '","amount":1,"x":"'
@@ -171,7 +171,7 @@ class OddUUID(uuid.UUID):
 
 
 class ForeignUUID(uuid.UUID):
-    """Keeps its number elsewhere, as a database driver's does."""
+    """A UUID that keeps its number elsewhere, as a database driver's does."""
 
     def __init__(self) -> None:
         """Leave what the base class has for it empty."""
@@ -180,7 +180,7 @@ class ForeignUUID(uuid.UUID):
 
 
 class OddText(str):
-    """Says something else of itself."""
+    """Text whose methods return something else."""
 
     __slots__ = ()
 
@@ -195,7 +195,7 @@ class OddText(str):
 
 
 class OddInt(int):
-    """Says something else of itself."""
+    """A number whose methods return something else."""
 
     def __int__(self) -> int:
         return 9

@@ -57,7 +57,7 @@ RESULT: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Step:
-    """What comes of one attempt, and what must follow from it."""
+    """The end of one attempt, and what must follow from it."""
 
     row: str
     evidence: Outcome
@@ -73,7 +73,7 @@ class Step:
     """What it proves of a write with an idempotency key, where that is something else."""
 
     def proves(self, kind: Kind) -> Outcome:
-        """Say what it proves of a call of this kind."""
+        """Return the outcome that this step proves for a call of this kind."""
         if kind is Kind.READ:
             return NOT
         with_key = self.with_key if kind is Kind.REPLAYABLE else None
@@ -148,7 +148,7 @@ BEATS: tuple[Beat, ...] = tuple(
 
 @dataclass
 class Play:
-    """What a script has made of a call, by the call's account and by ours."""
+    """The state of a call after a script, as the call reports it and as the test computes it."""
 
     call: Call[Any]
     now: float
@@ -165,7 +165,7 @@ def make(kind: Kind) -> Call[Any]:
 
 
 def give(call: Call[Any], step: Step, now: float) -> object:
-    """Return a call what came, and give its response or its error."""
+    """Pass a step to a call, and return its action or its error."""
     try:
         if isinstance(step.given, Response):
             return call.receive_response(step.given, now, JITTER)
@@ -186,7 +186,7 @@ def must_go_on(kind: Kind, step: Step, proved: Outcome, sent: int, now: float) -
 
 
 def check_end(step: Step, ended: object, play: Play) -> None:
-    """A call ends in what its last step says, and nothing can be sent after that."""
+    """Check that a call ends as its last step says, and that it sends nothing afterwards."""
     if isinstance(ended, CreduseError):
         refused = step.row == "refused" and play.proved is NOT
         assert type(ended) is (ActiveCycleExistsError if refused else step.error)
@@ -207,7 +207,7 @@ def check_end(step: Step, ended: object, play: Play) -> None:
 
 
 def run(kind: Kind, script: tuple[Beat, ...]) -> Play:
-    """Play a script from its beginning, checking everything at every step."""
+    """Play a script from its beginning, and check every step."""
     call = make(kind)
     play = Play(call, 0.0, NOT, None)
     action: object = call.start(0.0)
@@ -243,7 +243,7 @@ def run(kind: Kind, script: tuple[Beat, ...]) -> Play:
 
 
 def plays(kind: Kind, *, longest: int) -> Iterator[tuple[tuple[Beat, ...], Play]]:
-    """Return every script of at most so many beats, and what it makes of a call."""
+    """Yield every script of at most so many steps, and the state of its call."""
     pending: list[tuple[Beat, ...]] = [()]
     while pending:
         begun = pending.pop()
@@ -256,7 +256,7 @@ def plays(kind: Kind, *, longest: int) -> Iterator[tuple[tuple[Beat, ...], Play]
 
 
 def waits(kind: Kind) -> list[tuple[tuple[Beat, ...], Play]]:
-    """Return every script that ends in a wait: none after the last attempt that there may be."""
+    """Yield every script that ends in a wait."""
     found = [
         (script, play)
         for script, play in plays(kind, longest=ATTEMPTS - 1)
@@ -268,7 +268,7 @@ def waits(kind: Kind) -> list[tuple[tuple[Beat, ...], Play]]:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_sequence(kind: Kind) -> None:
-    """No sequence of events breaks a promise: not to send twice, not to hide, not to be late."""
+    """In every sequence of events, a write is sent once, the outcome is true, and time is kept."""
     lengths: set[int] = set()
     rows: set[str] = set()
     for script, play in plays(kind, longest=ATTEMPTS + 1):
@@ -283,7 +283,7 @@ def test_every_sequence(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_wait_that_lasts_too_long(kind: Kind) -> None:
-    """A call that is woken after its time raises the error that it was waiting to overcome."""
+    """A call that is woken after its deadline raises its last error."""
     for script, play in waits(kind):
         play.now = DEADLINE
         with pytest.raises(CreduseError) as caught:
@@ -294,7 +294,7 @@ def test_every_wait_that_lasts_too_long(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_wait_that_is_left(kind: Kind) -> None:
-    """A call that is given up while it waits sends nothing more, and is as certain as before."""
+    """A call that is abandoned during a wait sends nothing more and keeps its outcome."""
     for script, play in waits(kind):
         play.call.abandon(play.now)
         assert play.call.outcome is play.proved
@@ -305,7 +305,7 @@ def test_every_wait_that_is_left(kind: Kind) -> None:
 
 
 def test_the_request_of_every_attempt() -> None:
-    """Body and idempotency key are frozen with the call, and the same on every attempt."""
+    """Body and idempotency key are the same on every attempt."""
     call = make(Kind.REPLAYABLE)
     action: object = call.start(0.0)
     requests = [call.request]

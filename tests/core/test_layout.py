@@ -1,4 +1,4 @@
-"""How the core is built: what it imports, what it exports, and that it says what it is."""
+"""How the core is built: its imports, its exports and its docstrings."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""The pool's bookkeeping, without trio: every short sequence of what can happen to it."""
+"""The pool's bookkeeping, without trio: every short sequence of its operations."""
 
 import itertools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ IDLE_TIMEOUT = 2.0
 
 
 class Model:
-    """What a pool should do, written out as lists; and a pool that must do the same."""
+    """A pool written out as lists, and the real pool, which must do the same."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -35,7 +35,7 @@ class Model:
             self.queue.append(caller)
 
     def admit(self, caller: int) -> None:
-        """Return a caller who has a place a connection."""
+        """Supply a connection to a caller who has a place."""
         while self.idle and self.idle[0][1] + IDLE_TIMEOUT <= self.now:
             assert self.pool.expired(self.now) == self.idle.pop(0)[0]
         assert self.pool.expired(self.now) is None
@@ -64,17 +64,17 @@ class Model:
             self.pass_on(self.pool.leave())
 
     def first_gives_up(self) -> None:
-        """Have the first in the queue leave it."""
+        """Have the first in the queue leave."""
         if self.queue:
             assert self.pool.give_up(self.queue.pop(0)) is None
 
     def last_gives_up(self) -> None:
-        """Have the last in the queue leave it."""
+        """Have the last in the queue leave."""
         if self.queue:
             assert self.pool.give_up(self.queue.pop()) is None
 
     def gives_up_when_woken(self) -> None:
-        """Have the first in the queue leave in the moment when the place comes."""
+        """Have the first in the queue leave at the moment when it gets the place."""
         if self.inside and self.queue:
             self.inside.pop(0)
             woken = self.queue.pop(0)

@@ -47,7 +47,7 @@ class Pair:
                     assert not self.client.has_part or self.sent.pending
 
     def said(self) -> bytes:
-        """Read what the client can."""
+        """Read all that the client can read."""
         try:
             return self.client.read(100)
         except ssl.SSLWantReadError:
