@@ -1,4 +1,4 @@
-"""What all tests need of the process they run in."""
+"""The process that all tests run in."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> Iterator[None]:
-    """Let SIGINT be heard, here and in subprocesses: a shell has background jobs ignore it."""
+    """Enable SIGINT here and in subprocesses: a shell disables it for background jobs."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

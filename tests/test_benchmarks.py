@@ -1,4 +1,4 @@
-"""The benchmarks run. What they measure is not looked at: no test depends on a clock."""
+"""The benchmarks run. Their results are not checked: no test depends on time."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.timeout(300)  # it starts a process for each client
 def test_a_short_run(tmp_path: Path) -> None:
-    """A run measures every client of ours beside its reference, and tells of it in three forms."""
+    """A short run measures every client and its reference, and prints all three forms."""
     samples, picture = tmp_path / "samples.json", tmp_path / "picture.svg"
     only = ("--only", "one-subtract", "--only", "core-subtract")
     written = ("--json", str(samples), "--svg", str(picture))

@@ -1,4 +1,4 @@
-"""What a warm call costs in lines of ours that are run: a guard that measures no time.
+"""The lines of our code that a call on a warm connection runs. No time is measured.
 
 It grows where work is added to the path of every call. `nox -s bench` measures what that takes.
 """
@@ -39,11 +39,11 @@ LINES = {
     "trio": 292,
 }
 MARGIN = 0.05
-"""A few lines more or less are chance: an answer that comes in two pieces, a busy loop."""
+"""A few lines more or less are chance: a response that comes in two pieces, a busy loop."""
 
 
 class Lines:
-    """Counts the lines of ours that this thread runs."""
+    """Counts the lines of our code that this thread runs."""
 
     def __enter__(self) -> Self:
         self.count = 0
@@ -111,7 +111,7 @@ COUNTS: dict[str, Callable[[str], list[int]]] = {
 @pytest.mark.skipif(monitoring is None, reason="sys.monitoring came with Python 3.12")
 @pytest.mark.parametrize("name", COUNTS)
 def test_lines_of_a_warm_call(name: str) -> None:
-    """A call runs no more lines of ours than it did."""
+    """A call runs no more lines than before."""
     with SandboxServer() as server:
         server.direct.add(USER, 100)
         fewest = min(COUNTS[name](server.base_url))

@@ -1,4 +1,4 @@
-"""What docs/testing.md shows runs as it stands: tests as tests, programs as programs.
+"""The code in docs/testing.md runs as it stands.
 
 Most need a plugin or a mock that gets in the way of others. ``nox -s plugins`` has them.
 """
@@ -21,7 +21,7 @@ FILES = {file: text for file, text in FENCES if file}
 
 
 class Need(NamedTuple):
-    """The session that has what an example needs, the module that it needs, and settings."""
+    """The nox session of an example, the module that it needs, and settings."""
 
     session: str
     module: str
@@ -49,7 +49,7 @@ def need(example: str) -> Need:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: need(example).session)
 def test_example(example: str, pytester: pytest.Pytester) -> None:
-    """Each example passes, and warns of nothing."""
+    """Each example passes without warnings."""
     session, module, settings = need(example)
     pytest.importorskip(module, reason=f"{module} is in nox -s 'plugins(plugin={session})'")
     pytester.makeini("[pytest]")
@@ -62,7 +62,7 @@ def test_example(example: str, pytester: pytest.Pytester) -> None:
 
 
 def test_files(pytester: pytest.Pytester) -> None:
-    """The files go together, and their tests pass."""
+    """The files work together, and their tests pass."""
     pytester.makeini("[pytest]")
     pytester.makepyfile(**FILES)
     result = pytester.runpytest_subprocess("-W", "error")
@@ -70,7 +70,7 @@ def test_files(pytester: pytest.Pytester) -> None:
 
 
 def test_there_are_examples() -> None:
-    """Each session has some."""
+    """Each session has examples."""
     sessions = {need(example).session for example in EXAMPLES}
     assert sessions == {"tests", *(need.session for need in NEEDS.values())}
     assert set(FILES) == {"views", "test_views"}

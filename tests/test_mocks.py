@@ -1,4 +1,4 @@
-"""Mocks and instrumentation for httpx and aiohttp see our clients' calls, and say what they can.
+"""Mocks and instrumentation for httpx and aiohttp work with our clients.
 
 They are in ``nox -s 'plugins(plugin=mocks)'``. `httpx.MockTransport` is in tests/httpx/test_supplied.py.
 """
@@ -49,8 +49,8 @@ NO_WAIT = RetryPolicy(initial_delay=0)
 BALANCE: dict[str, Any] = {"end_user_id": USER, "active_balance": 7, "active_balance_by_cycle": []}
 ADD = ("add", USER, 5)
 CALLS = (ADD, ("subtract", USER, 8), ("get_balance", USER))
-# What the mocks answer to these: method, path, status, fields.
-ANSWERS = (
+# The mocks' responses to these: method, path, status, fields.
+RESPONSES = (
     ("POST", "/add", 200, {"end_user_id": USER, "amount": 5}),
     ("POST", "/subtract", 402, {"error_code": "INSUFFICIENT_FUNDS"}),
     ("GET", "/get-active-balance", 200, BALANCE),
@@ -62,28 +62,28 @@ Ask = Callable[[Calls], list[Any]]
 
 
 def ask_sync(calls: Calls, *, supplied: bool) -> list[Any]:
-    answers: list[Any] = []
+    responses: list[Any] = []
     with (
         httpx.Client() as http_client,
         CreduseClient("any", http_client if supplied else None, retry=NO_WAIT) as client,
     ):
         for name, *arguments in calls:
             try:
-                answers.append(getattr(client, name)(*arguments))
+                responses.append(getattr(client, name)(*arguments))
             except CreduseError as error:
-                answers.append(error)
-    return answers
+                responses.append(error)
+    return responses
 
 
 async def ask_async(client: Any, calls: Calls) -> list[Any]:
-    answers: list[Any] = []
+    responses: list[Any] = []
     async with client:
         for name, *arguments in calls:
             try:
-                answers.append(await getattr(client, name)(*arguments))
+                responses.append(await getattr(client, name)(*arguments))
             except CreduseError as error:
-                answers.append(error)
-    return answers
+                responses.append(error)
+    return responses
 
 
 async def ask_httpx(calls: Calls, supplied: bool) -> list[Any]:  # noqa: FBT001 - trio.run takes no keywords
@@ -102,7 +102,7 @@ async def ask_aiohttp(calls: Calls, *, supplied: bool) -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have clients call the service where a mock is to stand in for it."""
+    """Have clients call the service, which a mock replaces."""
     monkeypatch.setenv("CREDUSE_BASE_URL", URL)
 
 
@@ -126,9 +126,9 @@ def over_aiohttp(supplied: bool) -> Ask:  # noqa: FBT001 - a fixture
     return lambda calls: asyncio.run(ask_aiohttp(calls, supplied=supplied))
 
 
-def check(answers: list[Any]) -> None:
-    """Hold the answers to `CALLS` against `ANSWERS`."""
-    added, refusal, balance = answers
+def check(responses: list[Any]) -> None:
+    """Compare the responses to `CALLS` with `RESPONSES`."""
+    added, refusal, balance = responses
     assert isinstance(added, CreditsAdded)
     assert added.amount == 5
     assert isinstance(refusal, InsufficientFundsError)
@@ -145,17 +145,17 @@ SIMULATED = [
 ]
 
 
-def check_simulated(answers: list[Any], outcome: Outcome, attempts: int) -> None:
-    (error,) = answers
+def check_simulated(responses: list[Any], outcome: Outcome, attempts: int) -> None:
+    (error,) = responses
     assert isinstance(error, TransportError)
     assert "simulated" in str(error)
     assert (error.outcome, len(error.attempts)) == (outcome, attempts)
 
 
 def test_respx(over_httpx: Ask) -> None:
-    """What respx answers is the answer, and it has seen what we sent."""
+    """A response of respx is the response, and respx sees the request."""
     with respx.mock(base_url=URL) as mock:
-        for method, path, status, fields in ANSWERS:
+        for method, path, status, fields in RESPONSES:
             mock.request(method, path).respond(status, json=fields)
         check(over_httpx(CALLS))
         assert [json.loads(call.request.content).get("amount") for call in mock.calls] == [
@@ -167,14 +167,14 @@ def test_respx(over_httpx: Ask) -> None:
 
 @pytest.mark.parametrize(("error", "outcome", "attempts"), SIMULATED)
 def test_respx_raises(over_httpx: Ask, error: Exception, outcome: Outcome, attempts: int) -> None:
-    """How far a request came is not known where nothing is sent: UNKNOWN, save a PoolTimeout."""
+    """An exception of respx is UNKNOWN, except a PoolTimeout."""
     with respx.mock(base_url=URL) as mock:
         mock.post("/add").mock(side_effect=error)
         check_simulated(over_httpx([ADD]), outcome, attempts)
 
 
 def test_respx_lets_through(over_httpx: Ask, creduse_sandbox: SandboxServer) -> None:
-    """What respx lets through reaches the sandbox, and faults say what they always say."""
+    """A request that respx lets through reaches the sandbox."""
     creduse_sandbox.direct.add(USER, 7)
     with respx.mock as mock:
         mock.route(host="127.0.0.1").pass_through()
@@ -187,8 +187,8 @@ def test_respx_lets_through(over_httpx: Ask, creduse_sandbox: SandboxServer) -> 
 
 
 def test_pytest_httpx(over_httpx: Ask, httpx_mock: Any) -> None:
-    """What pytest-httpx answers is the answer, and it has seen what we sent."""
-    for method, path, status, fields in ANSWERS:
+    """A response of pytest-httpx is the response, and pytest-httpx sees the request."""
+    for method, path, status, fields in RESPONSES:
         httpx_mock.add_response(method=method, url=URL + path, status_code=status, json=fields)
     check(over_httpx(CALLS))
     sent = [json.loads(request.content).get("amount") for request in httpx_mock.get_requests()]
@@ -199,7 +199,7 @@ def test_pytest_httpx(over_httpx: Ask, httpx_mock: Any) -> None:
 def test_pytest_httpx_raises(
     over_httpx: Ask, httpx_mock: Any, error: Exception, outcome: Outcome, attempts: int
 ) -> None:
-    """As with respx: UNKNOWN, save a PoolTimeout."""
+    """An exception of pytest-httpx is UNKNOWN, except a PoolTimeout."""
     httpx_mock.add_exception(error, is_reusable=True)
     check_simulated(over_httpx([ADD]), outcome, attempts)
 
@@ -211,7 +211,7 @@ def elsewhere(request: httpx.Request) -> bool:
 @pytest.mark.httpx_mock(should_mock=elsewhere)
 @pytest.mark.usefixtures("httpx_mock")
 def test_pytest_httpx_lets_through(over_httpx: Ask, creduse_sandbox: SandboxServer) -> None:
-    """What pytest-httpx lets through reaches the sandbox."""
+    """A request that pytest-httpx lets through reaches the sandbox."""
     with creduse_sandbox.refusing():
         (error,) = over_httpx([ADD])
     assert error.outcome is Outcome.NOT_APPLIED
@@ -221,16 +221,16 @@ def test_pytest_httpx_lets_through(over_httpx: Ask, creduse_sandbox: SandboxServ
 
 
 class MockedResponse(aiohttp.ClientResponse):
-    """What aioresponses needs to know of aiohttp 3.14."""
+    """A response that aioresponses can make with aiohttp 3.14."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, stream_writer=Mock(output_size=0), **kwargs)
 
 
 def test_aioresponses(over_aiohttp: Ask) -> None:
-    """What aioresponses answers is the answer, though nobody wrote our request."""
+    """A response of aioresponses is the response."""
     with aioresponses() as mock:
-        for method, path, status, fields in ANSWERS:
+        for method, path, status, fields in RESPONSES:
             mock.add(
                 URL + path, method, status=status, payload=fields, response_class=MockedResponse
             )
@@ -241,7 +241,7 @@ def test_aioresponses(over_aiohttp: Ask) -> None:
 
 @pytest.mark.xfail(raises=TransportError, reason="pnuckowski/aioresponses, issue 289")
 def test_aioresponses_alone(over_aiohttp: Ask) -> None:
-    """It makes answers by itself."""
+    """Without our response class, aioresponses works too."""
     with aioresponses() as mock:
         mock.post(f"{URL}/add", payload={"end_user_id": USER, "amount": 5})
         (added,) = over_aiohttp([ADD])
@@ -260,14 +260,14 @@ def test_aioresponses_alone(over_aiohttp: Ask) -> None:
     ],
 )
 def test_aioresponses_raises(over_aiohttp: Ask, error: Exception, attempts: int) -> None:
-    """Nothing was sent, and that is what is said, whatever the exception."""
+    """An exception of aioresponses is NOT_APPLIED: nothing was sent."""
     with aioresponses() as mock:
         mock.post(f"{URL}/add", exception=error, repeat=True)
         check_simulated(over_aiohttp([ADD]), Outcome.NOT_APPLIED, attempts)
 
 
 def test_aioresponses_lets_through(over_aiohttp: Ask, creduse_sandbox: SandboxServer) -> None:
-    """What aioresponses lets through reaches the sandbox."""
+    """A request that aioresponses lets through reaches the sandbox."""
     with aioresponses(passthrough=["http://127.0.0.1"]):
         (added,) = over_aiohttp([ADD])
     assert added.amount == 5
@@ -275,11 +275,11 @@ def test_aioresponses_lets_through(over_aiohttp: Ask, creduse_sandbox: SandboxSe
 
 
 def test_aiointercept(supplied: bool) -> None:  # noqa: FBT001 - a fixture
-    """As aiointercept is a server, what it answers is the answer, and a lost one is UNKNOWN."""
+    """A response of aiointercept is the response, and a lost one is UNKNOWN."""
 
     async def main() -> None:
         async with aiointercept(mock_external_urls=True) as mock:
-            for method, path, status, fields in ANSWERS:
+            for method, path, status, fields in RESPONSES:
                 mock.add(URL + path, method, status=status, payload=fields)
             check(await ask_aiohttp(CALLS, supplied=supplied))
             mock.post(f"{URL}/stop-cycle", exception=True)
@@ -290,7 +290,7 @@ def test_aiointercept(supplied: bool) -> None:  # noqa: FBT001 - a fixture
 
 
 def test_aiointercept_lets_through(supplied: bool, creduse_sandbox: SandboxServer) -> None:  # noqa: FBT001 - a fixture
-    """It leaves addresses alone, and so the sandbox's."""
+    """A request to an address reaches the sandbox."""
 
     async def main() -> None:
         async with aiointercept(mock_external_urls=True):
@@ -303,7 +303,7 @@ def test_aiointercept_lets_through(supplied: bool, creduse_sandbox: SandboxServe
 
 @pytest.fixture
 def cassette(tmp_path: Path) -> Callable[[str], Any]:
-    """Return what records a cassette, or plays it, by vcrpy's name for either."""
+    """Return vcrpy's recorder or player of a cassette."""
     path = tmp_path / "cassette.yaml"
 
     def use(record_mode: str) -> Any:
@@ -315,7 +315,7 @@ def cassette(tmp_path: Path) -> Callable[[str], Any]:
 
 
 def check_replay(ask: Ask, cassette: Callable[[str], Any], server: SandboxServer) -> None:
-    """Record `CALLS` against the sandbox, then have the cassette alone answer them."""
+    """Record `CALLS` against the sandbox, then replay them from the cassette alone."""
     server.direct.add(USER, 2)
     with cassette("once"):
         recorded = ask(CALLS)
@@ -332,14 +332,14 @@ def check_replay(ask: Ask, cassette: Callable[[str], Any], server: SandboxServer
 def test_vcrpy(
     over_httpx: Ask, cassette: Callable[[str], Any], creduse_sandbox: SandboxServer
 ) -> None:
-    """Our calls are recorded by vcrpy, and played without a server."""
+    """Calls are recorded by vcrpy, and replayed without a server."""
     check_replay(over_httpx, cassette, creduse_sandbox)
 
 
 def test_vcrpy_aiohttp(
     over_aiohttp: Ask, cassette: Callable[[str], Any], creduse_sandbox: SandboxServer
 ) -> None:
-    """The same over aiohttp."""
+    """Calls over aiohttp are recorded and replayed."""
     check_replay(over_aiohttp, cassette, creduse_sandbox)
 
 
@@ -349,7 +349,7 @@ def test_vcrpy_leaves_out_the_key(
     creduse_sandbox: SandboxServer,
     tmp_path: Path,
 ) -> None:
-    """A cassette holds no key where vcrpy is told to leave out the header."""
+    """A cassette has no key if vcrpy filters the header."""
     with cassette("once"):
         over_httpx([ADD])
     assert len(creduse_sandbox.applied) == 1
@@ -360,7 +360,7 @@ def test_vcrpy_leaves_out_the_key(
 
 @pytest.fixture
 def spans() -> Iterator[Any]:
-    """Have OpenTelemetry instrument httpx, and keep the spans."""
+    """Have OpenTelemetry instrument httpx, and collect the spans."""
     exporter = in_memory.InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(export.SimpleSpanProcessor(exporter))
@@ -371,14 +371,14 @@ def spans() -> Iterator[Any]:
 
 
 def test_opentelemetry(over_httpx: Ask, spans: Any, creduse_sandbox: SandboxServer) -> None:
-    """Each request of ours is a span, and tells the server of it."""
+    """Each request has a span, and a header with its context."""
     creduse_sandbox.direct.add(USER, 2)
     check(over_httpx(CALLS))
     assert [entry.status for entry in creduse_sandbox.log] == [200, 402, 200]
     finished = spans.get_finished_spans()
     assert [span.attributes["http.status_code"] for span in finished] == [200, 402, 200]
     assert [span.attributes["http.url"] for span in finished] == [
-        f"{creduse_sandbox.base_url}{path}" for _, path, _, _ in ANSWERS
+        f"{creduse_sandbox.base_url}{path}" for _, path, _, _ in RESPONSES
     ]
     told = [
         [value.split("-")[1:3] for name, value in entry.headers if name.lower() == "traceparent"]
@@ -400,7 +400,7 @@ def test_trio_is_not_mocked(
     creduse_sandbox: SandboxServer,
     request: pytest.FixtureRequest,
 ) -> None:
-    """creduse_trio opens its own streams: no mock of an HTTP library sees its calls."""
+    """Mocks of HTTP libraries do not see the calls of creduse_trio."""
     if mock == "pytest-httpx":
         request.getfixturevalue("httpx_mock")
     mocks = {"respx": respx.mock, "vcrpy": cassette("none")}

@@ -1,4 +1,4 @@
-"""What the packages make public."""
+"""The public names of the packages."""
 
 import importlib
 import importlib.metadata
@@ -36,8 +36,8 @@ def test_public_names(name: str) -> None:
     assert Path(module.__file__).with_name("py.typed").is_file()
 
 
-def test_every_error_and_model_is_at_hand() -> None:
-    """``creduse`` has every result and every error of the core."""
+def test_errors_and_models_are_exported() -> None:
+    """``creduse`` exports every result and every error of the core."""
     for module in (creduse_core.models, creduse_core.errors):
         for word, thing in vars(module).items():
             if isinstance(thing, type) and thing.__module__ == module.__name__:
@@ -45,19 +45,19 @@ def test_every_error_and_model_is_at_hand() -> None:
 
 
 def test_import_brings_in_no_sandbox() -> None:
-    """Who imports ``creduse`` does not pay for the sandbox, or for an event loop not in use."""
+    """Importing ``creduse`` does not import the sandbox or an event loop."""
     program = "import sys, creduse; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert not {"creduse_sandbox", "asyncio", "trio", "aiohttp"} & set(done.stdout.decode().split())
 
 
-def test_version_is_the_distribution_s() -> None:
+def test_version() -> None:
     """The version in the code is that of the installed distribution."""
     assert creduse.__version__ == importlib.metadata.version("creduse")
 
 
 def test_a_client_shows_no_key() -> None:
-    """A client's repr shows its URL and not its key, and a client does not pickle."""
+    """A client's repr shows its URL and no key, and a client does not pickle."""
     client = CreduseClient("sk-secret-0123", base_url="https://api.creduse.com")
     assert repr(client) == "<CreduseClient https://api.creduse.com>"
     with pytest.raises(TypeError, match="holds the API key"):

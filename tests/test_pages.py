@@ -1,4 +1,4 @@
-"""What the pages of the documentation show runs as it stands, and prints what they say.
+"""The code in the documentation's pages runs as it stands, and prints what they say.
 
 Some need a framework: ``nox -s docs`` has all of them.
 """
@@ -74,7 +74,7 @@ RUN = {"python": run_python, "sh": run_commands, "shell": start_sandbox}
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """Put back what a page has done about SIGTERM."""
+    """Restore the handler of SIGTERM after a page."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -83,7 +83,7 @@ def signals() -> Iterator[None]:
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize("page", [page for page, fences in PAGES.items() if fences])
 def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page's blocks run in their order, as one program, and print the text that follows them.
+    """A page's blocks run in order, as one program, and print the text that follows them.
 
     A block of a file is written; one of ``sh`` is run; one of ``shell`` starts the sandbox anew, if
     it says so. A client and a user are at hand.
@@ -118,14 +118,14 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_exit_statuses() -> None:
-    """The page's table of exit statuses is the command's."""
+    """The page's table of exit statuses is that of the command."""
     page = DOCS.joinpath("command.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)
     assert {int(status): meaning for status, meaning in rows} == STATUSES
 
 
 def test_events() -> None:
-    """The page's table of events is the code's, and so is what may be tried again."""
+    """The page's table of events is that of the code."""
     page = DOCS.joinpath("outcomes.md").read_text(encoding="utf-8")
     cells = r"^\| `(\w+)` \| (.*) \| `(\w+)` \| `(\w+)` \| (\w+) \| (\w+) \|$"
     rows = re.findall(cells, page, re.MULTILINE)
@@ -167,7 +167,7 @@ def test_fields() -> None:
 
 
 def test_states() -> None:
-    """The diagram of a call's states has the moves of the code's table, and no others."""
+    """The diagram of a call's states has exactly the moves of the code's table."""
     page = DOCS.joinpath("outcomes.md").read_text(encoding="utf-8")
     arrows = re.findall(r"^    (\w+) --> (\w+): (\w+)$", page, re.MULTILINE)
     assert [
@@ -182,5 +182,5 @@ def test_states() -> None:
 
 
 def test_there_are_examples() -> None:
-    """The pages have examples at all."""
+    """The pages have examples."""
     assert sum(map(len, PAGES.values())) > 30

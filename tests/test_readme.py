@@ -22,7 +22,7 @@ EXAMPLES = EXAMPLE.findall(ROOT.joinpath("README.md").read_text(encoding="utf-8"
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_example(example: str, monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
-    """Each example runs, where a client and a user are at hand for those that speak of one."""
+    """Each example runs, with a client and a user where it needs them."""
     if "def test_" in example:
         pytester.makeini("[pytest]")
         pytester.makepyfile(example)
@@ -38,7 +38,7 @@ def test_example(example: str, monkeypatch: pytest.MonkeyPatch, pytester: pytest
 
 
 def test_guide_for_transports() -> None:
-    """What the guide tells an author of a transport works for the example over urllib."""
+    """The guide for transport authors works for the example over urllib."""
     pytest.importorskip("trustme")
     guide = ROOT.joinpath("docs", "transports.md").read_text(encoding="utf-8")
     over_urllib = runpy.run_path(str(ROOT / "examples" / "urllib_transport.py"))
@@ -58,7 +58,7 @@ def test_guide_for_transports() -> None:
 
 
 def test_links() -> None:
-    """The README's links lead to files that are there."""
+    """The README's links lead to files that exist."""
     readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https:)([^)#]+)", readme)
     assert links
@@ -66,5 +66,5 @@ def test_links() -> None:
 
 
 def test_there_are_examples() -> None:
-    """The README has examples at all."""
+    """The README has examples."""
     assert len(EXAMPLES) >= 4

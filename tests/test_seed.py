@@ -93,7 +93,7 @@ def run(program: str, **environment: str) -> str:
 
 
 def test_the_two_long_examples() -> None:
-    """One after the other, against one sandbox, they print 1050 and then 1100."""
+    """Against one sandbox, the two long examples print 1050 and then 1100."""
     with SandboxServer(api_key="your-api-key") as server:
         assert run(SYNC, CREDUSE_BASE_URL=server.base_url) == "Current balance: 1050\n"
         assert run(ASYNC, CREDUSE_BASE_URL=server.base_url) == "Current balance: 1100\n"
@@ -101,5 +101,5 @@ def test_the_two_long_examples() -> None:
 
 
 def test_the_key_from_the_environment() -> None:
-    """The example that takes its key from the environment makes a client."""
+    """The example with a key from the environment makes a client."""
     assert run(FROM_ENVIRONMENT, CREDUSE_API_KEY="your-api-key") == ""

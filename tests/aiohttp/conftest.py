@@ -1,4 +1,4 @@
-"""What the tests of the aiohttp client share: loops, kinds of session, and servers."""
+"""The aiohttp clients under test: event loops, sessions and servers."""
 
 import asyncio
 import ssl
@@ -24,7 +24,7 @@ Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Run:
-    """Run a test's coroutine on asyncio's own loop, and on uvloop's."""
+    """Run a test's coroutine on asyncio's own loop and on uvloop's."""
     factory = asyncio.new_event_loop if request.param == "asyncio" else uvloop.new_event_loop
 
     def run_it(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -39,7 +39,7 @@ Connect = Callable[..., Any]
 
 @pytest.fixture(params=["own", "supplied"])
 def connect(request: pytest.FixtureRequest) -> Connect:
-    """Make a client of ours, with a session of its own or on one that is supplied."""
+    """Make a client, with its own session or a supplied one."""
 
     @asynccontextmanager
     async def make(base_url: str, **settings: Any) -> AsyncGenerator[AsyncCreduseClient]:
@@ -69,13 +69,13 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="session")
 def secure_context(authority: trustme.CA) -> ssl.SSLContext:
-    """A server's context."""
+    """Return a server's context."""
     return server_context(authority)
 
 
 @pytest.fixture
 def secure_server(secure_context: ssl.SSLContext) -> Iterator[SandboxServer]:
-    """A sandbox that speaks TLS."""
+    """Start a sandbox that speaks TLS."""
     with SandboxServer(ssl_context=secure_context) as running:
         yield running
 
@@ -89,18 +89,18 @@ def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def trusted(authority_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have clients with a session of their own trust the secure server."""
+    """Have clients with their own session trust the secure server."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority_file))
 
 
 @pytest.fixture(scope="session")
 def trust(authority: trustme.CA) -> ssl.SSLContext:
-    """A client's context that trusts the secure server."""
+    """Return a client's context that trusts the secure server."""
     return client_context(authority)
 
 
 class Raw:
-    """A server on the client's own loop that does to each connection what it is told."""
+    """A server on the client's own loop, which runs a function on each connection."""
 
     def __init__(self) -> None:
         self.base_url = ""
@@ -156,7 +156,7 @@ def raw() -> Callable[[Behave], Any]:
 
 @pytest.fixture(params=["plain", "tls"])
 def threaded(request: pytest.FixtureRequest, secure_context: ssl.SSLContext) -> Any:
-    """Start a server of threads, which goes on while the client's loop is blocked."""
+    """Start a server of threads, which keeps running while the client's loop is blocked."""
 
     @contextmanager
     def start(behave: BehaveInThread) -> Generator[RawServer]:

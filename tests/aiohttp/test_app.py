@@ -1,4 +1,4 @@
-"""A client's place in an app."""
+"""A client in an aiohttp.web application."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ SESSION = web.AppKey("SESSION", aiohttp.ClientSession)
 
 
 async def get(app: web.Application, path: str) -> None:
-    """Start an app, call it once, and let it end."""
+    """Start an app, make one request, and shut it down."""
     async with (
         TestClient[Any, Any](TestServer(app)) as client,
         client.get(path) as response,
@@ -34,7 +34,7 @@ async def add(request: web.Request) -> web.Response:
 
 
 def test_client_lives_with_the_app(run: Any, server: SandboxServer) -> None:
-    """Handlers find the client under its key, and it is closed with the app."""
+    """Handlers find the client under its key, and the app closes it."""
 
     async def main() -> None:
         app = web.Application()
@@ -70,7 +70,7 @@ def test_several_clients(run: Any, server: SandboxServer) -> None:
 
 
 def test_sub_applications(run: Any, server: SandboxServer) -> None:
-    """A sub-application can have a client of its own, or use that of the app around it."""
+    """A sub-application can have its own client, or use that of its parent."""
 
     async def outer(request: web.Request) -> web.Response:
         await request.config_dict[CLIENT].add(USER, 2)
@@ -96,7 +96,7 @@ def test_sub_applications(run: Any, server: SandboxServer) -> None:
 
 @pytest.mark.parametrize("by_key", [False, True])
 def test_session_of_the_app(run: Any, server: SandboxServer, by_key: bool) -> None:  # noqa: FBT001 - a test's parameter
-    """The client can share the app's session, which outlives it."""
+    """The client can share the app's session, and does not close it."""
 
     async def own(app: web.Application) -> AsyncIterator[None]:
         async with aiohttp.ClientSession() as app[SESSION]:
@@ -124,7 +124,7 @@ def test_session_of_the_app(run: Any, server: SandboxServer, by_key: bool) -> No
 
 
 def test_wrong_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An app with a client that cannot be made does not start, and says why."""
+    """An app whose client cannot be made does not start, and says why."""
     monkeypatch.delenv("CREDUSE_API_KEY", raising=False)
 
     async def main() -> None:
@@ -138,7 +138,7 @@ def test_wrong_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_clients_under_one_key() -> None:
-    """A second client under the same key does not take the place of the first: the app says so."""
+    """A second client under the same key is an error."""
 
     async def main() -> None:
         app = web.Application()
@@ -151,8 +151,8 @@ def test_two_clients_under_one_key() -> None:
     asyncio.run(main())
 
 
-def test_session_that_is_not_there() -> None:
-    """A session's key that the app does not have is named, with what would be right."""
+def test_missing_session() -> None:
+    """A session key that the app does not have is an error that names it."""
 
     async def main() -> None:
         app = web.Application()

@@ -1,4 +1,4 @@
-"""What the client does with good answers, with refusals, and with every fault of the sandbox's."""
+"""Calls of the aiohttp client."""
 
 import asyncio
 import ssl
@@ -23,7 +23,7 @@ from tests.common import KEY, NO_WAIT, USER
 
 
 def test_five_calls(run: Any, connect: Any, server: SandboxServer) -> None:
-    """Each of the five methods does on the server what it says, once, on one connection."""
+    """Each of the five methods is applied once, on one connection."""
 
     async def main() -> None:
         async with connect(server.base_url) as client:
@@ -49,7 +49,7 @@ def test_five_calls(run: Any, connect: Any, server: SandboxServer) -> None:
 
 
 def test_headers(run: Any, connect: Any, server: SandboxServer) -> None:
-    """A request has the headers that the core gives, each once, and the two of its framing."""
+    """A request has the core's headers, Host and Content-Length, each once."""
 
     async def main() -> None:
         async with connect(server.base_url) as client:
@@ -69,7 +69,7 @@ def test_headers(run: Any, connect: Any, server: SandboxServer) -> None:
 
 
 def test_tasks_share_a_client(run: Any, connect: Any, server: SandboxServer) -> None:
-    """Tasks of one loop can use a client at the same time, from its first call on."""
+    """Tasks of one loop can share a client, from its first call on."""
 
     async def main() -> None:
         async with connect(server.base_url) as client:
@@ -80,10 +80,8 @@ def test_tasks_share_a_client(run: Any, connect: Any, server: SandboxServer) -> 
     assert len(server.applied) == 100
 
 
-def test_a_read_is_not_repeated_behind_our_back(
-    run: Any, connect: Any, server: SandboxServer
-) -> None:
-    """A read whose connection is lost, even a kept one, is sent once for each attempt of ours."""
+def test_aiohttp_does_not_retry(run: Any, connect: Any, server: SandboxServer) -> None:
+    """A read is not retried by aiohttp itself, on a kept connection either."""
     once = RetryPolicy(max_attempts=1)
 
     async def main() -> None:
@@ -101,7 +99,7 @@ def test_a_read_is_not_repeated_behind_our_back(
 
 
 def test_tls(run: Any, secure_server: SandboxServer, trust: ssl.SSLContext) -> None:
-    """Over TLS, calls share a connection, and one that must go is gone at once."""
+    """Over TLS, calls share a connection, and a connection that must go closes at once."""
 
     async def main() -> None:
         async with (
@@ -120,7 +118,7 @@ def test_tls(run: Any, secure_server: SandboxServer, trust: ssl.SSLContext) -> N
 
 
 def test_path_of_the_base_url(run: Any, raw: Any) -> None:
-    """A path in the base URL comes before that of the call, as it stands."""
+    """A path in the base URL comes before that of the call, unchanged."""
 
     async def behave(server: Any, reader: Any, _: Any) -> None:
         await server.request(reader)

@@ -1,4 +1,4 @@
-"""A cancelled call: nothing is first sent afterwards, and nothing is left behind."""
+"""Cancelled calls: nothing is first sent afterwards, and nothing is left behind."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ from tests.common import KEY, RESPONSE, USER
 async def narrow(
     base_url: str, tls: ssl.SSLContext | None = None, **settings: Any
 ) -> AsyncGenerator[AsyncCreduseClient]:
-    """Make a client that has one connection, so that a place lost in the pool is the last."""
+    """Make a client with one connection, so that a lost place in the pool is the last."""
     connector = aiohttp.TCPConnector(limit=1, ssl=tls or True)
     async with (
         aiohttp.ClientSession(connector=connector) as session,
@@ -32,7 +32,7 @@ async def narrow(
 
 
 async def cancel(client: AsyncCreduseClient, call: Call[Any], steps: int) -> bool:
-    """Run a call, cancel it when the loop has gone round so often; say if that was in time."""
+    """Run a call, cancel it after so many turns of the loop, and return whether it still ran."""
     task = asyncio.create_task(client.run(call))
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -51,7 +51,7 @@ def test_cancelled_at_every_step(
     secure: bool,  # noqa: FBT001 - a test's parameter
     kept: bool,  # noqa: FBT001 - a test's parameter
 ) -> None:
-    """Wherever a call is cancelled, on a new connection or a kept one, what it says is true.
+    """A call that is cancelled at any step, on a new or a kept connection, says the truth.
 
     What reached the server is never said not to have been sent, nothing is first sent after the
     cancellation has been delivered, the pool is whole, and no task is left.
@@ -99,7 +99,7 @@ def test_cancelled_at_every_step(
 
 
 async def silent_at_first(server: Any, reader: Any, writer: Any) -> None:
-    """Let the first request wait for ever, and answer all others."""
+    """Do not respond to the first request; respond to all others."""
     while await server.request(reader):
         if len(server.received) == 1:
             await reader.read()
@@ -113,8 +113,8 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_cancelled_while_waiting_for_the_answer(run: Any, raw: Any) -> None:
-    """A call cancelled while it waits for its answer gives up its connection at once."""
+def test_cancelled_while_waiting_for_the_response(run: Any, raw: Any) -> None:
+    """A call that is cancelled while it waits for its response closes its connection at once."""
 
     async def main() -> None:
         async with raw(silent_at_first) as server, narrow(server.base_url) as client:
@@ -131,7 +131,7 @@ def test_cancelled_while_waiting_for_the_answer(run: Any, raw: Any) -> None:
 
 
 def test_cancelled_while_waiting_for_a_connection(run: Any, raw: Any) -> None:
-    """A call cancelled while it waits for its turn in the pool sends nothing when that comes."""
+    """A call that is cancelled while it waits for a connection sends nothing."""
 
     async def main() -> None:
         async with raw(silent_at_first) as server, narrow(server.base_url) as client:
@@ -148,7 +148,7 @@ def test_cancelled_while_waiting_for_a_connection(run: Any, raw: Any) -> None:
 
 
 def test_cancelled_within_the_handshake(run: Any, raw: Any) -> None:
-    """A call cancelled while TLS is being agreed leaves no socket open, and the pool whole."""
+    """A call that is cancelled during the TLS handshake leaves no socket open."""
     gone: list[bool] = []
 
     async def behave(server: Any, reader: Any, _: Any) -> None:
@@ -174,7 +174,7 @@ def test_cancelled_within_the_handshake(run: Any, raw: Any) -> None:
 
 
 def test_closed_right_after_a_cancellation(run: Any, raw: Any) -> None:
-    """A client can be closed at once after a call of it was cancelled; nothing stays open."""
+    """A client can be closed right after a cancellation; no connection stays open."""
 
     async def main() -> None:
         async with raw(silent_at_first) as server:
@@ -188,7 +188,7 @@ def test_closed_right_after_a_cancellation(run: Any, raw: Any) -> None:
 
 
 def test_cancelled_before_it_begins(run: Any, server: SandboxServer) -> None:
-    """A task that was cancelled before it calls is cancelled by the call, and nothing is sent."""
+    """A task that was cancelled before its call sends nothing."""
 
     async def main() -> None:
         async with narrow(server.base_url) as client:
@@ -207,8 +207,8 @@ def test_cancelled_before_it_begins(run: Any, server: SandboxServer) -> None:
     assert len(server.log) == 1
 
 
-def test_the_caller_s_own_time_out(run: Any, raw: Any) -> None:
-    """A time-out of the caller's around a call is the caller's, not the call's."""
+def test_timeout_of_the_caller(run: Any, raw: Any) -> None:
+    """A timeout of the caller's is raised as the caller's."""
 
     async def main() -> None:
         async with raw(silent_at_first) as server, narrow(server.base_url) as client:
@@ -226,9 +226,9 @@ def body_later(head: bytes, body: bytes) -> tuple[bytes, ...]:
 
 
 def test_the_next_call_keeps_its_connection(run: Any, server: SandboxServer) -> None:
-    """A call cancelled in the very turn in which its answer came does not take down the next.
+    """A call that is cancelled as its response comes does not disturb the next call.
 
-    aiohttp gives the connection to the next call as soon as the answer is in.
+    aiohttp gives the connection to the next call as soon as the response is in.
     """
     server.inject(Shaped(body_later, pause=0.2))
 
@@ -247,7 +247,7 @@ def test_the_next_call_keeps_its_connection(run: Any, server: SandboxServer) -> 
                 first = asyncio.create_task(client.add(USER, 5))
                 second = asyncio.create_task(add_later(client))
                 await asyncio.sleep(0.05)
-                # While the loop is busy the second call's sign comes, then the first one's answer,
+                # While the loop is busy the second call's sign comes, then the first one's response,
                 # then its cancellation.
                 loop.call_later(0.2, first.cancel)
                 time.sleep(0.05)  # noqa: ASYNC251 - as it says

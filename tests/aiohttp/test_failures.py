@@ -1,4 +1,4 @@
-"""What the client says when there is no whole answer, and that it is true."""
+"""Failures over aiohttp: the errors say the truth."""
 
 import asyncio
 import gc
@@ -31,8 +31,8 @@ from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import GOOD, KEY, NO_WAIT, ONCE, RESPONSE, USER
 
 
-def test_name_that_nobody_knows(run: Any, connect: Any) -> None:
-    """A host whose name cannot be looked up is NOT_APPLIED and tried again."""
+def test_unknown_host(run: Any, connect: Any) -> None:
+    """A host name without an address is NOT_APPLIED and retried."""
 
     async def main() -> None:
         async with connect("https://service.invalid", retry=NO_WAIT) as client:
@@ -60,7 +60,7 @@ def test_certificates_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
 def test_certificates_are_read_once(
     run: Any, secure_server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a client trusts is read when it is made, outside the time of a call."""
+    """The certificates are read when the client is made."""
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url=secure_server.base_url) as client:
@@ -71,7 +71,7 @@ def test_certificates_are_read_once(
 
 
 def test_fingerprint_that_does_not_match(run: Any, secure_server: SandboxServer) -> None:
-    """A certificate with another fingerprint than was asked for is NOT_APPLIED, tried once."""
+    """A certificate with another fingerprint is NOT_APPLIED, and not retried."""
 
     async def main() -> None:
         connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(bytes(32)))
@@ -89,7 +89,7 @@ def test_fingerprint_that_does_not_match(run: Any, secure_server: SandboxServer)
     assert secure_server.log == ()
 
 
-def test_no_tls_on_the_other_side(run: Any, connect: Any, server: SandboxServer) -> None:
+def test_plain_server_for_https(run: Any, connect: Any, server: SandboxServer) -> None:
     """A server that does not speak TLS is NOT_APPLIED."""
 
     async def main() -> None:
@@ -103,7 +103,7 @@ def test_no_tls_on_the_other_side(run: Any, connect: Any, server: SandboxServer)
 
 
 def test_no_time_to_send(run: Any, connect: Any, server: SandboxServer) -> None:
-    """A call whose time is over before it can be sent is not sent, on a kept connection neither."""
+    """A call whose timeout passes before it is sent sends nothing, on a kept connection either."""
 
     async def main() -> None:
         async with connect(server.base_url) as client:
@@ -117,8 +117,8 @@ def test_no_time_to_send(run: Any, connect: Any, server: SandboxServer) -> None:
     assert [b'"amount":5' in (entry.body or b"") for entry in server.log] == [False, False]
 
 
-def test_cut_answer(run: Any, connect: Any, raw: Any) -> None:
-    """A cut answer, even one that reads like the whole, is UNKNOWN and shows what there was."""
+def test_cut_response(run: Any, connect: Any, raw: Any) -> None:
+    """A cut response is UNKNOWN, even with a whole JSON body, and the error has what came."""
 
     async def behave(server: Any, reader: Any, writer: Any) -> None:
         await server.request(reader)
@@ -138,7 +138,7 @@ def test_cut_answer(run: Any, connect: Any, raw: Any) -> None:
 
 @pytest.mark.parametrize("lines", [b"", b"Upgrade: x\r\nConnection: upgrade\r\n"])
 def test_switching_protocols(run: Any, connect: Any, raw: Any, lines: bytes) -> None:
-    """101 is no answer to what was asked: UNKNOWN, in time, and its connection is thrown away."""
+    """A 101 is UNKNOWN, in time, and its connection is not used again."""
 
     async def behave(server: Any, reader: Any, writer: Any) -> None:
         await server.request(reader)
@@ -159,8 +159,8 @@ def test_switching_protocols(run: Any, connect: Any, raw: Any, lines: bytes) -> 
     run(main)
 
 
-def test_answer_that_comes_with_the_end_of_its_time(run: Any, connect: Any) -> None:
-    """What has come in when time runs out still counts, though nobody could look before."""
+def test_response_at_the_deadline(run: Any, connect: Any) -> None:
+    """A response that has arrived by the deadline counts, though the loop was blocked."""
     begun = threading.Event()
 
     def serve(listener: socket.socket) -> None:
@@ -190,7 +190,7 @@ def test_answer_that_comes_with_the_end_of_its_time(run: Any, connect: Any) -> N
 
 
 def test_full_pool(run: Any, raw: Any) -> None:
-    """Waiting in vain for a connection of a full pool is NOT_APPLIED, and nothing was sent."""
+    """A call that gets no connection of a full pool in time is NOT_APPLIED."""
 
     async def behave(server: Any, reader: Any, _: Any) -> None:
         await server.request(reader)
@@ -218,7 +218,7 @@ def test_full_pool(run: Any, raw: Any) -> None:
 
 
 def test_closed_while_a_call_waits(run: Any, raw: Any) -> None:
-    """A session closed under a call that waits for a connection ends it, and not as cancelled."""
+    """Closing the session ends a call that waits for a connection, with an error of ours."""
 
     async def behave(server: Any, reader: Any, _: Any) -> None:
         await server.request(reader)
@@ -247,7 +247,7 @@ def test_closed_while_a_call_waits(run: Any, raw: Any) -> None:
 
 
 def test_closed_client(run: Any, connect: Any, server: SandboxServer) -> None:
-    """A client that is closed sends nothing and says so."""
+    """A closed client sends nothing, and the error says so."""
 
     async def main() -> None:
         async with connect(server.base_url) as client:
@@ -261,8 +261,8 @@ def test_closed_client(run: Any, connect: Any, server: SandboxServer) -> None:
     assert server.log == ()
 
 
-def test_url_that_aiohttp_does_not_take(run: Any, connect: Any) -> None:
-    """A URL that only the library finds wrong is NOT_APPLIED, and not tried again."""
+def test_url_that_aiohttp_rejects(run: Any, connect: Any) -> None:
+    """A URL that only the library rejects is NOT_APPLIED, and not retried."""
 
     async def main() -> None:
         async with connect("https://a..b") as client:
@@ -278,7 +278,7 @@ def test_url_that_aiohttp_does_not_take(run: Any, connect: Any) -> None:
 def test_no_key_anywhere(
     run: Any, connect: Any, server: SandboxServer, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The key is in no repr, error, traceback, pickle, or debug log of any logger."""
+    """The key is in no repr, error, traceback, pickle, or debug log."""
     caplog.set_level(logging.DEBUG)
     server.inject(FAULTS[fault])
 
@@ -300,7 +300,7 @@ def test_no_key_anywhere(
 
 
 def test_another_loop(server: SandboxServer) -> None:
-    """On another event loop than that of its first call, a client sends nothing and says so."""
+    """On another event loop than before, a client sends nothing, and the error says so."""
 
     async def first(client: AsyncCreduseClient) -> None:
         await client.add(USER, 1)
@@ -323,8 +323,8 @@ def test_another_loop(server: SandboxServer) -> None:
     assert len(server.log) == 1
 
 
-def test_no_event_loop_of_asyncio_s(server: SandboxServer) -> None:
-    """Where no event loop of asyncio's runs, nothing is sent, and the error says so."""
+def test_without_asyncio(server: SandboxServer) -> None:
+    """Without a running asyncio loop, nothing is sent, and the error says so."""
     client = AsyncCreduseClient(KEY, base_url=server.base_url)
     with pytest.raises(TransportError, match="no running event loop") as caught:
         client.add(USER, 1).send(None)
@@ -332,8 +332,8 @@ def test_no_event_loop_of_asyncio_s(server: SandboxServer) -> None:
     assert server.log == ()
 
 
-def test_forgotten_client(run: Any, server: SandboxServer) -> None:
-    """A client with a session of its own that is forgotten warns as aiohttp does."""
+def test_unclosed_client(run: Any, server: SandboxServer) -> None:
+    """A client that was not closed warns as aiohttp does."""
 
     async def main() -> None:
         said: list[str] = []
@@ -367,7 +367,7 @@ except ImportError as error:
     ],
 )
 def test_without_aiohttp(missing: str, said: str) -> None:
-    """Without aiohttp, the import says in one line what to install; nothing else is hidden."""
+    """Without aiohttp, the import error says what to install."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, missing], capture_output=True, check=True, env=os.environ
     )

@@ -1,4 +1,4 @@
-"""What ends a call from outside: the caller's timeout, Ctrl-C, closing, somebody's signal handler."""
+"""Interrupted calls: the caller's timeout, Ctrl-C, closing, and signal handlers."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from tests.servers import RawServer
 
 
 async def silent(server: Any, reader: Any, _: Any) -> None:
-    """Read the request, and wait."""
+    """Read the request, and do not respond."""
     await server.request(reader)
     await reader.read()
 
@@ -38,7 +38,7 @@ async def until(condition: Any) -> None:
 
 
 def frames_that_show(error: BaseException, secret: str) -> list[str]:
-    """Return the functions whose variables, or what these hold, show ``secret``."""
+    """Return the functions whose variables, or their attributes, show ``secret``."""
     return [
         frame.name
         for link in exception_chain(error)
@@ -64,7 +64,7 @@ async def cancel(client: AsyncCreduseClient, server: Any) -> None:
 
 @pytest.mark.parametrize("leave", [time_out, cancel])
 def test_no_key_in_frames(run: Any, connect: Any, raw: Any, leave: Any) -> None:
-    """No variable in a frame of a timeout or a cancellation of the caller's shows the key."""
+    """No frame of the caller's timeout or cancellation shows the key."""
 
     async def main() -> None:
         async with raw(silent) as server, connect(server.base_url) as client:
@@ -87,13 +87,13 @@ def sandbox(
 
 
 def numbers_of(sandbox: SandboxServer, amount: int) -> list[int]:
-    """Return the places in the server's log of the requests for an amount."""
+    """Return the positions in the server's log of the requests for an amount."""
     return [n for n, it in enumerate(sandbox.log) if f":{amount}," in str(it.body)]
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_ctrl_c(sandbox: SandboxServer, trust: ssl.SSLContext, factory: Any) -> None:
-    """After a KeyboardInterrupt nothing is first sent, no frame shows the key, the session serves."""
+    """After a KeyboardInterrupt nothing is first sent, no frame shows the key, the session works."""
 
     async def make() -> aiohttp.ClientSession:
         return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1, ssl=trust))
@@ -131,7 +131,7 @@ def test_ctrl_c(sandbox: SandboxServer, trust: ssl.SSLContext, factory: Any) -> 
 
 @pytest.mark.usefixtures("trusted")
 def test_close_during_a_call(run: Any, sandbox: SandboxServer) -> None:
-    """`aclose` ends calls in bounded time; nothing is first sent after it, and no call goes on."""
+    """`aclose` ends calls in bounded time, and nothing is first sent after it."""
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url=sandbox.base_url) as witness:
@@ -165,7 +165,7 @@ def test_close_during_a_call(run: Any, sandbox: SandboxServer) -> None:
 
 @pytest.mark.usefixtures("trusted")
 def test_close_while_a_call_waits(run: Any, threaded: Any) -> None:
-    """`aclose` ends a call that waits for its response, which stays UNKNOWN."""
+    """`aclose` ends a call that waits for its response: UNKNOWN."""
 
     def serve(connection: socket.socket, server: RawServer) -> None:
         server.request(connection)
@@ -189,11 +189,11 @@ def test_close_while_a_call_waits(run: Any, threaded: Any) -> None:
 
 
 class SoftTimeLimitError(Exception):
-    """What a task runner raises in whatever runs just then."""
+    """A task runner's exception for a job that takes too long."""
 
 
 class Interrupting(aiohttp.TCPConnector):
-    """Has a signal come in while aiohttp connects, or right after."""
+    """A connector that raises a signal while aiohttp connects, or right after."""
 
     after = False
 
@@ -211,7 +211,7 @@ class Interrupting(aiohttp.TCPConnector):
 
 @pytest.fixture(params=[SoftTimeLimitError, TimeoutError, ValueError])
 def foreign(request: pytest.FixtureRequest) -> Iterator[type[Exception]]:
-    """Raise an exception of this class from a signal handler of SIGUSR1's."""
+    """Raise an exception of this class from a handler of SIGUSR1."""
 
     def handle(_: int, __: FrameType | None) -> None:
         raise request.param("from a signal handler")
@@ -226,7 +226,7 @@ def foreign(request: pytest.FixtureRequest) -> Iterator[type[Exception]]:
 def test_foreign_exception(
     run: Any, server: SandboxServer, foreign: type[Exception], name: str, moment: str
 ) -> None:
-    """An exception of a signal handler's goes on as itself; the call is abandoned, not retried."""
+    """An exception of a signal handler leaves the client unchanged; the call is not retried."""
 
     async def main() -> None:
         connector = Interrupting()
@@ -274,8 +274,8 @@ def test_close_on_a_supplied_session(run: Any, raw: Any) -> None:
 
 
 @pytest.mark.usefixtures("trusted")
-def test_cancelled_when_tls_stands(run: Any, secure_context: ssl.SSLContext) -> None:
-    """A call cancelled as its handshake ends leaves no socket open, though the peer does not help.
+def test_cancelled_as_the_handshake_ends(run: Any, secure_context: ssl.SSLContext) -> None:
+    """A call that is cancelled as its handshake ends leaves no socket open.
 
     asyncio closes that connection and waits for its peer to close TLS, too, for half a minute.
     """
@@ -290,7 +290,7 @@ def test_cancelled_when_tls_stands(run: Any, secure_context: ssl.SSLContext) -> 
         wrapped = secure_context.wrap_socket(connection, server_side=True)
         with wrapped, socket.socket(fileno=os.dup(wrapped.fileno())) as raw:
             raw.settimeout(10)
-            while raw.recv(65536):  # the closing of TLS is not answered
+            while raw.recv(65536):  # the closing of TLS is not responded
                 pass
             gone.set()
 
@@ -317,7 +317,7 @@ def test_cancelled_when_tls_stands(run: Any, secure_context: ssl.SSLContext) -> 
 def test_a_peer_that_does_not_close_tls(
     run: Any, secure_context: ssl.SSLContext, trust: ssl.SSLContext, moment: str
 ) -> None:
-    """A connection that held a surplus is lost at once, whether or not its peer closes TLS."""
+    """A connection with a surplus is closed at once, though its peer does not close TLS."""
     gone = threading.Event()
 
     def serve(listener: socket.socket) -> None:
@@ -360,8 +360,8 @@ def test_a_peer_that_does_not_close_tls(
 # A process that has run out of file descriptors.
 
 
-def test_no_descriptor_is_left(run: Any, connect: Any, server: SandboxServer) -> None:
-    """A connection is thrown away without opening a file, and a new one then cannot be had."""
+def test_without_file_descriptors(run: Any, connect: Any, server: SandboxServer) -> None:
+    """A connection is closed without opening a file, and no new one can be made."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def main() -> None:

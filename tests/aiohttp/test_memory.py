@@ -1,4 +1,4 @@
-"""Nothing outlives its exchange: no object is left of a connection, a failure or a cancellation."""
+"""No objects are left of a connection, a failure or a cancellation."""
 
 import asyncio
 import gc
@@ -41,7 +41,7 @@ async def cancellation(client: AsyncCreduseClient, number: int) -> None:
 
 
 def serve(connection: socket.socket, server: RawServer) -> None:
-    """Answer and close; or close, reset, cut or garble, as the amount says."""
+    """Respond and close; or close, reset, cut or garble, depending on the amount."""
     if not server.request(connection):
         return
     amount = int(server.received.pop().rpartition(b":")[2].rstrip(b"}"))
@@ -64,7 +64,7 @@ def test_nothing_is_left(
     request: pytest.FixtureRequest,
     use: Callable[[AsyncCreduseClient, int], Awaitable[None]],
 ) -> None:
-    """A thousand connections, failures or cancellations leave no more objects than none."""
+    """A thousand connections, failures or cancellations leave no objects."""
     if use is cancellation and request.node.callspec.params == {**IN_UVLOOP, "use": use}:
         pytest.skip("uvloop keeps what is cancelled in a TLS handshake, whoever makes the request")
 

@@ -1,4 +1,4 @@
-"""Which proxy is used, what it learns, and that no error holds its password."""
+"""Which proxy is used, what it gets, and that no error shows its password."""
 
 import asyncio
 import socket
@@ -21,13 +21,13 @@ QUOTED = "s3cret-w0rd%23%40"
 
 
 async def refuse(server: Any, reader: Any, writer: Any) -> None:
-    """Be a proxy that lets nothing through."""
+    """Act as a proxy that refuses every CONNECT."""
     await server.request(reader, b"\r\n\r\n")
     writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
 async def accept_and_close(server: Any, reader: Any, writer: Any) -> None:
-    """Be a proxy whose tunnels end at once."""
+    """Act as a proxy whose tunnels end at once."""
     await server.request(reader, b"\r\n\r\n")
     writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
 
@@ -37,7 +37,7 @@ def with_login(url: str, password: str = QUOTED) -> str:
 
 
 def shows(error: BaseException, *secrets: str) -> bool:
-    """Return whether anything that hangs on an error shows one of ``secrets``."""
+    """Return whether an error or its causes show one of ``secrets``."""
     texts = [f"{link} {link!r} {link.args!r} {vars(link)!r}" for link in exception_chain(error)]
     return any(secret in text for secret in secrets for text in texts)
 
@@ -47,7 +47,7 @@ def shows(error: BaseException, *secrets: str) -> bool:
 def test_proxy(
     run: Any, raw: Any, given: str, behave: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy gets CONNECT, its login and no key; the error names it, not its password."""
+    """A proxy gets CONNECT and its login, not the key; the error names it without its password."""
 
     async def main() -> None:
         async with raw(behave) as proxy:
@@ -85,7 +85,7 @@ def test_proxy(
 
 
 def test_no_proxy(run: Any, raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``NO_PROXY`` is heeded."""
+    """``NO_PROXY`` is respected."""
 
     async def main() -> None:
         async with raw(refuse) as proxy:
@@ -116,8 +116,8 @@ def test_no_proxy(run: Any, raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.parametrize("given", ["environment", "trust_env", "proxy"])
-def test_proxy_that_cannot_be_used(url: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that aiohttp could not use is rejected with the client, and its password not shown."""
+def test_unsupported_proxy(url: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that aiohttp does not support is rejected with the client; no password shows."""
 
     async def main() -> None:
         async with aiohttp.ClientSession(
@@ -135,7 +135,7 @@ def test_proxy_that_cannot_be_used(url: str, given: str, monkeypatch: pytest.Mon
 
 
 def test_plain_http_to_a_proxy(run: Any, raw: Any) -> None:
-    """A request for plain http goes to the proxy as it is, with the proxy's login."""
+    """A request over plain http goes to the proxy unchanged, with the proxy's login."""
 
     async def behave(server: Any, reader: Any, writer: Any) -> None:
         while await server.request(reader):
@@ -164,7 +164,7 @@ def test_plain_http_to_a_proxy(run: Any, raw: Any) -> None:
 def test_no_proxy_to_this_machine(
     run: Any, server: SandboxServer, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What goes to this machine does not leave it for a proxy of the environment's."""
+    """A request to this machine does not use the environment's proxy."""
 
     async def main() -> None:
         async with raw(refuse) as proxy:
@@ -181,7 +181,7 @@ def test_no_proxy_to_this_machine(
 
 
 class Resolver(AbstractResolver):
-    """Finds every name at one address."""
+    """A resolver that finds every name at one address."""
 
     def __init__(self, address: str, port: int) -> None:
         self._address = address
@@ -206,7 +206,7 @@ class Resolver(AbstractResolver):
 
 
 def address_of_this_machine() -> str:
-    """Return an address that is not loopback, at which this machine can be reached."""
+    """Return an address of this machine that is not a loopback address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -217,7 +217,7 @@ def address_of_this_machine() -> str:
 
 @pytest.mark.parametrize("host", ["localhost", "creduse.localhost"])
 def test_loopback_name_that_is_elsewhere(run: Any, host: str) -> None:
-    """A loopback name that a resolver finds elsewhere gets nothing over plain http, save if allowed."""
+    """A loopback name that resolves elsewhere gets nothing over plain http, unless allowed."""
     received: list[bytes] = []
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -251,7 +251,7 @@ def test_loopback_name_that_is_elsewhere(run: Any, host: str) -> None:
 
 
 def test_loopback_name(run: Any, server: SandboxServer) -> None:
-    """A loopback name that is this machine is served, over IPv4 or mapped into IPv6."""
+    """A loopback name of this machine works, over IPv4 or mapped into IPv6."""
 
     async def main() -> None:
         port = int(server.base_url.rpartition(":")[2])

@@ -1,4 +1,4 @@
-"""A supplied session gives its connections, and nothing that it would add to a request."""
+"""A supplied session is used for its connections only. Its settings do not change a request."""
 
 import asyncio
 import gc
@@ -18,8 +18,8 @@ from tests.common import KEY, RESPONSE, USER
 COUNT = '{"end_user_id": "12345678-1234-5678-1234-567812345678", "amount": 10}'
 
 
-def test_nothing_is_added_or_taken_away(run: Any, server: SandboxServer) -> None:
-    """No setting of a supplied session changes our request, or what we make of its answer."""
+def test_settings_of_the_session_are_ignored(run: Any, server: SandboxServer) -> None:
+    """The settings of a supplied session change neither requests nor responses."""
     seen: list[object] = []
 
     async def middleware(request: aiohttp.ClientRequest, handler: Any) -> Any:
@@ -92,7 +92,7 @@ def test_nothing_is_added_or_taken_away(run: Any, server: SandboxServer) -> None
 
 
 def test_stays_open(run: Any, server: SandboxServer) -> None:
-    """Closing our client leaves a supplied session open and in use, its connections shared."""
+    """Closing our client leaves a supplied session open."""
 
     async def main() -> None:
         async with aiohttp.ClientSession() as session:
@@ -110,7 +110,7 @@ def test_stays_open(run: Any, server: SandboxServer) -> None:
 
 
 def test_closed_by_its_owner(run: Any, server: SandboxServer) -> None:
-    """When the owner has closed a supplied session, nothing is sent, and the error says why."""
+    """After the owner has closed the session, nothing is sent, and the error says why."""
 
     async def main() -> None:
         for uses in (0, 1):
@@ -128,8 +128,8 @@ def test_closed_by_its_owner(run: Any, server: SandboxServer) -> None:
     assert len(server.log) == 1
 
 
-def test_forgotten_client(run: Any, server: SandboxServer) -> None:
-    """A client on a supplied session that is forgotten has nothing to complain of."""
+def test_unclosed_client(run: Any, server: SandboxServer) -> None:
+    """An unclosed client on a supplied session does not warn."""
 
     async def main() -> None:
         said: list[object] = []
@@ -147,7 +147,7 @@ def test_forgotten_client(run: Any, server: SandboxServer) -> None:
 
 
 def test_session_of_another_loop(server: SandboxServer) -> None:
-    """A session made on another event loop sends nothing, and the error says so."""
+    """A session of another event loop sends nothing, and the error says so."""
 
     async def main() -> None:
         async with aiohttp.ClientSession() as session:
@@ -170,14 +170,14 @@ def test_session_of_another_loop(server: SandboxServer) -> None:
     assert server.log == ()
 
 
-def test_something_else_is_refused() -> None:
-    """What is no session is a TypeError that says what would be right."""
+def test_not_a_session() -> None:
+    """An object that is not a session is a TypeError that names the right class."""
     with pytest.raises(TypeError, match=r"must be an aiohttp\.ClientSession, not str"):
         AsyncCreduseClient(KEY, "https://api.creduse.com")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # what is tested
 
 
-def test_auth_is_refused(run: Any) -> None:
-    """A session with ``auth=`` is refused when the client is made, in so many words."""
+def test_auth_is_rejected(run: Any) -> None:
+    """A session with ``auth=`` is rejected when the client is made."""
 
     async def main() -> None:
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
@@ -192,7 +192,7 @@ def test_auth_is_refused(run: Any) -> None:
 def test_netrc_is_not_read(
     run: Any, server: SandboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A login in netrc, which the session would read, does not get into our way."""
+    """A login in netrc is not sent."""
     tmp_path.joinpath("netrc").write_text("default login somebody password else-0123456789\n")
     tmp_path.joinpath("netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -210,7 +210,7 @@ def test_netrc_is_not_read(
 def test_connector_of_another_kind(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The session may have any connector of aiohttp's: a Unix socket's, say."""
+    """The session may have any connector, such as a Unix socket's."""
     monkeypatch.chdir(
         tmp_path
     )  # a Unix socket's path may be 107 bytes long, and pytest's are longer

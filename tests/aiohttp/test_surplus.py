@@ -1,4 +1,4 @@
-"""A response that was there before its request was written is never its response."""
+"""Bytes that arrive before a request are never its response."""
 
 import asyncio
 import socket
@@ -30,7 +30,7 @@ SURPLUS = {
 
 @pytest.fixture(params=["own", "supplied"])
 def connect(request: pytest.FixtureRequest, trusted: None, trust: ssl.SSLContext) -> Any:  # noqa: ARG001 - it sets the environment
-    """Make a client that trusts the servers, over TLS, too."""
+    """Make a client that trusts the servers, over TLS too."""
 
     async def make(base_url: str, use: Any) -> None:
         if request.param == "own":
@@ -57,7 +57,7 @@ def connect(request: pytest.FixtureRequest, trusted: None, trust: ssl.SSLContext
     ],
 )
 def test_surplus(run: Any, connect: Any, threaded: Any, surplus: bytes, comes: str) -> None:
-    """Whatever comes beyond a response, in its segment or later, no request gets it.
+    """Bytes after a response, in its segment or later, are never the next call's response.
 
     The server sends it once and records what it reads: both calls' requests, once each, the second
     on another connection. So the second call's result, which the surplus would make another one, is

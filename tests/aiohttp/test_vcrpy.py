@@ -1,4 +1,4 @@
-"""vcrpy records what our client does, and plays it back."""
+"""vcrpy records and replays our client's calls."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ USER = "12345678-1234-5678-1234-567812345678"
 
 
 def test_vcrpy(run: Any, connect: Any, server: SandboxServer, tmp_path: Path) -> None:
-    """The second time, everything comes from the cassette, which has no key if that is filtered."""
+    """The second run comes from the cassette, which has no key if the header is filtered."""
     cassette = tmp_path / "cassette.yaml"
 
     async def main() -> None:

@@ -1,7 +1,7 @@
-"""Both clients behind one face: what is done with ``play`` is done once with each.
+"""Both clients of the core behind one fixture: a test with ``play`` runs once with each.
 
-A test gives the events of a script; the transport that plays them is all memory, and its clock
-goes on by itself: a second for each request, and as long as each sleep lasts.
+A test supplies the events of a script. The transport that plays them is all memory, and its clock
+advances by itself: a second for each request, and the length of each sleep.
 """
 
 import types
@@ -26,7 +26,7 @@ PROTOCOL = CreduseProtocol("sk-live-0123456789", retry=RetryPolicy(server_replay
 
 
 class Script:
-    """What a transport goes through, and what it was told."""
+    """The events of a transport, and a record of what it was asked to do."""
 
     def __init__(self, events: tuple[object, ...], oversleep: float, asleep: object) -> None:
         self.events = list(events)
@@ -37,8 +37,8 @@ class Script:
         self.slept: list[float] = []
         self.closed = 0
 
-    def answer(self, send: Send) -> Any:
-        """Give what comes of a request, or raise it."""
+    def next_event(self, send: Send) -> Any:
+        """Return the next event, or raise it."""
         self.sent.append(send)
         self.clock += 1.0
         event = self.events.pop(0)
@@ -62,15 +62,15 @@ class SyncTransport:
 
     def send(self, send: Send) -> Response | Failure:
         """Play an event."""
-        answer: Response | Failure = self.script.answer(send)
-        return answer
+        next_event: Response | Failure = self.script.next_event(send)
+        return next_event
 
     def sleep(self, seconds: float) -> None:
         """Let the script's clock go on."""
         self.script.rest(seconds)
 
     def now(self) -> float:
-        """Give the script's time."""
+        """Return the script's time."""
         return self.script.clock
 
     def close(self) -> None:
@@ -93,8 +93,8 @@ class AsyncTransport:
     async def send(self, send: Send) -> Response | Failure:
         """Play an event."""
         await pause()
-        answer: Response | Failure = self.script.answer(send)
-        return answer
+        next_event: Response | Failure = self.script.next_event(send)
+        return next_event
 
     async def sleep(self, seconds: float) -> None:
         """Let the script's clock go on."""
@@ -102,7 +102,7 @@ class AsyncTransport:
         self.script.rest(seconds)
 
     def now(self) -> float:
-        """Give the script's time."""
+        """Return the script's time."""
         return self.script.clock
 
     async def aclose(self) -> None:
@@ -112,7 +112,7 @@ class AsyncTransport:
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Be the smallest event loop that there is."""
+    """Run a coroutine without an event loop."""
     while True:
         try:
             coroutine.send(None)

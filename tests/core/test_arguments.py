@@ -1,4 +1,4 @@
-"""What is refused before anything is sent, and in which words."""
+"""Arguments that are rejected before anything is sent, and the messages."""
 
 import enum
 import math
@@ -29,15 +29,15 @@ class Seven(enum.IntEnum):
 
 
 def make(method: str, user: Any = USER_ID, amount: Any = 7, *more: Any, **named: Any) -> Call[Any]:
-    """Make a call of any method; what it does not take is left out."""
+    """Make a call of any method. Arguments that the method does not have are left out."""
     arguments = (user, amount, *more) if method in WITH_AMOUNT else (user,)
     protocol = named.pop("protocol", PROTOCOL)
     call: Call[Any] = getattr(protocol, method)(*arguments, **named)
     return call
 
 
-def refused(wrong: Wrong) -> Any:
-    """Expect an error of that very class, whose whole message is this."""
+def rejected(wrong: Wrong) -> Any:
+    """Expect exactly this class of error, with exactly this message."""
     found, message = wrong
     return pytest.raises(found, match=f"^{re.escape(message)}$")
 
@@ -60,7 +60,7 @@ def refused(wrong: Wrong) -> Any:
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_end_user_id(method: str, text: str) -> None:
-    """Any UUID is taken, of any version and in any case, and travels in the usual form."""
+    """Any UUID is accepted, of any version and in any case, and is sent in the usual form."""
     travels = f'"end_user_id":"{uuid.UUID(text)}"'.encode()
     assert travels in make(method, text).request.body
     assert travels in make(method, uuid.UUID(text)).request.body
@@ -87,15 +87,15 @@ def test_end_user_id(method: str, text: str) -> None:
     ids=ascii,
 )
 @pytest.mark.parametrize("method", METHODS)
-def test_text_that_is_no_uuid(method: str, text: str) -> None:
-    """Text that is no UUID is refused, though ``uuid.UUID`` may take some of it."""
+def test_text_that_is_not_a_uuid(method: str, text: str) -> None:
+    """Text that is not a UUID is rejected, though ``uuid.UUID`` may accept some of it."""
     message = f"end_user_id must be a UUID such as {USER_ID}, not {text!r}"
-    with refused((ValueError, message)):
+    with rejected((ValueError, message)):
         make(method, text)
 
 
-def test_long_text_is_not_repeated_at_length() -> None:
-    """What was given for an id is shown in part if it is long."""
+def test_long_id_is_shortened() -> None:
+    """A message shows only part of a long id."""
     with pytest.raises(ValueError, match=f"not '{'x' * 100}'$"):
         make("subtract", "x" * 10_000)
 
@@ -103,9 +103,9 @@ def test_long_text_is_not_repeated_at_length() -> None:
 @pytest.mark.parametrize("value", [None, 7, 1.5, USER_ID.encode(), [USER_ID], True], ids=repr)
 @pytest.mark.parametrize("method", METHODS)
 def test_end_user_id_of_another_type(method: str, value: object) -> None:
-    """An id is a UUID or text, and nothing else."""
+    """An id must be a UUID or text."""
     kind = type(value).__name__
-    with refused((TypeError, f"end_user_id must be a UUID or its text, not {kind}")):
+    with rejected((TypeError, f"end_user_id must be a UUID or its text, not {kind}")):
         make(method, value)
 
 
@@ -118,51 +118,51 @@ def test_end_user_id_of_another_type(method: str, value: object) -> None:
     + [(method, "validity_days") for method in WITH_DAYS],
 )
 def test_number_of_another_type(method: str, name: str, value: object) -> None:
-    """Amounts and days are integers, and what merely looks like one is refused."""
-    with refused((TypeError, f"{name} must be an int, not {type(value).__name__}")):
+    """Amounts and days must be integers; other numbers, booleans and text are rejected."""
+    with rejected((TypeError, f"{name} must be an int, not {type(value).__name__}")):
         make(method, **{name: value}) if name == "amount" else make(method, USER_ID, 7, value)
 
 
 @pytest.mark.parametrize("method", WITH_AMOUNT)
-def test_no_amount(method: str) -> None:
-    """There is no call without an amount."""
-    with refused((TypeError, "amount must be an int, not NoneType")):
+def test_missing_amount(method: str) -> None:
+    """An amount is required."""
+    with rejected((TypeError, "amount must be an int, not NoneType")):
         make(method, USER_ID, None)
 
 
 @pytest.mark.parametrize("method", WITH_DAYS)
 def test_number_that_cannot_be_written(method: str) -> None:
-    """A number with more digits than Python prints is refused by its name."""
-    with refused((ValueError, "amount must have at most 10000 bits")):
+    """A number with more digits than Python prints is rejected, by the argument's name."""
+    with rejected((ValueError, "amount must have at most 10000 bits")):
         make(method, USER_ID, 10**5000)
 
 
 @pytest.mark.parametrize("value", [-1, -(10**30)])
 @pytest.mark.parametrize("method", WITH_DAYS)
 def test_negative_numbers(method: str, value: int) -> None:
-    """Negative amounts and days are refused."""
-    with refused((ValueError, f"amount must not be negative, but is {value}")):
+    """Negative amounts and days are rejected."""
+    with rejected((ValueError, f"amount must not be negative, but is {value}")):
         make(method, USER_ID, value)
-    with refused((ValueError, f"validity_days must not be negative, but is {value}")):
+    with rejected((ValueError, f"validity_days must not be negative, but is {value}")):
         make(method, USER_ID, 7, value)
 
 
 def test_negative_amount_to_subtract() -> None:
-    """To subtract less than nothing is no way to add."""
-    with refused((ValueError, "amount must not be negative, but is -7")):
+    """A negative amount is rejected by ``subtract``."""
+    with rejected((ValueError, "amount must not be negative, but is -7")):
         make("subtract", USER_ID, -7)
 
 
 @pytest.mark.parametrize("value", [0, 1, 2**70, Seven.AMOUNT], ids=repr)
 @pytest.mark.parametrize("method", WITH_DAYS)
 def test_numbers(method: str, value: int) -> None:
-    """Zero and any other number that is not negative travels as an integer."""
+    """Zero and every positive number are sent as integers."""
     body = make(method, USER_ID, value, value).request.body
     assert body.endswith(b'"amount":%d,"validity_days":%d}' % (value, value))
 
 
 class OddUUID(uuid.UUID):
-    """Says something else of itself."""
+    """A UUID whose methods return something else."""
 
     def __str__(self) -> str:
         return '","amount":1,"x":"'
@@ -171,7 +171,7 @@ class OddUUID(uuid.UUID):
 
 
 class ForeignUUID(uuid.UUID):
-    """Keeps its number elsewhere, as a database driver's does."""
+    """A UUID that keeps its number elsewhere, as a database driver's does."""
 
     def __init__(self) -> None:
         """Leave what the base class has for it empty."""
@@ -180,7 +180,7 @@ class ForeignUUID(uuid.UUID):
 
 
 class OddText(str):
-    """Says something else of itself."""
+    """Text whose methods return something else."""
 
     __slots__ = ()
 
@@ -195,7 +195,7 @@ class OddText(str):
 
 
 class OddInt(int):
-    """Says something else of itself."""
+    """A number whose methods return something else."""
 
     def __int__(self) -> int:
         return 9
@@ -221,7 +221,7 @@ class OddInt(int):
     [OddUUID(USER_ID), ForeignUUID(), OddText(USER_ID.upper()), OddText(uuid.UUID(USER_ID).hex)],
 )
 def test_subclass_of_an_id(user: Any) -> None:
-    """An id travels as what it is, whatever its class says of it, and comes back as a UUID."""
+    """An id of a subclass is sent by its value, whatever its methods return, and comes back as a UUID."""
     call = make("subtract", user)
     assert call.request.body == b'{"end_user_id":"%b","amount":7}' % USER_ID.encode()
     call.start(0.0)
@@ -231,17 +231,17 @@ def test_subclass_of_an_id(user: Any) -> None:
 
 
 def test_subclass_of_a_number() -> None:
-    """A number travels as what it is, whatever its class says of it."""
+    """A number of a subclass is sent by its value, whatever its methods return."""
     body = make("add", USER_ID, OddInt(7), OddInt(5)).request.body
     assert body.endswith(b'"amount":7,"validity_days":5}')
-    with refused((ValueError, "amount must not be negative, but is -7")):
+    with rejected((ValueError, "amount must not be negative, but is -7")):
         make("subtract", USER_ID, OddInt(-7))
-    with refused((ValueError, "amount must have at most 10000 bits")):
+    with rejected((ValueError, "amount must have at most 10000 bits")):
         make("subtract", USER_ID, OddInt(2**10_000))
 
 
 def test_subclasses_of_text() -> None:
-    """Key, base URL and idempotency key travel as what they are, too."""
+    """A key, a base URL and an idempotency key of a subclass are sent by their values."""
     protocol = CreduseProtocol(
         OddText("key"), OddText("https://example.com"), retry=RetryPolicy(server_replays=True)
     )
@@ -256,9 +256,9 @@ def test_subclasses_of_text() -> None:
 @pytest.mark.parametrize("value", [None, "", 0, 1, "1", [1]], ids=repr)
 @pytest.mark.parametrize(("name", "wanted"), [("retry", "RetryPolicy"), ("allow_http", "bool")])
 def test_options_of_another_type(name: str, wanted: str, value: object) -> None:
-    """A policy is a `RetryPolicy`, and a switch is a ``bool``."""
+    """A policy must be a `RetryPolicy`, and a switch a ``bool``."""
     options: dict[str, Any] = {name: value}
-    with refused((TypeError, f"{name} must be {wanted}, not {type(value).__name__}")):
+    with rejected((TypeError, f"{name} must be {wanted}, not {type(value).__name__}")):
         CreduseProtocol("key", **options)
 
 
@@ -285,35 +285,35 @@ TIMES: dict[str, object] = {
 @pytest.mark.parametrize("value", NO_TIME)
 @pytest.mark.parametrize("name", ["attempt_timeout", "initial_delay", "max_delay"])
 def test_times_of_a_policy(name: str, value: str) -> None:
-    """A policy's times are numbers of seconds that a clock can count."""
+    """A policy's times must be finite numbers of seconds."""
     found, message = NO_TIME[value]
     bound = "above 0" if name == "attempt_timeout" else "at least 0"
     options: dict[str, Any] = {name: TIMES[value]}
-    with refused((found, f"{name} {message.format(bound)}")):
+    with rejected((found, f"{name} {message.format(bound)}")):
         RetryPolicy(**options)
 
 
 @pytest.mark.parametrize("value", NO_TIME)
 @pytest.mark.parametrize("method", [None, *METHODS])
 def test_timeout(method: str | None, value: str) -> None:
-    """A timeout is a number of seconds, for all calls as for one."""
+    """A timeout must be a number of seconds, for the client and for one call."""
     found, message = NO_TIME[value]
     timeout: Any = TIMES[value]
-    with refused((found, f"timeout {message.format('above 0')}")):
+    with rejected((found, f"timeout {message.format('above 0')}")):
         make(method, timeout=timeout) if method else CreduseProtocol("key", timeout=timeout)
 
 
-def test_no_time_at_all() -> None:
-    """Delays may be nothing, a time to wait for an answer may not."""
+def test_zero_times() -> None:
+    """A delay may be 0; a timeout may not."""
     assert RetryPolicy(initial_delay=0, max_delay=0.0).delay(3, 1.0) == 0
     message = "must be above 0 and at most 1,000,000 seconds, not 0"
-    with refused((ValueError, f"attempt_timeout {message}")):
+    with rejected((ValueError, f"attempt_timeout {message}")):
         RetryPolicy(attempt_timeout=0)
-    with refused((ValueError, f"timeout {message}")):
+    with rejected((ValueError, f"timeout {message}")):
         CreduseProtocol("key", timeout=0)
-    with refused((ValueError, f"timeout {message}")):
+    with rejected((ValueError, f"timeout {message}")):
         make("subtract", timeout=0)
-    with refused((TypeError, "timeout must be a number of seconds, not NoneType")):
+    with rejected((TypeError, "timeout must be a number of seconds, not NoneType")):
         CreduseProtocol("key", timeout=None)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType] - that is what is tested
 
 
@@ -331,21 +331,21 @@ def test_no_time_at_all() -> None:
     ids=repr,
 )
 def test_max_attempts(value: Any, wrong: Wrong) -> None:
-    """There is a whole number of attempts, and at least one."""
-    with refused(wrong):
+    """``max_attempts`` must be an integer of at least 1."""
+    with rejected(wrong):
         RetryPolicy(max_attempts=value)
 
 
 @pytest.mark.parametrize("value", [None, 0, 1, "yes"], ids=repr)
 def test_server_replays(value: Any) -> None:
-    """Whether a server replays is said with a ``bool``: it lets writes be sent again."""
-    with refused((TypeError, f"server_replays must be bool, not {type(value).__name__}")):
+    """``server_replays`` must be a ``bool``; ``True`` lets writes be retried under a key."""
+    with rejected((TypeError, f"server_replays must be bool, not {type(value).__name__}")):
         RetryPolicy(server_replays=value)
 
 
 @pytest.mark.parametrize("method", WRITES)
 def test_idempotency_key_without_replays(method: str) -> None:
-    """A key that the server is not known to honour is refused: it would protect nothing."""
+    """A key is rejected unless the server is known to honour it."""
     with pytest.raises(ValueError, match=r"protect nothing.*RetryPolicy\(server_replays=True\)$"):
         make(method, idempotency_key="k")
 
@@ -353,16 +353,16 @@ def test_idempotency_key_without_replays(method: str) -> None:
 @pytest.mark.parametrize("key", ["", " ", "a b", "a\n", "\x7f", "\u00e9", "k" * 256], ids=ascii)
 @pytest.mark.parametrize("method", WRITES)
 def test_idempotency_key(method: str, key: str) -> None:
-    """A key can stand in a header as it is."""
+    """A key must be usable in a header as it is."""
     message = "idempotency_key must be 1 to 255 visible ASCII characters, not "
-    with refused((ValueError, message + repr(key[:255]))):
+    with rejected((ValueError, message + repr(key[:255]))):
         make(method, protocol=REPLAYING, idempotency_key=key)
 
 
 @pytest.mark.parametrize("key", [7, b"k", uuid.UUID(USER_ID), True], ids=repr)
 @pytest.mark.parametrize("method", WRITES)
 def test_idempotency_key_of_another_type(method: str, key: object) -> None:
-    """A key is text, whether or not keys are honoured."""
+    """A key must be text, whether or not the server honours it."""
     for protocol in (PROTOCOL, REPLAYING):
-        with refused((TypeError, f"idempotency_key must be str, not {type(key).__name__}")):
+        with rejected((TypeError, f"idempotency_key must be str, not {type(key).__name__}")):
             make(method, protocol=protocol, idempotency_key=key)

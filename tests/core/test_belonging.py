@@ -1,4 +1,4 @@
-"""What a transport is told of an answer: whether it belongs to the request that was sent."""
+"""A transport can ask whether a response belongs to the request."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ class CountedBody(bytes):
         return super().decode(encoding, errors)
 
 
-def answer(status: int, **fields: object) -> Response:
+def response(status: int, **fields: object) -> Response:
     return Response(status, (), CountedBody(json.dumps(fields).encode()))
 
 
@@ -33,16 +33,16 @@ def subtract() -> tuple[Call[Any], Send]:
     return call, call.start(0.0)
 
 
-ANSWERS = {
-    "ours": (answer(200, end_user_id=USER_ID, amount=7), True),
-    "ours in upper case": (answer(200, end_user_id=USER_ID.upper(), amount=7), True),
-    "another user": (answer(200, end_user_id=OTHER, amount=7), False),
-    "another amount": (answer(200, end_user_id=USER_ID, amount=8), False),
-    "no user": (answer(200, amount=7), False),
+RESPONSES = {
+    "ours": (response(200, end_user_id=USER_ID, amount=7), True),
+    "ours in upper case": (response(200, end_user_id=USER_ID.upper(), amount=7), True),
+    "another user": (response(200, end_user_id=OTHER, amount=7), False),
+    "another amount": (response(200, end_user_id=USER_ID, amount=8), False),
+    "no user": (response(200, amount=7), False),
     "no content": (Response(204, (), b""), False),
     "no JSON": (Response(200, (), b"ok"), False),
-    "an error under 200": (answer(200, end_user_id=USER_ID, amount=7, error_code="X"), False),
-    "a refusal": (answer(402, error_code="INSUFFICIENT_FUNDS"), True),
+    "an error under 200": (response(200, end_user_id=USER_ID, amount=7, error_code="X"), False),
+    "a refusal": (response(402, error_code="INSUFFICIENT_FUNDS"), True),
     "a refusal without a body": (Response(400, (), b""), True),
     "a server error": (Response(599, (), b"oops"), False),
     "a request timeout": (Response(408, (), b""), False),
@@ -50,7 +50,7 @@ ANSWERS = {
         Response(
             200,
             [("content-length", "9"), ("Transfer-encoding", "chunked")],
-            answer(200, end_user_id=USER_ID, amount=7).body,
+            response(200, end_user_id=USER_ID, amount=7).body,
         ),
         False,
     ),
@@ -58,44 +58,44 @@ ANSWERS = {
         Response(402, [("Content-Length", "9"), ("Transfer-Encoding", "chunked")], b""),
         False,
     ),
-    "an interim answer": (Response(103, (), b""), False),
+    "an interim response": (Response(103, (), b""), False),
     "a redirect": (Response(307, [("Location", "/")], b""), False),
-    "ours under a redirect": (answer(302, end_user_id=USER_ID, amount=7), False),
-    "no status of HTTP": (answer(600, end_user_id=USER_ID, amount=7), False),
+    "ours under a redirect": (response(302, end_user_id=USER_ID, amount=7), False),
+    "no status of HTTP": (response(600, end_user_id=USER_ID, amount=7), False),
 }
 
 
-@pytest.mark.parametrize(("response", "belongs"), ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize(("response", "belongs"), RESPONSES.values(), ids=RESPONSES)
 def test_belongs(response: Response, belongs: bool) -> None:  # noqa: FBT001 - a column
-    """A result belongs if it names our user and amount, a refusal always, and nothing else."""
+    """A result belongs if it names our user and amount. A refusal always belongs. Nothing else does."""
     _, send = subtract()
     assert send.belongs(response) is belongs
 
 
-def test_unreadable_answer_of_ours() -> None:
-    """An answer that names our user belongs to us, even if the rest of it cannot be read."""
+def test_unreadable_response_of_ours() -> None:
+    """A response that names our user belongs, even if the rest of it cannot be read."""
     send = PROTOCOL.get_balance(USER_ID).start(0.0)
-    assert send.belongs(answer(200, end_user_id=USER_ID))
-    assert not send.belongs(answer(200, end_user_id=OTHER))
+    assert send.belongs(response(200, end_user_id=USER_ID))
+    assert not send.belongs(response(200, end_user_id=OTHER))
 
 
 def test_asking_changes_nothing() -> None:
-    """An answer may be asked about at any time and in any number, and the call is as before."""
+    """Asking about a response, at any time and any number of times, does not change the call."""
     call, send = subtract()
-    for response, belongs in (*ANSWERS.values(), *ANSWERS.values()):
+    for response, belongs in (*RESPONSES.values(), *RESPONSES.values()):
         assert send.belongs(response) is belongs
         assert (call.attempts, call.response) == ((), None)
-    ours, _ = ANSWERS["ours"]
-    other, _ = ANSWERS["another user"]
+    ours, _ = RESPONSES["ours"]
+    other, _ = RESPONSES["another user"]
     assert send.belongs(other) is False
     assert isinstance(call.receive_response(ours, 1.0), Done)
     assert send.belongs(other) is False
 
 
 @pytest.mark.parametrize("name", ["ours", "another user", "a refusal"])
-def test_read_once(name: str) -> None:
-    """An answer that is asked about and then received is decoded once."""
-    found, _ = ANSWERS[name]
+def test_decoded_once(name: str) -> None:
+    """A response that is asked about and then received is decoded once."""
+    found, _ = RESPONSES[name]
     body = CountedBody(found.body)
     response = Response(found.status, (), body)
     call, send = subtract()

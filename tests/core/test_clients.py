@@ -1,4 +1,4 @@
-"""The two clients and their loop: one script of events drives both."""
+"""The loop of both clients, driven by one script of events."""
 
 import inspect
 import json
@@ -58,7 +58,7 @@ Play = Callable[..., Any]
 
 
 class Cancelled(BaseException):
-    """Stands for what a library cancels with."""
+    """A library's cancellation."""
 
 
 def subtract() -> Call[CreditsSubtracted]:
@@ -66,7 +66,7 @@ def subtract() -> Call[CreditsSubtracted]:
 
 
 def end(player: Any, call: Call[Any]) -> BaseException | None:
-    """Run a call, and give what it raises."""
+    """Run a call, and return what it raises."""
     try:
         player.do("run", call)
     except BaseException as error:  # noqa: BLE001 - cancellation is among what is looked for
@@ -86,7 +86,7 @@ METHODS: dict[str, tuple[tuple[object, ...], type]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(play: Play, method: str) -> None:
-    """Each method sends the protocol's request with the call's own options, and gives its result."""
+    """Each method sends the protocol's request with the call's options, and returns its result."""
     arguments, result = METHODS[method]
     named: dict[str, object] = {"timeout": 4}
     if not method.startswith("get_"):
@@ -99,7 +99,7 @@ def test_methods(play: Play, method: str) -> None:
 
 
 def test_days_by_default(play: Play) -> None:
-    """Credits last 31 days unless told otherwise."""
+    """Credits last 31 days by default."""
     player = play(GOOD, GOOD)
     player.do("add", USER_ID, 7)
     player.do("start_cycle", USER_ID, 7)
@@ -117,7 +117,7 @@ def test_wrong_argument(play: Play) -> None:
 
 
 def test_protocol(play: Play) -> None:
-    """A client shows the protocol that it was made with, which makes the calls for ``run``."""
+    """``client.protocol`` is the protocol of the client, and makes calls for ``run``."""
     player = play(GOOD)
     call = player.client.protocol.subtract(USER_ID, 7)
     assert player.client.protocol is player.protocol
@@ -126,7 +126,7 @@ def test_protocol(play: Play) -> None:
 
 
 def test_retries(play: Play) -> None:
-    """A call is tried again after the waits that it asks for, its own and the server's."""
+    """The client retries after the waits that the policy and the server ask for."""
     player = play(UNSENT, BUSY, GOOD, jitter=lambda: 0.5)
     call = subtract()
     assert player.do("run", call).amount == 7
@@ -136,7 +136,7 @@ def test_retries(play: Play) -> None:
 
 
 def test_no_jitter_by_default(play: Play) -> None:
-    """Without dice the waits are as long as the policy says."""
+    """Without ``jitter`` the waits are as long as the policy says."""
     player = play(UNSENT, UNSENT, GOOD)
     player.do("run", subtract())
     assert player.script.slept == [0.5, 1.0]
@@ -156,7 +156,7 @@ def test_no_jitter_by_default(play: Play) -> None:
 def test_final_errors(
     play: Play, events: list[object], error: type[CreduseError], outcome: Outcome
 ) -> None:
-    """A call that gets no result raises its last error, which knows of all attempts."""
+    """A call without a result raises its last error, which lists all attempts."""
     call = subtract()
     with pytest.raises(CreduseError) as caught:
         play(*events).do("run", call)
@@ -166,7 +166,7 @@ def test_final_errors(
 
 
 def test_sleep_past_the_deadline(play: Play) -> None:
-    """A sleep that lasts too long ends the call with the error before it."""
+    """A sleep past the deadline ends the call with the previous error."""
     player = play(BUSY, oversleep=30.0)
     with pytest.raises(RateLimitError):
         player.do("run", subtract())
@@ -177,7 +177,7 @@ def test_sleep_past_the_deadline(play: Play) -> None:
     "fault", [ValueError("bug"), TimeoutError(), StopAsyncIteration()], ids=repr
 )
 def test_transport_that_raises(play: Play, fault: Exception) -> None:
-    """What a transport raises against the rules counts as maybe sent, and is the error's cause."""
+    """An exception of a transport means "maybe sent", and becomes the error's cause."""
     with pytest.raises(TransportError) as caught:
         play(fault).do("run", subtract())
     assert type(caught.value) is TransportError
@@ -187,7 +187,7 @@ def test_transport_that_raises(play: Play, fault: Exception) -> None:
 
 
 def test_fault_of_a_transport_is_shown(play: Play) -> None:
-    """The place where a transport raised is in a note, not in a traceback with all its variables."""
+    """A note shows where a transport raised; no traceback shows its variables."""
 
     def faulty() -> None:
         raise LookupError("odd")
@@ -217,7 +217,7 @@ NONSENSE: dict[str, tuple[object, str]] = {
 
 @pytest.mark.parametrize(("returned", "words"), NONSENSE.values(), ids=NONSENSE)
 def test_transport_that_returns_nonsense(play: Play, returned: object, words: str) -> None:
-    """What a transport returns against the rules leaves the call in doubt, as what it raises does."""
+    """A wrong return value of a transport makes the outcome UNKNOWN."""
     call = subtract()
     with pytest.raises(TransportError) as caught:
         play(UNSENT, returned).do("run", call)
@@ -229,7 +229,7 @@ def test_transport_that_returns_nonsense(play: Play, returned: object, words: st
 
 @pytest.mark.parametrize("cause", [None, ValueError("why")], ids=["alone", "with a cause"])
 def test_foreign_error(play: Play, cause: Exception | None) -> None:
-    """What a signal handler raised goes on as itself, and the call is given up."""
+    """An exception of a signal handler leaves the client unchanged, and the call is abandoned."""
     call = subtract()
     error = TimeoutError("the task's time is over")
     error.__cause__ = cause
@@ -245,7 +245,7 @@ def test_foreign_error(play: Play, cause: Exception | None) -> None:
     [(None, False), (["json"], True), ([__name__.partition(".")[0]], False)],
 )
 def test_libraries_of_a_transport(play: Play, libraries: list[str] | None, foreign: bool) -> None:  # noqa: FBT001 - a column
-    """Where a transport names its libraries, what others raise in it goes on as it is."""
+    """Where a transport names its libraries, exceptions of other code leave unchanged."""
 
     def interrupt() -> None:
         raise LookupError("the task's time is over")
@@ -271,7 +271,7 @@ class InterruptedBody(bytes):
 
 
 def test_interrupted_reading(play: Play) -> None:
-    """What a signal handler raises while a response is read goes on as it is."""
+    """An exception of a signal handler that runs while a response is read leaves unchanged."""
     call = subtract()
     assert isinstance(end(play(Response(200, (), InterruptedBody())), call), LookupError)
     assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)
@@ -279,7 +279,7 @@ def test_interrupted_reading(play: Play) -> None:
 
 @pytest.mark.parametrize("after", [1, 2], ids=["at the first attempt", "at the second"])
 def test_clock_that_fails(play: Play, after: int) -> None:
-    """A clock that raises, and goes on raising, ends the call as what it raises."""
+    """A clock that raises ends the call with its exception."""
     player = play(UNSENT, GOOD)
     script = player.script
 
@@ -296,7 +296,7 @@ def test_clock_that_fails(play: Play, after: int) -> None:
 
 @pytest.mark.parametrize("cancelled", [KeyboardInterrupt(), SystemExit(1), Cancelled()], ids=repr)
 def test_cancelled_in_flight(play: Play, cancelled: BaseException) -> None:
-    """Cancellation passes as it is, and the call knows that it may have been applied."""
+    """A cancellation leaves unchanged, and the outcome of the call is UNKNOWN."""
     call = subtract()
     assert end(play(UNSENT, cancelled), call) is cancelled
     assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)
@@ -305,7 +305,7 @@ def test_cancelled_in_flight(play: Play, cancelled: BaseException) -> None:
 
 @pytest.mark.parametrize("cancelled", [KeyboardInterrupt(), Cancelled(), OSError("bug")], ids=repr)
 def test_cancelled_asleep(play: Play, cancelled: BaseException) -> None:
-    """What ends a sleep passes too, and nothing is in doubt for it."""
+    """A cancellation during a wait leaves unchanged, and the outcome stays known."""
     call = subtract()
     assert end(play(UNSENT, asleep=cancelled), call) is cancelled
     assert (call.state, call.outcome) == (State.ABANDONED, Outcome.NOT_APPLIED)
@@ -313,14 +313,14 @@ def test_cancelled_asleep(play: Play, cancelled: BaseException) -> None:
 
 
 def test_read_that_is_cancelled(play: Play) -> None:
-    """A read that is given up has moved nothing."""
+    """A cancelled read is NOT_APPLIED."""
     call = PROTOCOL.get_balance(USER_ID)
     assert isinstance(end(play(Cancelled()), call), Cancelled)
     assert call.outcome is Outcome.NOT_APPLIED
 
 
 class Hanging:
-    """An asynchronous transport whose answers never come."""
+    """An asynchronous transport whose responses never come."""
 
     async def send(self, send: Send) -> Response | Failure:
         """Wait for ever."""
@@ -344,7 +344,7 @@ class Hanging:
 
 @pytest.mark.parametrize("how", ["cancelled", "dropped"])
 def test_left_by_the_loop(how: str) -> None:
-    """A task that is cancelled or dropped while a request is out gives its call up."""
+    """A task that is cancelled or dropped during a request abandons its call."""
     call = subtract()
     coroutine = AsyncCoreClient(PROTOCOL, Hanging()).run(call)
     coroutine.send(None)
@@ -358,7 +358,7 @@ def test_left_by_the_loop(how: str) -> None:
 
 @pytest.mark.parametrize("event", [GOOD, REFUSED, Cancelled()], ids=["done", "failed", "left"])
 def test_call_that_has_run(play: Play, event: object) -> None:
-    """A call serves once; running it again sends nothing and changes nothing."""
+    """A call runs once; running it again sends nothing and changes nothing."""
     player = play(event, GOOD)
     call = subtract()
     end(player, call)
@@ -377,7 +377,7 @@ def test_close(play: Play) -> None:
 
 
 def test_with(play: Play) -> None:
-    """A client is closed at the end of ``with``, whatever ends it."""
+    """A client is closed at the end of ``with``, also after an exception."""
     player = play(GOOD, REFUSED)
     assert player.within(subtract()).amount == 7
     assert player.script.closed == 1
@@ -387,7 +387,7 @@ def test_with(play: Play) -> None:
 
 
 def test_repr(play: Play) -> None:
-    """A client shows where it sends to."""
+    """A client's repr shows its URL."""
     player = play()
     name = type(player.client).__name__
     assert repr(player.client) == f"<{name} https://api.creduse.com>"
@@ -395,7 +395,7 @@ def test_repr(play: Play) -> None:
 
 @pytest.mark.parametrize("method", [*METHODS, "run"])
 def test_both_alike(method: str) -> None:
-    """The two clients take the same arguments, and say the same about them."""
+    """Both clients have the same signatures and docstrings."""
     one, other = getattr(CoreClient, method), getattr(AsyncCoreClient, method)
     assert inspect.signature(one) == inspect.signature(other)
     assert inspect.getdoc(one) == inspect.getdoc(other)
@@ -403,7 +403,7 @@ def test_both_alike(method: str) -> None:
 
 
 def test_call_for_another_url(play: Play) -> None:
-    """A call that was made for another base URL is refused, and nothing is sent."""
+    """A call that was made for another base URL is rejected, and nothing is sent."""
     for other in ("https://api.creduse.com.example", "http://localhost"):
         player = play(GOOD)
         call = CreduseProtocol("key", other).add(USER_ID, 7)

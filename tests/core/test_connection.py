@@ -1,4 +1,4 @@
-"""Where requests go and with which key: arguments, the environment, and what a message may say."""
+"""The base URL and the API key: arguments, the environment, and error messages."""
 
 import re
 from typing import Any
@@ -38,7 +38,7 @@ def find(api_key: str | None = None, base_url: str | None = None, **more: Any) -
 
 @pytest.mark.parametrize("key", ["", " ", "\t", "\n", "\u00a0"], ids=ascii)
 def test_blank_key(key: str) -> None:
-    """A blank key is refused."""
+    """A blank key is rejected."""
     with pytest.raises(ValueError, match=r"^api_key \(or CREDUSE_API_KEY\) is blank$"):
         CreduseProtocol(key)
 
@@ -60,7 +60,7 @@ def test_blank_key(key: str) -> None:
     ids=ascii,
 )
 def test_key_that_no_header_can_hold(around: str) -> None:
-    """A key with white space, control or other characters is refused in words without it."""
+    """A key that cannot be a header value is rejected, and the message does not show it."""
     with pytest.raises(ValueError, match="must be visible ASCII characters") as caught:
         CreduseProtocol(around.format(KEY))
     assert KEY not in str(caught.value)
@@ -68,7 +68,7 @@ def test_key_that_no_header_can_hold(around: str) -> None:
 
 @pytest.mark.parametrize("key", [None, 7, KEY.encode(), [KEY]], ids=lambda key: type(key).__name__)
 def test_key_of_another_type(key: Any) -> None:
-    """A key is text."""
+    """A key must be text."""
     kind = type(key).__name__
     message = re.escape(f"api_key (or CREDUSE_API_KEY) must be str, not {kind}")
     with pytest.raises(TypeError, match=f"^{message}$"):
@@ -89,7 +89,7 @@ def test_key_of_another_type(key: Any) -> None:
     ],
 )
 def test_base_url(url: str, sent: str) -> None:
-    """A path in the base URL is kept as a prefix, and slashes at its end do not count."""
+    """A path in the base URL is kept as a prefix; slashes at its end are ignored."""
     protocol = CreduseProtocol(KEY, url)
     assert protocol.base_url == sent
     assert url_of(protocol) == f"{sent}/get-active-balance"
@@ -143,7 +143,7 @@ def test_base_url(url: str, sent: str) -> None:
     ids=ascii,
 )
 def test_bad_base_url(url: str, why: str) -> None:
-    """A base URL that could not serve, or would show the key, is refused with the reason."""
+    """A base URL that cannot be used, or that could expose the key, is rejected with the reason."""
     shown = "" if "@" in url else f" {url!r}"
     with pytest.raises(ValueError, match=re.escape(f"{NAME}{shown} {why}")):
         CreduseProtocol(KEY, url)
@@ -165,7 +165,7 @@ def test_bad_base_url(url: str, why: str) -> None:
     ],
 )
 def test_password_in_base_url(url: str) -> None:
-    """User info is refused, and nothing of it is repeated however the URL is spoilt."""
+    """User info is rejected, and no message repeats it, however malformed the URL is."""
     with pytest.raises(ValueError, match=r"^base_url \(or CREDUSE_BASE_URL\) ") as caught:
         CreduseProtocol(KEY, url)
     assert "hunter2" not in str(caught.value)
@@ -173,7 +173,7 @@ def test_password_in_base_url(url: str) -> None:
 
 @pytest.mark.parametrize("url", [None, 7, b"https://example.com"], ids=repr)
 def test_base_url_of_another_type(url: Any) -> None:
-    """A base URL is text."""
+    """A base URL must be text."""
     with pytest.raises(TypeError, match=f"must be str, not {type(url).__name__}$"):
         CreduseProtocol(KEY, url)
 
@@ -191,31 +191,31 @@ def test_base_url_of_another_type(url: Any) -> None:
     ],
 )
 def test_loopback(url: str) -> None:
-    """Plain http is taken where nobody is on the way."""
+    """Plain http is accepted for loopback hosts."""
     assert url_of(CreduseProtocol(KEY, url)) == f"{url}/get-active-balance"
 
 
 def test_allow_http() -> None:
-    """Plain http to anywhere is taken from whoever says so."""
+    """Plain http is accepted for any host with ``allow_http=True``."""
     protocol = CreduseProtocol(KEY, "http://example.com", allow_http=True)
     assert url_of(protocol) == "http://example.com/get-active-balance"
 
 
-def test_long_url_is_not_repeated_at_length() -> None:
-    """A base URL that is refused is shown in part if it is long."""
+def test_long_url_is_shortened() -> None:
+    """A message shows only part of a long URL."""
     with pytest.raises(ValueError, match="must have no query") as caught:
         CreduseProtocol(KEY, f"https://example.com/?{'x' * 10_000}")
     assert len(str(caught.value)) < 400
 
 
 def test_nothing_in_the_environment() -> None:
-    """Without a key anywhere, both places for it are named."""
+    """The error for a missing key names both places for it."""
     with pytest.raises(ValueError, match=r"pass api_key=… or set CREDUSE_API_KEY"):
         find()
 
 
 def test_defaults() -> None:
-    """What is neither given nor in the environment is the service's, and what is given passes."""
+    """Without arguments and variables, the service's URL is used."""
     retry = RetryPolicy(max_attempts=1)
     protocol = find(KEY, retry=retry, timeout=3.0)
     assert (protocol.base_url, protocol.retry, protocol.timeout) == (BASE_URL, retry, 3.0)
@@ -223,7 +223,7 @@ def test_defaults() -> None:
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Key and base URL are taken from the environment where they are not given."""
+    """The key and the base URL come from the environment where they are not arguments."""
     monkeypatch.setenv("CREDUSE_API_KEY", "sk-environment")
     monkeypatch.setenv("CREDUSE_BASE_URL", "https://environment.example/v1")
     protocol = find()
@@ -232,7 +232,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_arguments_before_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An argument wins over the environment, even over one that is wrong."""
+    """An argument takes precedence over the environment, even over a wrong value there."""
     monkeypatch.setenv("CREDUSE_API_KEY", "")
     monkeypatch.setenv("CREDUSE_BASE_URL", "nonsense")
     protocol = find(KEY, "https://example.com")
@@ -242,7 +242,7 @@ def test_arguments_before_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("blank", ["", " "], ids=repr)
 @pytest.mark.parametrize("name", ["CREDUSE_API_KEY", "CREDUSE_BASE_URL"])
 def test_blank_variables(name: str, blank: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that is set but blank is an error that names it, and no default."""
+    """A variable that is set but blank is an error that names it."""
     monkeypatch.setenv("CREDUSE_API_KEY", KEY)
     monkeypatch.setenv(name, blank)
     with pytest.raises(ValueError, match=name):
@@ -250,7 +250,7 @@ def test_blank_variables(name: str, blank: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_blank_argument(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that is given but blank is an error, even where the environment has one."""
+    """A blank key is an error, even where the environment has a key."""
     monkeypatch.setenv("CREDUSE_API_KEY", KEY)
     with pytest.raises(ValueError, match="is blank"):
         find("")
@@ -266,8 +266,8 @@ def test_allow_http_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", "0", "false", "true", "yes", " 1", "11"], ids=repr)
-def test_allow_http_wants_a_clear_word(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing but 1 in the environment allows plain http, and an argument still can."""
+def test_allow_http_accepts_only_1(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the value 1 in the environment allows plain http."""
     if value is not None:
         monkeypatch.setenv("CREDUSE_ALLOW_HTTP", value)
     with pytest.raises(ValueError, match=r"CREDUSE_ALLOW_HTTP"):
@@ -276,7 +276,7 @@ def test_allow_http_wants_a_clear_word(value: str | None, monkeypatch: pytest.Mo
 
 
 def test_protocol_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The protocol itself does what it is told, whatever the environment says."""
+    """The protocol does not read the environment."""
     monkeypatch.setenv("CREDUSE_BASE_URL", "https://environment.example")
     monkeypatch.setenv("CREDUSE_ALLOW_HTTP", "1")
     assert CreduseProtocol(KEY).base_url == BASE_URL

@@ -1,4 +1,4 @@
-"""The errors as objects: what is in them, what they say, and that they travel."""
+"""Errors as objects: attributes, messages, pickling and copying."""
 
 import copy
 import json
@@ -37,8 +37,8 @@ ERRORS: list[type[CreduseError]] = [
 ]
 # What makes each error, all of its arguments given.
 COMMON: dict[str, object] = {"outcome": Outcome.NOT_APPLIED, "attempts": (ATTEMPT,)}
-ANSWERED = COMMON | {"response": RESPONSE}
-REFUSED = ANSWERED | {
+WITH_RESPONSE = COMMON | {"response": RESPONSE}
+REFUSED = WITH_RESPONSE | {
     "error_code": "X",
     "error_message": "y",
     "timestamp": datetime(2025, 1, 1, tzinfo=UTC),
@@ -56,17 +56,17 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 def whole(error_class: type[CreduseError]) -> CreduseError:
-    """Make an error with everything in it."""
+    """Make an error with all its attributes."""
     arguments: dict[str, Any] = COMMON
     if issubclass(error_class, APIError):
         arguments = REFUSED
     elif issubclass(error_class, InvalidResponseError):
-        arguments = ANSWERED
+        arguments = WITH_RESPONSE
     return error_class("what was wrong", **arguments)
 
 
 def fail(given: Response | Failure) -> CreduseError:
-    """Give the error of a call to add that gets no second attempt, and ends in this."""
+    """Return the error of a call to ``add`` that has one attempt and ends like this."""
     policy = RetryPolicy(max_attempts=1)
     call = CreduseProtocol("sk-live-0123456789", retry=policy).add(USER_ID, 7)
     call.start(0.0)
@@ -77,9 +77,9 @@ def fail(given: Response | Failure) -> CreduseError:
 
 
 def test_tree() -> None:
-    """The errors make this tree."""
+    """The error classes form this tree."""
     parents = {error.__name__: error.__base__.__name__ for error in ERRORS if error.__base__}
-    answered = [
+    responded = [
         "AmountNegativeError",
         "InsufficientFundsError",
         "UserDoesNotExistError",
@@ -93,7 +93,7 @@ def test_tree() -> None:
     assert parents == {
         "CreduseError": "Exception",
         "APIError": "CreduseError",
-        **dict.fromkeys(answered, "APIError"),
+        **dict.fromkeys(responded, "APIError"),
         "InvalidResponseError": "CreduseError",
         "TransportError": "CreduseError",
         "CreduseTimeoutError": "TransportError",
@@ -102,8 +102,10 @@ def test_tree() -> None:
 
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("error_class", ERRORS)
-def test_errors_travel(error_class: type[CreduseError], duplicate: Callable[[Any], Any]) -> None:
-    """Each error pickles and copies with all that is in it."""
+def test_errors_pickle_and_copy(
+    error_class: type[CreduseError], duplicate: Callable[[Any], Any]
+) -> None:
+    """Every error pickles and copies with all its attributes."""
     error = whole(error_class)
     found = duplicate(error)
     assert found is not error
@@ -114,8 +116,8 @@ def test_errors_travel(error_class: type[CreduseError], duplicate: Callable[[Any
 
 
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
-def test_misuse_travels(duplicate: Callable[[Any], Any]) -> None:
-    """The error of driving the core wrongly pickles and copies too."""
+def test_misuse_pickles_and_copies(duplicate: Callable[[Any], Any]) -> None:
+    """The error for wrong use of the core pickles and copies."""
     found = duplicate(LocalProtocolError("start is not for this"))
     assert type(found) is LocalProtocolError
     assert str(found) == "start is not for this"
@@ -123,7 +125,7 @@ def test_misuse_travels(duplicate: Callable[[Any], Any]) -> None:
 
 @pytest.mark.parametrize("error_class", ERRORS)
 def test_errors_made_by_hand(error_class: type[CreduseError]) -> None:
-    """An error can be made with nothing, as a test of an app may wish; it is then in doubt."""
+    """An error can be made without arguments, for an app's tests. Its outcome is UNKNOWN."""
     error = error_class()
     assert (str(error), error.outcome, error.attempts) == ("", Outcome.UNKNOWN, ())
     rest = {name: value for name, value in vars(error).items() if name not in COMMON}
@@ -131,7 +133,7 @@ def test_errors_made_by_hand(error_class: type[CreduseError]) -> None:
 
 
 def test_api_error() -> None:
-    """An error that the service answers with says all that the answer says."""
+    """An error response's status, code and message are in the error."""
     body = b'{"error_code": "ODD", "message": "no, %s", "timestamp": "2025-08-12T14:35:55Z"}'
     response = Response(418, [("Retry-After", "4")], body)
     error = fail(response)
@@ -180,10 +182,10 @@ def lost(cause: Exception, **more: Any) -> Failure:
             "may have been applied",
         ),
     ],
-    ids=["code", "empty", "two lines", "redirect", "mistyped", "unsent", "time-out", "cut"],
+    ids=["code", "empty", "two lines", "redirect", "mistyped", "unsent", "timeout", "cut"],
 )
 def test_message(given: Response | Failure, said: str, meant: str) -> None:
-    """A message says in one line what was asked, what came of it, and what that means."""
+    """A message says in one line what was called, what happened, and whether credits moved."""
     error = fail(given)
     no_head = isinstance(given, Failure) and given.response is None
     where = " (api.creduse.com:443)" if no_head else ""
@@ -222,7 +224,7 @@ def test_message(given: Response | Failure, said: str, meant: str) -> None:
 )
 @pytest.mark.parametrize("delivery", Delivery)
 def test_where_it_failed(base_url: str, via: str | None, where: str, delivery: Delivery) -> None:
-    """Where no response came, the message names host, port and proxy; never user info."""
+    """Without a response, the message names host, port and proxy, and never user info."""
     protocol = CreduseProtocol("sk-live-0123456789", base_url, retry=RetryPolicy(max_attempts=1))
     call = protocol.get_balance(USER_ID)
     call.start(0.0)
@@ -234,7 +236,7 @@ def test_where_it_failed(base_url: str, via: str | None, where: str, delivery: D
 
 
 def test_where_it_was_cut() -> None:
-    """Where the head of a response came, the host is not in question."""
+    """With a response, the message does not name the host."""
     error = fail(lost(OSError("reset"), response=RESPONSE, timed_out=True))
     assert str(error) == (
         "POST /add: timed out: 402, but the response was cut off (OSError: reset) "
@@ -243,7 +245,7 @@ def test_where_it_was_cut() -> None:
 
 
 def test_cause_that_says_nothing() -> None:
-    """Where a library's exception has no words, those of the one that it came of stand in."""
+    """A message uses the words of the cause's own cause if the cause has none."""
     cause = ConnectionError()
     cause.__cause__ = OSError()
     cause.__cause__.__context__ = OSError("no route")
@@ -251,7 +253,7 @@ def test_cause_that_says_nothing() -> None:
 
 
 class NumberedError(OSError):
-    """A library's own: its numbers need not be the system's."""
+    """A library's exception, whose numbers are not those of the operating system."""
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -274,20 +276,20 @@ UNREACHED = ExceptionGroup("all", [OSError("odd"), ConnectionRefusedError(111, "
     ids=["group", "said", "another's number", "unknown number", "no number"],
 )
 def test_system_error(cause: Exception, said: str) -> None:
-    """Where a cause has the system's number and the words do not, a message names it."""
+    """A message names the errno of a cause if its words do not."""
     error = fail(lost(cause)).attempts[0].error
     assert error == f"{type(cause).__name__}: {said}"
 
 
 def test_what_the_caller_was_handling() -> None:
-    """What a caller was just handling is no reason."""
+    """An exception that the caller is handling is not the cause."""
     cause = OSError("lost")
     cause.__context__ = FileNotFoundError(2, "No such file or directory")
     assert fail(lost(cause)).attempts[0].error == "OSError: lost"
 
 
 def test_message_of_a_read() -> None:
-    """The message of a call that changes nothing does not speak of what was applied."""
+    """The message of a read does not say whether anything was applied."""
     call = CreduseProtocol("key").get_balance(USER_ID)
     call.start(0.0)
     call.receive_failure(Failure(Delivery.MAYBE_SENT, OSError("reset"), transient=True), 1.0)
@@ -300,7 +302,7 @@ def test_message_of_a_read() -> None:
 
 @pytest.mark.parametrize("length", [396, 397, 100_000])
 def test_long_words(length: int) -> None:
-    """What somebody else says at length is cut in an error, and whole in its response."""
+    """Long text of others is cut in a message, and whole in the response."""
     body = b'{"message": "%b"}' % (b"x" * length)
     error = fail(Response(400, (), body))
     assert isinstance(error, APIError)
@@ -324,7 +326,7 @@ def test_long_words(length: int) -> None:
     ids=["printable", "escape", "direction", "long"],
 )
 def test_words_of_the_service(field: str, said: str, shown: str) -> None:
-    """What the service says is printable and short in the attributes of an error, too."""
+    """The service's text is printable and short in the attributes of an error, too."""
     error = fail(Response(400, (), json.dumps({field: said}).encode()))
     assert vars(error)[field] == shown
     assert str(error).isprintable()
@@ -339,7 +341,7 @@ class Mute(Exception):  # noqa: N818 - an exception that cannot even say so
 
 
 def test_cause_without_words() -> None:
-    """A cause that cannot be printed does not hide what became of the call."""
+    """A cause that cannot be printed does not hide the outcome."""
     error = fail(Failure(Delivery.MAYBE_SENT, Mute(), transient=False))
     assert str(error) == (
         "POST /add: Mute (api.creduse.com:443) [may have been applied; 1 attempt]"
@@ -348,7 +350,7 @@ def test_cause_without_words() -> None:
 
 
 def test_time_out_with_a_head() -> None:
-    """An answer that is cut by the clock is a time-out, whose attempt tells its status."""
+    """A response that the timeout cuts is a CreduseTimeoutError, and its attempt has the status."""
     cut = Failure(Delivery.MAYBE_SENT, TimeoutError(), True, True, RESPONSE)  # noqa: FBT003 - a Failure's fields in their order
     error = fail(cut)
     assert type(error) is CreduseTimeoutError

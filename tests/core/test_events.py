@@ -133,12 +133,12 @@ def class_of_failure(failure: Failure) -> type[CreduseError]:
 
 
 def head_of(failure: Failure) -> Response | None:
-    """Give the head that counts: what answers a request that was not sent is not its answer."""
+    """Return the head that counts: a request that was not sent has no response."""
     return None if failure.delivery is Delivery.NOT_SENT else failure.response
 
 
 def begin(kind: Kind) -> Call[Any]:
-    """Give a call in flight that has one attempt."""
+    """Return a call in flight that has one attempt."""
     policy = RetryPolicy(max_attempts=1, server_replays=True)
     protocol = CreduseProtocol("key", retry=policy)
     call: Call[Any]
@@ -151,7 +151,7 @@ def begin(kind: Kind) -> Call[Any]:
     return call
 
 
-def answer(status: int, **fields: object) -> Response:
+def response(status: int, **fields: object) -> Response:
     return Response(status, (), json.dumps(fields).encode())
 
 
@@ -161,39 +161,39 @@ def evidence(row: str, kind: Kind) -> Outcome:
 
 
 def test_rows() -> None:
-    """The table has these rows, and each proves and allows this."""
+    """The table has these rows, with these outcomes and retries."""
     assert {
         name: (row.evidence, row.evidence_with_key, row.transient) for name, row in EVENTS.items()
     } == ROWS
 
 
 def test_rows_are_described() -> None:
-    """Each row bears the name that it is found under, and says what it is about."""
+    """Each row has a name and a description."""
     assert all(row.name == name and row.description for name, row in EVENTS.items())
 
 
 @pytest.mark.parametrize("code", ANY)
 def test_row_of_each_status(code: str | None) -> None:
-    """Every status that is no 2xx finds its row, with and without an ``error_code``."""
+    """Every status outside 2xx has its row, with and without an ``error_code``."""
     found = {status: event_of_status(status, code).name for status in ALL}
     assert found == {status: row_of_status(status, code) for status in ALL}
 
 
 def test_row_of_each_failure() -> None:
-    """Every failure finds its row: delivery, transience, time-out and head in any mixture."""
+    """Every failure has its row, for all combinations of delivery, transience, timeout and head."""
     found = [event_of_failure(failure).name for failure in FAILURES]
     assert found == [row_of_failure(failure) for failure in FAILURES]
 
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("code", [None, "SOMETHING_NEW", *CODES])
-def test_error_of_each_answer(code: str | None, kind: Kind) -> None:
-    """A known code under 4xx picks the error, else the status does; the row, the rest."""
+def test_error_of_each_response(code: str | None, kind: Kind) -> None:
+    """A known code under 4xx chooses the class, else the status does; the row decides the rest."""
     for status in (*ALL, *range(200, 300)):
         call = begin(kind)
         fields = {} if code is None else {"error_code": code}
         with pytest.raises(CreduseError) as caught:
-            call.receive_response(answer(status, **fields), 1.0)
+            call.receive_response(response(status, **fields), 1.0)
         error, (attempt,) = caught.value, call.attempts
         row = "mismatched" if 200 <= status <= 299 else row_of_status(status, code)
         proved = evidence(row, kind)
@@ -207,7 +207,7 @@ def test_error_of_each_answer(code: str | None, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_error_of_each_failure(kind: Kind) -> None:
-    """A time-out, no answer and a cut one raise their errors, caused by the library's own."""
+    """Each failure raises its class of error, caused by the library's exception."""
     for failure in FAILURES:
         call = begin(kind)
         with pytest.raises(CreduseError) as caught:
@@ -228,22 +228,22 @@ def test_error_of_each_failure(kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("given", "row"),
     [
-        (answer(200, end_user_id=USER_ID, amount=7), "done"),
-        (answer(299, end_user_id=USER_ID, amount=7), "done"),
-        (answer(200, end_user_id=USER_ID, amount=8), "mismatched"),
-        (answer(200, end_user_id=USER_ID, amount=7, error_code="NEW"), "mismatched"),
-        (answer(200, end_user_id=USER_ID, amount=7, error_code=5), "mismatched"),
-        (answer(200, end_user_id=USER_ID, amount=7, error_code=None), "done"),
-        (answer(200, end_user_id=USER_ID, amount=7, error_code=""), "done"),
-        (answer(409, error_code=None), "conflict"),
-        (answer(409, error_code=""), "conflict"),
-        (answer(409, error_code=5), "conflict"),
-        (answer(409, error_code="x"), "conflict"),
-        (answer(409, error_code="NO_ACTIVE_CYCLE"), "refused"),
-        (answer(409, end_user_id=USER_ID, amount=7), "conflict"),
+        (response(200, end_user_id=USER_ID, amount=7), "done"),
+        (response(299, end_user_id=USER_ID, amount=7), "done"),
+        (response(200, end_user_id=USER_ID, amount=8), "mismatched"),
+        (response(200, end_user_id=USER_ID, amount=7, error_code="NEW"), "mismatched"),
+        (response(200, end_user_id=USER_ID, amount=7, error_code=5), "mismatched"),
+        (response(200, end_user_id=USER_ID, amount=7, error_code=None), "done"),
+        (response(200, end_user_id=USER_ID, amount=7, error_code=""), "done"),
+        (response(409, error_code=None), "conflict"),
+        (response(409, error_code=""), "conflict"),
+        (response(409, error_code=5), "conflict"),
+        (response(409, error_code="x"), "conflict"),
+        (response(409, error_code="NO_ACTIVE_CYCLE"), "refused"),
+        (response(409, end_user_id=USER_ID, amount=7), "conflict"),
         (Response(409, (), b"error_code"), "conflict"),
-        (answer(418, error_code=""), "unproven"),
-        (answer(418, error_code="x"), "rejected"),
+        (response(418, error_code=""), "unproven"),
+        (response(418, error_code="x"), "rejected"),
         (Response(200, (), b"ok"), "mismatched"),
     ],
     ids=[
@@ -266,8 +266,8 @@ def test_error_of_each_failure(kind: Kind) -> None:
         "200 that is not JSON",
     ],
 )
-def test_row_of_an_answer(given: Response, row: str, kind: Kind) -> None:
-    """An answer is judged by what it proves, and an ``error_code`` counts if it is text."""
+def test_row_of_each_response(given: Response, row: str, kind: Kind) -> None:
+    """A response gets the row of what it proves; an ``error_code`` counts only if it is text."""
     call = begin(kind)
     if row == "done":
         call.receive_response(given, 1.0)
@@ -280,14 +280,14 @@ def test_row_of_an_answer(given: Response, row: str, kind: Kind) -> None:
 
 
 def test_every_row_is_reached() -> None:
-    """No row of the table is there in vain."""
+    """Every row of the table can occur."""
     begun = begin(Kind.WRITE)
     begun.abandon(1.0)
     misread = begin(Kind.READ)
     with pytest.raises(InvalidResponseError):
-        misread.receive_response(answer(200, end_user_id=USER_ID), 1.0)
+        misread.receive_response(response(200, end_user_id=USER_ID), 1.0)
     done = begin(Kind.WRITE)
-    done.receive_response(answer(200, end_user_id=USER_ID, amount=7), 1.0)
+    done.receive_response(response(200, end_user_id=USER_ID, amount=7), 1.0)
     reached = {call.attempts[0].event for call in (begun, misread, done)}
     reached |= {event_of_status(status, code).name for status in ALL for code in ANY}
     reached |= {event_of_failure(failure).name for failure in FAILURES}
@@ -295,8 +295,8 @@ def test_every_row_is_reached() -> None:
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_what_may_be_sent_again(kind: Kind) -> None:
-    """Only a transient event is tried again, and a write only if nothing can have been applied."""
+def test_retried_events(kind: Kind) -> None:
+    """Only a transient event is retried, and a write only if nothing can have been applied."""
     allowed = {
         (name, proved)
         for name, proved in product(EVENTS, Outcome)
@@ -310,21 +310,21 @@ def test_what_may_be_sent_again(kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("last", "error_class"),
     [
-        (answer(402, error_code="INSUFFICIENT_FUNDS"), APIError),
-        (answer(409, error_code="ACTIVE_CYCLE_EXISTS"), APIError),
-        (answer(401, error_code="USER_DOES_NOT_EXIST"), AuthenticationError),
+        (response(402, error_code="INSUFFICIENT_FUNDS"), APIError),
+        (response(409, error_code="ACTIVE_CYCLE_EXISTS"), APIError),
+        (response(401, error_code="USER_DOES_NOT_EXIST"), AuthenticationError),
     ],
     ids=["402", "409", "401"],
 )
 @pytest.mark.parametrize(
     ("first", "error"),
-    [(answer(503), None), (FAILURES[0], OSError("unsent"))],
+    [(response(503), None), (FAILURES[0], OSError("unsent"))],
     ids=["may have been applied", "not sent"],
 )
 def test_known_code_after_an_attempt(
     first: Any, error: object, last: Response, error_class: type[APIError]
 ) -> None:
-    """The class of a known code, which says that nothing moved, is not raised where that is unsure."""
+    """The class of a known code, which says that nothing moved, is not raised if that is not sure."""
     policy = RetryPolicy(server_replays=True)
     call = CreduseProtocol("key", retry=policy).subtract(USER_ID, 7, idempotency_key="once")
     call.start(0.0)
@@ -344,12 +344,12 @@ def test_known_code_after_an_attempt(
 
 @pytest.mark.parametrize("status", [409, 429])
 def test_key_in_use(status: int) -> None:
-    """Under a key, a server that still works on it is asked again; nothing is known until then."""
+    """The client retries while the server still works on the key; the outcome is UNKNOWN until then."""
     policy = RetryPolicy(server_replays=True)
     call = CreduseProtocol("key", retry=policy).subtract(USER_ID, 7, idempotency_key="once")
     call.start(0.0)
-    assert isinstance(call.receive_response(answer(status, error_code="KEY_IN_USE"), 1.0), Wait)
+    assert isinstance(call.receive_response(response(status, error_code="KEY_IN_USE"), 1.0), Wait)
     assert call.outcome is UNKNOWN
     call.wake(2.0)
-    call.receive_response(answer(200, end_user_id=USER_ID, amount=7), 3.0)
+    call.receive_response(response(200, end_user_id=USER_ID, amount=7), 3.0)
     assert call.outcome is APPLIED

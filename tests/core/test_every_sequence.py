@@ -46,7 +46,7 @@ SHORT, LONG = 1.0, 16.0
 PROTOCOL = CreduseProtocol(
     "key", timeout=DEADLINE, retry=RetryPolicy(max_attempts=ATTEMPTS, server_replays=True)
 )
-# Two results in one: an answer to add, and a balance.
+# Two results in one: a response to add, and a balance.
 RESULT: dict[str, object] = {
     "end_user_id": USER_ID,
     "amount": 7,
@@ -57,7 +57,7 @@ RESULT: dict[str, object] = {
 
 @dataclass(frozen=True)
 class Step:
-    """What comes of one attempt, and what must follow from it."""
+    """The end of one attempt, and what must follow from it."""
 
     row: str
     evidence: Outcome
@@ -73,14 +73,14 @@ class Step:
     """What it proves of a write with an idempotency key, where that is something else."""
 
     def proves(self, kind: Kind) -> Outcome:
-        """Say what it proves of a call of this kind."""
+        """Return the outcome that this step proves for a call of this kind."""
         if kind is Kind.READ:
             return NOT
         with_key = self.with_key if kind is Kind.REPLAYABLE else None
         return self.evidence if with_key is None else with_key
 
 
-def answer(status: int, body: object = None, asked: float | None = None) -> Response:
+def response(status: int, body: object = None, asked: float | None = None) -> Response:
     headers = [] if asked is None else [("Retry-After", f"{asked:.0f}")]
     return Response(status, headers, json.dumps(body).encode())
 
@@ -94,22 +94,22 @@ def unsent(*, transient: bool, timed_out: bool = False) -> Failure:
 
 
 STEPS = (
-    Step("done", APPLIED, FINAL, None, answer(200, RESULT)),
+    Step("done", APPLIED, FINAL, None, response(200, RESULT)),
     Step(
         "misread",
         APPLIED,
         FINAL,
         InvalidResponseError,
-        answer(200, RESULT | {"validity_days": "7", "active_balance": "7"}),
+        response(200, RESULT | {"validity_days": "7", "active_balance": "7"}),
     ),
-    Step("mismatched", UNKNOWN, FINAL, InvalidResponseError, answer(200, "ok")),
-    Step("cut", UNKNOWN, AGAIN, InvalidResponseError, lost(transient=True, head=answer(200))),
+    Step("mismatched", UNKNOWN, FINAL, InvalidResponseError, response(200, "ok")),
+    Step("cut", UNKNOWN, AGAIN, InvalidResponseError, lost(transient=True, head=response(200))),
     Step(
         "cut",
         UNKNOWN,
         AGAIN,
         CreduseTimeoutError,
-        lost(transient=True, timed_out=True, head=answer(200, asked=2)),
+        lost(transient=True, timed_out=True, head=response(200, asked=2)),
         2.0,
     ),
     Step("not_sent", NOT, AGAIN, TransportError, unsent(transient=True)),
@@ -118,25 +118,25 @@ STEPS = (
     Step("no_response", UNKNOWN, AGAIN, TransportError, lost(transient=True)),
     Step("no_response", UNKNOWN, AGAIN, CreduseTimeoutError, lost(transient=True, timed_out=True)),
     Step("broken", UNKNOWN, FINAL, TransportError, lost(transient=False)),
-    Step("refused", NOT, FINAL, APIError, answer(409, {"error_code": "ACTIVE_CYCLE_EXISTS"})),
-    Step("rejected", NOT, FINAL, APIError, answer(404), with_key=UNKNOWN),
-    Step("conflict", UNKNOWN, AGAIN, APIError, answer(409)),
-    Step("rate_limited", NOT, AGAIN, RateLimitError, answer(429), with_key=UNKNOWN),
-    Step("rate_limited", NOT, AGAIN, RateLimitError, answer(429, asked=2), 2.0, UNKNOWN),
-    Step("rate_limited", NOT, AGAIN, RateLimitError, answer(429, asked=900), 900.0, UNKNOWN),
-    Step("request_timeout", UNKNOWN, AGAIN, APIError, answer(408)),
-    Step("server_error", UNKNOWN, AGAIN, ServerError, answer(500)),
-    Step("server_error", UNKNOWN, AGAIN, ServerError, answer(503, asked=0), 0.0),
-    Step("server_error", UNKNOWN, AGAIN, ServerError, answer(503, asked=29), 29.0),
+    Step("refused", NOT, FINAL, APIError, response(409, {"error_code": "ACTIVE_CYCLE_EXISTS"})),
+    Step("rejected", NOT, FINAL, APIError, response(404), with_key=UNKNOWN),
+    Step("conflict", UNKNOWN, AGAIN, APIError, response(409)),
+    Step("rate_limited", NOT, AGAIN, RateLimitError, response(429), with_key=UNKNOWN),
+    Step("rate_limited", NOT, AGAIN, RateLimitError, response(429, asked=2), 2.0, UNKNOWN),
+    Step("rate_limited", NOT, AGAIN, RateLimitError, response(429, asked=900), 900.0, UNKNOWN),
+    Step("request_timeout", UNKNOWN, AGAIN, APIError, response(408)),
+    Step("server_error", UNKNOWN, AGAIN, ServerError, response(500)),
+    Step("server_error", UNKNOWN, AGAIN, ServerError, response(503, asked=0), 0.0),
+    Step("server_error", UNKNOWN, AGAIN, ServerError, response(503, asked=29), 29.0),
     Step(
         "server_error",
         UNKNOWN,
         AGAIN,
         InvalidResponseError,
-        lost(transient=False, head=answer(503, asked=2)),
+        lost(transient=False, head=response(503, asked=2)),
         2.0,
     ),
-    Step("unproven", UNKNOWN, FINAL, InvalidResponseError, answer(302)),
+    Step("unproven", UNKNOWN, FINAL, InvalidResponseError, response(302)),
     Step("abandoned", UNKNOWN, FINAL, None, None),
 )
 # A step and how long its attempt takes. Where nothing can follow, the time tells nothing more.
@@ -148,7 +148,7 @@ BEATS: tuple[Beat, ...] = tuple(
 
 @dataclass
 class Play:
-    """What a script has made of a call, by the call's account and by ours."""
+    """The state of a call after a script, as the call reports it and as the test computes it."""
 
     call: Call[Any]
     now: float
@@ -165,7 +165,7 @@ def make(kind: Kind) -> Call[Any]:
 
 
 def give(call: Call[Any], step: Step, now: float) -> object:
-    """Tell a call what came, and give its answer or its error."""
+    """Pass a step to a call, and return its action or its error."""
     try:
         if isinstance(step.given, Response):
             return call.receive_response(step.given, now, JITTER)
@@ -178,7 +178,7 @@ def give(call: Call[Any], step: Step, now: float) -> object:
 
 
 def must_go_on(kind: Kind, step: Step, proved: Outcome, sent: int, now: float) -> float | None:
-    """Give the seconds to wait for the next attempt, or ``None`` if there must be none."""
+    """Return the seconds to wait for the next attempt, or ``None`` if there must be none."""
     if not step.transient or sent == ATTEMPTS or (kind is Kind.WRITE and proved is not NOT):
         return None
     delay = max(WAITS[sent - 1], step.asked or 0.0)
@@ -186,7 +186,7 @@ def must_go_on(kind: Kind, step: Step, proved: Outcome, sent: int, now: float) -
 
 
 def check_end(step: Step, ended: object, play: Play) -> None:
-    """A call ends in what its last step says, and nothing can be sent after that."""
+    """Check that a call ends as its last step says, and that it sends nothing afterwards."""
     if isinstance(ended, CreduseError):
         refused = step.row == "refused" and play.proved is NOT
         assert type(ended) is (ActiveCycleExistsError if refused else step.error)
@@ -207,7 +207,7 @@ def check_end(step: Step, ended: object, play: Play) -> None:
 
 
 def run(kind: Kind, script: tuple[Beat, ...]) -> Play:
-    """Play a script from its beginning, checking everything at every step."""
+    """Play a script from its beginning, and check every step."""
     call = make(kind)
     play = Play(call, 0.0, NOT, None)
     action: object = call.start(0.0)
@@ -243,7 +243,7 @@ def run(kind: Kind, script: tuple[Beat, ...]) -> Play:
 
 
 def plays(kind: Kind, *, longest: int) -> Iterator[tuple[tuple[Beat, ...], Play]]:
-    """Give every script of at most so many beats, and what it makes of a call."""
+    """Yield every script of at most so many steps, and the state of its call."""
     pending: list[tuple[Beat, ...]] = [()]
     while pending:
         begun = pending.pop()
@@ -256,7 +256,7 @@ def plays(kind: Kind, *, longest: int) -> Iterator[tuple[tuple[Beat, ...], Play]
 
 
 def waits(kind: Kind) -> list[tuple[tuple[Beat, ...], Play]]:
-    """Give every script that ends in a wait: none after the last attempt that there may be."""
+    """Yield every script that ends in a wait."""
     found = [
         (script, play)
         for script, play in plays(kind, longest=ATTEMPTS - 1)
@@ -268,7 +268,7 @@ def waits(kind: Kind) -> list[tuple[tuple[Beat, ...], Play]]:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_sequence(kind: Kind) -> None:
-    """No sequence of events breaks a promise: not to send twice, not to hide, not to be late."""
+    """In every sequence of events, a write is sent once, the outcome is true, and time is kept."""
     lengths: set[int] = set()
     rows: set[str] = set()
     for script, play in plays(kind, longest=ATTEMPTS + 1):
@@ -283,7 +283,7 @@ def test_every_sequence(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_wait_that_lasts_too_long(kind: Kind) -> None:
-    """A call that is woken after its time raises the error that it was waiting to overcome."""
+    """A call that is woken after its deadline raises its last error."""
     for script, play in waits(kind):
         play.now = DEADLINE
         with pytest.raises(CreduseError) as caught:
@@ -294,7 +294,7 @@ def test_every_wait_that_lasts_too_long(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_wait_that_is_left(kind: Kind) -> None:
-    """A call that is given up while it waits sends nothing more, and is as certain as before."""
+    """A call that is abandoned during a wait sends nothing more and keeps its outcome."""
     for script, play in waits(kind):
         play.call.abandon(play.now)
         assert play.call.outcome is play.proved
@@ -305,7 +305,7 @@ def test_every_wait_that_is_left(kind: Kind) -> None:
 
 
 def test_the_request_of_every_attempt() -> None:
-    """Body and idempotency key are frozen with the call, and the same on every attempt."""
+    """Body and idempotency key are the same on every attempt."""
     call = make(Kind.REPLAYABLE)
     action: object = call.start(0.0)
     requests = [call.request]

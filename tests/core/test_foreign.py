@@ -1,4 +1,4 @@
-"""Whose an exception is: a transport's library's, or that of whoever interrupted it."""
+"""Whether an exception belongs to a transport's library or to other code."""
 
 import types
 from collections.abc import Callable
@@ -55,27 +55,27 @@ WORK: dict[str, tuple[Callable[[], object], bool]] = {
 
 
 @pytest.mark.parametrize(("work", "foreign"), WORK.values(), ids=WORK)
-def test_whose_it_is(work: Callable[[], object], foreign: bool) -> None:  # noqa: FBT001 - a column
-    """An exception is a library's by its class or by the frame that raised it."""
+def test_exception_of_a_library(work: Callable[[], object], foreign: bool) -> None:  # noqa: FBT001 - a column
+    """An exception belongs to a library by its class or by the frame that raised it."""
     with pytest.raises(Exception, match=r".") as caught:
         OURS.run(work)
     assert is_foreign(caught.value, LIBRARIES) is foreign
 
 
 def test_class_of_a_library_raised_by_another() -> None:
-    """A library's own exception is the library's, wherever it was raised."""
+    """A library's own exception belongs to it, wherever it was raised."""
     with pytest.raises(OURS.LibraryError) as caught:
         raise OURS.LibraryError("odd")
     assert not is_foreign(caught.value, LIBRARIES)
 
 
 def test_class_of_another_raised_in_a_library() -> None:
-    """An exception whose class is nobody's here is foreign: a thread can be made to raise it."""
+    """An exception of an unknown class is foreign, even if raised in a library's frame."""
     with pytest.raises(FOREIGN.LimitError) as caught:
         OURS.throw(FOREIGN.LimitError("over"))
     assert is_foreign(caught.value, LIBRARIES)
 
 
 def test_never_raised() -> None:
-    """An exception that was only made reports something, and interrupts nothing."""
+    """An exception that was never raised interrupts nothing."""
     assert not is_foreign(TimeoutError(), LIBRARIES)

@@ -1,4 +1,4 @@
-"""How the core is built: what it imports, what it exports, and that it says what it is."""
+"""How the core is built: its imports, its exports and its docstrings."""
 
 import ast
 import inspect
@@ -66,7 +66,7 @@ PURE = {
 
 
 def imports(path: Path) -> list[str]:
-    """Give the modules that a file imports, those of its own package with a leading dot."""
+    """Return the modules that a file imports, those of its own package with a leading dot."""
     found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -107,7 +107,7 @@ def test_standard_library_alone(path: Path) -> None:
 
 
 def test_exports() -> None:
-    """What is imported in the package's file is exported, all of it and nothing else."""
+    """``__all__`` lists everything that the package's file imports, and nothing else."""
     gathered = {
         alias.asname or alias.name
         for node in ast.walk(ast.parse((FOLDER / "__init__.py").read_text(encoding="utf-8")))
@@ -119,7 +119,7 @@ def test_exports() -> None:
 
 
 def test_nothing_public_is_left_out() -> None:
-    """Each public name of the package is a module or is exported."""
+    """Every public name of the package is a module or is exported."""
     public = {
         name
         for name, value in vars(creduse_core).items()
@@ -137,7 +137,7 @@ DOCUMENTED = {
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_documented(name: str) -> None:
-    """Each class and function that is exported says what it is, and so does each of its methods."""
+    """Every exported class and function, and every method, has a docstring."""
     value = DOCUMENTED[name]
     own = value.__doc__ or f"{name}("  # as a dataclass writes for itself
     undocumented = [name] if own.startswith(f"{name}(") else []

@@ -1,4 +1,4 @@
-"""The machine of a call: every state and every input, those that it must refuse included."""
+"""A call's state machine: every state with every input."""
 
 import json
 import math
@@ -51,7 +51,7 @@ ILLEGAL = [(state, given) for state, given in product(State, Input) if given not
 
 
 def subtract() -> Call[Any]:
-    """Give a call that is ready, with 30 seconds and three attempts."""
+    """Return a call that is ready, with 30 seconds and three attempts."""
     return PROTOCOL.subtract(USER_ID, 7)
 
 
@@ -146,24 +146,24 @@ GIVE: dict[Input, Act] = {
 
 
 def seen(call: Call[Any]) -> tuple[object, ...]:
-    """Give all that can be read of a call."""
+    """Return all public state of a call."""
     return call.state, call.attempts, call.outcome, call.response, call.request, repr(call)
 
 
 def rest(call: Call[Any]) -> list[object]:
-    """Drive a call on, and give all that it answers: what is not seen now shows then."""
-    answers: list[object] = []
+    """Drive a call to its end, and return all its actions, which show hidden state."""
+    responses: list[object] = []
     if call.state is State.READY:
-        answers.append(call.start(0.0))
+        responses.append(call.start(0.0))
     if call.state is State.IN_FLIGHT:
-        answers.append(call.receive_failure(NOT_SENT, 3.0))
+        responses.append(call.receive_failure(NOT_SENT, 3.0))
     if call.state is State.WAITING:
-        answers += [call.wake(4.0), call.receive_response(GOOD, 5.0), call.attempts]
-    return answers
+        responses += [call.wake(4.0), call.receive_response(GOOD, 5.0), call.attempts]
+    return responses
 
 
 def test_table() -> None:
-    """The machine's table has these moves and no others."""
+    """The table has these moves and no others."""
     moves = [
         (state, given, after)
         for state, inputs in TRANSITIONS.items()
@@ -192,15 +192,15 @@ def test_each_move(state: State, given: Input, after: State, act: Act) -> None:
 
 
 def test_moves_are_held_to_the_table() -> None:
-    """A move that the table does not have is a fault of the core, and shows."""
+    """A move outside the table raises."""
     call = subtract()
     with pytest.raises(AssertionError, match="start does not lead from ready to failed"):
         call._move(Input.START, State.FAILED)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # nothing else can make a wrong move
 
 
 @pytest.mark.parametrize(("state", "given"), ILLEGAL)
-def test_each_refusal(state: State, given: Input) -> None:
-    """An input that the state does not allow is refused, and changes nothing now or later."""
+def test_each_rejected_input(state: State, given: Input) -> None:
+    """An input that the state does not allow is rejected, and changes nothing."""
     call, untouched = IN_STATE[state](), IN_STATE[state]()
     before = seen(call)
     with pytest.raises(LocalProtocolError, match=f"^{given} is not for a call that is {state}$"):
@@ -225,7 +225,7 @@ def test_each_refusal(state: State, given: Input) -> None:
     ],
 )
 def test_wrong_value(given: Input, value: object, jitter: float, message: str) -> None:
-    """A value of the wrong kind is refused as an input out of turn is, and changes nothing."""
+    """A value of the wrong type is rejected, and changes nothing."""
     call = in_flight()
     before = seen(call)
     with pytest.raises(LocalProtocolError, match=f"{message}$"):
@@ -236,19 +236,19 @@ def test_wrong_value(given: Input, value: object, jitter: float, message: str) -
 
 @pytest.mark.parametrize("jitter", [0.0, 1.0, 0, 1])
 def test_jitter_at_its_bounds(jitter: float) -> None:
-    """Jitter may be all there is from 0 to 1, both included."""
+    """Jitter may be 0 and 1."""
     assert in_flight().receive_failure(NOT_SENT, 1.0, jitter) == Wait(0.5 * jitter)
 
 
-def test_misuse_is_no_end_of_a_call() -> None:
-    """Driving the core wrongly is a fault in a program, so no handler of calls takes it."""
+def test_misuse_is_not_a_creduse_error() -> None:
+    """Wrong use of the core is not a `CreduseError`."""
     assert issubclass(LocalProtocolError, RuntimeError)
     assert not issubclass(LocalProtocolError, CreduseError)
 
 
 @pytest.mark.parametrize("state", State)
 def test_live_states(state: State) -> None:
-    """A call is live as long as some input is left to it."""
+    """A call is live as long as it accepts an input."""
     assert state.live is bool(LEGAL[state])
 
 
@@ -261,7 +261,7 @@ def test_live_states(state: State) -> None:
     ],
 )
 def test_outcome_in_flight(kind: Kind, outcome: Outcome) -> None:
-    """While a request is out it may be applied, and so it may be once that is given up."""
+    """The outcome is UNKNOWN during a request, and after it is abandoned."""
     calls: dict[Kind, Call[Any]] = {
         Kind.READ: PROTOCOL.get_balance(USER_ID),
         Kind.WRITE: PROTOCOL.subtract(USER_ID, 7),
@@ -280,7 +280,7 @@ def test_outcome_in_flight(kind: Kind, outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("make", [subtract, waiting], ids=["ready", "waiting"])
 def test_abandoned_with_nothing_out(make: Callable[[], Call[Any]]) -> None:
-    """A call given up while no request is out adds no attempt, and is as certain as before."""
+    """Abandoning a call between requests adds no attempt and keeps the outcome."""
     call = make()
     attempts = call.attempts
     call.abandon(2.0)
@@ -289,13 +289,13 @@ def test_abandoned_with_nothing_out(make: Callable[[], Call[Any]]) -> None:
 
 
 def test_refused_after_being_in_flight() -> None:
-    """The doubt about a request that is out goes once its answer proves that it did nothing."""
+    """The outcome is NOT_APPLIED again once the response proves it."""
     assert in_flight().outcome is Outcome.UNKNOWN
     assert failed().outcome is Outcome.NOT_APPLIED
 
 
-def test_last_answer() -> None:
-    """The last answer can be read as it came: a cut one too, and past a later lack of any."""
+def test_last_response() -> None:
+    """``call.response`` is the last response as it came, also if it was cut."""
     call = PROTOCOL.get_balance(USER_ID)
     call.start(0.0)
     before = call.response
@@ -313,7 +313,7 @@ def test_last_answer() -> None:
 
 
 def test_history() -> None:
-    """An attempt says what was sent when, what came of it, and what that proves."""
+    """An attempt says what was sent when, what happened, and what that proves."""
     call = subtract()
     call.start(10.0)
     call.receive_failure(NOT_SENT, 11.0)
@@ -330,5 +330,5 @@ def test_history() -> None:
 
 
 def test_repr() -> None:
-    """A call shows what it asks and where it stands."""
+    """A call's repr shows its request and its state."""
     assert repr(waiting()) == "<Call POST /subtract, waiting>"

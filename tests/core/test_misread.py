@@ -1,4 +1,4 @@
-"""What is not read: answers that prove nothing, or that prove it and cannot be read all the same."""
+"""Responses that prove nothing, and responses that prove the write but cannot be read."""
 
 import json
 import math
@@ -43,7 +43,7 @@ PART: dict[str, object] = {
     "status": "active",
     "cycle_type": "recurring",
 }
-ANSWERS: dict[str, dict[str, object]] = {
+RESPONSES: dict[str, dict[str, object]] = {
     "add": CREDITS | {"validity_days": 31},
     "subtract": CREDITS,
     "start_cycle": CYCLE,
@@ -102,7 +102,7 @@ FITTING = {
     "text or nothing": {"'7'", "time", "a day", "a time of no day", "nothing"},
 }
 
-# The fields that prove whose answer it is: without them there is no telling.
+# The fields that prove whose response it is: without them there is no telling.
 PROOF = {("add", "end_user_id"), ("add", "amount"), ("subtract", "end_user_id")} | {
     ("subtract", "amount"),
     ("start_cycle", "end_user_id"),
@@ -111,7 +111,7 @@ PROOF = {("add", "end_user_id"), ("add", "amount"), ("subtract", "end_user_id")}
 }
 FIELDS = [
     (method, field)
-    for method, body in ANSWERS.items()
+    for method, body in RESPONSES.items()
     for field in body
     if (method, field) not in PROOF
 ]
@@ -127,8 +127,8 @@ def encode(body: object) -> bytes:
     return body if isinstance(body, bytes) else json.dumps(body).encode()
 
 
-def refuse(method: str, response: Response, proved: Outcome) -> CreduseError:
-    """Give the error for an answer, which must prove so much of a write."""
+def reject(method: str, response: Response, proved: Outcome) -> CreduseError:
+    """Return the error for a response, whose outcome for a write must be this."""
     call = start(method)
     with pytest.raises(CreduseError) as caught:
         call.receive_response(response, 1.0)
@@ -139,9 +139,9 @@ def refuse(method: str, response: Response, proved: Outcome) -> CreduseError:
 
 
 def misread(method: str, body: object, proved: Outcome, status: int = 200) -> str:
-    """Give the message of the error for an answer outside the contract."""
+    """Return the message of the error for a response that breaks the contract."""
     response = Response(status, (), encode(body))
-    error = refuse(method, response, proved)
+    error = reject(method, response, proved)
     assert type(error) is InvalidResponseError
     assert error.response == response
     return str(error)
@@ -153,8 +153,8 @@ def without(body: Mapping[str, object], field: str) -> dict[str, object]:
 
 @pytest.mark.parametrize(("method", "field"), FIELDS)
 def test_missing_field(method: str, field: str) -> None:
-    """An answer of ours that lacks a field proves that it was applied, and says which it lacks."""
-    body = without(ANSWERS[method], field)
+    """A response of ours without a required field is APPLIED, and the error names the field."""
+    body = without(RESPONSES[method], field)
     if "or nothing" in KINDS[field]:
         assert isinstance(start(method).receive_response(Response(200, (), encode(body)), 1), Done)
     else:
@@ -163,9 +163,9 @@ def test_missing_field(method: str, field: str) -> None:
 
 @pytest.mark.parametrize(("method", "field"), FIELDS)
 def test_mistyped_field(method: str, field: str) -> None:
-    """An answer of ours with a field of the wrong type proves it too, and says which it is."""
+    """A response of ours with a field of the wrong type is APPLIED, and the error names the field."""
     for name, value in VALUES.items():
-        body = ANSWERS[method] | {field: value}
+        body = RESPONSES[method] | {field: value}
         if name in FITTING[KINDS[field]]:
             response = Response(200, (), encode(body))
             assert isinstance(start(method).receive_response(response, 1.0), Done)
@@ -175,11 +175,11 @@ def test_mistyped_field(method: str, field: str) -> None:
 
 @pytest.mark.parametrize("field", PART)
 def test_cycle_of_a_balance(field: str) -> None:
-    """A cycle of a balance must have its fields, each of its type."""
+    """A balance's cycles must have their fields, with the right types."""
     bodies: list[tuple[str, object]] = [("nothing", without(PART, field))]
     bodies += [(name, PART | {field: value}) for name, value in VALUES.items()]
     for name, part in bodies:
-        body = ANSWERS["get_balance"] | {"active_balance_by_cycle": [PART, part]}
+        body = RESPONSES["get_balance"] | {"active_balance_by_cycle": [PART, part]}
         if name in FITTING[KINDS[field]]:
             response = Response(200, (), encode(body))
             assert isinstance(start("get_balance").receive_response(response, 1.0), Done)
@@ -188,28 +188,28 @@ def test_cycle_of_a_balance(field: str) -> None:
 
 
 @pytest.mark.parametrize("part", [None, 7, "x", [], [PART]], ids=repr)
-def test_cycle_that_is_no_object(part: object) -> None:
-    """A balance whose cycles are no objects is not read."""
-    body = ANSWERS["get_balance"] | {"active_balance_by_cycle": [part]}
+def test_cycle_that_is_not_an_object(part: object) -> None:
+    """A balance whose cycles are not objects is not read."""
+    body = RESPONSES["get_balance"] | {"active_balance_by_cycle": [part]}
     assert "a cycle that is not an object" in misread("get_balance", body, UNKNOWN)
 
 
-@pytest.mark.parametrize("method", ANSWERS)
+@pytest.mark.parametrize("method", RESPONSES)
 @pytest.mark.parametrize(
     "user",
     [OTHER, "", "x", f"{USER_ID}0", f" {USER_ID}", None, 7, True, [USER_ID], {"id": USER_ID}],
     ids=str,
 )
 def test_another_user(method: str, user: object) -> None:
-    """An answer that does not name our user is not ours, however much it looks like it."""
-    body = ANSWERS[method] | {"end_user_id": user}
+    """A response that names another user is mismatched."""
+    body = RESPONSES[method] | {"end_user_id": user}
     assert "does not name the end user" in misread(method, body, UNKNOWN)
 
 
-@pytest.mark.parametrize("method", ANSWERS)
+@pytest.mark.parametrize("method", RESPONSES)
 def test_no_user(method: str) -> None:
-    """An answer that names no user is not ours."""
-    body = without(ANSWERS[method], "end_user_id")
+    """A response that names no user is mismatched."""
+    body = without(RESPONSES[method], "end_user_id")
     assert "does not name the end user" in misread(method, body, UNKNOWN)
 
 
@@ -218,28 +218,28 @@ def test_no_user(method: str) -> None:
     "amount", [8, -7, 0, "7", 7.5, True, None, [7], math.nan, math.inf, 2**70, 1e400], ids=repr
 )
 def test_another_amount(method: str, amount: object) -> None:
-    """An answer that does not name our amount, as an integer, is not ours."""
-    body = ANSWERS[method] | {"amount": amount}
+    """A response that does not name our amount, as an integer, is mismatched."""
+    body = RESPONSES[method] | {"amount": amount}
     assert "does not name the amount" in misread(method, body, UNKNOWN)
 
 
 @pytest.mark.parametrize("method", ["add", "subtract"])
 def test_no_amount(method: str) -> None:
-    """An answer that names no amount is not ours."""
-    body = without(ANSWERS[method], "amount")
+    """A response that names no amount is mismatched."""
+    body = without(RESPONSES[method], "amount")
     assert "does not name the amount" in misread(method, body, UNKNOWN)
 
 
 def test_an_amount_of_one() -> None:
-    """What equals 1 to Python but is no number to JSON is not our amount of 1."""
+    """A value that equals 1 in Python but is not a JSON number is not the amount 1."""
     call = PROTOCOL.subtract(USER_ID, 1)
     call.start(0.0)
     with pytest.raises(InvalidResponseError, match="does not name the amount"):
         call.receive_response(Response(200, (), encode(CREDITS | {"amount": True})), 1.0)
 
 
-def test_an_amount_that_no_float_can_tell() -> None:
-    """A float that is too large to be exact is not our amount, though it equals it."""
+def test_an_amount_beyond_exact_floats() -> None:
+    """A float too large to be exact is not our amount, though it equals it."""
     call = PROTOCOL.subtract(USER_ID, 10**20)
     call.start(0.0)
     with pytest.raises(InvalidResponseError, match="does not name the amount"):
@@ -263,7 +263,7 @@ NO_JSON = {
 
 @pytest.mark.parametrize("point", [b"", b"1."], ids=["integer", "float"])
 def test_digits_without_limit(point: bytes) -> None:
-    """A number as long as a body can be is refused at once, even where Python's own limit is off."""
+    """A very long number is rejected quickly, even without Python's own limit."""
     limit = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
     try:
@@ -281,23 +281,23 @@ def test_digits_without_limit(point: bytes) -> None:
 NO_OBJECT = {"null": b"null", "list": b"[{}]", "text": b'"ok"', "7": b"7", "NaN": b"NaN"}
 
 
-@pytest.mark.parametrize("method", ANSWERS)
+@pytest.mark.parametrize("method", RESPONSES)
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
-def test_no_json(method: str, body: bytes) -> None:
-    """Bytes that are no JSON, or too wild to be taken in, are an answer that proves nothing."""
+def test_not_json(method: str, body: bytes) -> None:
+    """Bytes that are not JSON prove nothing."""
     assert "200, but the response is not JSON" in misread(method, body, UNKNOWN)
 
 
-@pytest.mark.parametrize("method", ANSWERS)
+@pytest.mark.parametrize("method", RESPONSES)
 @pytest.mark.parametrize("body", NO_OBJECT.values(), ids=NO_OBJECT)
-def test_no_object(method: str, body: bytes) -> None:
-    """JSON that is no object is an answer that proves nothing."""
+def test_not_an_object(method: str, body: bytes) -> None:
+    """JSON that is not an object proves nothing."""
     assert "is JSON, but not an object" in misread(method, body, UNKNOWN)
 
 
-@pytest.mark.parametrize("method", ANSWERS)
+@pytest.mark.parametrize("method", RESPONSES)
 def test_no_content(method: str) -> None:
-    """An answer that says it has no content proves nothing."""
+    """A response without content proves nothing."""
     assert "204, but the response is not JSON" in misread(method, b"", UNKNOWN, status=204)
 
 
@@ -306,39 +306,39 @@ def test_no_content(method: str) -> None:
     [("gzip", "is compressed"), ("br", "is compressed"), ("Identity", "is not JSON")],
 )
 def test_compressed(coding: str, said: str) -> None:
-    """A compressed answer, which was not asked for, is named as that."""
+    """A compressed response, which was not requested, is named as such."""
     response = Response(200, [("content-encoding", coding)], b"\x1f\x8b\x08\x00")
-    assert said in str(refuse("subtract", response, UNKNOWN))
+    assert said in str(reject("subtract", response, UNKNOWN))
 
 
 def test_too_large() -> None:
-    """An answer beyond the cap is not read, even if all of it came."""
+    """A response larger than the limit is not read, even if all of it came."""
     whole = encode(CREDITS).ljust(MAX_BODY_SIZE)
     assert isinstance(start("subtract").receive_response(Response(200, (), whole), 1.0), Done)
     assert "is larger than" in misread("subtract", whole + b" ", UNKNOWN)
 
 
-@pytest.mark.parametrize("method", ANSWERS)
+@pytest.mark.parametrize("method", RESPONSES)
 def test_error_under_200(method: str) -> None:
-    """A known error under 200 is outside the contract, and proves nothing: which one is to hold?"""
-    body = ANSWERS[method] | {"error_code": "NO_ACTIVE_CYCLE", "message": "none"}
-    error = refuse(method, Response(200, (), encode(body)), UNKNOWN)
+    """A known error code under 200 proves nothing."""
+    body = RESPONSES[method] | {"error_code": "NO_ACTIVE_CYCLE", "message": "none"}
+    error = reject(method, Response(200, (), encode(body)), UNKNOWN)
     assert type(error) is InvalidResponseError
     assert "200, but the response carries an error NO_ACTIVE_CYCLE: none" in str(error)
 
 
 @pytest.mark.parametrize("code", ["NEW", 7, ["x"]], ids=repr)
-@pytest.mark.parametrize("method", ANSWERS)
+@pytest.mark.parametrize("method", RESPONSES)
 def test_unknown_error_under_200(method: str, code: object) -> None:
-    """Another error under 200 is an answer outside the contract."""
-    body = ANSWERS[method] | {"error_code": code}
+    """An unknown error code under 200 breaks the contract."""
+    body = RESPONSES[method] | {"error_code": code}
     assert "200, but the response carries an error" in misread(method, body, UNKNOWN)
 
 
 def test_lone_surrogates() -> None:
-    """Text that no encoding can hold is shown in an error all the same."""
+    """Text that cannot be encoded can be shown in an error."""
     body = b'{"error_code": "INSUFFICIENT_FUNDS", "message": "too \\ud800 little"}'
-    error = refuse("subtract", Response(402, (), body), NOT)
+    error = reject("subtract", Response(402, (), body), NOT)
     assert isinstance(error, InsufficientFundsError)
     assert error.message == "too \\ud800 little"
     assert "too \\ud800 little" in str(error).encode().decode()
@@ -366,9 +366,9 @@ def test_lone_surrogates() -> None:
     ids=lambda value: str(value)[:40],
 )
 def test_error_body(body: bytes, code: str | None, message: str | None) -> None:
-    """Each part of an error's body may be missing or mistyped, or the body no JSON at all."""
+    """Any part of an error's body may be missing or mistyped, and the body need not be JSON."""
     response = Response(400, (), body)
-    error = refuse("subtract", response, NOT)
+    error = reject("subtract", response, NOT)
     assert isinstance(error, APIError)
     assert (error.status_code, error.error_code, error.message) == (400, code, message)
     assert (error.timestamp, error.retry_after, error.response) == (None, None, response)

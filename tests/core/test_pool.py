@@ -1,4 +1,4 @@
-"""The pool's bookkeeping, without trio: every short sequence of what can happen to it."""
+"""The pool's bookkeeping, without trio: every short sequence of its operations."""
 
 import itertools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ IDLE_TIMEOUT = 2.0
 
 
 class Model:
-    """What a pool should do, written out as lists; and a pool that must do the same."""
+    """A pool written out as lists, and the real pool, which must do the same."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -35,7 +35,7 @@ class Model:
             self.queue.append(caller)
 
     def admit(self, caller: int) -> None:
-        """Give a caller who has a place a connection."""
+        """Supply a connection to a caller who has a place."""
         while self.idle and self.idle[0][1] + IDLE_TIMEOUT <= self.now:
             assert self.pool.expired(self.now) == self.idle.pop(0)[0]
         assert self.pool.expired(self.now) is None
@@ -64,17 +64,17 @@ class Model:
             self.pass_on(self.pool.leave())
 
     def first_gives_up(self) -> None:
-        """Have the first in the queue leave it."""
+        """Have the first in the queue leave."""
         if self.queue:
             assert self.pool.give_up(self.queue.pop(0)) is None
 
     def last_gives_up(self) -> None:
-        """Have the last in the queue leave it."""
+        """Have the last in the queue leave."""
         if self.queue:
             assert self.pool.give_up(self.queue.pop()) is None
 
     def gives_up_when_woken(self) -> None:
-        """Have the first in the queue leave in the moment when the place comes."""
+        """Have the first in the queue leave at the moment when it gets the place."""
         if self.inside and self.queue:
             self.inside.pop(0)
             woken = self.queue.pop(0)
@@ -86,7 +86,7 @@ class Model:
         self.now += 1.0
 
     def check(self) -> None:
-        """Check what holds always."""
+        """Check the invariants."""
         assert len(self.inside) + len(self.idle) <= self.places
         assert not self.queue or len(self.inside) == self.places
 
@@ -104,7 +104,7 @@ STEPS: list[Callable[[Model], None]] = [
 
 @pytest.mark.parametrize("places", [1, 2, 3])
 def test_every_sequence(places: int) -> None:
-    """Places are handed on in the order of the queue, connections come back the last one first.
+    """The pool serves waiters in order, and reuses the connection that was used last.
 
     Idle ones are given up in time, and connections are never more than places.
     """
@@ -123,7 +123,7 @@ def test_every_sequence(places: int) -> None:
 
 
 class Racing(dict[str, str]):
-    """Somebody else takes a connection in the moment in which it is noted here."""
+    """Another thread takes the connection at the moment in which it is noted here."""
 
     def __init__(self, idle: Idle[str], times: int) -> None:
         super().__init__()
@@ -136,8 +136,8 @@ class Racing(dict[str, str]):
         super().__setitem__(user, connection)
 
 
-def test_taken_into_what_notes_it() -> None:
-    """A connection is noted before it leaves the idle ones, and another thread may be faster."""
+def test_taken_while_it_is_noted() -> None:
+    """A connection is noted before it leaves the idle ones; another thread may be faster."""
     idle: Idle[str] = Idle(3.0)
     users: dict[str, str] = {}
     assert idle.take_into(users, "thread") is None
@@ -155,7 +155,7 @@ def test_taken_into_what_notes_it() -> None:
 
 
 def test_expired_and_taken_meanwhile() -> None:
-    """A connection that another thread takes is not closed as one that has expired."""
+    """A connection that another thread takes is not closed as expired."""
 
     class Late(float):
         """A time that is compared while another thread takes the connection."""

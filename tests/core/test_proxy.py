@@ -1,4 +1,4 @@
-"""The proxy that the environment names, and that its password shows nowhere."""
+"""The proxy that the environment names. Its password shows nowhere."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ URL = "https://api.creduse.com"
 
 @pytest.fixture
 def proxies(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Set variables, where none about proxies is left."""
+    """Set these variables, and no others about proxies."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -67,8 +67,8 @@ def test_proxy(
         "http://user:hunter2@",
     ],
 )
-def test_proxy_that_cannot_be_read(proxies: Callable[..., None], url: str) -> None:
-    """A URL that is none is refused, and neither the message nor a frame shows the password."""
+def test_malformed_proxy(proxies: Callable[..., None], url: str) -> None:
+    """A malformed proxy URL is rejected; neither the message nor a frame shows the password."""
     proxies(HTTPS_PROXY=url)
     with pytest.raises(ValueError, match=r"must be a URL such as http://proxy.example") as caught:
         proxy_from_environment(URL)
@@ -101,5 +101,5 @@ def test_proxy_that_cannot_be_read(proxies: Callable[..., None], url: str) -> No
     ],
 )
 def test_is_loopback(host: str, loopback: bool) -> None:  # noqa: FBT001 - a column
-    """A host is this machine by its name or by its address, in each of its forms."""
+    """Loopback hosts are recognized by name and by every form of their address."""
     assert is_loopback(host) is loopback

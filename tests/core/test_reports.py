@@ -1,4 +1,4 @@
-"""What a client tells of each attempt: to its listener, and to the log."""
+"""What a client reports of each attempt, to ``on_attempt`` and to the log."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ Play = Callable[..., Any]
 
 
 class Cancelled(BaseException):
-    """Stands for what a library cancels with."""
+    """A library's cancellation."""
 
 
 def attempts_of(log: pytest.LogCaptureFixture) -> list[Attempt]:
@@ -55,7 +55,7 @@ def _log(caplog: pytest.LogCaptureFixture) -> None:
     ids=["done", "refused", "broken"],
 )
 def test_listener(play: Play, events: list[object], caplog: pytest.LogCaptureFixture) -> None:
-    """The listener and the log are told of each attempt, in order, once."""
+    """``on_attempt`` and the log get each attempt once, in order."""
     seen: list[Attempt] = []
     player = play(*events, on_attempt=seen.append)
     call = player.protocol.subtract(USER_ID, 7)
@@ -65,8 +65,8 @@ def test_listener(play: Play, events: list[object], caplog: pytest.LogCaptureFix
     assert len(seen) == len(events)
 
 
-def test_listener_is_told_before_the_wait(play: Play) -> None:
-    """An attempt is told of when it ends, not when the call does."""
+def test_listener_runs_before_the_wait(play: Play) -> None:
+    """``on_attempt`` runs when an attempt ends, before the wait for the next."""
     waited: list[list[float]] = []
 
     def note(_: Attempt) -> None:
@@ -78,7 +78,7 @@ def test_listener_is_told_before_the_wait(play: Play) -> None:
 
 
 def test_cancelled_in_flight(play: Play, caplog: pytest.LogCaptureFixture) -> None:
-    """An attempt that is given up is told of, once."""
+    """A cancelled attempt is reported once."""
     seen: list[Attempt] = []
     with pytest.raises(Cancelled):
         play(UNSENT, Cancelled(), on_attempt=seen.append).do("subtract", USER_ID, 7)
@@ -87,7 +87,7 @@ def test_cancelled_in_flight(play: Play, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_cancelled_asleep(play: Play) -> None:
-    """Between two attempts there is none to tell of."""
+    """A cancellation between two attempts reports nothing."""
     seen: list[Attempt] = []
     with pytest.raises(Cancelled):
         play(UNSENT, asleep=Cancelled(), on_attempt=seen.append).do("subtract", USER_ID, 7)
@@ -98,7 +98,7 @@ def test_cancelled_asleep(play: Play) -> None:
 def test_listener_that_raises(
     play: Play, event: Response, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A listener's fault is logged as an error, and the call goes on to its own end."""
+    """An error of ``on_attempt`` is logged, and the call continues."""
 
     def fault(_: Attempt) -> None:
         raise LookupError("not mine")
@@ -116,7 +116,7 @@ def test_listener_that_raises(
 
 
 def test_listener_that_cancels(play: Play) -> None:
-    """What a listener raises to stop the program stops it, and the call has ended all the same."""
+    """What ``on_attempt`` raises to stop the program leaves the client, and the call has ended."""
 
     def stop(_: Attempt) -> None:
         raise KeyboardInterrupt
@@ -142,7 +142,7 @@ def test_listener_that_cancels(play: Play) -> None:
     ids=["done", "refused", "broken"],
 )
 def test_record(play: Play, event: object, message: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A record of the log names method, path, status or event, attempt and outcome, for debugging."""
+    """A log record has method, path, status or event, attempt and outcome, at debug level."""
     with contextlib.suppress(CreduseError):
         play(event).do("subtract", USER_ID, 7)
     (record,) = caplog.records
@@ -151,7 +151,7 @@ def test_record(play: Play, event: object, message: str, caplog: pytest.LogCaptu
 
 
 def test_no_secret_in_the_log(play: Play, caplog: pytest.LogCaptureFixture) -> None:
-    """The log has no key, no header and no body, even where the server or a cause repeats them."""
+    """The log has no key, no header and no body, even if the server or a cause repeats them."""
     echo = Response(429, [("X-Secret", f"header {KEY}")], b'{"message": "%b"}' % KEY.encode())
     cause = Failure(Delivery.NOT_SENT, OSError(f"with {KEY}"), transient=True)
     play(echo, cause, GOOD).do("subtract", USER_ID, 7)
@@ -162,8 +162,8 @@ def test_no_secret_in_the_log(play: Play, caplog: pytest.LogCaptureFixture) -> N
     assert USER_ID not in text
 
 
-def test_nothing_is_logged_unasked(play: Play, caplog: pytest.LogCaptureFixture) -> None:
-    """Above debugging, a call that goes as it should leaves no word."""
+def test_silent_above_debug(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    """A successful call logs nothing above debug level."""
     caplog.set_level(logging.INFO, "creduse")
     play(UNSENT, GOOD).do("subtract", USER_ID, 7)
     assert caplog.records == []
@@ -208,13 +208,13 @@ LISTENERS = {
 
 @pytest.mark.parametrize("listener", LISTENERS.values(), ids=LISTENERS)
 def test_listener_that_cannot_be_called(play: Play, listener: object) -> None:
-    """A listener that could not be called, or would never run, is refused at once."""
+    """A listener that cannot be called, or would not run, is rejected at once."""
     with pytest.raises(TypeError, match="on_attempt must be a plain function"):
         play(GOOD, on_attempt=listener)
 
 
 def test_listeners_that_can_be_called(play: Play) -> None:
-    """A plain function, a partial of one, a method and a class are listeners."""
+    """A function, a partial, a method and a class are accepted as listeners."""
     seen: list[Attempt] = []
     listeners: list[Callable[[Attempt], object]] = [seen.append, partial(seen.append), repr]
     for listener in listeners:
@@ -223,7 +223,7 @@ def test_listeners_that_can_be_called(play: Play) -> None:
 
 
 def test_listener_that_returns_a_coroutine(play: Play, caplog: pytest.LogCaptureFixture) -> None:
-    """A coroutine that a plain listener returns is closed, and an error in the log says so."""
+    """A coroutine that a listener returns is closed, and an error is logged."""
     coroutines: list[Any] = []
 
     def listener(attempt: Attempt) -> object:
@@ -239,7 +239,7 @@ def test_listener_that_returns_a_coroutine(play: Play, caplog: pytest.LogCapture
 
 
 class Broken(logging.Handler):
-    """A filter and a handler that raises."""
+    """A filter and handler that raises."""
 
     def __init__(self, error: BaseException, below: int) -> None:
         super().__init__()
@@ -287,7 +287,7 @@ ENDINGS: dict[str, tuple[list[Any], Any, Outcome]] = {
 def test_logging_that_raises(
     play: Play, broken: Callable[[str, Broken], None], ending: str, below: int, how: str
 ) -> None:
-    """A filter or handler that raises changes neither what a call returns nor what is retried."""
+    """A filter or handler that raises changes neither results nor retries."""
     broken(how, Broken(LookupError("odd"), below))
     events, expected, outcome = ENDINGS[ending]
     seen: list[Attempt] = []
@@ -302,7 +302,7 @@ def test_logging_that_raises(
 def test_fault_in_logging_is_logged(
     play: Play, broken: Callable[[str, Broken], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where logging raises for one record and not for the next, the next one says so."""
+    """If logging raises for one record and not for the next, the next one says so."""
     broken("filter", Broken(LookupError("odd"), logging.ERROR))
     play(GOOD).do("subtract", USER_ID, 7)
     assert [fault.getMessage() for fault in faults(caplog)] == ["logging raised; the call goes on"]
@@ -326,7 +326,7 @@ JITTERS: dict[str, Any] = {
 def test_jitter_that_fails(
     play: Play, jitter: Callable[[], float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Jitter that raises or returns nonsense shortens no wait, and an error in the log says so."""
+    """Jitter that raises or returns a wrong value shortens no wait, and an error is logged."""
     player = play(Response(429, (), b""), UNSENT, GOOD, jitter=jitter)
     assert player.do("subtract", USER_ID, 7).amount == 7
     assert player.script.slept == [0.5, 1.0]
@@ -337,14 +337,14 @@ def test_jitter_that_fails(
 
 @pytest.mark.parametrize("jitter", [0, 1, 0.25, True, Fraction(1, 4)], ids=repr)
 def test_jitter_of_any_kind(play: Play, jitter: float) -> None:
-    """Jitter is any number from 0 to 1."""
+    """Jitter may be any number from 0 to 1."""
     player = play(UNSENT, GOOD, jitter=lambda: jitter)
     player.do("subtract", USER_ID, 7)
     assert player.script.slept == [0.5 * float(jitter)]
 
 
 def test_jitter_is_drawn_when_it_is_needed(play: Play, caplog: pytest.LogCaptureFixture) -> None:
-    """A call that succeeds at once throws no dice."""
+    """A call that succeeds at once draws no jitter."""
     assert play(GOOD, jitter=raising).do("subtract", USER_ID, 7).amount == 7
     assert faults(caplog) == []
 
@@ -360,7 +360,7 @@ def test_program_stopped_in_the_log(
     outcome: Outcome,
     stop: BaseException,
 ) -> None:
-    """What stops the program in a handler stops it, and the call knows what became of it."""
+    """What stops the program in a handler leaves the client, and the call knows its outcome."""
     broken("handler", Broken(stop, logging.ERROR))
     player = play(*events)
     call = player.protocol.subtract(USER_ID, 7)
@@ -370,7 +370,7 @@ def test_program_stopped_in_the_log(
 
 
 def test_program_stopped_in_the_jitter(play: Play) -> None:
-    """What stops the program while dice are thrown leaves the call given up, and in doubt."""
+    """What stops the program in ``jitter`` leaves the call abandoned, with the outcome UNKNOWN."""
 
     def stop() -> float:
         raise KeyboardInterrupt

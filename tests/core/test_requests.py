@@ -1,4 +1,4 @@
-"""The request that each method makes, and how it answers to a protocol's options."""
+"""The request that each method makes, and the protocol's options."""
 
 import dataclasses
 import json
@@ -101,7 +101,7 @@ def make(name: str, retry: RetryPolicy = DEFAULT_RETRY, **options: Any) -> Call[
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_request(name: str) -> None:
-    """Each method sends its request: method, URL, these headers and no others, and its body."""
+    """Each method sends its request: method, URL, exactly these headers, and its body."""
     _, _, method, path, body = REQUESTS[name]
     call = make(name)
     request = call.request
@@ -115,7 +115,7 @@ def test_request(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in REQUESTS if name != "get_balance"])
 def test_idempotency_key(name: str) -> None:
-    """A key that the server honours travels in a header of its own, and nothing else changes."""
+    """A key is sent in its own header, and nothing else changes."""
     plain = make(name, REPLAYING).request
     keyed = make(name, REPLAYING, idempotency_key="order-1!~").request
     assert dict(keyed.headers) == HEADERS | {"Idempotency-Key": "order-1!~"}
@@ -124,8 +124,8 @@ def test_idempotency_key(name: str) -> None:
     assert longest.headers[-1] == ("Idempotency-Key", "k" * 255)
 
 
-def test_each_call_is_its_own() -> None:
-    """One protocol makes any number of calls, which know nothing of each other."""
+def test_calls_are_independent() -> None:
+    """The calls of one protocol are independent."""
     protocol = CreduseProtocol("key")
     first, second = protocol.subtract(USER, 1), protocol.subtract(USER, 2)
     first.start(0.0)
@@ -137,25 +137,25 @@ def test_each_call_is_its_own() -> None:
     "name", ["api_key", "base_url", "retry", "timeout", "allow_http", "anything"]
 )
 def test_protocol_is_immutable(name: str) -> None:
-    """Nothing of a protocol can change, so threads may share it."""
+    """A protocol cannot change, so threads may share it."""
     with pytest.raises((AttributeError, TypeError)):
         setattr(CreduseProtocol("key"), name, None)
 
 
-def test_protocols_are_told_apart() -> None:
-    """Protocols are compared by identity, so that comparing tells nothing of a key."""
+def test_protocols_compare_by_identity() -> None:
+    """Protocols compare by identity, so a comparison reveals nothing of a key."""
     assert CreduseProtocol("key") != CreduseProtocol("key")
 
 
 def test_options_are_kept() -> None:
-    """What a protocol was made with can be read from it."""
+    """A protocol's options can be read from it."""
     protocol = CreduseProtocol("key", "https://example.com/", retry=REPLAYING, timeout=5)
     assert (protocol.api_key.reveal(), protocol.base_url) == ("key", "https://example.com")
     assert (protocol.retry, protocol.timeout, protocol.allow_http) == (REPLAYING, 5, False)
 
 
 def test_defaults() -> None:
-    """By default a call has half a minute and three attempts, and no server replays."""
+    """By default a call has 30 seconds and three attempts, and no server replays."""
     assert CreduseProtocol("key").retry == DEFAULT_RETRY == RetryPolicy()
     assert CreduseProtocol("key").timeout == TIMEOUT == 30.0
     assert dataclasses.asdict(RetryPolicy()) == {
@@ -168,7 +168,7 @@ def test_defaults() -> None:
 
 
 def test_policy_is_frozen() -> None:
-    """A policy is checked when it is made, so it cannot change after."""
+    """A policy cannot change."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         RetryPolicy().max_attempts = 9  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue] - that is what is tested
 
@@ -182,15 +182,15 @@ def test_policy_is_frozen() -> None:
     ],
     ids=["list", "tuple", "iterator"],
 )
-def test_headers_of_an_answer(headers: Any) -> None:
-    """An answer keeps any pairs in their order, and finds the first of a name in any case."""
+def test_headers_of_a_response(headers: Any) -> None:
+    """A response keeps its headers in order, and finds the first of a name in any case."""
     response = Response(200, headers, b"")
     assert response.headers == (("A", "1"), ("b", "2"), ("a", "3"))
     assert [response.header(name) for name in ("a", "A", "B", "c")] == ["1", "1", "2", None]
 
 
 def test_messages_show_no_content() -> None:
-    """Requests and answers show what they are, not what is in them."""
+    """The repr of a request or response shows no content."""
     body = b'{"end_user_id":"secret"}'
     assert repr(Response(200, [("A", "secret")], body)) == "<Response 200, 24 bytes>"
     request = Request("POST", "https://example.com/add", (("A", "secret"),), body)
@@ -198,7 +198,7 @@ def test_messages_show_no_content() -> None:
 
 
 def test_credentials_of_a_request() -> None:
-    """A request hides what is a credential, and keeps what is a secret already."""
+    """A request hides credentials."""
     secret = Secret("Bearer k")
     given: list[tuple[str, str | Secret]] = [
         ("authorization", "Bearer k"),

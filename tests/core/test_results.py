@@ -1,4 +1,4 @@
-"""What is read: every answer that the service or its documentation is known to give."""
+"""Every response that the service or its documentation is known to give."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from tests.common import USER
 
 PROTOCOL = CreduseProtocol("key")
 
-# The two answers that the documentation shows, as they stand there.
+# The two responses that the documentation shows, as they stand there.
 DOCUMENTED_BALANCE = """
 {"end_user_id": "12345678-1234-5678-1234-567812345678", "active_balance_by_cycle": [
   {"cycle_start": "2025-08-12T14:35:55.423145Z", "cycle_end": "2025-08-14T23:59:59.999999Z",
@@ -63,7 +63,7 @@ def make(method: str) -> Call[Any]:
 
 
 def read(method: str, body: object, status: int = 200) -> Any:
-    """Give the result of a call that is answered with ``body``: text, or an object for JSON."""
+    """Return the result of a call whose response has ``body``: text, or an object for JSON."""
     text = body if isinstance(body, str) else json.dumps(body)
     call = make(method)
     call.start(0.0)
@@ -74,7 +74,7 @@ def read(method: str, body: object, status: int = 200) -> Any:
 
 
 def part(**fields: object) -> CycleBalance:
-    """Read a balance of one cycle, some fields of it set otherwise."""
+    """Read a balance of one cycle, with some of its fields replaced."""
     balance: ActiveBalance = read(
         "get_balance", BALANCE | {"active_balance_by_cycle": [PART | fields]}
     )
@@ -82,7 +82,7 @@ def part(**fields: object) -> CycleBalance:
 
 
 def test_documented_balance() -> None:
-    """The balance that the documentation shows is read, its cycles in their order."""
+    """The balance in the documentation is read, with its cycles in order."""
     start = datetime(2025, 8, 12, 14, 35, 55, 423145, tzinfo=UTC)
     end = datetime(2025, 8, 14, 23, 59, 59, 999999, tzinfo=UTC)
     assert read("get_balance", DOCUMENTED_BALANCE) == ActiveBalance(
@@ -97,13 +97,13 @@ def test_documented_balance() -> None:
 
 @pytest.mark.parametrize("method", ["start_cycle", "stop_cycle"])
 def test_documented_cycle(method: str) -> None:
-    """The cycle that the documentation shows is read, though it does not say its type."""
+    """The cycle in the documentation is read, though it has no type."""
     cycle = read(method, DOCUMENTED_CYCLE)
     assert cycle == Cycle(USER, 23, CREATED, START, END, CycleStatus.CANCELED, None)
 
 
 def test_whole_cycle() -> None:
-    """A cycle that says its type is read with it."""
+    """A cycle's type is read."""
     cycle: Cycle = read("start_cycle", CYCLE | {"status": "active", "cycle_type": "recurring"})
     assert (cycle.status, cycle.cycle_type) == (CycleStatus.ACTIVE, CycleType.RECURRING)
     assert type(cycle.cycle_type) is CycleType
@@ -115,19 +115,19 @@ def test_whole_cycle() -> None:
     ids=["absent", "null", "31"],
 )
 def test_credits_added(said: dict[str, object], days: int | None) -> None:
-    """The answer to add is read with and without the days that it may repeat."""
+    """The response to ``add`` is read with and without days."""
     added = read("add", {"end_user_id": str(USER), "amount": 7} | said)
     assert added == CreditsAdded(USER, 7, days)
 
 
 def test_credits_subtracted() -> None:
-    """The answer to subtract repeats user and amount."""
+    """The response to ``subtract`` has user and amount."""
     taken = read("subtract", {"end_user_id": str(USER), "amount": 7})
     assert taken == CreditsSubtracted(USER, 7)
 
 
 def test_older_balance() -> None:
-    """Older documentation's cycles are read: another name for the amount, no starting amount."""
+    """Cycles of the older documentation are read."""
     older: dict[str, object] = {key: PART[key] for key in ("cycle_start", "cycle_end", "status")}
     older["active_balance"] = 43
     balance = read("get_balance", BALANCE | {"active_balance_by_cycle": [older]})
@@ -136,12 +136,12 @@ def test_older_balance() -> None:
 
 
 def test_both_names_of_the_amount() -> None:
-    """Where a cycle has the amount under both names, the present one counts."""
+    """If a cycle has its amount under both names, the current name counts."""
     assert part(amount=43, active_balance=1).amount == 43
 
 
 def test_no_cycles() -> None:
-    """A user without cycles has a balance of none."""
+    """A user without cycles has an empty balance."""
     nothing: tuple[list[object] | None, ...] = ([], None)
     for none in nothing:
         empty: dict[str, object] = {"active_balance": 0, "active_balance_by_cycle": none}
@@ -160,7 +160,7 @@ def test_no_cycles() -> None:
     ],
 )
 def test_statuses(said: str | None, status: CycleStatus | str | None) -> None:
-    """A known status is a member, another its own text, and null is ``None``."""
+    """A known status is a member, another is its own text, and null is ``None``."""
     for found in (part(status=said).status, read("stop_cycle", CYCLE | {"status": said}).status):
         assert found == status
         assert type(found) is type(status)
@@ -176,7 +176,7 @@ def test_statuses(said: str | None, status: CycleStatus | str | None) -> None:
     ],
 )
 def test_types(said: str | None, cycle_type: CycleType | str | None) -> None:
-    """A known type of cycle is a member, another its own text, and null is ``None``."""
+    """A known type is a member, another is its own text, and null is ``None``."""
     cycle: Cycle = read("stop_cycle", CYCLE | {"cycle_type": said})
     for found in (part(cycle_type=said).cycle_type, cycle.cycle_type):
         assert found == cycle_type
@@ -184,13 +184,13 @@ def test_types(said: str | None, cycle_type: CycleType | str | None) -> None:
 
 
 def test_absent_status() -> None:
-    """A status that is not there is ``None``, as null is."""
+    """An absent status is ``None``."""
     without = {key: value for key, value in CYCLE.items() if key != "status"}
     assert read("stop_cycle", without).status is None
 
 
 def test_null_starting_amount() -> None:
-    """A starting amount of null is as one that is absent."""
+    """A starting amount of null is ``None``."""
     assert part(starting_amount=None).starting_amount is None
 
 
@@ -208,7 +208,7 @@ def test_null_starting_amount() -> None:
     ],
 )
 def test_times(text: str, moment: datetime) -> None:
-    """Times are read with Z, an offset or none, with and without fractions, and are aware."""
+    """Times are read with Z, an offset or neither, with and without fractions, and are aware."""
     cycle: Cycle = read("stop_cycle", CYCLE | {"created_at": text})
     assert cycle.created_at == moment
     assert cycle.created_at.tzinfo is not None
@@ -233,7 +233,7 @@ def test_times(text: str, moment: datetime) -> None:
     ],
 )
 def test_times_of_rfc_3339(text: str, moment: datetime) -> None:
-    """Times are read that RFC 3339 and ISO 8601 know, and Python alone does not."""
+    """Times of RFC 3339 and ISO 8601 are read that Python alone does not read."""
     assert read("stop_cycle", CYCLE | {"current_cycle_end": text}).current_cycle_end == moment
     assert part(cycle_end=text).cycle_end == moment
 
@@ -253,8 +253,8 @@ def test_times_of_rfc_3339(text: str, moment: datetime) -> None:
         "z",
     ],
 )
-def test_no_times(text: str) -> None:
-    """What is no time is not read as one, and neither is the first moment after all of them."""
+def test_not_a_time(text: str) -> None:
+    """Text that is not a time is not read as one."""
     call = make("stop_cycle")
     call.start(0.0)
     body = json.dumps(CYCLE | {"current_cycle_end": text}).encode()
@@ -280,7 +280,7 @@ def test_dates(text: str) -> None:
 
 @pytest.mark.parametrize("number", ["7.0", "7e0", "0.7e1", "70E-1"])
 def test_whole_floats(number: str) -> None:
-    """A float that is a whole number is one."""
+    """A float that is a whole number is accepted as an integer."""
     body = f'{{"end_user_id": "{USER}", "amount": {number}, "validity_days": {number}}}'
     added: CreditsAdded = read("add", body)
     assert (added.amount, added.validity_days) == (7, 7)
@@ -296,8 +296,8 @@ def test_whole_floats(number: str) -> None:
     ids=["no UTF-8", "NaN", "too large", "Latin-1"],
 )
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n "], ids=len)
-def test_oddities_that_do_not_matter(method: str, odd: bytes, mark: bytes) -> None:
-    """A byte order mark, and whatever stands in a field that is passed over, spoil no result."""
+def test_ignored_fields_may_hold_anything(method: str, odd: bytes, mark: bytes) -> None:
+    """A byte order mark and any value of an ignored field are accepted."""
     body = json.dumps(CYCLE | BALANCE | {"amount": 7}).encode()
     call = make(method)
     call.start(0.0)
@@ -307,7 +307,7 @@ def test_oddities_that_do_not_matter(method: str, odd: bytes, mark: bytes) -> No
 
 
 def test_offset_is_kept() -> None:
-    """A time keeps the offset that it came with."""
+    """A time keeps its offset."""
     cycle: Cycle = read("stop_cycle", CYCLE | {"created_at": "2024-01-01T20:20:22+01:30"})
     assert cycle.created_at.tzinfo == timezone(timedelta(minutes=90))
 
@@ -323,7 +323,7 @@ def test_offset_is_kept() -> None:
     ],
 )
 def test_our_user_in_other_forms(text: str) -> None:
-    """The answer's id is compared as an id, in whatever form it comes, and given as a UUID."""
+    """The response's id is compared as a UUID, in any form, and returned as a UUID."""
     user = UUID("abcdef01-2345-6789-abcd-ef0123456789")
     call = PROTOCOL.subtract(user, 7)
     call.start(0.0)
@@ -332,20 +332,20 @@ def test_our_user_in_other_forms(text: str) -> None:
 
 
 @pytest.mark.parametrize("amount", [0, 1, -5, 2**70])
-def test_a_cycle_has_the_amount_that_it_says(amount: int) -> None:
-    """A cycle's amount is what the service says it is, whatever was asked for."""
+def test_amount_of_a_cycle(amount: int) -> None:
+    """A cycle's amount is the one in the response."""
     assert read("start_cycle", CYCLE | {"amount": amount}).amount == amount
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 299])
 def test_any_2xx(status: int) -> None:
-    """What names our user and amount is a result under any 2xx."""
+    """A response that names our user and amount is a result under any 2xx."""
     assert read("subtract", {"end_user_id": str(USER), "amount": 7}, status).amount == 7
 
 
 @pytest.mark.parametrize("method", ARGUMENTS)
 def test_unknown_fields(method: str) -> None:
-    """Fields that are not known are passed over, nested ones too, and so is an empty error."""
+    """Unknown fields are ignored, and so is an empty error code."""
     more: dict[str, object] = {"amount": 7, "new": [{}], "message": "hi", "error_code": None}
     body = CYCLE | {**BALANCE, "active_balance_by_cycle": [PART | more]} | more
     result = read(method, body)
@@ -355,7 +355,7 @@ def test_unknown_fields(method: str) -> None:
 
 @pytest.mark.parametrize("method", ARGUMENTS)
 def test_results_are_frozen(method: str) -> None:
-    """A result is a plain record that nothing can change or add to."""
+    """A result is immutable."""
     result = read(method, CYCLE | BALANCE | {"amount": 7})
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.end_user_id = USER
@@ -364,7 +364,7 @@ def test_results_are_frozen(method: str) -> None:
 
 
 def test_words_are_text() -> None:
-    """Types and statuses are strings, and compare and print as the wire's words."""
+    """Types and statuses are strings, and compare and print as such."""
     assert [str(word) for word in (*CycleType, *CycleStatus)] == [
         "one-time",
         "recurring",

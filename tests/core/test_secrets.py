@@ -1,4 +1,4 @@
-"""The API key: it goes out in one header, and shows nowhere else."""
+"""The API key is sent in one header, and shows nowhere else."""
 
 import base64
 import copy
@@ -61,7 +61,7 @@ def noted(error: E, note: str) -> E:
 
 
 def fail(given: Response | Failure, protocol: CreduseProtocol = PROTOCOL) -> CreduseError:
-    """Give the error of a call that ends in this."""
+    """Return the error of a call that ends like this."""
     call = protocol.subtract(USER_ID, 7)
     call.start(0.0)
     receive: Any = call.receive_failure if isinstance(given, Failure) else call.receive_response
@@ -71,7 +71,7 @@ def fail(given: Response | Failure, protocol: CreduseProtocol = PROTOCOL) -> Cre
 
 
 def texts(error: CreduseError) -> Iterator[str]:
-    """Give all that an error shows of itself, and all that can be read from it."""
+    """Return all text that an error shows, and all that can be read from it."""
     yield str(error)
     yield repr(error)
     yield "".join(traceback.format_exception(error))
@@ -107,7 +107,7 @@ HOLDERS: dict[str, object] = {
     "show", [str, repr, ascii, "{}".format], ids=["str", "repr", "ascii", "format"]
 )
 def test_holders_do_not_show_it(holder: object, show: Callable[[object], str]) -> None:
-    """What holds the key does not show it."""
+    """No object that holds the key shows it."""
     assert KEY not in show(holder)
 
 
@@ -124,7 +124,7 @@ STORES: dict[str, Callable[[object], object]] = {
     + [(holder, "copy") for holder in ("protocol", "call", "request")],
 )
 def test_holders_do_not_store_it(holder: str, store: str) -> None:
-    """What holds the key is neither pickled nor copied, and the refusal says why."""
+    """No object that holds the key pickles or copies, and the error says why."""
     with pytest.raises(TypeError, match=r"holds the API key, so it cannot be pickled or copied$"):
         STORES[store](HOLDERS[holder])
 
@@ -148,14 +148,14 @@ ECHOES = {
 
 @pytest.mark.parametrize("response", ECHOES.values(), ids=ECHOES)
 def test_repeated_by_the_server(response: Response) -> None:
-    """A server that repeats the key finds it nowhere in the error."""
+    """A key that the server repeats is not in the error."""
     error = fail(response)
     assert isinstance(error, APIError | InvalidResponseError)
     assert [text for text in texts(error) if KEY in text] == []
 
 
-def test_rest_of_the_answer_is_kept() -> None:
-    """The key is taken out of an answer, and all else is left as it came."""
+def test_rest_of_the_response_is_kept() -> None:
+    """Only the key is removed from a response."""
     body = b'{"error_code": "NEW", "message": "who is ' + KEY.encode() + b'?", "x": "\xff"}'
     error = fail(Response(400, [("A", f"b {KEY} c"), ("D", "e")], body))
     assert isinstance(error, APIError)
@@ -164,14 +164,14 @@ def test_rest_of_the_answer_is_kept() -> None:
     assert error.response.body == body.replace(KEY.encode(), b"***")
 
 
-@pytest.mark.parametrize("source", ["an answer", "a cause"])
+@pytest.mark.parametrize("source", ["a response", "a cause"])
 def test_cut_in_a_long_message(source: str) -> None:
-    """Where somebody's long words are cut, no part of the key is left at the end."""
+    """Where long text is cut, no part of the key is left at the end."""
     for before in range(400 - len(KEY) - 9, 401):
         words = "x" * before + KEY
         given = (
             Response(400, (), b'{"message": "' + words.encode() + b'"}')
-            if source == "an answer"
+            if source == "a response"
             else Failure(Delivery.MAYBE_SENT, OSError(words), transient=False)
         )
         error = fail(given)
@@ -180,7 +180,7 @@ def test_cut_in_a_long_message(source: str) -> None:
 
 @pytest.mark.parametrize("key", ["a\\b-0123456789", "it's-0123456789", 'a"b-0123456789'])
 def test_escaped(key: str) -> None:
-    """A key is recognised where its characters had to be escaped to be shown."""
+    """An escaped key is recognized."""
     protocol = CreduseProtocol(key, retry=RetryPolicy(max_attempts=1))
     lost = Failure(Delivery.MAYBE_SENT, OSError(f"bad value\n{key}"), transient=False)
     error = fail(lost, protocol)
@@ -202,7 +202,7 @@ CAUSES: dict[str, BaseException] = {
 
 @pytest.mark.parametrize("cause", CAUSES.values(), ids=CAUSES)
 def test_in_the_cause(cause: BaseException) -> None:
-    """A library's exception that would show the key is not chained; its name stands in."""
+    """A library's exception that shows the key is not chained; its class name is shown instead."""
     error = fail(Failure(Delivery.MAYBE_SENT, cause, transient=False))
     assert type(error) is TransportError
     assert [text for text in texts(error) if KEY in text] == []
@@ -218,7 +218,7 @@ def report_from_handler(call: Call[Any], cause: Exception) -> None:
 
 
 def test_cause_that_is_being_handled() -> None:
-    """A cause that is not chained stays out, even if it is reported from where it was caught."""
+    """Such a cause is not chained either where the error is reported while it is handled."""
     call = call_in_flight()
     with pytest.raises(TransportError) as caught:
         report_from_handler(call, OSError(KEY))
@@ -226,15 +226,15 @@ def test_cause_that_is_being_handled() -> None:
 
 
 def test_harmless_cause_is_chained() -> None:
-    """An exception without the key is chained as it is, with all that it is chained to."""
+    """An exception without the key is chained unchanged."""
     cause = chained(OSError("odd"), ValueError("even"))
     error = fail(Failure(Delivery.MAYBE_SENT, cause, transient=False))
     assert error.__cause__ is cause
     assert "even" in "".join(traceback.format_exception(error))
 
 
-def test_cause_that_goes_round() -> None:
-    """A chain of exceptions that leads back to itself is followed once."""
+def test_cyclic_causes() -> None:
+    """A cycle of causes is followed once."""
     first, second = OSError("odd"), OSError("even")
     first.__context__, second.__context__ = second, first
     error = fail(Failure(Delivery.MAYBE_SENT, first, transient=False))
@@ -242,7 +242,7 @@ def test_cause_that_goes_round() -> None:
 
 
 def test_frames_are_forgotten() -> None:
-    """What is to be the cause of a failure keeps no frame, nor does what it came of."""
+    """The cause of a failure keeps no frames."""
 
     def deep(secret: str) -> None:
         raise ExceptionGroup("odd", [ValueError(len(secret))]) from OSError("even")
@@ -259,13 +259,13 @@ def test_frames_are_forgotten() -> None:
 
 @dataclass(frozen=True)
 class Frozen(Exception):  # noqa: N818 - an exception of somebody else's making
-    """It lets nobody set an attribute of it."""
+    """An exception whose attributes cannot be set."""
 
     why: str
 
 
-def test_frames_of_a_frozen_exception_are_forgotten() -> None:
-    """An exception that refuses to be changed does not become another."""
+def test_frozen_exception() -> None:
+    """An exception that cannot be changed is still the cause."""
     with pytest.raises(Frozen) as caught:
         raise Frozen("odd")
     assert caught.value.__traceback__ is not None
@@ -275,7 +275,7 @@ def test_frames_of_a_frozen_exception_are_forgotten() -> None:
 
 @pytest.mark.parametrize("key", ["k", "key", "S", "4"])
 def test_short_key(key: str) -> None:
-    """A short key, such as a test's, is taken out as a word, and leaves other words whole."""
+    """A short key is removed only as a whole word."""
     protocol = CreduseProtocol(key, retry=RetryPolicy(max_attempts=1))
     body = b'{"error_code": "SOME_KEYS", "message": "the key %b, kept in 404"}' % key.encode()
     error = fail(Response(404, (), body), protocol)
@@ -285,8 +285,8 @@ def test_short_key(key: str) -> None:
     assert error.message == words.get(key, "the key ***, kept in 404")
 
 
-def test_last_answer_is_as_it_came() -> None:
-    """The raw answer, which is for debugging, is not touched."""
+def test_raw_response_is_unchanged() -> None:
+    """The raw response, for debugging, is unchanged."""
     call = call_in_flight()
     response = ECHOES["a refusal's body"]
     with pytest.raises(APIError):
@@ -358,7 +358,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 def test_every_spelling(spell: Callable[[str], str]) -> None:
-    """Each character of a key is found in each of its spellings, and nothing around it is touched."""
+    """Every character of a key is found in every spelling, and nothing around it changes."""
     for key in (KEY, ODD_KEY):
         assert Secret(key).redact(f"x {spell(key)} y") == "x *** y"
         assert Secret(key).redact(f"{spell(key)} {spell(key)}") == "*** ***"
@@ -367,7 +367,7 @@ def test_every_spelling(spell: Callable[[str], str]) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_mixture_of_spellings(seed: int) -> None:
-    """Each character may be spelled in its own way, in a key of any characters."""
+    """Every character may have its own spelling, in a key of any characters."""
     dice = random.Random(seed)  # noqa: S311 - it guards nothing
     whole = {"hexadecimal", "capital hexadecimal", "source of source"}
     one_by_one = [spell for name, spell in SPELLINGS.items() if name not in whole]
@@ -389,7 +389,7 @@ BACKSLASHES: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("spell", BACKSLASHES.values(), ids=BACKSLASHES)
 def test_backslashes_in_a_key(spell: Callable[[str], str]) -> None:
-    """Backslashes in a key are found, one or several, escaped or not."""
+    """Backslashes in a key are found, escaped or not."""
     for key in ("\\0123456789", "a\\b\\\\c-0123456789", "0123456789\\\\\\"):
         text = "".join(spell(it) if it == "\\" else it for it in key)
         assert Secret(key).redact(f"x {text} y") == "x *** y"
@@ -398,7 +398,7 @@ def test_backslashes_in_a_key(spell: Callable[[str], str]) -> None:
 @pytest.mark.parametrize("before", range(7))
 @pytest.mark.parametrize("url_safe", [False, True])
 def test_base64(before: int, url_safe: bool) -> None:  # noqa: FBT001 - a column
-    """A key is found in Base64, wherever in it and in both alphabets."""
+    """A key is found in Base64, at any offset and in both alphabets."""
     for key in (KEY, ODD_KEY, "~~~???>>>~~~???", "12345678"):
         data = b"user:pw"[:before] + key.encode() + b"\n more"
         encode = base64.urlsafe_b64encode if url_safe else base64.b64encode
@@ -422,7 +422,7 @@ def test_base64_in_lines() -> None:
 
 @pytest.mark.parametrize("spell", [str, SPELLINGS["JSON in lower case"], SPELLINGS["hexadecimal"]])
 def test_cut(spell: Callable[[str], str]) -> None:
-    """The beginning of a key is found: 8 characters anywhere, 4 where a text ends with them."""
+    """The beginning of a key is found: 8 characters anywhere, 4 at the end of a text."""
     secret = Secret(ODD_KEY)
     for length in range(1, len(ODD_KEY) + 1):
         begun = spell(ODD_KEY[:length])
@@ -431,7 +431,7 @@ def test_cut(spell: Callable[[str], str]) -> None:
 
 
 def test_cut_base64() -> None:
-    """The beginning of a key is found in Base64, too."""
+    """The beginning of a key is found in Base64."""
     secret = Secret(ODD_KEY)
     text = base64.b64encode(ODD_KEY.encode()).decode().rstrip("=")
     assert secret.redact(text[:10] + " y") == "*** y"
@@ -452,7 +452,7 @@ WILD = {
 
 
 def seconds(secret: Secret, text: str) -> float:
-    """Measure the processor's time, which no other process adds to: the least of three."""
+    """Return the processor time, the least of three. Other processes do not add to it."""
     found: list[float] = []
     for _ in range(3):
         started = time.process_time()
@@ -462,8 +462,8 @@ def seconds(secret: Secret, text: str) -> float:
 
 
 @pytest.mark.parametrize("piece", WILD.values(), ids=WILD)
-def test_time(piece: str) -> None:
-    """The time to look for a key grows with the text, and not with its square."""
+def test_search_time_is_linear(piece: str) -> None:
+    """The time to search for a key is linear in the text."""
     secret = Secret(KEY)
     size = 2**15 // len(piece)
     small, large = seconds(secret, piece * size), seconds(secret, piece * size * 8)
@@ -474,7 +474,7 @@ def test_time(piece: str) -> None:
 
 
 def attributes(value: object) -> dict[str, object]:
-    """Give what an object is made of, as tools do that show or serialize anything."""
+    """Return the attributes of an object, as tools that show or serialize objects do."""
     names = [*getattr(value, "__dict__", ())]
     for kind in type(value).__mro__:
         slots = getattr(kind, "__slots__", ())
@@ -484,21 +484,21 @@ def attributes(value: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("holder", HOLDERS.values(), ids=HOLDERS)
 def test_attributes_do_not_show_it(holder: object) -> None:
-    """Nothing that an object which holds the key is made of shows it."""
+    """No attribute of an object that holds the key shows it."""
     assert KEY not in repr(attributes(holder))
     for value in attributes(holder).values():
         assert KEY not in repr(attributes(value))
 
 
 def test_dataclasses_do_not_store_it() -> None:
-    """A request and a protocol are dataclasses that cannot be turned into dictionaries."""
+    """A request and a protocol cannot be turned into dictionaries."""
     for holder in (PROTOCOL, call_in_flight().request):
         with pytest.raises(TypeError, match=r"a Secret holds the API key"):
             dataclasses.asdict(holder)
 
 
 def test_comparisons_do_not_show_it() -> None:
-    """What pytest says of two that are not equal does not show it."""
+    """What pytest prints of two unequal objects does not show the key."""
     one, other = PROTOCOL, CreduseProtocol(KEY + "x")
     pairs: list[tuple[object, object]] = [
         (one, other),
@@ -517,13 +517,13 @@ HALF_MADE: list[Any] = [CreduseProtocol, CoreClient, AsyncCoreClient]
 
 
 @pytest.mark.parametrize("kind", HALF_MADE)
-def test_half_made(kind: Any) -> None:
-    """What was not made to its end can be shown: tools show ``self`` of an ``__init__``."""
+def test_partly_initialized_objects(kind: Any) -> None:
+    """An object whose ``__init__`` has not ended has a repr, which tools show."""
     assert repr(kind.__new__(kind)) == f"<{kind.__name__} not initialized>"
 
 
 def test_failure() -> None:
-    """A failure does not show the words of its cause."""
+    """A failure does not show the text of its cause."""
     failure = Failure(Delivery.MAYBE_SENT, OSError(KEY), transient=False)
     assert repr(failure) == "<Failure maybe sent, OSError>"
 
@@ -538,7 +538,7 @@ DENIED = {
 
 
 def shown_by(error: BaseException) -> Iterator[tuple[str, str]]:
-    """Give the variables of all frames below a test's, of an error and of all that it came of."""
+    """Return the variables of all frames below a test's, of an error and its causes."""
     for link in exception_chain(error):
         traceback = link.__traceback__
         while traceback is not None:
@@ -554,7 +554,7 @@ def shown_by(error: BaseException) -> Iterator[tuple[str, str]]:
 def test_frames_of_a_refusal(
     play: Callable[..., Any], status: int, spell: Callable[[str], str]
 ) -> None:
-    """No frame shows a response that repeats the key, whatever its status and spelling."""
+    """No frame shows a response that repeats the key, with any status and spelling."""
     echoed = spell(KEY)
     body = json.dumps({"error_code": "INSUFFICIENT_FUNDS", "message": f"bad key {echoed}."})
     response = Response(status, [("X-Key", f"Bearer {echoed}")], body.encode())
@@ -570,7 +570,7 @@ def test_frames_of_a_refusal(
 
 
 def raising(cause: Exception) -> Callable[[], None]:
-    """Make a transport's step that raises, and has the key in a variable."""
+    """Return a transport's method that raises with the key in a variable."""
 
     def send() -> None:
         header = f"Bearer {KEY}"
@@ -598,7 +598,7 @@ def raising(cause: Exception) -> Callable[[], None]:
     ids=["cause", "proxy", "head", "raised", "frame", "both", "nonsense"],
 )
 def test_frames_of_a_failure(play: Callable[..., Any], event: object) -> None:
-    """No frame shows what a transport has reported or raised, where that repeats the key."""
+    """No frame shows a key that a transport reports or raises."""
     with pytest.raises(CreduseError) as caught:
         play(event).do("subtract", USER_ID, 7)
     assert [name for name, text in shown_by(caught.value) if KEY in text] == []
@@ -606,7 +606,7 @@ def test_frames_of_a_failure(play: Callable[..., Any], event: object) -> None:
 
 
 def test_frames_of_a_wait_that_is_too_long(play: Callable[..., Any]) -> None:
-    """No frame shows it where a call ends after a wait."""
+    """No frame shows the key where a call ends after a wait."""
     echo = Response(429, [("X", KEY)], b'{"message": "%b"}' % KEY.encode())
     with pytest.raises(APIError) as caught:
         play(echo, oversleep=60.0).do("subtract", USER_ID, 7)
@@ -628,7 +628,7 @@ WRONG: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 def test_frames_of_a_wrong_argument(
     play: Callable[..., Any], method: str, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
-    """No frame shows the key of a good client that is given a wrong argument."""
+    """No frame shows the key where an argument is wrong."""
     with pytest.raises((TypeError, ValueError)) as caught:
         play().do(method, *arguments, **named)
     found = [*shown_by(caught.value)]
@@ -656,14 +656,14 @@ def check_wrong_key(make: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("api_key", BAD_KEYS.values(), ids=BAD_KEYS)
 def test_frames_of_a_wrong_key(api_key: Any) -> None:
-    """No frame shows a key that is refused, but under a name that tools leave out."""
+    """No frame shows a rejected key, except under a name that tools leave out."""
     options: dict[str, Any] = {"retry": RetryPolicy(), "timeout": 30.0, "allow_http": None}
     check_wrong_key(lambda: CreduseProtocol(api_key))
     check_wrong_key(lambda: protocol_from_environment(api_key, base_url=None, **options))
 
 
 def test_frames_of_a_wrong_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor where it came from the environment."""
+    """No frame shows a rejected key of the environment."""
     monkeypatch.setenv("CREDUSE_API_KEY", f"{KEY}\n")
     options: dict[str, Any] = {"retry": RetryPolicy(), "timeout": 30.0, "allow_http": None}
     check_wrong_key(lambda: protocol_from_environment(None, base_url=None, **options))
@@ -671,14 +671,14 @@ def test_frames_of_a_wrong_key_in_the_environment(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("url", ["http://example.com", "ftp://example.com", 7])
 def test_frames_of_a_wrong_url(url: Any) -> None:
-    """No frame shows a good key beside a base URL that is refused."""
+    """No frame shows the key where the base URL is rejected."""
     with pytest.raises((TypeError, ValueError)) as caught:
         CreduseProtocol(KEY, url)
     assert [name for name, text in shown_by(caught.value) if KEY in text] == []
 
 
 def test_what_the_caller_is_handling_is_left_alone() -> None:
-    """An exception that the caller is just handling keeps its traceback, and is no cause."""
+    """An exception that the caller is handling keeps its traceback, and is not the cause."""
 
     def fail() -> None:
         raise OSError("odd")

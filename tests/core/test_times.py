@@ -1,4 +1,4 @@
-"""How long an attempt may take, how long to wait before the next, and when there is none."""
+"""Timeouts, deadlines and waits between attempts."""
 
 import json
 from typing import Any
@@ -39,13 +39,13 @@ def make(kind: Kind, *, timeout: float = 30.0, **policy: Any) -> Call[Any]:
 
 
 def asking(value: str, status: int = 429, date: str | None = DATE[1]) -> Response:
-    """Give an answer that asks to be left alone for a while."""
+    """Return a response that asks for a wait."""
     dated = [] if date is None else [("Date", date)]
     return Response(status, [*dated, ("Retry-After", value)], b"")
 
 
 def waits(policy: RetryPolicy, jitter: float) -> list[float]:
-    """Give what a call waits after each attempt that fails."""
+    """Return the wait after each attempt that fails."""
     call = CreduseProtocol("key", retry=policy, timeout=1_000_000).get_balance(USER_ID)
     call.start(0.0)
     found: list[float] = []
@@ -58,7 +58,7 @@ def waits(policy: RetryPolicy, jitter: float) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "timeout", "connecting", "answering"),
+    ("kind", "timeout", "connecting", "responding"),
     [
         (Kind.READ, 30.0, 10.0, 10.0),
         (Kind.REPLAYABLE, 30.0, 10.0, 10.0),
@@ -68,30 +68,30 @@ def waits(policy: RetryPolicy, jitter: float) -> list[float]:
         (Kind.WRITE, 4.0, 4.0, 4.0),
     ],
 )
-def test_first_attempt(kind: Kind, timeout: float, connecting: float, answering: float) -> None:
-    """Connecting is bounded for all, the answer only where the request may be sent again."""
+def test_first_attempt(kind: Kind, timeout: float, connecting: float, responding: float) -> None:
+    """Connecting is bounded for all calls; the response only where a retry is possible."""
     send = make(kind, timeout=timeout).start(1000.0)
-    assert (send.connect_by, send.deadline) == (1000.0 + connecting, 1000.0 + answering)
+    assert (send.connect_by, send.deadline) == (1000.0 + connecting, 1000.0 + responding)
 
 
 @pytest.mark.parametrize(
-    ("kind", "connecting", "answering"),
+    ("kind", "connecting", "responding"),
     [(Kind.READ, 10.0, 10.0), (Kind.REPLAYABLE, 10.0, 10.0), (Kind.WRITE, 10.0, 18.0)],
 )
-def test_later_attempts(kind: Kind, connecting: float, answering: float) -> None:
-    """All attempts and the waits between them share the one deadline of the call."""
+def test_later_attempts(kind: Kind, connecting: float, responding: float) -> None:
+    """All attempts and waits share the deadline of the call."""
     call = make(kind)
     call.start(1000.0)
     call.receive_failure(UNSENT, 1011.0)
     send = call.wake(1012.0)
-    assert (send.connect_by, send.deadline) == (1012.0 + connecting, 1012.0 + answering)
+    assert (send.connect_by, send.deadline) == (1012.0 + connecting, 1012.0 + responding)
     call.receive_failure(UNSENT, 1020.0)
     last = call.wake(1025.0)
     assert (last.connect_by, last.deadline) == (1030.0, 1030.0)
 
 
 def test_timeout_of_one_call() -> None:
-    """A call's own timeout stands in for the protocol's, be it shorter or longer."""
+    """A call's own timeout replaces the protocol's."""
     protocol = CreduseProtocol("key", timeout=30.0)
     assert protocol.subtract(USER_ID, 7, timeout=2).start(0.0).deadline == 2
     assert protocol.subtract(USER_ID, 7, timeout=99.5).start(0.0).deadline == 99.5
@@ -100,7 +100,7 @@ def test_timeout_of_one_call() -> None:
 
 @pytest.mark.parametrize("now", [30.0, 31.0])
 def test_woken_too_late(now: float) -> None:
-    """A call that is woken when its time is over raises its last error and sends nothing."""
+    """A call that is woken after its deadline raises its last error and sends nothing."""
     call = make(Kind.WRITE)
     call.start(0.0)
     call.receive_failure(UNSENT, 1.0)
@@ -115,7 +115,7 @@ def test_woken_too_late(now: float) -> None:
 
 
 def test_woken_just_in_time() -> None:
-    """What little time is left after a wait goes to the attempt."""
+    """An attempt gets the time that is left after a wait."""
     call = make(Kind.WRITE)
     call.start(0.0)
     call.receive_failure(UNSENT, 1.0)
@@ -123,8 +123,8 @@ def test_woken_just_in_time() -> None:
     assert (send.connect_by, send.deadline) == (30.0, 30.0)
 
 
-def test_late_answer() -> None:
-    """A result that comes after the deadline is a result."""
+def test_late_result() -> None:
+    """A result after the deadline is a result."""
     call = make(Kind.WRITE)
     call.start(0.0)
     body = json.dumps({"end_user_id": USER_ID, "amount": 7}).encode()
@@ -134,7 +134,7 @@ def test_late_answer() -> None:
 
 
 def test_late_refusal() -> None:
-    """A refusal that comes after the deadline is as certain as one in time."""
+    """A refusal after the deadline is as certain as one in time."""
     call = make(Kind.WRITE)
     call.start(0.0)
     with pytest.raises(APIError) as caught:
@@ -159,12 +159,12 @@ def test_late_refusal() -> None:
     ids=str,
 )
 def test_backoff(policy: RetryPolicy, jitter: float, expected: list[float]) -> None:
-    """Delays double up to the longest, and then the jitter shortens them."""
+    """Delays double up to the maximum, then jitter shortens them."""
     assert waits(policy, jitter) == expected
 
 
 def test_backoff_of_a_great_many_attempts() -> None:
-    """However often a call is tried, its delay stays the longest that is allowed."""
+    """The delay stays at the maximum, however many attempts there were."""
     policy = RetryPolicy(max_attempts=1200, max_delay=1)
     assert set(waits(policy, 1.0)[1:]) == {1.0}
 
@@ -222,7 +222,7 @@ def test_backoff_of_a_great_many_attempts() -> None:
     ids=lambda value: ascii(value)[:40],
 )
 def test_retry_after(value: str, seconds: float | None) -> None:
-    """Seconds and the three forms of a date are read, past dates as now, within bounds."""
+    """Seconds and the three forms of a date are read; a past date means 0."""
     assert retry_after(asking(value)) == seconds
 
 
@@ -236,7 +236,7 @@ def test_retry_after(value: str, seconds: float | None) -> None:
     ids=["IMF-fixdate", "RFC 850", "asctime"],
 )
 def test_date_against_any_date(date: str) -> None:
-    """Each form of a date is measured against each; a year of two digits is in this century."""
+    """Each form of a date is measured against each; a two-digit year is in this century."""
     forms = (
         "Sat, 06 Nov 2094 08:50:07 GMT",
         "Saturday, 06-Nov-94 08:50:07 GMT",
@@ -247,17 +247,17 @@ def test_date_against_any_date(date: str) -> None:
 
 @pytest.mark.parametrize("date", [None, "", "yesterday", "1994"])
 def test_date_without_date(date: str | None) -> None:
-    """A date says nothing when the answer does not say what time it is there."""
+    """A date is ignored if the response has no Date."""
     assert retry_after(asking("Sun, 06 Nov 1994 08:49:47 GMT", date=date)) is None
 
 
 def test_seconds_without_date() -> None:
-    """Seconds need no date to be measured against."""
+    """Seconds need no Date."""
     assert retry_after(asking("7", date=None)) == 7.0
 
 
 def test_field_names_in_any_case() -> None:
-    """Field names are the same in any case, and an answer without the field asks for nothing."""
+    """Header names are case-insensitive."""
     fields = [("date", DATE[1]), ("RETRY-after", "Sun, 06 Nov 1994 08:49:47 GMT")]
     assert retry_after(Response(429, fields, b"")) == 10.0
     assert retry_after(Response(429, [DATE], b"")) is None
@@ -276,7 +276,7 @@ def test_field_names_in_any_case() -> None:
     ],
 )
 def test_asked_to_wait(kind: Kind, status: int, value: str, seconds: float, jitter: float) -> None:
-    """What the server asks for is waited for in full: jitter and longest delay aside."""
+    """The client waits as long as the server asks, regardless of jitter and maximum delay."""
     call = make(kind, max_delay=1)
     call.start(0.0)
     assert call.receive_response(asking(value, status), 1.0, jitter) == Wait(seconds)
@@ -285,7 +285,7 @@ def test_asked_to_wait(kind: Kind, status: int, value: str, seconds: float, jitt
 @pytest.mark.parametrize("value", ["0", "0.1", "Sun, 06 Nov 1994 08:49:27 GMT"])
 @pytest.mark.parametrize("jitter", [0.5, 1.0])
 def test_asked_for_less_than_the_backoff(value: str, jitter: float) -> None:
-    """A server that asks for no wait, or a past date, gets the call's own delay all the same."""
+    """A server that asks for no wait, or a past date, gets the policy's delay."""
     call = make(Kind.WRITE, initial_delay=2)
     call.start(0.0)
     assert call.receive_response(asking(value), 1.0, jitter) == Wait(2 * jitter)
@@ -297,8 +297,8 @@ def test_asked_for_less_than_the_backoff(value: str, jitter: float) -> None:
     assert caught.value.retry_after == float(value if value.startswith("0") else 0)
 
 
-def test_asked_by_a_cut_answer() -> None:
-    """An answer that was cut can still say how long to wait: its head was whole."""
+def test_asked_by_a_cut_response() -> None:
+    """Retry-After counts in a response whose body was cut."""
     call = make(Kind.READ)
     call.start(0.0)
     cut = Failure(Delivery.MAYBE_SENT, OSError(), transient=True, response=asking("7", 503))
@@ -308,7 +308,7 @@ def test_asked_by_a_cut_answer() -> None:
 @pytest.mark.parametrize("value", ["29", "3600", "9" * 400])
 @pytest.mark.parametrize("kind", Kind)
 def test_asked_to_wait_too_long(kind: Kind, value: str) -> None:
-    """A wait that would reach the deadline is not begun, and the error says how long it was."""
+    """A wait that would reach the deadline is not begun, and the error has its length."""
     call = make(kind)
     call.start(0.0)
     with pytest.raises(RateLimitError) as caught:
@@ -319,7 +319,7 @@ def test_asked_to_wait_too_long(kind: Kind, value: str) -> None:
 
 @pytest.mark.parametrize("status", [429, 503, 402])
 def test_error_says_what_was_asked(status: int) -> None:
-    """Any error answer's wish to be left alone is in the error."""
+    """Every error for a response has its Retry-After."""
     call = make(Kind.WRITE, max_attempts=1)
     call.start(0.0)
     with pytest.raises(APIError) as caught:
@@ -329,7 +329,7 @@ def test_error_says_what_was_asked(status: int) -> None:
 
 @pytest.mark.parametrize(("now", "goes_on"), [(28.9, True), (29.0, False), (29.5, False)])
 def test_no_time_for_the_backoff(now: float, goes_on: bool) -> None:  # noqa: FBT001 - a column
-    """The call's own delay is not begun either where it would reach the deadline."""
+    """A delay that would reach the deadline is not begun either."""
     call = make(Kind.WRITE, initial_delay=1)
     call.start(0.0)
     if goes_on:

@@ -1,4 +1,4 @@
-"""TLS in whole records, over memory: every way to cut what comes from a peer in two."""
+"""TLS in whole records, over memory, with the bytes cut at every place."""
 
 import ssl
 
@@ -47,7 +47,7 @@ class Pair:
                     assert not self.client.has_part or self.sent.pending
 
     def said(self) -> bytes:
-        """Read what the client can."""
+        """Read all that the client can read."""
         try:
             return self.client.read(100)
         except ssl.SSLWantReadError:
@@ -61,7 +61,7 @@ def record() -> tuple[Pair, bytes]:
 
 
 def test_every_part_of_a_record() -> None:
-    """However much of a record has come, it is seen; and with its rest it is read."""
+    """Any part of a record is noticed, and can be read once the rest has come."""
     pair, data = record()
     for size in range(len(data) + 1):
         pair, data = record()
@@ -74,7 +74,7 @@ def test_every_part_of_a_record() -> None:
 
 
 def test_part_behind_a_record() -> None:
-    """A part that comes with a whole record is seen, though nobody has read as far as that."""
+    """A part that comes with a whole record is noticed before the record is read."""
     pair, data = record()
     pair.server.write(TEXT)
     pair.to_client.write(data + pair.sent.read()[:7])
@@ -108,7 +108,7 @@ def test_orderly_end() -> None:
 
 
 def test_read_into() -> None:
-    """What is there can be read into a buffer, as asyncio does."""
+    """Data can be read into a buffer, as asyncio does."""
     pair, data = record()
     pair.to_client.write(data)
     buffer = bytearray(100)
@@ -119,8 +119,8 @@ def test_read_into() -> None:
 @pytest.mark.parametrize(
     "data", [b"HTTP/1.1 200 OK\r\n", b"\x16\x01\x01\x00\x05", b"\x17\x03\x03\xff\xff"]
 )
-def test_no_record(data: bytes) -> None:
-    """What is no TLS is passed on, for OpenSSL to reject before its length has come."""
+def test_not_a_record(data: bytes) -> None:
+    """Bytes that are not TLS are passed on at once, for OpenSSL to reject."""
     assert length_of_records(data) == len(data)
     pair = Pair()
     pair.to_client.write(data)

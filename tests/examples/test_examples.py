@@ -1,4 +1,4 @@
-"""The examples: each runs as a script, and each transport keeps `creduse_core.Transport`'s word."""
+"""The examples run as scripts, and their transports keep the contract of `creduse_core.Transport`."""
 
 import importlib.util
 import subprocess
@@ -38,7 +38,7 @@ TRANSPORTS = ["urllib", "urllib3", "requests"]
     ],
 )
 def test_as_a_script(name: str, said: str) -> None:
-    """Each runs at once as it stands, and leaves nothing open."""
+    """Each example runs as it stands, and leaves nothing open."""
     done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
         capture_output=True,
@@ -111,14 +111,14 @@ def connect(make: Callable[[], Any]) -> Iterator[Callable[..., CoreClient]]:
 
 @pytest.fixture
 def client(server: SandboxServer, connect: Callable[..., CoreClient]) -> CoreClient:
-    """A client of a server that knows `USER`."""
+    """Return a client of a server that knows `USER`."""
     made = connect(server.base_url)
     made.add(USER, 100)
     return made
 
 
-def test_the_calls(client: CoreClient, server: SandboxServer) -> None:
-    """What arrives is what was asked, a GET's body and each header once included."""
+def test_requests(client: CoreClient, server: SandboxServer) -> None:
+    """A request arrives as it was made, with the body of a GET and each header once."""
     client.subtract(USER, 30)
     assert client.get_balance(USER).active_balance == 70
     assert [entry.path for entry in server.log] == ["/add", "/subtract", "/get-active-balance"]
@@ -143,7 +143,7 @@ def test_the_calls(client: CoreClient, server: SandboxServer) -> None:
 
 
 def test_kept_connection(client: CoreClient, server: SandboxServer, library: str) -> None:
-    """A connection serves again, except urllib's, which are all for one request."""
+    """A connection is used again, except by urllib."""
     client.get_balance(USER)
     assert len({entry.connection for entry in server.log}) == (2 if library == "urllib" else 1)
 
@@ -158,7 +158,7 @@ def test_environment(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """No proxy and no netrc of the environment comes between."""
+    """Proxies and netrc of the environment are not used."""
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login a password b\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -177,7 +177,7 @@ def test_environment(
 
 
 def test_cookies(client: CoreClient, server: SandboxServer) -> None:
-    """A cookie that is set does not come back."""
+    """A cookie is not sent back."""
     server.inject(CannedResponse(429, (("Set-Cookie", "a=b"),)))
     client.subtract(USER, 30)
     assert all(name.lower() != "cookie" for entry in server.log for name, _ in entry.headers)
@@ -185,7 +185,7 @@ def test_cookies(client: CoreClient, server: SandboxServer) -> None:
 
 @pytest.mark.parametrize("scheme", ["http"])
 def test_threads(client: CoreClient, server: SandboxServer) -> None:
-    """Threads share a transport, and none takes another's failure for its own."""
+    """Threads can share a transport."""
     server.inject(FAULTS["request-then-reset"], times=20)
     outcomes: list[Outcome] = []
 
@@ -206,7 +206,7 @@ def test_threads(client: CoreClient, server: SandboxServer) -> None:
 
 
 def test_closed(client: CoreClient, server: SandboxServer) -> None:
-    """What is closed sends nothing, and says so."""
+    """A closed transport sends nothing, and says so."""
     client.close()
     with pytest.raises(TransportError, match="closed") as caught:
         client.subtract(USER, 30)

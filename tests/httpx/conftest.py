@@ -1,8 +1,8 @@
-"""What the tests of the httpx clients share: one suite, written once, runs over all of them.
+"""The httpx clients under test: one suite runs over all of them.
 
-A test is a coroutine that is given ``connect``; the synchronous client answers it through a thin
-coat of coroutines that do not wait. So each test runs synchronously, on asyncio and on trio, with
-a client of ours, with one of httpx's handed in, and with one of httpx2's.
+A test is a coroutine. The synchronous client gets coroutine methods that do not wait. So each test
+runs synchronously, on asyncio and on trio, with a client's own connections, with a supplied client
+of httpx, and with one of httpx2.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 TLS = ssl.create_default_context()
 
 
-class Coat:
-    """The synchronous client, its methods made coroutines."""
+class AsCoroutines:
+    """A synchronous client whose methods are coroutines that do not wait."""
 
     def __init__(self, client: CreduseClient) -> None:
         self.plain = client
@@ -43,7 +43,7 @@ class Coat:
         return call
 
 
-def run_plain(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def run_sync(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a coroutine that never waits."""
     with suppress(StopIteration):
         main().send(None)
@@ -51,7 +51,7 @@ def run_plain(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 class Harness:
-    """One kind of client, and the loop that it runs on."""
+    """One kind of client, and the event loop that runs it."""
 
     def __init__(self, runner: str, supplied: str) -> None:
         self.runner = runner
@@ -67,10 +67,10 @@ class Harness:
             case "asyncio":
                 asyncio.run(main())
             case _:
-                run_plain(main)
+                run_sync(main)
 
     def http_client(self, **settings: Any) -> Any:
-        """Make a client of the library; one TLS context serves all, since it is slow to make."""
+        """Make a client of the library. All share one TLS context, which is slow to make."""
         settings = {"verify": TLS} | settings
         return (self.library.Client if self.sync else self.library.AsyncClient)(**settings)
 
@@ -88,12 +88,12 @@ class Harness:
     async def connect(
         self, base_url: str, *, http_client: Any = None, **settings: Any
     ) -> AsyncGenerator[Any]:
-        """Make a client of ours, on one of the library's if that is the kind."""
+        """Make a Creduse client, on a supplied client if that is the kind."""
         made = self.http_client() if http_client is None and self.supplied else None
         http_client = http_client or made
         if self.sync:
             with CreduseClient(KEY, http_client, base_url=base_url, **settings) as client:
-                yield Coat(client)
+                yield AsCoroutines(client)
             if made is not None:
                 made.close()
         else:
@@ -117,17 +117,17 @@ def harness(request: pytest.FixtureRequest) -> Harness:
     return Harness(*request.param)
 
 
-LENT = [kind for kind in KINDS if kind[1] != "own"]
+SUPPLIED = [kind for kind in KINDS if kind[1] != "own"]
 
 
-@pytest.fixture(params=LENT, ids="-".join)
+@pytest.fixture(params=SUPPLIED, ids="-".join)
 def supplied(request: pytest.FixtureRequest) -> Harness:
     return Harness(*request.param)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
-def eventful(request: pytest.FixtureRequest) -> Harness:
-    """The kinds that an event loop runs, with a client of ours."""
+def on_a_loop(request: pytest.FixtureRequest) -> Harness:
+    """Return the kinds that run on an event loop, with connections of their own."""
     return Harness(request.param, "own")
 
 

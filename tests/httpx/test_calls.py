@@ -1,4 +1,4 @@
-"""What every httpx client does with good answers and with refusals."""
+"""Calls over every httpx client."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -12,12 +12,13 @@ from creduse import (
     InvalidResponseError,
     Outcome,
 )
+from creduse_core import MAX_BODY_SIZE
 from creduse_sandbox import CannedResponse, SandboxServer
 from tests.common import GOOD, USER
 
 
 def test_five_calls(harness: Any, server: SandboxServer) -> None:
-    """Each of the five methods does on the server what it says, once, and gives its result."""
+    """Each of the five methods is applied once, and returns its result."""
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
@@ -47,8 +48,8 @@ def test_five_calls(harness: Any, server: SandboxServer) -> None:
     assert {entry.connection for entry in server.log} == {1}
 
 
-def test_the_request_is_ours_alone(harness: Any, server: SandboxServer) -> None:
-    """A request bears the core's headers, Host and Content-Length, and no others."""
+def test_headers_of_a_request(harness: Any, server: SandboxServer) -> None:
+    """A request has the core's headers, Host and Content-Length, and no others."""
 
     async def main() -> None:
         async with harness.connect(server.base_url + "/") as client:
@@ -67,8 +68,8 @@ def test_the_request_is_ours_alone(harness: Any, server: SandboxServer) -> None:
     assert dict(entry.headers)["Host"] == server.base_url.removeprefix("http://")
 
 
-def test_busy_server_is_tried_again(harness: Any, server: SandboxServer) -> None:
-    """After a 429 even a write is sent again, and applied once; on_attempt hears of both."""
+def test_rate_limited_write_is_retried(harness: Any, server: SandboxServer) -> None:
+    """A write is retried after a 429, and applied once. ``on_attempt`` runs after both attempts."""
     heard: list[Attempt] = []
 
     async def main() -> None:
@@ -85,8 +86,8 @@ def test_busy_server_is_tried_again(harness: Any, server: SandboxServer) -> None
     ]
 
 
-def test_answer_that_is_ours_but_misread(harness: Any, server: SandboxServer) -> None:
-    """An answer that proves the write, with a field missing, says APPLIED; nothing is sent again."""
+def test_misread_response(harness: Any, server: SandboxServer) -> None:
+    """A response of ours that lacks a field is APPLIED, is not retried, and keeps its connection."""
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
@@ -114,3 +115,19 @@ def test_redirect(harness: Any, server: SandboxServer, location: str) -> None:
 
     harness.run(main)
     assert len(server.log) == 1
+
+
+def test_too_large(supplied: Any, server: SandboxServer) -> None:
+    """A supplied client stops reading a response that is larger than the limit."""
+
+    async def main() -> None:
+        async with supplied.connect(server.base_url) as client:
+            server.inject(CannedResponse(200, (), b" " * (2 * MAX_BODY_SIZE)))
+            with pytest.raises(InvalidResponseError, match="larger than 1048576 bytes") as caught:
+                await client.subtract(USER, 5)
+            assert caught.value.response is not None
+            assert len(caught.value.response.body) < 1.5 * MAX_BODY_SIZE
+            await client.add(USER, 5)
+
+    supplied.run(main)
+    assert [entry.connection for entry in server.log] == [1, 2]

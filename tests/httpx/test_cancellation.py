@@ -1,4 +1,4 @@
-"""A cancelled call: nothing is first sent afterwards, and nothing is left behind."""
+"""Cancelled calls: nothing is first sent afterwards, and nothing is left behind."""
 
 import asyncio
 import socket
@@ -32,7 +32,7 @@ Run = Callable[[], Coroutine[Any, Any, Any]]
 async def narrow(
     base_url: str, tls: ssl.SSLContext | None = None, **settings: Any
 ) -> AsyncGenerator[AsyncCreduseClient]:
-    """Make a client that has one connection, so that a place lost in the pool is the last."""
+    """Make a client with one connection, so that a lost place in the pool is the last."""
     limits = httpx.Limits(max_connections=1)
     async with (
         httpx.AsyncClient(limits=limits, verify=tls or False) as http_client,
@@ -66,12 +66,12 @@ async def cancel_trio(run: Run, until: Run) -> bool:
 
 
 async def cancel(runner: str, run: Run, until: Run) -> bool:
-    """Run ``run``, cancel it when ``until`` is through, and say whether that came in time."""
+    """Run ``run``, cancel it when ``until`` ends, and return whether it was still running."""
     return await {"asyncio": cancel_asyncio, "trio": cancel_trio}[runner](run, until)
 
 
-async def go_round(runner: str, times: int) -> None:
-    """Let the loop go round so many times."""
+async def run_loop(runner: str, times: int) -> None:
+    """Let the event loop run this many times."""
     for _ in range(times):
         if runner == "asyncio":
             await asyncio.sleep(0)
@@ -80,7 +80,7 @@ async def go_round(runner: str, times: int) -> None:
 
 
 async def until(runner: str, condition: Callable[[], object]) -> None:
-    """Let time pass until the condition holds."""
+    """Wait until the condition is true."""
     while not condition():
         if runner == "asyncio":
             await asyncio.sleep(0.01)
@@ -89,7 +89,7 @@ async def until(runner: str, condition: Callable[[], object]) -> None:
 
 
 def silent_at_first(connection: socket.socket, server: Any) -> None:
-    """Let the first request wait for ever, and answer all others."""
+    """Do not respond to the first request; respond to all others."""
     while server.request(connection):
         if len(server.received) == 1:
             server.stopping.wait()
@@ -97,43 +97,43 @@ def silent_at_first(connection: socket.socket, server: Any) -> None:
             connection.sendall(RESPONSE)
 
 
-def test_cancelled_while_waiting_for_the_answer(eventful: Any, raw: Any) -> None:
-    """A call cancelled while it waits for its answer gives up its connection at once."""
+def test_cancelled_while_waiting_for_the_response(on_a_loop: Any, raw: Any) -> None:
+    """A call that is cancelled while it waits for its response closes its connection at once."""
     server = raw(silent_at_first)
 
     async def main() -> None:
         async with narrow(server.base_url) as client:
             call = client.protocol.add(USER, 5)
             assert await cancel(
-                eventful.runner,
+                on_a_loop.runner,
                 lambda: client.run(call),
-                lambda: until(eventful.runner, lambda: server.received),
+                lambda: until(on_a_loop.runner, lambda: server.received),
             )
             assert call.outcome is Outcome.UNKNOWN
             await client.add(USER, 5, timeout=5)
 
-    eventful.run(main)
+    on_a_loop.run(main)
     assert len(server.received) == 2
 
 
-def test_closed_right_after_a_cancellation(eventful: Any, raw: Any) -> None:
-    """Closing waits for what a cancelled call has left behind; nothing stays open."""
+def test_closed_right_after_a_cancellation(on_a_loop: Any, raw: Any) -> None:
+    """Closing waits for the cleanup of a cancelled call; no connection stays open."""
     server = raw(silent_at_first)
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
             assert await cancel(
-                eventful.runner,
+                on_a_loop.runner,
                 lambda: client.add(USER, 5),
-                lambda: until(eventful.runner, lambda: server.received),
+                lambda: until(on_a_loop.runner, lambda: server.received),
             )
 
-    eventful.run(main)
+    on_a_loop.run(main)
     assert len(server.received) == 1
 
 
-def test_cancelled_while_waiting_for_a_connection(eventful: Any, raw: Any) -> None:
-    """A call cancelled while it waits for its turn in the pool sends nothing when that comes."""
+def test_cancelled_while_waiting_for_a_connection(on_a_loop: Any, raw: Any) -> None:
+    """A call that is cancelled while it waits for a connection sends nothing."""
     server = raw(silent_at_first)
 
     async def main() -> None:
@@ -142,17 +142,17 @@ def test_cancelled_while_waiting_for_a_connection(eventful: Any, raw: Any) -> No
             waiting = client.protocol.add(USER, 6)
 
             async def cancel_the_waiting() -> None:
-                await until(eventful.runner, lambda: server.received)
+                await until(on_a_loop.runner, lambda: server.received)
                 assert await cancel(
-                    eventful.runner,
+                    on_a_loop.runner,
                     lambda: client.run(waiting),
-                    lambda: go_round(eventful.runner, 20),
+                    lambda: run_loop(on_a_loop.runner, 20),
                 )
 
-            assert await cancel(eventful.runner, lambda: client.run(holding), cancel_the_waiting)
+            assert await cancel(on_a_loop.runner, lambda: client.run(holding), cancel_the_waiting)
             await client.add(USER, 5, timeout=5)
 
-    eventful.run(main)
+    on_a_loop.run(main)
     assert len(server.received) == 2
     assert not any(b'"amount":6' in received for received in server.received)
 
@@ -162,8 +162,8 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-def test_cancelled_within_the_handshake(eventful: Any, raw: Any, authority: trustme.CA) -> None:
-    """A call cancelled while TLS is being agreed leaves no socket open, and the pool whole."""
+def test_cancelled_within_the_handshake(on_a_loop: Any, raw: Any, authority: trustme.CA) -> None:
+    """A call that is cancelled during the TLS handshake leaves no socket open."""
     context = server_context(authority)
     hellos: list[bytes] = []
 
@@ -186,26 +186,26 @@ def test_cancelled_within_the_handshake(eventful: Any, raw: Any, authority: trus
         async with narrow(base_url, client_context(authority)) as client:
             call = client.protocol.add(USER, 5)
             assert await cancel(
-                eventful.runner,
+                on_a_loop.runner,
                 lambda: client.run(call),
-                lambda: until(eventful.runner, lambda: hellos),
+                lambda: until(on_a_loop.runner, lambda: hellos),
             )
             await client.add(USER, 5, timeout=5)
-            await until(eventful.runner, lambda: len(hellos) == 2)
+            await until(on_a_loop.runner, lambda: len(hellos) == 2)
 
-    eventful.run(main)
+    on_a_loop.run(main)
     assert len(server.received) == 1
 
 
 def drip_head(connection: socket.socket, server: Any) -> None:
-    """Send interim answers without end."""
+    """Send interim responses without end."""
     server.request(connection)
     while not server.stopping.wait(0.05):
         connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
 
 
-def test_endless_interim_answers(eventful: Any, raw: Any) -> None:
-    """Interim answers without end, which no time-out of httpx's notices, end with the call."""
+def test_endless_interim_responses(on_a_loop: Any, raw: Any) -> None:
+    """Endless interim responses, which httpx's timeouts do not bound, end with the call's timeout."""
     server = raw(drip_head)
 
     async def main() -> None:
@@ -214,7 +214,7 @@ def test_endless_interim_answers(eventful: Any, raw: Any) -> None:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.UNKNOWN
 
-    eventful.run(main)
+    on_a_loop.run(main)
     assert len(server.received) == 1
 
 
@@ -236,13 +236,13 @@ async def pause(runner: str, seconds: float) -> None:
         await trio.sleep(seconds)
 
 
-def test_transport_that_does_not_trace(eventful: Any) -> None:
-    """On a transport that tells nothing of its steps, time and cancellation hold all the same."""
+def test_transport_that_does_not_trace(on_a_loop: Any) -> None:
+    """Timeouts and cancellations work on a transport without trace events."""
     done: list[str] = []
 
     async def handle(_: httpx.Request) -> httpx.Response:
         done.append("begun")
-        await pause(eventful.runner, 60)
+        await pause(on_a_loop.runner, 60)
         done.append("ended")
         return httpx.Response(200, content=GOOD)
 
@@ -253,18 +253,18 @@ def test_transport_that_does_not_trace(eventful: Any) -> None:
             assert caught.value.outcome is Outcome.UNKNOWN
             call = client.protocol.add(USER, 5)
             assert await cancel(
-                eventful.runner,
+                on_a_loop.runner,
                 lambda: client.run(call),
-                lambda: until(eventful.runner, lambda: len(done) == 2),
+                lambda: until(on_a_loop.runner, lambda: len(done) == 2),
             )
             assert call.outcome is Outcome.UNKNOWN
 
-    eventful.run(main)
+    on_a_loop.run(main)
     assert done == ["begun", "begun"]
 
 
 class Slow(httpx.AsyncBaseTransport):
-    """Looks at the pool's time-out, as httpcore does, and then tells nothing."""
+    """A transport that keeps the pool's timeout, as httpcore does, and then hangs."""
 
     def __init__(self, runner: str) -> None:
         self.runner = runner
@@ -276,20 +276,20 @@ class Slow(httpx.AsyncBaseTransport):
         raise AssertionError
 
 
-def test_transport_that_is_stuck(eventful: Any) -> None:
-    """A transport that has the time-outs and does not keep them is ended by force."""
+def test_transport_that_is_stuck(on_a_loop: Any) -> None:
+    """A transport that ignores its timeouts is cancelled."""
 
     async def main() -> None:
-        async with over(Slow(eventful.runner), retry=ONCE) as client:
+        async with over(Slow(on_a_loop.runner), retry=ONCE) as client:
             with pytest.raises(CreduseTimeoutError) as caught:
                 await client.add(USER, 5, timeout=0.1)
             assert caught.value.outcome is Outcome.UNKNOWN
 
-    eventful.run(main)
+    on_a_loop.run(main)
 
 
 def test_closed_within_a_cancelled_scope(server: SandboxServer) -> None:
-    """Leaving ``async with`` because of a cancellation closes the connections."""
+    """Leaving ``async with`` by a cancellation closes the connections."""
 
     async def main() -> None:
         client = AsyncCreduseClient(KEY, base_url=server.base_url)

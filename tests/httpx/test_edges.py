@@ -1,4 +1,4 @@
-"""Clients of our own at the edges: signals, closing, proxies, and names that mislead."""
+"""Clients with their own connections: signals, closing, proxies and misleading names."""
 
 import asyncio
 import signal
@@ -37,12 +37,12 @@ RUNNERS: dict[str, Callable[..., Any]] = {"asyncio": asyncio.run, "trio": trio.r
 
 
 class SoftTimeLimitError(Exception):
-    """What a task runner raises in a job that takes too long."""
+    """A task runner's exception for a job that takes too long."""
 
 
 @contextmanager
 def alarm(error: BaseException, seconds: float = 0.1) -> Generator[None]:
-    """Raise ``error`` from a signal handler, in whatever runs then."""
+    """Raise ``error`` from a signal handler."""
 
     def ring(*_: object) -> None:
         raise error
@@ -61,7 +61,7 @@ def alarm(error: BaseException, seconds: float = 0.1) -> Generator[None]:
 )
 @pytest.mark.parametrize("name", ["request-then-hang", "cut-head-then-hang", "cut-body-then-hang"])
 def test_signal_handler_that_raises(server: SandboxServer, error: Exception, name: str) -> None:
-    """An exception of a signal handler's abandons the call, and comes out as it is."""
+    """An exception of a signal handler abandons the call, and leaves the client unchanged."""
     with CreduseClient(KEY, base_url=server.base_url) as client:
         server.inject(FAULTS[name])
         call = client.protocol.get_balance(USER)
@@ -74,7 +74,7 @@ def test_signal_handler_that_raises(server: SandboxServer, error: Exception, nam
 
 
 def test_alarm_while_connecting() -> None:
-    """An alarm's TimeoutError is not taken for one of the socket's while it connects."""
+    """An alarm's TimeoutError during connecting is not the socket's."""
     with full_backlog() as port, CreduseClient(KEY, base_url=f"http://127.0.0.1:{port}") as client:
         call = client.protocol.add(USER, 1)
         error = TimeoutError("over")
@@ -86,7 +86,7 @@ def test_alarm_while_connecting() -> None:
 
 @contextmanager
 def full_backlog() -> Generator[int]:
-    """Listen on a port where connecting takes for ever."""
+    """Listen on a port where connecting never succeeds."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -105,7 +105,7 @@ def full_backlog() -> Generator[int]:
 
 @pytest.mark.parametrize("name", ["request-then-hang", "cut-head-then-hang", "cut-body-then-hang"])
 def test_close_ends_a_call(server: SandboxServer, name: str) -> None:
-    """Closing a client ends what another thread has in flight, long before its time is over."""
+    """``close()`` ends a call in another thread before its timeout."""
     client = CreduseClient(KEY, base_url=server.base_url, timeout=60, retry=ONCE)
     server.inject(FAULTS[name])
     ended: list[CreduseError] = []
@@ -127,7 +127,7 @@ def test_close_ends_a_call(server: SandboxServer, name: str) -> None:
 
 
 def test_close_while_connecting() -> None:
-    """Once close() has returned, a call that was connecting sends nothing."""
+    """After ``close()`` has returned, a call that was connecting sends nothing."""
     with full_backlog() as port:
         client = CreduseClient(
             KEY, base_url=f"http://127.0.0.1:{port}", retry=RetryPolicy(1, attempt_timeout=2.0)
@@ -149,7 +149,7 @@ def test_close_while_connecting() -> None:
 
 
 def silent(connection: socket.socket, server: Any) -> None:
-    """Be a proxy that never says a word."""
+    """Act as a proxy that never responds."""
     server.received.append(connection.recv(65536))
     server.stopping.wait()
 
@@ -160,7 +160,7 @@ PROXIES = {"CONNECT": "http", "SOCKS": "socks5"}
 @pytest.mark.parametrize("scheme", PROXIES.values(), ids=PROXIES)
 @pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
 def test_silent_proxy(runner: str, scheme: str, raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that is silent is waited for as long as connecting may take; errors name it."""
+    """A silent proxy is bounded by the time to connect, and the error names it."""
     proxy = raw(silent)
     where = proxy.base_url.removeprefix("http://")
     monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://user:pass%23word@{where}")
@@ -192,7 +192,7 @@ def test_silent_proxy(runner: str, scheme: str, raw: Any, monkeypatch: pytest.Mo
 
 
 def here() -> str:
-    """Return an address of this machine that is no loopback address."""
+    """Return an address of this machine that is not a loopback address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -204,12 +204,12 @@ def here() -> str:
 
 @pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
 @pytest.mark.parametrize("allow_http", [None, True])
-def test_name_that_leads_elsewhere(
+def test_localhost_that_is_elsewhere(
     runner: str,
     allow_http: bool | None,  # noqa: FBT001 - a column
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Plain http to ``localhost`` sends the key to this machine alone, unless told otherwise."""
+    """Plain http to ``localhost`` sends the key to this machine only, unless ``allow_http`` is set."""
     address, look_up = here(), socket.getaddrinfo
 
     def mislead(host: Any, *args: Any, **kwargs: Any) -> Any:
@@ -272,7 +272,7 @@ def later(head: bytes, body: bytes) -> tuple[bytes, ...]:
 
 
 def test_fork_during_a_call(server: SandboxServer) -> None:
-    """A child that closes the client leaves the parent's call in flight alone."""
+    """A child process that closes the client does not disturb the parent's call in flight."""
     server.inject(Shaped(later, pause=2.0))
     subprocess.run([sys.executable, "-c", FORK, server.base_url], check=True, timeout=60)
     assert len(server.applied) == 1
@@ -280,7 +280,7 @@ def test_fork_during_a_call(server: SandboxServer) -> None:
 
 @pytest.fixture
 def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ssl.SSLContext:
-    """A server's context, which clients trust that read the environment."""
+    """Return a server's context, which clients trust that read the environment."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -288,7 +288,7 @@ def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ssl.SSLConte
 
 
 def call_with(runner: str, **settings: Any) -> None:
-    """Make one call with a client of the kind that this runner runs."""
+    """Make one call with a client for this runner."""
     if runner == "sync":
         with CreduseClient(KEY, **settings) as client:
             client.add(USER, 1)
@@ -309,7 +309,7 @@ def test_response_before_the_first_request(
     raw: Any,
     certificate: ssl.SSLContext,
 ) -> None:
-    """What a server sends on a new connection before the request is not the response to it."""
+    """Bytes that arrive on a new connection before the request are not its response."""
     spoken = threading.Event()
 
     def speak(connection: socket.socket, server: Any) -> None:
@@ -331,7 +331,7 @@ def test_response_before_the_first_request(
 
 @contextmanager
 def during_connect(runner: str, spoken: threading.Event) -> Generator[None]:
-    """Hold up a client before it writes until the server has spoken, and that has arrived."""
+    """Hold up a client before it writes, until the server's bytes have arrived."""
     name = "_begins_request"
     original = ConnectionState._begins_request  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the moment before a write
 
@@ -346,7 +346,7 @@ def during_connect(runner: str, spoken: threading.Event) -> Generator[None]:
 
 
 def test_close_during_a_handshake() -> None:
-    """Closing a client ends a TLS handshake of another thread, and the other calls, too."""
+    """``close()`` ends a TLS handshake in another thread, and the other calls."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
         client = CreduseClient(KEY, base_url=url, timeout=60, retry=RetryPolicy(1))
@@ -375,7 +375,7 @@ def test_close_during_a_handshake() -> None:
 def test_silent_address_before_a_good_one(
     server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An address of a host that is silent leaves time for the next one."""
+    """A silent address of a host leaves time for the next one."""
     port = int(server.base_url.rpartition(":")[2])
     with full_backlog() as silent_port:
         addresses = [("127.0.0.1", silent_port), ("127.0.0.1", port)]
@@ -392,7 +392,7 @@ def test_silent_address_before_a_good_one(
 def test_address_of_an_unknown_family(
     server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An address whose family the machine does not know leaves the next one to be tried."""
+    """After an address of an unknown family, the next one is tried."""
     port = int(server.base_url.rpartition(":")[2])
 
     def find(*_: object, **__: object) -> Any:
@@ -410,7 +410,7 @@ def test_response_that_has_been_read(
     server: SandboxServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A response that stands read before us, on a connection that closes, is the response."""
+    """A response that was already read, on a connection that closes, is the response."""
     handle = httpx.HTTPTransport.handle_request
 
     def handle_and_read(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
@@ -431,7 +431,7 @@ CLOSE = ("Connection", "close")
 
 
 def test_call_within_a_call(server: SandboxServer) -> None:
-    """A signal handler may call within a call of the same client, and closing still ends both."""
+    """A signal handler may call the same client during a call, and closing still ends both."""
     with CreduseClient(KEY, base_url=server.base_url, timeout=60) as client:
         server.inject(FAULTS["request-then-hang"])
         within: list[int] = []

@@ -1,4 +1,4 @@
-"""What every httpx client says when there is no whole answer, and that it is true."""
+"""Failures over every httpx client: the errors say the truth."""
 
 import logging
 import pickle
@@ -23,24 +23,24 @@ from tests.common import GOOD, NO_WAIT, ONCE, USER
 
 
 def disconnect(connection: socket.socket, server: Any) -> None:
-    """Read the request and hang up."""
+    """Read the request, and close the connection."""
     server.request(connection)
 
 
 def cut_body(connection: socket.socket, server: Any) -> None:
-    """Answer with less of a body than was promised."""
+    """Respond with less of a body than its length says."""
     if server.request(connection):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + GOOD)
 
 
 def garbage(connection: socket.socket, server: Any) -> None:
-    """Answer in no HTTP."""
+    """Respond with bytes that are not HTTP."""
     server.request(connection)
     connection.sendall(b"\x00\x01\x02 what?\r\n\r\n")
 
 
 def test_closed_client(harness: Any, server: SandboxServer) -> None:
-    """A client that is closed sends nothing and says so."""
+    """A closed client sends nothing, and the error says so."""
 
     async def main() -> None:
         async with harness.connect(server.base_url) as client:
@@ -54,8 +54,8 @@ def test_closed_client(harness: Any, server: SandboxServer) -> None:
     assert server.log == ()
 
 
-def test_url_that_httpx_does_not_take(harness: Any) -> None:
-    """A URL that only the library finds wrong is NOT_APPLIED, and not tried again."""
+def test_url_that_httpx_rejects(harness: Any) -> None:
+    """A URL that only the library rejects is NOT_APPLIED, and not retried."""
 
     async def main() -> None:
         async with harness.connect("https://localhost/" + 70_000 * "a") as client:
@@ -81,7 +81,7 @@ def test_no_key_anywhere(
     behave: Callable[[socket.socket, Any], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The key is in no repr, error, traceback, pickle, or debug log of any logger."""
+    """The key is in no repr, error, traceback, pickle, or debug log."""
     server = raw(behave)
     caplog.set_level(logging.DEBUG)
 
@@ -101,10 +101,10 @@ def test_no_key_anywhere(
     harness.run(main)
 
 
-def test_reset_before_its_peer_is_looked_at(
+def test_reset_as_soon_as_connected(
     harness: Any, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that is reset as soon as it is made is tried again, as any other."""
+    """A connection that is reset as soon as it is made is retried."""
     connected = threading.Semaphore(0)
 
     def reset(connection: socket.socket, _: Any) -> None:

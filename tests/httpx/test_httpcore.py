@@ -1,4 +1,4 @@
-"""What reaches below the public API of httpx, httpx2 and httpcore finds what it looks for.
+"""What creduse_httpx uses below the public API of httpx, httpx2 and httpcore exists.
 
 A release that changes it fails here, by its name; without it each use falls back to what its
 docstring says.
@@ -17,7 +17,7 @@ from creduse import CreduseClient, Outcome, TransportError
 from creduse_core import CoreClient, CreduseProtocol, RetryPolicy
 from creduse_httpx import _httpcore, _own
 from creduse_sandbox import FAULTS, SandboxServer
-from tests.common import USER
+from tests.common import USER, response
 
 
 @pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
@@ -32,7 +32,7 @@ def server() -> Iterator[SandboxServer]:
 
 
 def test_transports_of_a_client(library: Any) -> None:
-    """A client's transport for a URL is its own, or a proxy's; the direct one is its own."""
+    """The transport of a URL is found, that of a proxy included."""
     own, proxied = library.HTTPTransport(), library.HTTPTransport()
     with library.Client(transport=own, mounts={"https://": proxied}) as http_client:
         secure = library.URL("https://api.creduse.com")
@@ -42,13 +42,13 @@ def test_transports_of_a_client(library: Any) -> None:
 
 
 def test_direct_transport_falls_back() -> None:
-    """Without the private name, the transport is the one that the client has for the URL."""
+    """Without the private name, the client's transport for the URL is used."""
     http_client = SimpleNamespace(_transport_for_url="for {}".format)
     assert _httpcore.direct_transport(http_client, "x") == "for x"
 
 
 def test_http2_is_seen(library: Any) -> None:
-    """A transport says whether it may speak HTTP/2."""
+    """It is found whether a transport may use HTTP/2."""
     with library.HTTPTransport(http2=True) as http2, library.HTTPTransport() as http1:
         assert _httpcore.speaks_http2(http2)
         assert not _httpcore.speaks_http2(http1)
@@ -56,7 +56,7 @@ def test_http2_is_seen(library: Any) -> None:
 
 
 def test_backend_is_used(server: SandboxServer) -> None:
-    """The network backend of ours is the one that httpcore connects with."""
+    """Connections of httpcore use our network backend."""
     with CreduseClient("k", base_url=server.base_url, retry=RetryPolicy(max_attempts=1)) as client:
         with server.refusing(), pytest.raises(TransportError) as caught:
             client.add(USER, 1)
@@ -65,7 +65,7 @@ def test_backend_is_used(server: SandboxServer) -> None:
 
 
 def test_without_the_backend(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the private name, calls succeed, a failure is UNKNOWN, and nothing is reused."""
+    """Without the private name, calls succeed, a failure is UNKNOWN, and no connection is reused."""
 
     def set_nothing(_transport: object, backend: object) -> bool:
         return _httpcore.set_backend(object(), backend)
@@ -82,36 +82,35 @@ def test_without_the_backend(server: SandboxServer, monkeypatch: pytest.MonkeyPa
     assert [entry.connection for entry in server.log] == [1, 2, 3]
 
 
-def test_what_is_left_is_seen(library: Any, raw: Any) -> None:
-    """Bytes behind a response are seen on its transport, and on the response of a supplied client."""
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+def test_surplus_is_found(library: Any, raw: Any) -> None:
+    """Bytes after a response are found."""
 
     def respond(connection: socket.socket, running: Any) -> None:
         for more in (b"", b"x"):
             if connection.recv(65536):
-                connection.sendall(answer + more)
+                connection.sendall(response(b"{}") + more)
         running.stopping.wait()
 
     url = raw(respond).base_url
     with library.HTTPTransport() as transport:
         assert not _httpcore.is_drained(transport)
         for drained in (True, False):
-            response = transport.handle_request(library.Request("GET", url))
-            assert b"".join(response.stream) == b"{}"
+            received = transport.handle_request(library.Request("GET", url))
+            assert b"".join(received.stream) == b"{}"
             assert not _httpcore.is_drained(transport)  # it is still in use
-            assert _httpcore.is_response_drained(response) is drained
-            response.stream.close()
+            assert _httpcore.is_response_drained(received) is drained
+            received.stream.close()
             assert _httpcore.is_drained(transport) is drained
 
 
-def test_what_cannot_be_seen_is_not_drained() -> None:
-    """Where a private name is gone, or a mock responds, a connection counts as not drained."""
+def test_not_drained_without_the_private_names() -> None:
+    """Without a private name, or with a mock, a connection does not count as drained."""
     assert not _httpcore.is_drained(object())
     assert not _httpcore.is_response_drained(SimpleNamespace(stream=object()))
 
 
-def test_lock_is_taken_off() -> None:
-    """The pool of a transport has the lock that is taken off it."""
+def test_lock_is_removed() -> None:
+    """The pool has the lock that is removed."""
     with httpx.HTTPTransport() as transport:
         pool: Any = transport._pool  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # what is tested
         _httpcore.remove_lock(transport)

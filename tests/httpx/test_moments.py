@@ -1,4 +1,4 @@
-"""What happens between two steps of a call: closing, cancelling, signals, and bytes that come too soon.
+"""Events between two steps of a call: closing, cancellation, signals, and early bytes.
 
 Where such a moment is too short to be met, a step is made to wait for it; what comes then is real.
 """
@@ -42,7 +42,7 @@ from tests.tls import TlsInParts, client_context, server_context
 
 
 def wait_for_bytes(stream: Any) -> None:
-    """Wait, the event loop included, until something has come on a connection."""
+    """Block, the event loop included, until bytes have arrived on a connection."""
     select.select([stream.get_extra_info("socket")], [], [], 30)
 
 
@@ -57,7 +57,7 @@ def respond_unasked(connection: socket.socket, server: Any) -> None:
 def test_response_before_the_first_request(
     harness: Any, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A response that is there when a connection has been made is nobody's."""
+    """Bytes that arrive on a new connection before the request are not its response."""
     for module in (_network, _supplied):
         monkeypatch.setattr(module, "check_loopback", wait_for_bytes)
 
@@ -74,7 +74,7 @@ def test_response_before_the_first_request(
 
 @pytest.fixture
 def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> trustme.CA:
-    """Make an authority that the environment names, so that clients trust it."""
+    """Make an authority, and have the environment name it."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -83,7 +83,7 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> trustme.CA:
 
 @pytest.fixture
 def looked_at_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let bytes that come right after a handshake arrive before the client looks for them."""
+    """Delay the client after a handshake, so that early bytes have arrived."""
     connected = _network.ConnectionState.set_stream
     complete = _supplied.TracedExchange._complete_step  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
 
@@ -111,8 +111,8 @@ def looked_at_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("looked_at_late")
-def test_no_tls_any_more(harness: Any, raw: Any, authority: trustme.CA) -> None:
-    """What comes right after a handshake and is no TLS is nobody's response, and nothing is sent."""
+def test_plain_bytes_after_a_handshake(harness: Any, raw: Any, authority: trustme.CA) -> None:
+    """Bytes after a handshake that are not TLS are no response, and nothing is sent."""
     context = server_context(authority)
     context.num_tickets = 0  # they would be readable, too
 
@@ -146,7 +146,7 @@ def test_no_tls_any_more(harness: Any, raw: Any, authority: trustme.CA) -> None:
 def test_closed_while_a_name_is_looked_up(
     server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is connected for a client that was closed meanwhile."""
+    """A client that is closed during a name look-up does not connect."""
     look_up = socket.getaddrinfo
 
     def close_first(*arguments: Any, **settings: Any) -> Any:
@@ -165,7 +165,7 @@ def test_closed_while_a_name_is_looked_up(
 def test_closed_as_soon_as_it_is_connected(
     server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is sent for a client that was closed meanwhile."""
+    """A client that is closed right after connecting sends nothing."""
 
     def close(_: Any) -> None:
         client.close()
@@ -179,7 +179,7 @@ def test_closed_as_soon_as_it_is_connected(
 
 
 def test_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that nobody knows is NOT_APPLIED, and may be known to the next attempt."""
+    """A name without an address is NOT_APPLIED, and is retried."""
 
     def find_nothing(*_: Any, **__: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -195,7 +195,7 @@ def test_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_closing_suppresses() -> None:
-    """Closing suppresses what the network raises, and lets a Ctrl-C through."""
+    """Closing suppresses network errors, and not KeyboardInterrupt."""
     with IGNORE_LIBRARY_ERRORS:
         raise httpx.CloseError("reset")
     with pytest.raises(KeyboardInterrupt), IGNORE_LIBRARY_ERRORS:
@@ -203,7 +203,7 @@ def test_what_closing_suppresses() -> None:
 
 
 def test_alarm_within_close(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a signal handler raises while a client is closed comes out as it is."""
+    """An exception of a signal handler during ``close()`` leaves it unchanged."""
     error = TimeoutError("over")
 
     def ring(*_: object) -> None:
@@ -234,7 +234,7 @@ def test_alarm_within_close(server: SandboxServer, monkeypatch: pytest.MonkeyPat
 
 
 def test_interrupted_as_it_takes_a_connection(server: SandboxServer) -> None:
-    """A connection that a signal meets on its way from the idle ones to its user is still idle."""
+    """A signal while an idle connection is taken leaves the connection idle."""
 
     class Interrupting(dict[int, Any]):
         def __setitem__(self, key: int, value: Any) -> None:
@@ -254,7 +254,7 @@ def test_interrupted_as_it_takes_a_connection(server: SandboxServer) -> None:
 
 
 def test_interrupted_over_a_supplied_client(server: SandboxServer) -> None:
-    """Ctrl-C in a call abandons it: UNKNOWN, and the connection is not used again."""
+    """Ctrl-C abandons the call: UNKNOWN, and the connection is not used again."""
     server.inject(FAULTS["apply-then-hang"])
 
     def interrupt() -> None:
@@ -280,7 +280,7 @@ def test_interrupted_over_a_supplied_client(server: SandboxServer) -> None:
 def test_alarm_as_a_peer_is_looked_up(
     server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An OSError of a signal handler's is no reset of the connection."""
+    """An OSError of a signal handler is not a reset of the connection."""
     error = OSError(errno.EIO, "over")
     with socket.socket() as sock:
         stream_class = type(stream_on(sock))
@@ -302,7 +302,7 @@ def test_alarm_as_a_peer_is_looked_up(
 
 
 def test_called_while_something_is_handled(server: SandboxServer) -> None:
-    """What a caller is handling is not taken for the reason why its call fails."""
+    """An exception that the caller is handling is not the cause of a failure."""
     with server.refusing(), CreduseClient(KEY, base_url=server.base_url, retry=ONCE) as client:
         try:
             dict[str, int]()["the caller's own"]
@@ -315,7 +315,7 @@ def test_called_while_something_is_handled(server: SandboxServer) -> None:
 
 
 async def both(first: Callable[[], Any], second: Callable[[], Any]) -> None:
-    """Run both, on the loop that is running."""
+    """Run both at the same time."""
     if trio.lowlevel.in_trio_task():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first)
@@ -333,14 +333,14 @@ async def pause(seconds: float) -> None:
 
 @pytest.fixture(params=["asyncio", "trio"])
 def run_async(request: pytest.FixtureRequest) -> Callable[[Callable[[], Any]], None]:
-    """Run a coroutine function on one event loop or the other."""
+    """Run a coroutine function on one of the event loops."""
     return trio.run if request.param == "trio" else lambda main: asyncio.run(main())
 
 
-def test_wait_for_a_turn(
+def test_wait_for_a_connection(
     run_async: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that gets no turn within its time is NOT_APPLIED; one that gets it is served."""
+    """A call that gets no connection in time is NOT_APPLIED; one that gets it succeeds."""
     monkeypatch.setattr("creduse_httpx._tasks.MAX_CONCURRENT", 1)
     server.inject(FAULTS["apply-then-hang"])
 
@@ -368,7 +368,7 @@ def test_wait_for_a_turn(
 
 
 def test_cancelled_in_the_pool(run_async: Any, server: SandboxServer) -> None:
-    """A call that is cancelled while it waits in httpcore's pool sends nothing, nor loses a place."""
+    """A call that is cancelled in httpcore's pool sends nothing, and loses no place."""
     server.inject(FAULTS["apply-then-hang"])
 
     async def main() -> None:
@@ -402,7 +402,7 @@ def test_cancelled_in_the_pool(run_async: Any, server: SandboxServer) -> None:
 
 
 def test_cancelled_at_each_step(run_async: Any) -> None:
-    """Over a supplied client, too, what a cancelled call says is true, and the next one succeeds."""
+    """A cancelled call over a supplied client says the truth, and the next call succeeds."""
 
     @asynccontextmanager
     async def connect(protocol: CreduseProtocol) -> AsyncGenerator[AsyncCoreClient]:
@@ -420,7 +420,7 @@ def test_cancelled_at_each_step(run_async: Any) -> None:
 def test_no_time_before_its_task_begins(
     run_async: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call whose time is over before its task takes a step says that it did not send."""
+    """A call whose timeout passes before its task starts is NOT_APPLIED."""
 
     def none_left(_: object) -> float:
         return 0.0
@@ -443,7 +443,7 @@ def test_no_time_before_its_task_begins(
 def test_cancelled_as_a_step_ends(
     run_async: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that is to end as its connection has been made takes no further step."""
+    """A call that is cancelled as its connection is made goes no further."""
     trace = _supplied.TracedExchange.trace
 
     def stop_at(exchange: Any, name: str, info: dict[str, Any]) -> None:
@@ -467,7 +467,7 @@ def test_cancelled_as_a_step_ends(
 
 
 def test_another_loop_of_a_supplied_client() -> None:
-    """On another event loop than that of its first call it sends nothing, and says so."""
+    """On another event loop than before, a supplied client sends nothing, and the error says so."""
     requests: list[httpx.Request] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -483,7 +483,7 @@ def test_another_loop_of_a_supplied_client() -> None:
 
 
 def test_supplied_transport_with_an_error_of_its_own(supplied: Any) -> None:
-    """An exception of somebody else's code is no failure of the network, and comes out as it is."""
+    """An exception of other code is not a network failure, and leaves the client unchanged."""
     error = ZeroDivisionError("not the network's")
 
     def handle(_: Any) -> Any:
@@ -505,7 +505,7 @@ def test_supplied_transport_with_an_error_of_its_own(supplied: Any) -> None:
 
 
 class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body without end, and without a socket."""
+    """A body without end and without a socket."""
 
     def __iter__(self) -> Iterator[bytes]:
         while True:
@@ -519,7 +519,7 @@ class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def test_endless_body_without_a_socket() -> None:
-    """Where no socket can be shut down, the call ends at the next piece that comes too late."""
+    """Without a socket to shut down, the call ends at the next late piece."""
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Endless()))
     with (
         httpx.Client(transport=transport) as http_client,
@@ -533,8 +533,10 @@ def test_endless_body_without_a_socket() -> None:
 # Where something else is in the way
 
 
-def test_read_before_us(eventful: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A response that instrumentation has read is taken as it was read."""
+def test_response_that_instrumentation_has_read(
+    on_a_loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response that instrumentation has read is accepted."""
 
     async def handle(*_: Any) -> httpx.Response:
         return httpx.Response(200, content=GOOD)
@@ -545,11 +547,11 @@ def test_read_before_us(eventful: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         async with AsyncCreduseClient(KEY, base_url="https://api.creduse.com") as client:
             assert (await client.add(USER, 5)).amount == 5
 
-    eventful.run(main)
+    on_a_loop.run(main)
 
 
 def test_without_trio(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that runs on asyncio needs no trio."""
+    """A client on asyncio works without trio installed."""
     monkeypatch.delitem(sys.modules, "trio")
 
     async def main() -> None:
@@ -564,7 +566,7 @@ def is_elsewhere(_: str) -> bool:
 
 
 def tunnel(target: tuple[str, int], context: ssl.SSLContext) -> Callable[..., None]:
-    """Be a proxy that is itself reached over TLS, and connect to ``target`` whatever is asked."""
+    """Act as a proxy over TLS that connects to ``target`` for every request."""
 
     def copy(source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
@@ -591,7 +593,7 @@ def tunnel(target: tuple[str, int], context: ssl.SSLContext) -> Callable[..., No
 def test_proxy_over_tls(
     runner: str, raw: Any, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TLS goes through a proxy that is itself reached over TLS, and the proxy sees no key."""
+    """A proxy that is itself reached over TLS is used, and never gets the key."""
     with SandboxServer(api_key=KEY, ssl_context=server_context(authority)) as sandbox:
         port = int(sandbox.base_url.rpartition(":")[2])
         proxy = raw(tunnel(("127.0.0.1", port), server_context(authority)))
@@ -623,7 +625,7 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
     authority: trustme.CA,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What comes through two layers of TLS before a request is not the response to it."""
+    """Bytes that arrive through two layers of TLS before the request are not its response."""
     monkeypatch.setattr("creduse_core.arguments.is_loopback", is_elsewhere)
     begins, spoken = _network.ConnectionState._begins_request, threading.Event()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
     waited: list[bool] = []

@@ -1,4 +1,4 @@
-"""A client's own connections: when they are made, whose they are, and how they end."""
+"""A client's own connections: when they open, who shares them, and when they close."""
 
 import asyncio
 import gc
@@ -33,7 +33,7 @@ def test_making_a_client_opens_nothing(server: SandboxServer) -> None:
 
 
 def test_one_tls_context() -> None:
-    """A client of an https URL makes one TLS context, before its first call."""
+    """A client for https makes one TLS context, before its first call."""
     before = contexts()
     with CreduseClient(KEY, base_url="https://127.0.0.1:1") as client:
         assert contexts() == before + 1
@@ -44,7 +44,7 @@ def test_one_tls_context() -> None:
 
 
 def test_threads_share_a_client(server: SandboxServer) -> None:
-    """Threads can use one client at the same time, from its first call on."""
+    """Threads can share a client, from its first call on."""
     with (
         CreduseClient(KEY, base_url=server.base_url) as client,
         ThreadPoolExecutor(8) as threads,
@@ -81,7 +81,7 @@ RUNNERS: dict[str, Callable[..., Any]] = {"asyncio": asyncio.run, "trio": trio.r
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_another_loop(server: SandboxServer, runner: str) -> None:
-    """On another event loop than that of its first call, a client sends nothing and says so."""
+    """On another event loop than before, a client sends nothing, and the error says so."""
     client = AsyncCreduseClient(KEY, base_url=server.base_url)
 
     async def first() -> None:
@@ -114,7 +114,7 @@ def test_another_loop(server: SandboxServer, runner: str) -> None:
 def test_old_connection(
     harness: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that has been idle for too long is closed, and not used again."""
+    """A connection that was idle for too long is closed."""
     monkeypatch.setattr("creduse_httpx._own.IDLE_TIMEOUT", 0.0)
 
     async def main() -> None:
@@ -128,18 +128,18 @@ def test_old_connection(
     assert [entry.connection for entry in server.log] == [1, 2, 3]
 
 
-def test_unused_async_client_closes(eventful: Any) -> None:
+def test_unused_async_client_closes(on_a_loop: Any) -> None:
     """A client that was never used closes."""
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY):
             pass
 
-    eventful.run(main)
+    on_a_loop.run(main)
 
 
 def test_environment(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Key and URL come from the environment where they are not given."""
+    """The key and the URL come from the environment where they are not arguments."""
     monkeypatch.setenv("CREDUSE_API_KEY", KEY)
     monkeypatch.setenv("CREDUSE_BASE_URL", server.base_url)
     with CreduseClient() as client:
@@ -159,14 +159,14 @@ WRONG_SETTINGS = {
 
 @pytest.mark.parametrize(("base_url", "name", "value"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS)
 @pytest.mark.parametrize("kind", [CreduseClient, AsyncCreduseClient])
-def test_setting_of_the_environment_that_is_wrong(
+def test_wrong_setting_of_the_environment(
     kind: Callable[..., object],
     base_url: str,
     name: str,
     value: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A setting with which no call can be made is a ValueError when the client is made."""
+    """A wrong setting of the environment is a ValueError when the client is made."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"SSL_CERT_FILE|HTTPS_PROXY") as caught:
         kind(KEY, base_url=base_url)
@@ -178,7 +178,7 @@ def test_setting_of_the_environment_that_is_wrong(
 def test_no_proxy_to_this_machine(
     server: SandboxServer, monkeypatch: pytest.MonkeyPatch, raw: Any
 ) -> None:
-    """What goes to this machine does not leave it for a proxy of the environment's."""
+    """A request to this machine does not use the environment's proxy."""
 
     def be_a_proxy(connection: socket.socket, proxy: Any) -> None:
         proxy.request(connection)
@@ -193,7 +193,7 @@ def test_no_proxy_to_this_machine(
 
 
 def test_close_waits_for_calls(server: SandboxServer) -> None:
-    """A call that has begun when its client is closed goes on to its end, and closing waits."""
+    """Closing waits for a call that has begun."""
 
     async def main() -> None:
         client = AsyncCreduseClient(KEY, base_url=server.base_url)
@@ -210,7 +210,7 @@ def test_close_waits_for_calls(server: SandboxServer) -> None:
 
 
 def test_closed_on_another_loop(server: SandboxServer) -> None:
-    """Closing a client when its loop has gone is no error."""
+    """A client can be closed after its event loop has ended."""
     client = AsyncCreduseClient(KEY, base_url=server.base_url)
 
     async def main() -> None:

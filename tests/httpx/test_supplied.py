@@ -1,4 +1,4 @@
-"""A supplied client is used for its connections, and for nothing that it would add to a request."""
+"""A supplied client is used for its connections only. Its settings do not change a request."""
 
 import asyncio
 import gc
@@ -32,7 +32,7 @@ from tests.tls import client_context, server_context
 
 
 def test_nothing_is_added(supplied: Any, server: SandboxServer) -> None:
-    """Neither auth, headers, cookies, params nor a base URL of a supplied client reach our request."""
+    """Auth, headers, cookies, params and base URL of a supplied client are not sent."""
     settings = {
         "auth": ("somebody", "else"),
         "headers": {"Authorization": "Basic eA==", "X-Theirs": "1"},
@@ -62,8 +62,8 @@ def test_nothing_is_added(supplied: Any, server: SandboxServer) -> None:
         assert not names & {"x-theirs", "cookie"}
 
 
-def test_hooks_do_not_come_between(supplied: Any, server: SandboxServer) -> None:
-    """An event hook, such as one that raises for a status, is not run for our requests."""
+def test_event_hooks_do_not_run(supplied: Any, server: SandboxServer) -> None:
+    """Event hooks of a supplied client do not run for our requests."""
     seen: list[object] = []
 
     def hook(message: Any) -> None:
@@ -92,8 +92,8 @@ def test_hooks_do_not_come_between(supplied: Any, server: SandboxServer) -> None
     assert seen == []
 
 
-def test_lent_client_stays_open(supplied: Any, server: SandboxServer) -> None:
-    """Closing our client leaves a supplied one open and in use, its connections shared."""
+def test_supplied_client_stays_open(supplied: Any, server: SandboxServer) -> None:
+    """Closing our client leaves the supplied client open."""
 
     async def main() -> None:
         async with supplied.http_client_with() as http_client:
@@ -107,8 +107,8 @@ def test_lent_client_stays_open(supplied: Any, server: SandboxServer) -> None:
     assert [entry.connection for entry in server.log] == [1, 1]
 
 
-def test_lent_client_closed_by_its_owner(supplied: Any, server: SandboxServer) -> None:
-    """When the owner has closed a supplied client, nothing is sent, and the error says why."""
+def test_supplied_client_closed_by_its_owner(supplied: Any, server: SandboxServer) -> None:
+    """After the owner has closed the supplied client, nothing is sent, and the error says why."""
 
     async def main() -> None:
         async with supplied.http_client_with() as http_client:
@@ -122,8 +122,8 @@ def test_lent_client_closed_by_its_owner(supplied: Any, server: SandboxServer) -
     assert server.log == ()
 
 
-def test_closed_while_a_call_waits_for_its_turn(server: SandboxServer) -> None:
-    """A call that has not begun when the client it is to use is closed sends nothing any more."""
+def test_closed_while_a_call_waits_for_a_connection(server: SandboxServer) -> None:
+    """A call that waits for a connection sends nothing after its client is closed."""
 
     async def main() -> None:
         http_client = httpx.AsyncClient()
@@ -140,8 +140,8 @@ def test_closed_while_a_call_waits_for_its_turn(server: SandboxServer) -> None:
     assert server.connections == 0
 
 
-def test_something_else_is_refused() -> None:
-    """What is no client, or one of the other kind, is a TypeError that says what would be right."""
+def test_not_an_http_client() -> None:
+    """An object that is not a client of the right kind is a TypeError that names the right one."""
     key = "sk-test"
     with pytest.raises(TypeError, match=r"httpx\.Client \(or httpx2\.Client\), not AsyncClient"):
         CreduseClient(key, httpx.AsyncClient())  # type: ignore[arg-type]  # what is tested
@@ -152,14 +152,14 @@ def test_something_else_is_refused() -> None:
 
 
 def head_only(connection: socket.socket, server: Any) -> None:
-    """Answer with a head, and let the body wait."""
+    """Respond with headers only, and hold back the body."""
     if server.request(connection):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
         server.stopping.wait()
 
 
 def test_full_pool(supplied: Any, raw: Any) -> None:
-    """Waiting in vain for a connection of a full pool is NOT_APPLIED, and nothing was sent."""
+    """A call that gets no connection of a full pool in time is NOT_APPLIED."""
     server = raw(head_only)
     policy = RetryPolicy(initial_delay=0, attempt_timeout=0.05)
 
@@ -187,13 +187,13 @@ def test_full_pool(supplied: Any, raw: Any) -> None:
 
 
 def refuse_connect(connection: socket.socket, server: Any) -> None:
-    """Be a proxy that lets nothing through."""
+    """Act as a proxy that refuses every CONNECT."""
     server.received.append(connection.recv(65536))
     connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
 def test_proxy_that_refuses(supplied: Any, raw: Any) -> None:
-    """What a proxy refuses to connect has not been sent: it saw a CONNECT, and no key."""
+    """A proxy that refuses CONNECT never gets the request or the key: NOT_APPLIED."""
     server = raw(refuse_connect)
 
     async def main() -> None:
@@ -215,22 +215,22 @@ def test_proxy_that_refuses(supplied: Any, raw: Any) -> None:
 
 
 def over_sandbox(supplied: Any, sandbox: Sandbox) -> Any:
-    """Make the library's transport that hands each request to a sandbox without a socket."""
+    """Make a transport of the library that passes each request to a sandbox without a socket."""
 
     def handle(request: Any) -> Any:
         ours = Request(
             request.method, str(request.url), tuple(request.headers.items()), request.content
         )
-        answer = sandbox.handle(ours)
+        response = sandbox.handle(ours)
         return supplied.library.Response(
-            answer.status, headers=list(answer.headers), content=answer.body
+            response.status, headers=list(response.headers), content=response.body
         )
 
     return supplied.library.MockTransport(handle)
 
 
 def test_sandbox_without_a_socket(supplied: Any) -> None:
-    """`Sandbox.handle` serves behind a mock transport."""
+    """`Sandbox.handle` works behind a mock transport."""
 
     async def main() -> None:
         async with (
@@ -254,7 +254,7 @@ def test_sandbox_without_a_socket(supplied: Any) -> None:
     ],
 )
 def test_transport_that_does_not_trace(supplied: Any, name: str, outcome: Outcome) -> None:
-    """Where nothing tells how far a request came, its failure is UNKNOWN, whatever its type.
+    """Without trace events, the outcome of a failure is UNKNOWN, whatever its class.
 
     PoolTimeout alone is raised before a transport begins.
     """
@@ -279,7 +279,7 @@ def test_transport_that_does_not_trace(supplied: Any, name: str, outcome: Outcom
 
 
 def test_too_large_without_a_socket(supplied: Any) -> None:
-    """An answer larger than the cap is refused on a transport without sockets, too."""
+    """A response larger than the limit is rejected on a transport without sockets, too."""
 
     def handle(_: Any) -> Any:
         return supplied.library.Response(200, content=b" " * (17 * 1024 * 1024))
@@ -298,7 +298,7 @@ def test_too_large_without_a_socket(supplied: Any) -> None:
 
 
 def test_class_that_closes_when_it_is_deleted(supplied: Any, server: SandboxServer) -> None:
-    """A supplied client whose class closes itself when deleted is not closed by what we make of it."""
+    """A supplied client whose class closes itself in ``__del__`` stays open."""
     closed: list[object] = []
     library_class = supplied.library.Client if supplied.sync else supplied.library.AsyncClient
 
@@ -323,7 +323,7 @@ def test_class_that_closes_when_it_is_deleted(supplied: Any, server: SandboxServ
 
 
 class Retrying:
-    """A transport that retries by itself what it gets a 502 for, or what fails."""
+    """A transport that itself retries after a 502 or a failure."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
@@ -366,7 +366,7 @@ def retrying(supplied: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["502", "apply-then-reset", "apply-then-close"])
 def test_transport_that_retries(supplied: Any, server: SandboxServer, name: str) -> None:
-    """A supplied client's transport that sends again by itself sends a write once."""
+    """A supplied transport that retries by itself sends a write once."""
     server.inject(FAULTS[name])
 
     async def main() -> None:
@@ -385,7 +385,7 @@ def test_transport_that_retries(supplied: Any, server: SandboxServer, name: str)
 
 
 def test_transport_that_reads_before_it_sends(supplied: Any, server: SandboxServer) -> None:
-    """A supplied client's transport may read the body before it sends the request."""
+    """A supplied transport may read the body before it sends the request."""
     library = supplied.library
     base = library.BaseTransport if supplied.sync else library.AsyncBaseTransport
     made = library.HTTPTransport() if supplied.sync else library.AsyncHTTPTransport()
@@ -417,7 +417,7 @@ def test_transport_that_reads_before_it_sends(supplied: Any, server: SandboxServ
 
 
 def test_body_is_read_once(supplied: Any) -> None:
-    """A transport that reports no steps, and reads the body again, is refused the second reading."""
+    """A transport without trace events cannot read the body twice."""
     if not supplied.sync:
         pytest.skip("the body is the same")
 
@@ -438,7 +438,7 @@ def test_body_is_read_once(supplied: Any) -> None:
 
 
 def test_http2_is_rejected(supplied: Any) -> None:
-    """A client that may speak HTTP/2 is a ValueError when it is supplied."""
+    """A client that may use HTTP/2 is a ValueError."""
 
     async def main() -> None:
         async with supplied.http_client_with(http2=True) as http_client:
@@ -453,10 +453,10 @@ def not_seen(_transport: object) -> bool:
     return False
 
 
-def test_http2_is_found_out(
+def test_http2_is_rejected_at_the_first_call(
     supplied: Any, tls_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where that cannot be seen beforehand, the first call sends nothing, and says so."""
+    """If HTTP/2 is found only at the first call, nothing is sent, and the error says why."""
     monkeypatch.setattr("creduse_httpx._supplied.speaks_http2", not_seen)
     base_url, trust = tls_server
 
@@ -475,7 +475,7 @@ def test_http2_is_found_out(
 
 @pytest.fixture
 def tls_server() -> Iterator[tuple[str, ssl.SSLContext]]:
-    """A server that agrees on HTTP/2, and reads what comes."""
+    """Start a server that negotiates HTTP/2 and reads all bytes."""
     authority = trustme.CA()
     context = server_context(authority)
     context.set_alpn_protocols(["h2"])
@@ -490,7 +490,7 @@ def tls_server() -> Iterator[tuple[str, ssl.SSLContext]]:
 
 
 def be_a_proxy(connection: socket.socket, server: Any) -> None:
-    """Be a proxy that gives every request to nobody."""
+    """Act as a proxy that responds to every request with a 502."""
     if server.request(connection):
         connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
 
@@ -498,7 +498,7 @@ def be_a_proxy(connection: socket.socket, server: Any) -> None:
 def test_no_proxy_of_the_environment_to_this_machine(
     supplied: Any, server: SandboxServer, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls to this machine do not go to the environment's proxy, the key in the clear."""
+    """Requests to this machine do not use the environment's proxy."""
     proxy = raw(be_a_proxy)
     monkeypatch.setenv("HTTP_PROXY", proxy.base_url)
 
@@ -515,7 +515,7 @@ def test_no_proxy_of_the_environment_to_this_machine(
 
 
 def test_own_proxy_to_this_machine(supplied: Any, server: SandboxServer, raw: Any) -> None:
-    """A proxy that the client was made with is used, to this machine too."""
+    """A proxy that the supplied client was made with is used, for this machine too."""
     proxy = raw(be_a_proxy)
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""``nox -s soak``: calls under random faults, cancellations and timeouts, held against a server's record.
+"""Check calls under random faults, cancellations and timeouts against a server's record.
 
 Each client runs over plain http and over TLS, in a process of its own, against a server in another
 process. A run is drawn from its seed, which it prints: the same seed makes the same calls, faults
@@ -38,7 +38,7 @@ def _parse() -> argparse.Namespace:
 
 
 def soak(client: str, *, tls: bool, seed: int, calls: int, share: float) -> bool:
-    """Run one client, report, and return whether all is well."""
+    """Run one client, report, and return whether nothing is wrong."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         server = Server(seed, share, make_certificate(Path(folder)) if tls else None)
@@ -90,7 +90,7 @@ def soak(client: str, *, tls: bool, seed: int, calls: int, share: float) -> bool
 
 
 def main() -> None:
-    """Run what is asked for, and exit with 1 if anything is wrong."""
+    """Run the requested clients, and exit with 1 if anything is wrong."""
     asked = _parse()
     seed = random.randrange(2**31) if asked.seed is None else asked.seed  # noqa: S311 - no secret
     wires = [it for it in (False, True) if asked.tls in (asked.plain, it)]

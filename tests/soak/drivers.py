@@ -1,4 +1,4 @@
-"""The three ways to run the calls: in threads, in asyncio's tasks and in trio's."""
+"""Three ways to run the calls: in threads, in asyncio's tasks and in trio's."""
 
 import asyncio
 import math
@@ -26,7 +26,7 @@ CALM: Final = 0.1
 
 
 class Style(ABC):
-    """What differs between asyncio and trio."""
+    """The differences between asyncio and trio."""
 
     cancelled: type[BaseException]
 
@@ -327,7 +327,7 @@ def _settled(run: Run, before: judge.Resources) -> judge.Resources:
 
 
 class Client(NamedTuple):
-    """A client of ours, and how it is run."""
+    """A client under test, and the way to run it."""
 
     made_by: str
     drive: Callable[[Run], None]

@@ -1,4 +1,4 @@
-"""What a run must hold to, and the search for what does not.
+"""The invariants of a run, and the search for violations.
 
 Nothing here runs a call. The rules take what a client has said of a call and what the server has
 recorded of it.
@@ -30,7 +30,7 @@ MARGIN: Final = 64 * 1024 * 1024
 
 
 class Said(NamedTuple):
-    """What the client said of a call once the call was over."""
+    """The client's report of a call that has ended."""
 
     number: int
     read: bool
@@ -44,7 +44,7 @@ class Said(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What the server recorded of a request."""
+    """The server's record of a request."""
 
     number: int
     sent: float
@@ -56,7 +56,7 @@ class Entry(NamedTuple):
 
 
 def wrongs(said: Said, entries: Sequence[Entry]) -> Iterator[str]:
-    """Say what is wrong about a call."""
+    """Return what is wrong about a call."""
     # Where a stray response came between a client's look at the connection and its writing, nobody
     # could have told it from the request's own.
     if all(entry.stray > RACE + LAG * said.lag for entry in entries):
@@ -82,7 +82,7 @@ def _untruths(said: Said, entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def overrun(what: str, seconds: float, allowed: float, lag: float) -> str | None:
-    """Say that a call has lasted longer than it may; ``lag``: the machine's worst meanwhile."""
+    """Return how far a call exceeded its time; ``lag``: the machine's worst delay meanwhile."""
     beyond = seconds - allowed
     if beyond <= SLACK + LAG * lag:
         return None
@@ -90,7 +90,7 @@ def overrun(what: str, seconds: float, allowed: float, lag: float) -> str | None
 
 
 class Resources(NamedTuple):
-    """What a process holds on to, once a client has been closed."""
+    """The resources that a process holds after its client has been closed."""
 
     calls: int
     """How many have been made so far."""
@@ -105,7 +105,7 @@ class Resources(NamedTuple):
 
 
 def leftovers(before: Resources, after: Resources) -> Iterator[str]:
-    """Say what a closed client has left behind."""
+    """Return what a closed client has left behind."""
     for name in ("descriptors", "tasks", "threads", "connections"):
         was, now = getattr(before, name), getattr(after, name)
         if now != was:
@@ -113,7 +113,7 @@ def leftovers(before: Resources, after: Resources) -> Iterator[str]:
 
 
 def growth(samples: Sequence[Resources]) -> Iterator[str]:
-    """Say that memory grows, from what there was after each client, the first to warm up."""
+    """Return how memory grows from client to client; the first one warms up."""
     if len(samples) < 3:
         return
     first, last = samples[0], samples[-1]

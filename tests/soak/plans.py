@@ -1,4 +1,4 @@
-"""What happens in each call of a soak run, drawn from the run's seed and the call's number.
+"""The plan of each call of a soak run, drawn from the run's seed and the call's number.
 
 A call has an id of its own, and the id tells the server which faults to inject. So the server needs
 no list of calls, and its record says which call each request belongs to.
@@ -98,7 +98,7 @@ _PAUSES: Final = 255
 
 
 class Script(NamedTuple):
-    """What the server does in a call. It travels as the call's id."""
+    """The server's behaviour in a call, encoded in the call's user id."""
 
     number: int
     faults: tuple[str, str, str]
@@ -107,13 +107,13 @@ class Script(NamedTuple):
     """From 0 to 255: how long, or where, where a fault has a choice."""
 
     def encode(self) -> UUID:
-        """Return the id that says this."""
+        """Return the user id that encodes this."""
         codes = bytes(_CODES[name] for name in self.faults)
         return UUID(bytes=self.number.to_bytes(4) + codes + bytes([self.pause]) + bytes(8))
 
     @classmethod
     def decode(cls, text: str) -> "Script":
-        """Return what an id says."""
+        """Return the script that a user id encodes."""
         data = UUID(text).bytes
         first, second, third = (_NAMES[code] for code in data[4:7])
         return cls(int.from_bytes(data[:4]), (first, second, third), data[7])
@@ -136,7 +136,7 @@ Method = Literal["add", "subtract", "get_balance"]
 
 
 class Plan(NamedTuple):
-    """What happens in one call."""
+    """The plan of one call."""
 
     script: Script
     method: Method
@@ -147,12 +147,12 @@ class Plan(NamedTuple):
 
     @property
     def read(self) -> bool:
-        """Whether the call changes nothing."""
+        """Return whether the call changes nothing."""
         return self.method == "get_balance"
 
     @property
     def healthy(self) -> bool:
-        """Whether the plan itself gives the call no reason to fail."""
+        """Return whether the plan gives the call no reason to fail."""
         return self.script.faults == ("none",) * 3 and self.timeout >= PATIENT and not self.cancel
 
     @property
@@ -174,7 +174,7 @@ _SHARED_USERS: Final = 4
 
 
 def draw(seed: int, number: int, faults: float) -> Plan:
-    """Draw the plan of a call; ``faults`` is the share of the calls that meet one."""
+    """Draw the plan of a call; ``faults`` is the share of calls with a fault."""
     dice = random.Random(seed << 32 | number)  # noqa: S311 - nothing is secret here
     chosen = ("none", "none", "none")
     if dice.random() < faults:

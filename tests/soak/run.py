@@ -1,4 +1,4 @@
-"""One run: its calls, what the client says of each, and what the machine did meanwhile."""
+"""One run: its calls, the client's reports, and the machine's delays."""
 
 import gc
 import json
@@ -77,7 +77,7 @@ class Server:
         return json.loads(self._process.stdout.readline())
 
     def ask(self, command: str) -> Any:
-        """Return what the server answers to a command."""
+        """Return the server's response to a command."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
@@ -89,7 +89,7 @@ class Server:
 
 
 class Lag:
-    """How late the machine wakes this process, from a ticker that runs beside the calls."""
+    """The delay with which this process wakes, from a ticker beside the calls."""
 
     TICK: Final = 0.02
     _LEAST: Final = 0.02
@@ -119,7 +119,7 @@ class Lag:
 
 
 class Note:
-    """What comes of one call, written down where the caller is."""
+    """The result of one call, as its caller sees it."""
 
     __slots__ = ("begun", "cancelled", "error", "foreign", "plan", "result", "silent_from")
 
@@ -187,7 +187,7 @@ class Run:
         return iter(range(begin, self._next))
 
     def first(self) -> Block:
-        """Return a call to a client before all others, which makes what an event loop keeps."""
+        """Return a first call to a client, which creates what an event loop keeps."""
         return Block(1, self._numbers(1))
 
     def blocks(self) -> Iterator[Block]:
@@ -198,7 +198,7 @@ class Run:
             left -= BLOCK
 
     def at_once(self) -> int:
-        """Draw how many calls there are at a time."""
+        """Draw the number of concurrent calls."""
         return self._dice.randint(*AT_ONCE)
 
     def musters(self) -> Iterator[Block]:
@@ -219,7 +219,7 @@ class Run:
         self.wrong.append(f"of {plans.MAX_CONCURRENT} calls at a time only {met} met on the server")
 
     def last(self) -> tuple[Block, float]:
-        """Return calls among which the client is closed, after so many seconds."""
+        """Return calls during which the client is closed, after so many seconds."""
         at_once = self.at_once()
         return Block(at_once, self._numbers(at_once)), self._dice.uniform(0, 0.1)
 
@@ -242,7 +242,7 @@ class Run:
         return note, call
 
     def end(self, number: int, note: Note, call: Call[Any]) -> None:
-        """Write down how a call has ended."""
+        """Record how a call has ended."""
         now = self.ended_at = time.monotonic()
         self.ended += 1
         del self.flying[number]
@@ -287,11 +287,11 @@ class Run:
         self._end[number] = self._ends.index(text)
 
     def blame(self, number: int, wrong: str) -> None:
-        """Write down what is wrong about a call."""
+        """Record what is wrong about a call."""
         self.faulty.setdefault(number, []).append(wrong)
 
     def closed(self) -> None:
-        """Write down that the client is closed by now."""
+        """Record that the client is closed."""
         now = time.monotonic()
         for note in self.flying.values():
             note.silent_from = min(note.silent_from, now)
@@ -307,7 +307,7 @@ class Run:
     # What is measured around them.
 
     def resources(self, tasks: int) -> judge.Resources:
-        """Return what the process holds on to now."""
+        """Return the resources that the process holds now."""
         gc.collect()
         return judge.Resources(
             self.ended,
@@ -320,7 +320,7 @@ class Run:
         )
 
     def hear(self, text: str) -> None:
-        """Count what Python or a library complains of; digits differ, so they are left out."""
+        """Count the complaints of Python and libraries, without their digits."""
         self.noise[re.sub(r"(0x)?[0-9a-f]*\d[0-9a-f]*", "#", text)[:300]] += 1
 
     def _hear_warning(self, message: Warning | str, *_: object, **__: object) -> None:
@@ -358,7 +358,7 @@ class Run:
     # Afterwards.
 
     def judge(self, record: list[judge.Entry], complaints: str) -> Counter[str]:
-        """Hold what was said against the record, and return how many calls ended in which way.
+        """Compare the reports with the record, and return how many calls ended in which way.
 
         ``complaints``: a pattern of what the event loop is known to complain of.
         """

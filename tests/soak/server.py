@@ -1,7 +1,7 @@
-"""The server of a soak run: raw sockets, faults at every stage, and a record of its own.
+"""The server of a soak run: raw sockets, faults at every stage, and its own record.
 
 It runs in a process of its own and knows nothing of creduse. It prints its port, and stops when its
-input ends. Each line of input is a command, which it answers with a line of JSON: "stats", "record",
+input ends. Each line of input is a command, which it responds to with a line of JSON: "stats", "record",
 "calm" (connections meet no misfortune from now on) and "storm" (they do again).
 
     python -m tests.soak.server SEED SHARE [CERTIFICATE]
@@ -63,7 +63,7 @@ NO_FUNDS: Final = refusal(402, "INSUFFICIENT_FUNDS")
 
 
 class Entry:
-    """A request that came in whole, as the record has it."""
+    """A whole request in the record."""
 
     def __init__(self, number: int, sent: float, connection: int, fault: str) -> None:
         self.number = number
@@ -76,12 +76,12 @@ class Entry:
         self.applied = False
 
     def row(self) -> tuple[int, float, int, str, bool, float]:
-        """Return what goes out as JSON."""
+        """Return the entry as JSON data."""
         return self.number, self.sent, self.connection, self.fault, self.applied, self.stray
 
 
 class Exchange:
-    """One request and what is done to it."""
+    """One request and its response."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Exchange:
         return {**self.asked, "active_balance": self.entry.number, "active_balance_by_cycle": []}
 
     def hold_key(self) -> None:
-        """Have other requests with the same key refused until this one is applied."""
+        """Reject other requests with the same key until this one is applied."""
         if self.key is not None and self.key not in self.server.replies:
             self.server.running.add(self.key)
 
@@ -325,7 +325,7 @@ def time_out_and_close(x: Exchange) -> Steps:
 
 
 def apply_then(made: bytes) -> "Fault":
-    """Apply the request, and respond with something else than its result."""
+    """Apply the request, and respond with something other than its result."""
 
     def steps(x: Exchange) -> Steps:
         x.apply()
@@ -465,7 +465,7 @@ assert [*DO] == [*FAULTS, MUSTER, KEY_IN_USE]
 
 
 class Misfortune(NamedTuple):
-    """What happens to a connection before any request on it is read."""
+    """A fault of a connection before its first request."""
 
     name: str
     deaf: bool = False
@@ -696,24 +696,24 @@ class Server:
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
 
     def _obey(self, command: str) -> bool:
-        answer: object
+        response: object
         if command == "stats\n":
-            answer = {
+            response = {
                 "accepted": self._accepted,
                 "open": len(self._connections),
                 "requests": len(self._record),
                 "hits": self.hits,
             }
         elif command == "record\n":
-            answer = [entry.row() for entry in self._record]
+            response = [entry.row() for entry in self._record]
         elif command == "calm\n":
-            self._calm, answer = True, None
+            self._calm, response = True, None
             self.mustered.clear()
         elif command == "storm\n":
-            self._calm, answer = False, None
+            self._calm, response = False, None
         else:
             return False
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(response), flush=True)
         return True
 
     def later(self, steps: Steps) -> None:
@@ -741,7 +741,7 @@ class Server:
                         self.later(connection.meet(fate))
 
     def ignore(self, descriptor: int) -> None:
-        """Do not read from a connection any more."""
+        """Stop reading from a connection."""
         self._epoll.unregister(descriptor)
 
     def forget(self, descriptor: int) -> None:
@@ -751,7 +751,7 @@ class Server:
             self._epoll.unregister(descriptor)
 
     def receive(self, connection: Connection, request: bytes, head: int, sent: float) -> None:
-        """Record a whole request, and do to it what its script says."""
+        """Record a whole request, and run its script."""
         line = _REQUEST.match(request)
         assert line is not None, request
         asked: dict[str, object] = json.loads(request[head + 4 :])

@@ -43,8 +43,8 @@ def entry(*, applied: bool = True, stray: float = inf) -> Entry:
         (WRITE._replace(outcome="NOT_APPLIED", lag=0.1), [entry(stray=0.3)]),
     ],
 )
-def test_the_truth(said: Said, entries: list[Entry]) -> None:
-    """What a client may say of what the server has recorded is not wrong."""
+def test_true_outcomes(said: Said, entries: list[Entry]) -> None:
+    """A true outcome is not reported as wrong."""
     assert not [*wrongs(said, entries)]
 
 
@@ -64,14 +64,14 @@ def test_the_truth(said: Said, entries: list[Entry]) -> None:
         (WRITE._replace(silent_from=4.99), [entry(stray=0.01)], "sent 0.0100 s after the canc"),
     ],
 )
-def test_each_wrong(said: Said, entries: list[Entry], wrong: str) -> None:
+def test_wrong_outcomes(said: Said, entries: list[Entry], wrong: str) -> None:
     """Each broken invariant is found, and nothing else."""
     (found,) = wrongs(said, entries)
     assert found.startswith(wrong)
 
 
 def test_overrun() -> None:
-    """A call may last a second beyond its time, and longer where the machine was late."""
+    """A call may last a second longer than its timeout, and more on a late machine."""
     assert overrun("its timeout", 1.9, 1.0, 0.0) is None
     assert overrun("its timeout", 2.9, 1.0, 0.31) is None
     found = overrun("its timeout", 2.9, 1.0, 0.25)
@@ -80,14 +80,14 @@ def test_overrun() -> None:
 
 @pytest.mark.parametrize("what", ["descriptors", "tasks", "threads", "connections"])
 def test_leftovers(what: str) -> None:
-    """What a closed client leaves behind is found; memory is looked at over many clients."""
+    """What a closed client leaves behind is found."""
     after = HELD._replace(**{what: 10}, blocks=10**9, calls=5000)
     (found,) = leftovers(HELD, after)
     assert found == f"{what} left behind by a closed client: 10, before {getattr(HELD, what)}"
 
 
 def test_growth() -> None:
-    """An object lost in every fifth call is found, and so are bytes that Python does not count."""
+    """A lost object in every fifth call is found, and so are bytes outside Python's count."""
     steady = [HELD, HELD._replace(calls=50_000), HELD._replace(calls=101_000, blocks=102_000)]
     assert not [*growth(steady)]
     (found,) = growth([*steady, HELD._replace(calls=101_000, blocks=120_000)])
@@ -97,7 +97,7 @@ def test_growth() -> None:
 
 
 def test_a_plan_is_drawn_from_the_seed_alone() -> None:
-    """The same seed draws the same plans, with every fault among them, and the id says them."""
+    """The same seed draws the same plans, with every fault among them."""
     drawn = [draw(5, number, 0.5) for number in range(5000)]
     assert drawn == [draw(5, number, 0.5) for number in range(5000)]
     assert drawn != [draw(6, number, 0.5) for number in range(5000)]
@@ -108,7 +108,7 @@ def test_a_plan_is_drawn_from_the_seed_alone() -> None:
 
 
 def test_the_server_knows_nothing_of_creduse() -> None:
-    """What judges the clients shares no code with them, nor with the sandbox."""
+    """The server and the judge share no code with the clients or the sandbox."""
     code = "import sys, tests.soak.server; print(*(it for it in sys.modules if 'creduse' in it))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
@@ -118,7 +118,7 @@ def test_the_server_knows_nothing_of_creduse() -> None:
 
 @pytest.mark.parametrize("end", ["stays-open", "is-closed", "is-reset"])
 def test_when_a_request_was_sent(end: str) -> None:
-    """The record says when a request was sent, never too late, however late the server reads it."""
+    """The record has the time at which a request was sent, however late it is read."""
     server = Server(0, 0, None)
     address = urlsplit(server.url)
     body = f'{{"end_user_id": "{Script(1, ("none", "none", "none"), 0).encode()}", "amount": 1}}'
@@ -151,7 +151,7 @@ def test_when_a_request_was_sent(end: str) -> None:
 @pytest.mark.parametrize("wire", ["--plain", "--tls"])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_short_run(client: str, wire: str) -> None:
-    """Each client comes through a short run, whatever the server does."""
+    """Each client passes a short run."""
     settings = ("--client", client, wire, "--calls", "300", "--seed", "11")
     done = subprocess.run(
         [sys.executable, "-m", "tests.soak", *settings],

@@ -1,4 +1,4 @@
-"""Every client there is, in every way that it can be used: the rows that one suite runs over."""
+"""Every client, in every way to use it: the rows that one suite runs over."""
 
 import asyncio
 import importlib.util
@@ -43,7 +43,7 @@ Listener = Callable[[Attempt], object] | None
 
 @dataclass(frozen=True)
 class Authority:
-    """Who the clients trust, and servers' certificates that they may meet with."""
+    """What the clients trust, and the certificates of servers."""
 
     trust: ssl.SSLContext
     certificates: Mapping[str, ssl.SSLContext]
@@ -52,7 +52,7 @@ class Authority:
 
 @dataclass(frozen=True)
 class Sync:
-    """A synchronous client, made for a protocol."""
+    """A way to make a synchronous client."""
 
     name: str
     open: Callable[[CreduseProtocol, ssl.SSLContext], AbstractContextManager[CoreClient]]
@@ -62,7 +62,7 @@ class Sync:
 
 @dataclass(frozen=True)
 class Async:
-    """An asynchronous one, and the loop that it runs on.
+    """A way to make an asynchronous client, and the event loop that runs it.
 
     ``open`` is given a protocol, what to trust, what to call after each attempt, and how many
     connections the client may have.
@@ -86,7 +86,7 @@ class Async:
                 runner.run(main())
 
     def tasks(self) -> int:
-        """Count the tasks that there are on the loop that is running."""
+        """Return the number of tasks on the running loop."""
         if self.loop == "trio":
             return trio.lowlevel.current_statistics().tasks_living
         return len(asyncio.all_tasks())
@@ -94,12 +94,12 @@ class Async:
     def connect(
         self, trust: ssl.SSLContext, listener: Listener = None, connections: int = 100
     ) -> AsyncConnect:
-        """Give what the kit makes a client with."""
+        """Return what the conformance kit makes a client with."""
         return lambda protocol: self.open(protocol, trust, listener, connections)
 
 
 def settings(protocol: CreduseProtocol) -> dict[str, Any]:
-    """Give the arguments of a client of ours that are the protocol's."""
+    """Return the protocol's settings as arguments of a client."""
     return {
         "api_key": protocol.api_key.reveal(),
         "base_url": protocol.base_url,
@@ -112,7 +112,7 @@ def settings(protocol: CreduseProtocol) -> dict[str, Any]:
 
 
 def meddling(trust: ssl.SSLContext, hook: Callable[[Any], object]) -> dict[str, Any]:
-    """Give the settings of a client that would change our requests and answers, if it could."""
+    """Return settings of a supplied client that must not change our requests and responses."""
     return {
         "verify": trust,
         "auth": ("somebody", "else"),
@@ -238,7 +238,7 @@ async def own_trio(
 
 
 def example(name: str) -> Callable[..., Any]:
-    """Give the transport of an example, which is no part of a package."""
+    """Return the transport of an example."""
     path = Path(__file__).parents[2] / "examples" / f"{name}_transport.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
@@ -320,7 +320,7 @@ def async_kind(request: pytest.FixtureRequest) -> Async:
 
 @pytest.fixture(params=params(NARROW))
 def narrow_kind(request: pytest.FixtureRequest) -> Async:
-    """The asynchronous kinds whose number of connections can be bounded."""
+    """Return each asynchronous kind whose number of connections can be set."""
     kind: Async = request.param
     return kind
 

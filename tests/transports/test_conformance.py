@@ -1,4 +1,4 @@
-"""The conformance kit over every client of ours, on plain and on TLS connections."""
+"""The conformance kit over every client, plain and over TLS."""
 
 import gc
 import re
@@ -54,7 +54,7 @@ SOMETIMES_SECURE = pytest.mark.parametrize(
 
 
 def interruptions(some: Sequence[Interruption]) -> list[Any]:
-    """Leave to `nox -s exhaustive` what takes minutes."""
+    """Mark what takes minutes as exhaustive."""
     return [
         pytest.param(
             it, id=str(it), marks=[] if str(it).endswith("with-nothing") else pytest.mark.exhaustive
@@ -67,7 +67,7 @@ def interruptions(some: Sequence[Interruption]) -> list[Any]:
 def test_conformance(
     sync_kind: Any, scenario: Scenario, authority: Any, request: pytest.FixtureRequest
 ) -> None:
-    """Whatever the server does, the call ends as it must, and what it says is true."""
+    """Whatever the server does, the call ends as it must, and its outcome is true."""
     if scenario.certificate and "connect-then-reset" in scenario.name:
         request.getfixturevalue("unclosed")
     check(
@@ -80,7 +80,7 @@ def test_conformance(
 
 @pytest.fixture
 def unclosed() -> Iterator[None]:
-    """Forgive a socket that is left open when it is reset in the moment in which it is connected.
+    """Ignore a socket that is left open when it is reset as soon as it is connected.
 
     By SSLContext.wrap_socket, and by aiohttp where uvloop does not take the socket that it is given.
     """
@@ -115,7 +115,7 @@ def test_async_conformance(
 def test_concurrency(
     sync_kind: Any, level: ConcurrencyLevel, certificate: str | None, authority: Any
 ) -> None:
-    """Threads share a client."""
+    """Threads can share a client."""
     check_concurrency(
         level,
         lambda protocol: sync_kind.open(protocol, authority.trust),
@@ -130,7 +130,7 @@ def test_concurrency(
 def test_async_concurrency(
     async_kind: Any, level: ConcurrencyLevel, certificate: str | None, authority: Any
 ) -> None:
-    """Tasks share a client."""
+    """Tasks can share a client."""
 
     async def main() -> None:
         await check_async_concurrency(
@@ -147,7 +147,7 @@ def test_async_concurrency(
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, authority: Any) -> None:
-    """A client is closed while threads call."""
+    """A client can be closed while threads call."""
     check_closing(
         closing,
         lambda protocol: sync_kind.open(protocol, authority.trust),
@@ -162,7 +162,7 @@ def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, auth
 def test_async_closing(
     async_kind: Any, closing: Closing, certificate: str | None, authority: Any
 ) -> None:
-    """A client is closed while tasks call."""
+    """A client can be closed while tasks call."""
 
     async def main() -> None:
         await check_async_closing(
@@ -180,7 +180,7 @@ def test_async_closing(
 def test_closing_with_one_connection(
     narrow_kind: Any, closing: Closing, certificate: str | None, authority: Any
 ) -> None:
-    """One of two calls waits for the other's connection."""
+    """A client can be closed while a call waits for another's connection."""
 
     async def main() -> None:
         await check_async_closing(
@@ -200,7 +200,7 @@ def test_closing_with_one_connection(
 def test_interruption(
     sync_kind: Any, interruption: Interruption, certificate: str | None, authority: Any
 ) -> None:
-    """Wherever a signal's handler raises, what the call says is true, and the client is whole."""
+    """Wherever a signal handler raises, the outcome is true, and the client still works."""
     if Limit.SIGNAL in sync_kind.limits:
         pytest.skip("its library may wait for ever for a lock that a signal has left locked")
     check_interruption(
@@ -238,7 +238,7 @@ def test_async_interruption(
 def test_cancellation(
     narrow_kind: Any, cancellation: Cancellation, certificate: str | None, authority: Any
 ) -> None:
-    """Wherever a call is cancelled, what it says is true, and the client is whole afterwards."""
+    """Wherever a call is cancelled, the outcome is true, and the client still works."""
     heard: list[Attempt] = []
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Any bytes as an answer: only errors of ours come out, in time, and no result that is not ours."""
+"""Any bytes as a response lead to an error of ours or to a result of ours, in time."""
 
 import time
 from collections.abc import Iterable
@@ -30,17 +30,17 @@ GOOD = (
 
 @st.composite
 def mutated(draw: st.DrawFn, originals: Iterable[bytes]) -> bytes:
-    """Change a good answer here and there: cut, double, replace, insert."""
-    answer = draw(st.sampled_from(tuple(originals)))
+    """Mutate a good response: cut, duplicate, replace, insert."""
+    response = draw(st.sampled_from(tuple(originals)))
     for _ in range(draw(st.integers(0, 4))):
-        start = draw(st.integers(0, len(answer)))
-        end = draw(st.integers(start, min(len(answer), start + 20)))
-        piece = draw(st.binary(max_size=8) | st.sampled_from([b"\r\n", b"0", b":", answer]))
-        answer = answer[:start] + piece + answer[end:]
-    return answer[:100_000]
+        start = draw(st.integers(0, len(response)))
+        end = draw(st.integers(start, min(len(response), start + 20)))
+        piece = draw(st.binary(max_size=8) | st.sampled_from([b"\r\n", b"0", b":", response]))
+        response = response[:start] + piece + response[end:]
+    return response[:100_000]
 
 
-ANSWERS = st.binary(max_size=400) | mutated(GOOD)
+RESPONSES = st.binary(max_size=400) | mutated(GOOD)
 FUZZ = settings(
     max_examples=60,
     deadline=None,
@@ -49,17 +49,17 @@ FUZZ = settings(
 )
 
 
-def orders(server: SandboxServer, answer: bytes, pieces: int) -> None:
-    """Have the next request answered with these bytes, whole or in pieces, then close."""
-    size = max(1, len(answer) // pieces)
-    parts = [answer[at : at + size] for at in range(0, len(answer), size)] or [b""]
+def inject_bytes(server: SandboxServer, response: bytes, pieces: int) -> None:
+    """Inject these bytes as the next response, whole or in pieces, then close."""
+    size = max(1, len(response) // pieces)
+    parts = [response[at : at + size] for at in range(0, len(response), size)] or [b""]
     pause = None if pieces == 1 else 0.001
     server.reset()
     server.inject(Shaped(lambda _head, _body: parts, pause=pause, then=Action.CLOSE))
 
 
 def judge(call: Call[Any], result: Any, begun: float) -> None:
-    """A result has the user and the amount that were asked for, and came in time."""
+    """Check that a result has our user and amount, and came in time."""
     assert time.monotonic() - begun < SECONDS + 3
     if result is not None:
         assert (result.end_user_id, result.amount) == (USER, 7)
@@ -73,13 +73,13 @@ def server() -> Any:
 
 
 def test_fuzzed(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
-    """Whatever bytes come, a synchronous call ends in a result of its own or in a CreduseError."""
+    """For any bytes, a synchronous call returns its own result or raises a CreduseError."""
     protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE, timeout=SECONDS)
 
     @FUZZ
-    @given(ANSWERS, st.sampled_from([1, 1, 3]))
-    def run(answer: bytes, pieces: int) -> None:
-        orders(server, answer, pieces)
+    @given(RESPONSES, st.sampled_from([1, 1, 3]))
+    def run(response: bytes, pieces: int) -> None:
+        inject_bytes(server, response, pieces)
         call, result, begun = protocol.add(USER, 7), None, time.monotonic()
         with sync_kind.open(protocol, authority.trust) as client, suppress(CreduseError):
             result = client.run(call)
@@ -89,12 +89,12 @@ def test_fuzzed(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
 
 
 def test_fuzzed_async(async_kind: Any, server: SandboxServer, authority: Any) -> None:
-    """The same under an event loop."""
+    """For any bytes, an asynchronous call returns its own result or raises a CreduseError."""
     protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE, timeout=SECONDS)
 
     @FUZZ
-    @given(ANSWERS, st.sampled_from([1, 1, 3]))
-    def run(answer: bytes, pieces: int) -> None:
+    @given(RESPONSES, st.sampled_from([1, 1, 3]))
+    def run(response: bytes, pieces: int) -> None:
         async def main() -> None:
             call, result, begun = protocol.add(USER, 7), None, time.monotonic()
             async with async_kind.connect(authority.trust)(protocol) as client:
@@ -102,7 +102,7 @@ def test_fuzzed_async(async_kind: Any, server: SandboxServer, authority: Any) ->
                     result = await client.run(call)
             judge(call, result, begun)
 
-        orders(server, answer, pieces)
+        inject_bytes(server, response, pieces)
         async_kind.run(main)
 
     run()
@@ -127,7 +127,7 @@ HEADERS = st.lists(
     st.sampled_from(["add", "subtract", "start_cycle", "get_balance"]),
 )
 def test_fuzzed_core(status: int, headers: list[tuple[str, str]], body: bytes, method: str) -> None:
-    """Whatever Response the core is given, it answers, or raises a CreduseError."""
+    """For any `Response`, the core returns an action or raises a CreduseError."""
     protocol = CreduseProtocol(KEY)
     arguments = () if method == "get_balance" else (7,)
     call: Call[Any] = getattr(protocol, method)(USER, *arguments)
@@ -150,8 +150,8 @@ def test_fuzzed_core(status: int, headers: list[tuple[str, str]], body: bytes, m
 ENDLESS = 4 * MAX_BODY_SIZE
 
 
-def order_endless(server: SandboxServer) -> None:
-    """Have the next request answered with a body of four times the cap."""
+def inject_endless(server: SandboxServer) -> None:
+    """Inject a response with a body of four times the limit."""
     piece = b" " * 65536
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % ENDLESS
     parts = (head, *(piece for _ in range(ENDLESS // len(piece))))
@@ -159,14 +159,14 @@ def order_endless(server: SandboxServer) -> None:
 
 
 def judge_size(error: InvalidResponseError) -> None:
-    """Little more than the cap has been read."""
+    """Check that little more than the limit was read."""
     assert error.response is not None
     assert MAX_BODY_SIZE < len(error.response.body) < MAX_BODY_SIZE + 2**20
 
 
-def test_cap(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
-    """Of a body that is far larger than the cap, little more than the cap is read."""
-    order_endless(server)
+def test_body_limit(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
+    """Of a body far larger than the limit, little more than the limit is read."""
+    inject_endless(server)
     protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE)
     with sync_kind.open(protocol, authority.trust) as client:
         with pytest.raises(InvalidResponseError, match="larger than") as caught:
@@ -174,8 +174,8 @@ def test_cap(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
         judge_size(caught.value)
 
 
-def test_cap_async(async_kind: Any, server: SandboxServer, authority: Any) -> None:
-    """The same under an event loop."""
+def test_body_limit_async(async_kind: Any, server: SandboxServer, authority: Any) -> None:
+    """The same on event loops."""
 
     async def main() -> None:
         async with async_kind.connect(authority.trust)(protocol) as client:
@@ -183,6 +183,6 @@ def test_cap_async(async_kind: Any, server: SandboxServer, authority: Any) -> No
                 await client.add(USER, 7)
             judge_size(caught.value)
 
-    order_endless(server)
+    inject_endless(server)
     protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE)
     async_kind.run(main)

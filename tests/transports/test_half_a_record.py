@@ -1,4 +1,4 @@
-"""A response of which a part is there before its request is written, be it half of a TLS record."""
+"""Part of a response, or of a TLS record, that arrives before its request."""
 
 import asyncio
 import socket
@@ -87,7 +87,7 @@ def server(request: pytest.FixtureRequest, authority: Any, half: int) -> Iterato
 
 
 def test_half_a_record(sync_kind: Any, server: Server, authority: Any) -> None:
-    """No request is written on a connection where a part of a response is, and none is lost."""
+    """A connection where part of a response has arrived gets no request; no request is lost."""
     if Limit.SURPLUS in sync_kind.limits or Limit.REUSE in sync_kind.limits:
         pytest.skip("it looks for nothing before it sends")
     with sync_kind.open(CreduseProtocol(KEY, server.base_url), authority.trust) as client:
@@ -102,7 +102,7 @@ def call(client: CoreClient, amount: int) -> None:
 
 
 def test_half_a_record_async(async_kind: Any, server: Server, authority: Any) -> None:
-    """The same on event loops, also where a loop has read it before the client looks."""
+    """The same on event loops, also where the loop has read it first."""
     seen_below = async_kind.name.startswith("httpx") and server.moment != "with the handshake"
     if not seen_below and not async_kind.name.endswith(("own", "trio")):
         pytest.skip("TLS is a supplied client's")  # see docs/limits.md

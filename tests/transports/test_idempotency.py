@@ -1,4 +1,4 @@
-"""Idempotency keys, over every client, against a server that replays."""
+"""Idempotency keys over every client, against a server that replays."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,12 +20,12 @@ class Clock:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
 
     def __call__(self) -> datetime:
-        """Tell the time."""
+        """Return the time."""
         return self.now
 
 
 def test_replayed_for_a_day(async_kind: Any, authority: Any) -> None:
-    """For 24 hours a key stands for one application; then it is forgotten."""
+    """A key is applied once in 24 hours, and then forgotten."""
     clock = Clock()
 
     async def main() -> None:
@@ -51,7 +51,7 @@ def test_replayed_for_a_day(async_kind: Any, authority: Any) -> None:
 
 
 def test_same_key_on_every_attempt(sync_kind: Any, authority: Any) -> None:
-    """A call with a key is sent until it has its answer, under the same key, and applied once."""
+    """The client retries a call with a key under the same key, and it is applied once."""
     with SandboxServer() as server:
         protocol = CreduseProtocol(KEY, server.base_url, retry=REPLAYS)
         for name in ("apply-then-close", "cut-body-then-reset"):
@@ -70,8 +70,8 @@ def test_same_key_on_every_attempt(sync_kind: Any, authority: Any) -> None:
         assert len(server.applied) == 1
 
 
-def test_refused_unless_the_server_replays(sync_kind: Any, authority: Any) -> None:
-    """Without a policy that says so a key is a ValueError, and nothing is sent."""
+def test_rejected_unless_the_server_replays(sync_kind: Any, authority: Any) -> None:
+    """Without ``server_replays`` a key is a ValueError, and nothing is sent."""
     with SandboxServer() as server:
         protocol = CreduseProtocol(KEY, server.base_url)
         with (

@@ -1,4 +1,4 @@
-"""Many calls at once, some of them cancelled, some out of time, some met by faults."""
+"""Many calls at once: some cancelled, some timed out, some with faults."""
 
 import asyncio
 import gc
@@ -35,7 +35,7 @@ async def run_asyncio(client: Any, calls: Sequence[Call[Any]], cancel: dict[int,
 
 
 async def run_trio(client: Any, calls: Sequence[Call[Any]], cancel: dict[int, float]) -> None:
-    """Do the same under trio."""
+    """Run all calls at once on trio, and cancel some after so many seconds."""
 
     async def run(number: int, call: Call[Any]) -> None:
         with trio.move_on_after(cancel.get(number, float("inf"))), suppress(CreduseError):
@@ -50,7 +50,7 @@ async def run_trio(client: Any, calls: Sequence[Call[Any]], cancel: dict[int, fl
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, 10))]
 )
 def test_load(async_kind: Any, seed: int, authority: Any) -> None:
-    """A thousand calls at once, half of them cancelled: each says the truth, and none is lost."""
+    """Of a thousand calls at once, half of them cancelled, each says the truth."""
     dice = random.Random(seed)  # noqa: S311 - nothing is secret here
 
     def unlucky(_: Request) -> bool:
@@ -83,7 +83,7 @@ def test_load(async_kind: Any, seed: int, authority: Any) -> None:
 
 
 def judge(calls: Sequence[Call[Any]], server: SandboxServer) -> None:
-    """Hold what each call says against the server's log."""
+    """Compare what each call says with the server's log."""
     server.settle()
     by_body: dict[bytes | None, list[Any]] = {}
     for entry in server.log:

@@ -34,7 +34,7 @@ IN_UVLOOP = "uvloop keeps what is cancelled in a TLS handshake, whoever makes th
 
 
 class Fate(NamedTuple):
-    """What each call meets."""
+    """What happens to each call."""
 
     faults: tuple[str, ...]
     """One call after the other has one of these."""
@@ -43,7 +43,7 @@ class Fate(NamedTuple):
 
     @property
     def interrupts(self) -> bool:
-        """Say whether a call can end in the middle of a handshake."""
+        """Return whether a call can end in the middle of a handshake."""
         return self.cancel or self.timeout < TIMEOUT
 
 
@@ -88,7 +88,7 @@ def blocks() -> int:
 
 
 def cancel(number: int) -> Cancel:
-    """Return when a call is cancelled: after so many steps of the loop, or so much time."""
+    """Return when to cancel a call: after so many steps of the loop, or so much time."""
     return Cancel(*(("steps", number % 40) if number % 2 else ("seconds", number % 40 / 10_000)))
 
 
@@ -102,7 +102,7 @@ def grows(counts: list[int]) -> bool:
 def test_growth_of_synchronous_clients(
     sync_kind: Any, fate: Fate, server: Server, tmp_path: Path
 ) -> None:
-    """A synchronous client holds no more after a thousand connections and faults than before."""
+    """A synchronous client does not grow over a thousand connections and faults."""
     trust = ssl.create_default_context(cafile=tmp_path / "ca.pem" if "s:" in server.url else None)
     with sync_kind.open(protocol(server), trust) as client:
 
@@ -126,7 +126,7 @@ def test_growth_of_synchronous_clients(
 def test_growth_of_asynchronous_clients(
     async_kind: Any, fate: Fate, server: Server, tmp_path: Path
 ) -> None:
-    """Nor does an asynchronous one, which can be cancelled, too."""
+    """An asynchronous client does not grow either, with cancellations too."""
     tls = server.url.startswith("https:")
     if async_kind.loop == "uvloop" and tls and fate.interrupts:
         pytest.skip(IN_UVLOOP)

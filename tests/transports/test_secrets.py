@@ -1,4 +1,4 @@
-"""Whatever ends a call, nothing that a tool prints of it holds the API key, over every client."""
+"""However a call ends, nothing that a tool prints of it shows the API key."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ SCRUBBED = {
 
 
 def chained(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception, all that it came of, and the members of groups."""
+    """Yield an exception, its causes and contexts, and the members of groups."""
     seen: list[BaseException] = []
     found = [error]
     while found:
@@ -93,7 +93,7 @@ def make(server: SandboxServer, timeout: float = 0.5) -> CreduseProtocol:
 
 @pytest.mark.parametrize("name", MET)
 def test_failures(sync_kind: Any, name: str, authority: Any, server: SandboxServer) -> None:
-    """A call that fails shows the key nowhere."""
+    """A failed call shows no key."""
     server.inject(MET[name])
     with sync_kind.open(make(server), authority.trust) as client:
         with pytest.raises(CreduseError) as caught:
@@ -103,7 +103,7 @@ def test_failures(sync_kind: Any, name: str, authority: Any, server: SandboxServ
 
 @pytest.mark.parametrize("name", MET)
 def test_async_failures(async_kind: Any, name: str, authority: Any, server: SandboxServer) -> None:
-    """The same under an event loop."""
+    """A failed call on an event loop shows no key."""
 
     async def main() -> None:
         async with async_kind.connect(authority.trust)(make(server)) as client:
@@ -117,7 +117,7 @@ def test_async_failures(async_kind: Any, name: str, authority: Any, server: Sand
 
 @pytest.mark.parametrize("name", ["connect-then-hang", "request-then-hang", "cut-body-then-hang"])
 def test_cancellation(async_kind: Any, name: str, authority: Any, server: SandboxServer) -> None:
-    """Neither the caller's own timeout nor its cancellation shows the key."""
+    """The caller's timeout or cancellation shows no key."""
     caught: list[BaseException] = []
 
     async def call(client: Any) -> None:
@@ -141,7 +141,7 @@ def test_cancellation(async_kind: Any, name: str, authority: Any, server: Sandbo
 
 
 async def limited(loop: str, call: Coroutine[Any, Any, None]) -> None:
-    """Give a call little time, as its caller."""
+    """Run a call with a short timeout of the caller's."""
     if loop == "trio":
         with trio.fail_after(0.2):
             await call
@@ -160,7 +160,7 @@ WRONG: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_argument(sync_kind: Any, name: str, authority: Any, server: SandboxServer) -> None:
-    """A wrong argument of a method shows the key nowhere."""
+    """A wrong argument shows no key."""
     with (
         sync_kind.open(make(server), authority.trust) as client,
         pytest.raises((TypeError, ValueError)) as caught,
@@ -170,7 +170,7 @@ def test_wrong_argument(sync_kind: Any, name: str, authority: Any, server: Sandb
 
 
 def test_interrupted(sync_kind: Any, authority: Any, server: SandboxServer) -> None:
-    """Ctrl-C in the middle of a call shows the key nowhere."""
+    """Ctrl-C during a call shows no key."""
     if not sync_kind.name.startswith("httpx"):
         pytest.skip("an example leaves its library's frames on what interrupts it")
     with sync_kind.open(make(server), authority.trust) as client:

@@ -1,4 +1,4 @@
-"""What the tests of the trio client share: sandboxes on sockets, and servers without one."""
+"""The trio client under test: sandboxes on sockets, and servers without sockets."""
 
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -43,7 +43,7 @@ def server_context(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture(scope="session")
 def trust(authority: trustme.CA) -> ssl.SSLContext:
-    """Give a client's context that trusts the authority of these tests."""
+    """Return a client's context that trusts the authority of these tests."""
     context = tls.client_context(authority)
     context.set_alpn_protocols(["http/1.1"])
     return context
@@ -65,7 +65,7 @@ def server() -> Iterator[SandboxServer]:
 
 
 class End(trio.abc.Stream):
-    """A client's end of a stream in memory: it closes at once, and tells of it.
+    """A client's end of a stream in memory, which reports that it closes.
 
     `trio.StapledStream`, which makes it up, closes its halves one after the other. If it is
     interrupted between the two in a cancelled scope, as in `trio.aclose_forcefully`, the Cancelled
@@ -101,7 +101,7 @@ class End(trio.abc.Stream):
 
 
 class Wires:
-    """Connections without sockets, each served by ``serve`` in a task of its own."""
+    """Connections without sockets. A task runs ``serve`` on each."""
 
     def __init__(
         self, nursery: trio.Nursery, serve: Callable[[trio.abc.Stream, "Wires"], Awaitable[None]]
@@ -160,7 +160,7 @@ def wire() -> Any:
 
 
 class Steps(trio.abc.Instrument):
-    """Does something before, or after, a certain step of the present task."""
+    """Does something before or after a certain step of the current task."""
 
     def __init__(self, at: int, when: str, do: Callable[[], object]) -> None:
         self.task = trio.lowlevel.current_task()
@@ -175,11 +175,11 @@ class Steps(trio.abc.Instrument):
                 self.do()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """As the task is about to run on."""
+        """Count before a step of the task."""
         self._step(task, before=True)
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """As the task waits for something."""
+        """Count after a step of the task."""
         self._step(task, before=False)
 
     def __enter__(self) -> None:

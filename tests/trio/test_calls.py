@@ -1,4 +1,4 @@
-"""What the trio client does with good answers and refusals, on sockets, plain and over TLS."""
+"""Calls of the trio client, plain and over TLS."""
 
 import socket
 import ssl
@@ -21,14 +21,14 @@ from tests.common import KEY, LAST_RESPONSE, NO_WAIT, RESPONSE, USER
 from tests.tls import client_context, server_context
 
 
-async def answer(stream: trio.abc.Stream, wires: Any) -> None:
-    """Answer every request with the same."""
+async def respond(stream: trio.abc.Stream, wires: Any) -> None:
+    """Send the same response to every request."""
     while await wires.request(stream):
         await stream.send_all(RESPONSE)
 
 
 def test_five_calls(site: Any) -> None:
-    """Each of the five methods does on the server what it says, once, all on one connection."""
+    """Each of the five methods is applied once, on one connection."""
 
     async def main() -> None:
         async with site.client() as client:
@@ -47,8 +47,8 @@ def test_five_calls(site: Any) -> None:
     assert {entry.connection for entry in site.server.log} == {1}
 
 
-def test_the_request_is_ours_alone(server: SandboxServer) -> None:
-    """A request bears the core's headers, Host and Content-Length, and no others."""
+def test_headers_of_a_request(server: SandboxServer) -> None:
+    """A request has the core's headers, Host and Content-Length, and no others."""
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url=server.base_url + "/") as client:
@@ -68,7 +68,7 @@ def test_the_request_is_ours_alone(server: SandboxServer) -> None:
 
 
 def test_one_write(wire: Any) -> None:
-    """A request goes out in one piece, to the path under the base URL's, with its key."""
+    """A request is sent in one write, to the path below the base URL's, with its key."""
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         wires.received.append(await stream.receive_some())
@@ -106,14 +106,14 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize(("settings", "kind", "said"), WRONG.values(), ids=WRONG)
 def test_wrong_settings(settings: dict[str, Any], kind: type[Exception], said: str) -> None:
-    """A wrong setting of the client is named in an error."""
+    """A wrong setting of the client is named in the error."""
     settings = {"api_key": KEY} | settings
     with pytest.raises(kind, match=said):
         AsyncCreduseClient(**settings)
 
 
 def test_environment(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Key and URL come from the environment where they are not given; repr shows no key."""
+    """The key and the URL come from the environment; repr shows no key."""
     monkeypatch.setenv("CREDUSE_API_KEY", KEY)
     monkeypatch.setenv("CREDUSE_BASE_URL", server.base_url)
 
@@ -126,8 +126,8 @@ def test_environment(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(server.applied) == 1
 
 
-def test_idempotency_key_travels(server: SandboxServer) -> None:
-    """With a server that replays, a write is sent again under the same key; each call has its."""
+def test_idempotency_key(server: SandboxServer) -> None:
+    """A retried write has the same key, and each call its own."""
     policy = RetryPolicy(initial_delay=0, server_replays=True)
 
     async def main() -> None:
@@ -144,7 +144,7 @@ def test_idempotency_key_travels(server: SandboxServer) -> None:
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_ipv6(secure: bool, server_context: ssl.SSLContext, trust: ssl.SSLContext) -> None:  # noqa: FBT001 - pytest's parameter
-    """An IPv6 literal is connected to, named in Host, and its certificate checked."""
+    """An IPv6 literal is connected to, named in Host, and checked in the certificate."""
 
     async def main() -> None:
         with SandboxServer(host="::1", ssl_context=server_context if secure else None) as server:
@@ -157,7 +157,7 @@ def test_ipv6(secure: bool, server_context: ssl.SSLContext, trust: ssl.SSLContex
 
 
 def test_several_addresses(server: SandboxServer) -> None:
-    """Where a name has several addresses, one that refuses does not stand in the way."""
+    """If one address of a host refuses, the next is tried."""
     port = int(server.base_url.rpartition(":")[2])
     found = [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", (it, port)) for it in ("127.0.0.9", "127.0.0.1")
@@ -181,7 +181,7 @@ def test_several_addresses(server: SandboxServer) -> None:
 
 
 def test_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ``connect=`` a client talks to a Unix socket, and uses its connection again."""
+    """With ``connect=`` a client uses a Unix socket, and reuses the connection."""
     monkeypatch.chdir(
         tmp_path
     )  # a Unix socket's path may be 107 bytes long, and pytest's are longer
@@ -215,13 +215,13 @@ def test_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert connections == [3]
 
 
-def test_tls_goes_on_top(wire: Any, server_context: ssl.SSLContext, trust: ssl.SSLContext) -> None:
-    """TLS goes on top of what ``connect`` gives, and the name in the URL is checked."""
+def test_tls_over_connect(wire: Any, server_context: ssl.SSLContext, trust: ssl.SSLContext) -> None:
+    """TLS runs over the stream of ``connect``, and checks the name in the URL."""
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         secure = trio.SSLStream(stream, server_context, server_side=True)
         await secure.do_handshake()
-        await answer(secure, wires)
+        await respond(secure, wires)
 
     async def main() -> None:
         async with wire(serve, base_url="https://localhost", ssl_context=trust) as (client, wires):
@@ -242,10 +242,10 @@ def test_tls_goes_on_top(wire: Any, server_context: ssl.SSLContext, trust: ssl.S
 
 
 def test_memory_stream_is_used_again(wire: Any) -> None:
-    """A stream that has no socket serves one call after the other, too."""
+    """A stream without a socket is used again."""
 
     async def main() -> None:
-        async with wire(answer) as (client, wires):
+        async with wire(respond) as (client, wires):
             for _ in range(3):
                 await client.add(USER, 5)
             assert wires.opened == 1
@@ -254,7 +254,7 @@ def test_memory_stream_is_used_again(wire: Any) -> None:
 
 
 def test_untrusted_certificate(site: Any, server_context: ssl.SSLContext) -> None:
-    """A certificate that nobody trusts is NOT_APPLIED, and not tried again."""
+    """An untrusted certificate is NOT_APPLIED, and not retried."""
     stranger = client_context(trustme.CA())
 
     async def main() -> None:
@@ -271,7 +271,7 @@ def test_untrusted_certificate(site: Any, server_context: ssl.SSLContext) -> Non
 
 
 def test_other_protocol(wire: Any, server_context: ssl.SSLContext, authority: trustme.CA) -> None:
-    """Where the context's ALPN leads to another protocol, nothing is sent and the error says so."""
+    """If ALPN selects another protocol, nothing is sent, and the error says so."""
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(server_context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
     server_context.set_alpn_protocols(["h2", "http/1.1"])
@@ -282,7 +282,7 @@ def test_other_protocol(wire: Any, server_context: ssl.SSLContext, authority: tr
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         secure = trio.SSLStream(stream, server_context, server_side=True)
         await secure.do_handshake()
-        await answer(secure, wires)
+        await respond(secure, wires)
 
     async def main() -> None:
         async with wire(serve, base_url="https://localhost", ssl_context=context) as (
@@ -298,7 +298,7 @@ def test_other_protocol(wire: Any, server_context: ssl.SSLContext, authority: tr
 
 
 def test_plain_server_for_https(server: SandboxServer) -> None:
-    """A server that does not speak TLS is NOT_APPLIED, and tried again like any other."""
+    """A server that does not speak TLS is NOT_APPLIED, and retried."""
 
     async def main() -> None:
         base_url = server.base_url.replace("http:", "https:")
@@ -312,8 +312,8 @@ def test_plain_server_for_https(server: SandboxServer) -> None:
     assert server.applied == ()
 
 
-def test_alpn_of_our_own(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The context that is made for a client says http/1.1, and one serves all its connections."""
+def test_default_context(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default context offers http/1.1, and all connections share it."""
     made: list[ssl.SSLContext] = []
     create = ssl.create_default_context
 

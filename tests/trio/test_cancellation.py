@@ -1,4 +1,4 @@
-"""A cancelled call: nothing is first sent afterwards, nothing is lost, nothing is left behind."""
+"""Cancelled calls: nothing is first sent afterwards, and nothing is left behind."""
 
 import signal
 import sys
@@ -45,7 +45,7 @@ def test_ended_at_every_step(
     how: str,
     warm: bool,  # noqa: FBT001 - pytest's parameter
 ) -> None:
-    """Wherever a call is cancelled or interrupted, it says so, and the only place is free again.
+    """A call that is cancelled or interrupted at any step says the truth and frees its place.
 
     What its outcome says is true. No byte of it is first sent afterwards, and no task goes on.
     """
@@ -101,7 +101,7 @@ def test_ended_at_every_step(
 
 
 class Ending:
-    """Cancels or interrupts a call, and notes whether that was done and came to the caller."""
+    """Cancels or interrupts a call, and notes whether the caller got that."""
 
     def __init__(self, how: str) -> None:
         self.how = how
@@ -116,12 +116,12 @@ class Ending:
 
 
 class Child(BaseException):
-    """Neither an error nor what cancels."""
+    """Neither an error nor a cancellation."""
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Child])
 def test_what_ends_the_program_comes_alone(kind: type[BaseException]) -> None:
-    """What a nursery of `connect` groups with cancellations and errors reaches the caller alone."""
+    """A KeyboardInterrupt in an exception group of ``connect`` reaches the caller alone."""
 
     async def fail(error: BaseException) -> None:
         try:
@@ -148,7 +148,7 @@ def test_what_ends_the_program_comes_alone(kind: type[BaseException]) -> None:
 
 
 def test_a_hundred_calls_after_many_cancellations(site: Any, stepping: Any) -> None:
-    """After calls cancelled at all times, each of a hundred goes well over one connection."""
+    """After calls cancelled at many times, a hundred calls share one connection."""
 
     async def main() -> None:
         async with site.client(max_connections=1) as client:
@@ -164,17 +164,17 @@ def test_a_hundred_calls_after_many_cancellations(site: Any, stepping: Any) -> N
     trio.run(main)
 
 
-async def answer(stream: trio.abc.Stream, wires: Any) -> None:
+async def respond(stream: trio.abc.Stream, wires: Any) -> None:
     while await wires.request(stream):
         await stream.send_all(RESPONSE)
 
 
 def test_cancelled_while_others_wait(wire: Any, stepping: Any) -> None:
-    """Whichever of many calls are cancelled, and when, the others are served."""
+    """Whichever calls are cancelled, and when, the others succeed."""
 
     async def main() -> None:
         for steps in range(1, 25):
-            async with wire(answer, max_connections=2) as (client, wires):
+            async with wire(respond, max_connections=2) as (client, wires):
                 served: list[int] = []
 
                 async def call(number: int, client: Any, served: list[int], steps: int) -> None:
@@ -197,10 +197,10 @@ def test_cancelled_while_others_wait(wire: Any, stepping: Any) -> None:
 
 
 def test_place_that_comes_with_the_cancellation(wire: Any) -> None:
-    """A place that comes to a call in the moment of its cancellation goes on to the next."""
+    """A place that a cancelled call gets goes to the next call."""
 
     async def main() -> None:
-        async with wire(answer, max_connections=1) as (client, wires):
+        async with wire(respond, max_connections=1) as (client, wires):
             done: list[str] = []
             scope = trio.CancelScope()
 
@@ -230,11 +230,11 @@ def test_place_that_comes_with_the_cancellation(wire: Any) -> None:
     trio.run(main)
 
 
-def test_answer_is_not_lost_to_a_cancellation(wire: Any) -> None:
-    """A whole answer counts, though time runs out while its connection is being closed."""
+def test_response_is_not_lost_to_a_cancellation(wire: Any) -> None:
+    """A whole response counts, though its connection is cancelled while it closes."""
 
     class Closing(trio.abc.Stream):
-        """Takes its time to close, as far as it is allowed to."""
+        """A stream whose close takes as long as it may."""
 
         def __init__(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
             self.stream = stream
@@ -278,7 +278,7 @@ def test_answer_is_not_lost_to_a_cancellation(wire: Any) -> None:
 
 
 class Lines:
-    """Does something at a certain line of the client's code that the present task comes to."""
+    """Does something at a certain line of the client's code in the current task."""
 
     def __init__(self, at: int, do: Callable[[], object], *, below: str = "") -> None:
         self.left = at
@@ -305,7 +305,7 @@ class Lines:
 
 
 class TimeLimitError(Exception):
-    """That of a task runner."""
+    """A task runner's exception."""
 
 
 @pytest.mark.parametrize("kind", [TimeoutError, ValueError, TimeLimitError])
@@ -313,7 +313,7 @@ class TimeLimitError(Exception):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_exception_of_a_signal_handler(site: Any, kind: type[Exception]) -> None:
-    """What a signal handler raises, wherever that is, ends the call and reaches the caller."""
+    """An exception of a signal handler ends the call at any line, and reaches the caller."""
 
     async def once(at: int, *, warm: bool) -> bool:
         error = kind("the time limit")
@@ -353,7 +353,7 @@ exec("def limit(): raise TimeoutError('the time limit')", RUNNER)  # noqa: S102 
 
 
 class Struck(trio.abc.Stream):
-    """A stream in one of whose methods a task runner's time limit strikes, in as many turns."""
+    """A stream in one of whose methods a task runner's exception is raised."""
 
     def __init__(self, stream: trio.abc.Stream, where: str, after: int) -> None:
         self.stream = stream
@@ -402,7 +402,7 @@ async def attempt(client: AsyncCreduseClient) -> str:
     ],
 )
 def test_time_limit_of_a_task_runner(wire: Any, where: str, after: int) -> None:
-    """What is raised within a stream, though not by it, reaches the caller; the place is free."""
+    """An exception that other code raises within a stream reaches the caller; the place is free."""
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         while await wires.request(stream):
@@ -424,8 +424,8 @@ def test_time_limit_of_a_task_runner(wire: Any, where: str, after: int) -> None:
     trio.run(main)
 
 
-async def answer_twice(stream: trio.abc.Stream, wires: Any) -> None:
-    """Answer, and once more where nobody asked."""
+async def respond_twice(stream: trio.abc.Stream, wires: Any) -> None:
+    """Send a response, and another one that nobody requested."""
     while await wires.request(stream):
         await stream.send_all(RESPONSE)
         await trio.lowlevel.checkpoint()
@@ -433,9 +433,9 @@ async def answer_twice(stream: trio.abc.Stream, wires: Any) -> None:
 
 
 @pytest.mark.parametrize("where", ["before", "after", "at a line"])
-@pytest.mark.parametrize("serve", [answer, answer_twice])
+@pytest.mark.parametrize("serve", [respond, respond_twice])
 def test_interrupted_anywhere(wire: Any, stepping: Any, where: str, serve: Any) -> None:
-    """Wherever a KeyboardInterrupt comes, no connection is left open and no place is lost."""
+    """A KeyboardInterrupt at any line leaves no connection open and loses no place."""
 
     async def once(at: int) -> bool:
         interrupts: list[int] = []

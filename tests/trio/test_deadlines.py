@@ -1,4 +1,4 @@
-"""Time: whose limit it is that ends a call, and that any clock of trio's will do."""
+"""Timeouts, deadlines and trio's clocks."""
 
 import socket
 import time
@@ -18,13 +18,13 @@ BUSY = b"HTTP/1.1 503 Busy\r\nRetry-After: 600\r\nContent-Length: 2\r\n\r\n{}"
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a test on a clock that jumps as soon as everybody waits."""
+    """Run a test on a clock that jumps when all tasks wait."""
     begun = time.monotonic()
     trio.run(main, clock=MockClock(autojump_threshold=0))
     assert time.monotonic() - begun < 10  # though hours may have passed
 
 
-async def answer(stream: trio.abc.Stream, wires: Any) -> None:
+async def respond(stream: trio.abc.Stream, wires: Any) -> None:
     while await wires.request(stream):
         await stream.send_all(RESPONSE)
 
@@ -35,7 +35,7 @@ async def hang(stream: trio.abc.Stream, wires: Any) -> None:
 
 
 def test_an_hour_of_retries(wire: Any) -> None:
-    """Waits that take an hour take none on a clock that jumps, and each is as long as asked."""
+    """An hour of waits takes no time on a clock that jumps, and each wait is as long as asked."""
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         while await wires.request(stream):
@@ -54,10 +54,10 @@ def test_an_hour_of_retries(wire: Any) -> None:
 
 
 def test_clock_driven_by_hand(wire: Any) -> None:
-    """On a clock that stands still, calls go on, and one connection serves them."""
+    """On a clock that stands still, calls succeed on one connection."""
 
     async def main() -> None:
-        async with wire(answer) as (client, wires):
+        async with wire(respond) as (client, wires):
             for _ in range(3):
                 await client.add(USER, 5)
             assert wires.opened == 1
@@ -80,7 +80,7 @@ async def never(_: str, __: int) -> trio.abc.Stream:
     ids=["connecting", "handshake"],
 )
 def test_time_to_connect(wire: Any, settings: dict[str, Any]) -> None:
-    """Connecting has the time of an attempt; what it ends in is NOT_APPLIED."""
+    """Connecting is bounded by the attempt's timeout: NOT_APPLIED."""
 
     async def main() -> None:
         async with wire(silent, retry=ONCE, **settings) as (client, _):
@@ -96,7 +96,7 @@ def test_time_to_connect(wire: Any, settings: dict[str, Any]) -> None:
 
 
 class Slow(trio.abc.Stream):
-    """A stream that gives a few bytes at a time, and does something after each."""
+    """A stream that receives a few bytes at a time, and does something after each."""
 
     def __init__(self, stream: trio.abc.Stream, do: Callable[[], object]) -> None:
         self.stream = stream
@@ -118,7 +118,7 @@ class Slow(trio.abc.Stream):
 
 
 class Grouping(Slow):
-    """A stream with a nursery of its own, so that what ends a read comes grouped."""
+    """A stream with a nursery of its own, so that a read may raise a group."""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         async with trio.open_nursery() as nursery:
@@ -141,8 +141,8 @@ def fail_in_the_end() -> None:
 
 @pytest.mark.parametrize("when", ["connecting", "reading"])
 @pytest.mark.parametrize("whose", ["call", "caller"])
-def test_what_ends_a_call_comes_grouped_with_an_error(wire: Any, when: str, whose: str) -> None:
-    """A cancellation that a nursery groups with an error does what a cancellation does alone."""
+def test_cancellation_grouped_with_an_error(wire: Any, when: str, whose: str) -> None:
+    """A cancellation in a group with an error works like a cancellation alone."""
 
     async def main() -> None:
         async with wire(hang) as (_, wires):
@@ -173,7 +173,7 @@ def test_what_ends_a_call_comes_grouped_with_an_error(wire: Any, when: str, whos
 
 
 def test_time_for_a_place(wire: Any) -> None:
-    """Waiting for a place in the pool is part of connecting; those who wait are served in order."""
+    """Waiting for a place in the pool counts as connecting, and the order is kept."""
     done: list[int] = []
 
     async def slow(stream: trio.abc.Stream, wires: Any) -> None:
@@ -231,8 +231,8 @@ async def drip_body(stream: trio.abc.Stream, wires: Any) -> None:
 
 
 @pytest.mark.parametrize("serve", [hang, drip_interim, drip_head, drip_body])
-def test_time_for_the_answer(wire: Any, serve: Any) -> None:
-    """An answer that does not come, or drips, ends with the time of the call; it is UNKNOWN."""
+def test_time_for_the_response(wire: Any, serve: Any) -> None:
+    """A response that is late or drips ends with the timeout: UNKNOWN."""
 
     async def main() -> None:
         async with wire(serve, retry=ONCE) as (client, _):
@@ -251,8 +251,8 @@ def test_time_for_the_answer(wire: Any, serve: Any) -> None:
 
 @pytest.mark.parametrize("data", [RESPONSE, RESPONSE[:-1]], ids=["whole", "cut"])
 @pytest.mark.parametrize("whose", ["call", "caller"])
-def test_answer_that_is_there_when_time_is_over(wire: Any, whose: str, data: bytes) -> None:
-    """What has come in when the time is over counts, though it has not been read by then."""
+def test_response_at_the_deadline(wire: Any, whose: str, data: bytes) -> None:
+    """A response that has arrived by the deadline counts, though it has not been read."""
     whole = data == RESPONSE
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
@@ -289,11 +289,11 @@ def test_answer_that_is_there_when_time_is_over(wire: Any, whose: str, data: byt
 
 
 def test_server_that_sends_without_end(wire: Any) -> None:
-    """When the time is over, a server that sends faster than is read is not read to its end."""
+    """After the deadline, a server that sends without end is not read to its end."""
     pieces = 0
 
     class Endless(Slow):
-        """Has always more once it is asked, and takes half a minute for the first piece."""
+        """A stream that always has more to read, and needs 30 seconds for the first piece."""
 
         asked = False
 
@@ -332,7 +332,7 @@ def test_server_that_sends_without_end(wire: Any) -> None:
 
 
 def test_more_than_is_read() -> None:
-    """Of a long response that is there when the time is over, a bounded part is read."""
+    """Of a long response at the deadline, a bounded part is read."""
 
     async def main() -> None:
         clock = trio.lowlevel.current_clock()
@@ -365,8 +365,8 @@ def test_more_than_is_read() -> None:
 
 
 @pytest.mark.parametrize("seconds", [5, 30])
-def test_the_caller_s_own_limit(wire: Any, seconds: float) -> None:
-    """A limit of the caller's, even one that ends with the call's, ends in the caller's scope."""
+def test_limit_of_the_caller(wire: Any, seconds: float) -> None:
+    """A limit of the caller's ends in the caller's scope, even with the same deadline."""
 
     async def main() -> None:
         async with wire(hang) as (client, _):
@@ -381,8 +381,8 @@ def test_the_caller_s_own_limit(wire: Any, seconds: float) -> None:
     run(main)
 
 
-def test_a_longer_limit_of_the_caller_s(wire: Any) -> None:
-    """The call's limit ends the call with an error, and leaves the caller's scope alone."""
+def test_longer_limit_of_the_caller(wire: Any) -> None:
+    """The call's timeout raises an error, and leaves the caller's longer limit alone."""
 
     async def main() -> None:
         async with wire(hang) as (client, _):
@@ -397,10 +397,10 @@ def test_a_longer_limit_of_the_caller_s(wire: Any) -> None:
 
 @pytest.mark.parametrize(("pause", "opened"), [(2.9, 1), (3.0, 2), (3600, 2)])
 def test_idle_connections(wire: Any, pause: float, opened: int) -> None:
-    """A connection that has been idle for three seconds is closed and not used again."""
+    """A connection that was idle for three seconds is closed."""
 
     async def main() -> None:
-        async with wire(answer) as (client, wires):
+        async with wire(respond) as (client, wires):
             await client.add(USER, 5)
             await trio.sleep(pause)
             await client.add(USER, 5)
@@ -411,10 +411,10 @@ def test_idle_connections(wire: Any, pause: float, opened: int) -> None:
 
 
 def test_last_in_first_out(wire: Any) -> None:
-    """The connection used last is used first; those that are not needed grow old and close."""
+    """The connection used last is used first; the others expire."""
 
     async def main() -> None:
-        async with wire(answer, idle_timeout=1) as (client, wires):
+        async with wire(respond, idle_timeout=1) as (client, wires):
             async with trio.open_nursery() as nursery:
                 for _ in range(3):
                     nursery.start_soon(client.add, USER, 5)

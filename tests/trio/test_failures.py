@@ -1,4 +1,4 @@
-"""What the trio client says when an answer is not whole, not ours or not asked for."""
+"""Failures over trio: responses that are not whole, not ours or not requested."""
 
 import ssl
 from collections.abc import Awaitable, Callable
@@ -26,7 +26,7 @@ Serve: TypeAlias = Callable[[trio.abc.Stream, Any], Awaitable[None]]
 
 
 def says(data: bytes, *, close: bool = False) -> Serve:
-    """Make a server that answers each request so, and perhaps hangs up."""
+    """Make a server that sends this to each request, and may then close."""
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         while await wires.request(stream):
@@ -47,7 +47,7 @@ THROWN_AWAY = {name: FAULTS[name] for name in ("close-after", "no-length")}
 
 @pytest.mark.parametrize("name", [*KEPT, *THROWN_AWAY])
 def test_which_connections_are_used_again(site: Any, name: str) -> None:
-    """A connection is used again after a whole answer of ours, and after no other."""
+    """A connection is used again after a whole response, unless either side must close it."""
 
     async def main() -> None:
         async with site.client(retry=ONCE) as client:
@@ -57,7 +57,7 @@ def test_which_connections_are_used_again(site: Any, name: str) -> None:
                 await client.run(call)
             except CreduseError:
                 assert call.response is not None
-            await trio.sleep(0.01)  # for what the server does behind its answer
+            await trio.sleep(0.01)  # for what the server does behind its response
             await client.add(USER, 5)
 
     trio.run(main)
@@ -66,7 +66,7 @@ def test_which_connections_are_used_again(site: Any, name: str) -> None:
 
 
 def test_length_beside_chunks(wire: Any) -> None:
-    """A response that two headers frame counts, and its connection is not used again."""
+    """A response with two framings counts, and its connection is not used again."""
     length = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
 
     async def main() -> None:
@@ -80,7 +80,7 @@ def test_length_beside_chunks(wire: Any) -> None:
 
 
 def test_discarding_without_descriptors(site: Any) -> None:
-    """A connection is discarded where the process may open no file any more."""
+    """A connection can be closed when the process may open no file."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -112,7 +112,7 @@ def test_surplus_in_one_segment(
     server_context: ssl.SSLContext,
     trust: ssl.SSLContext,
 ) -> None:
-    """A surplus that arrives with the answer is found, be it in a TLS record of its own."""
+    """A surplus in the response's own segment is found, in a TLS record of its own too."""
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         gathered = stream = _Gathered(stream)
@@ -141,7 +141,7 @@ def test_surplus_in_one_segment(
 
 
 class _Gathered(trio.abc.Stream):
-    """Holds back what is sent, to send it in one piece."""
+    """A stream that collects what is sent, to send it in one piece."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
@@ -169,7 +169,7 @@ class _Gathered(trio.abc.Stream):
 
 
 def test_idle_connection_that_was_closed(wire: Any) -> None:
-    """A connection that the server has closed meanwhile is not used; nothing is lost on it."""
+    """An idle connection that the server has closed is not used."""
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         await wires.request(stream)
@@ -225,7 +225,7 @@ FRAMES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize(("data", "said"), FRAMES.values(), ids=FRAMES)
 def test_framing(wire: Any, data: bytes, said: str) -> None:
-    """An answer that is whole by its own framing is one; else the error says what there was."""
+    """A response that is whole by its framing counts; else the error says what came."""
 
     async def main() -> None:
         async with wire(says(data, close=True), retry=ONCE) as (client, _):
@@ -249,7 +249,7 @@ def test_cut_over_tls(
     server_context: ssl.SSLContext,
     trust: ssl.SSLContext,
 ) -> None:
-    """An answer that only its end ends is whole with a close_notify, and cut without."""
+    """A response that ends with the connection is whole with a close_notify, and cut without."""
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         secure = trio.SSLStream(stream, server_context, server_side=True)
@@ -279,7 +279,7 @@ def test_early_response(
     server_context: ssl.SSLContext,
     trust: ssl.SSLContext,
 ) -> None:
-    """A response to a request that the server does not read to its end is read all the same."""
+    """A response to a request that the server does not read to its end is read."""
     early = b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
 
     async def serve(socket: trio.SocketStream) -> None:
@@ -307,7 +307,7 @@ def test_early_response(
 
 
 class Broken(trio.abc.Stream):
-    """Seems to be there until it is written to."""
+    """A stream that fails only when it is written to."""
 
     written = False
 
@@ -328,7 +328,7 @@ class Broken(trio.abc.Stream):
 
 
 def test_write_that_fails() -> None:
-    """A write that fails, with no answer there, may have been received in part."""
+    """After a failed write the outcome is UNKNOWN: the server may have part of the request."""
 
     async def connect(_: str, __: int) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
@@ -346,7 +346,7 @@ def test_write_that_fails() -> None:
 
 @pytest.mark.parametrize("speaks", [b"", RESPONSE], ids=["hangs up", "speaks"])
 def test_new_connection_that_is_not_quiet(speaks: bytes) -> None:
-    """A server that speaks or hangs up before it is asked gets no request, and is tried again."""
+    """A server that sends or closes before a request gets none, and the client retries."""
 
     async def main() -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -384,7 +384,7 @@ def test_new_connection_that_is_not_quiet(speaks: bytes) -> None:
 
 
 def test_socket_that_its_owner_has_closed(server: SandboxServer) -> None:
-    """A connection whose socket somebody else has closed is left alone, and another opened."""
+    """A connection whose socket other code has closed is not used."""
     streams: list[trio.SocketStream] = []
 
     async def connect(host: str, port: int) -> trio.abc.Stream:
@@ -421,7 +421,7 @@ CONNECT_ERRORS: dict[str, tuple[Exception, int]] = {
 
 @pytest.mark.parametrize(("error", "attempts"), CONNECT_ERRORS.values(), ids=CONNECT_ERRORS)
 def test_no_connection(error: Exception, attempts: int) -> None:
-    """Without a connection nothing is applied; what may pass is tried again."""
+    """Without a connection the outcome is NOT_APPLIED, and transient causes are retried."""
 
     async def main() -> None:
         policy = RetryPolicy(initial_delay=0)
@@ -438,7 +438,7 @@ def test_no_connection(error: Exception, attempts: int) -> None:
 
 
 def test_refused_and_unknown_hosts() -> None:
-    """A refused connection and a name that nobody knows are NOT_APPLIED, and tried again."""
+    """A refused connection and an unknown host are NOT_APPLIED, and retried."""
 
     class Resolver(trio.abc.HostnameResolver):
         async def getaddrinfo(self, *_: Any, **__: Any) -> Any:
@@ -463,8 +463,8 @@ def test_refused_and_unknown_hosts() -> None:
     trio.run(main)
 
 
-def test_connect_that_gives_no_stream() -> None:
-    """What is no stream is named, and nothing was sent."""
+def test_connect_that_returns_no_stream() -> None:
+    """A return value of ``connect`` that is not a stream is named, and nothing is sent."""
 
     async def connect(_: str, __: int) -> Any:
         await trio.lowlevel.checkpoint()
@@ -480,8 +480,8 @@ def test_connect_that_gives_no_stream() -> None:
     trio.run(main)
 
 
-def test_time_is_over_before_it_is_sent(server: SandboxServer) -> None:
-    """A call whose time is over before it can be sent is not sent, and NOT_APPLIED."""
+def test_no_time_to_send(server: SandboxServer) -> None:
+    """A call whose timeout passes before it is sent is NOT_APPLIED."""
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:

@@ -1,4 +1,4 @@
-"""Behind nginx, which speaks TLS and closes idle connections when a call may just be on its way."""
+"""nginx in front of the sandbox: TLS, and idle connections that it closes as a call begins."""
 
 import random
 import shutil
@@ -25,7 +25,7 @@ NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
 TASKS, CALLS = 100, 10
 KEEPALIVE = 2.0
 """Seconds that nginx keeps an idle connection. Ours are kept for far less or more: a machine that
-runs tests can be so busy that an answer is read a second after nginx has sent it."""
+runs tests can be so busy that a response is read a second after nginx has sent it."""
 
 CONFIGURATION = """
 daemon off; master_process off; worker_processes 1;
@@ -54,7 +54,7 @@ def upstream() -> Iterator[SandboxServer]:
 
 @pytest.fixture
 def proxied(upstream: SandboxServer, tmp_path: Path) -> Iterator[tuple[str, ssl.SSLContext]]:
-    """Give the URL of an nginx before the sandbox, and what trusts it."""
+    """Return the URL of an nginx in front of the sandbox, and a context that trusts it."""
     if NGINX is None:
         pytest.skip("nginx is not installed")
     authority = trustme.CA()

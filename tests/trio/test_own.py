@@ -1,4 +1,4 @@
-"""Whose connections they are, when they close, and what is imported for them."""
+"""A client's own connections, and what it imports."""
 
 import asyncio
 import gc
@@ -27,7 +27,7 @@ def contexts() -> int:
 
 
 def test_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client for https makes one TLS context, before its first call; one for plain http none."""
+    """A client for https makes one TLS context, before its first call; one for http makes none."""
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     before = contexts()
 
@@ -49,7 +49,7 @@ def test_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_certificate_file(
     data: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wrong SSL_CERT_FILE is named where the client is made, and unheeded where it is not read."""
+    """A wrong SSL_CERT_FILE is an error when the client is made, if it is read at all."""
     file = tmp_path / "ca.pem"
     if data is not None:
         file.write_bytes(data)
@@ -82,7 +82,7 @@ def test_certificate_file(
 
 
 class Elsewhere(trio.socket.SocketType):
-    """A socket that connects to anything, and says that this is another machine."""
+    """A socket that connects to anything, and says that its peer is another machine."""
 
     type = socket.SOCK_STREAM  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]  # a property
     did_shutdown_SHUT_WR = False  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]  # noqa: N815 - as above
@@ -122,7 +122,7 @@ class Elsewhere(trio.socket.SocketType):
 
 
 class Factory(trio.abc.SocketFactory):
-    """Makes sockets that connect elsewhere."""
+    """A factory of sockets that connect elsewhere."""
 
     def __init__(self) -> None:
         self.made: list[Elsewhere] = []
@@ -142,7 +142,7 @@ class Factory(trio.abc.SocketFactory):
     ids=["loopback only", "allow_http"],
 )
 def test_localhost_that_is_elsewhere(settings: dict[str, Any], said: str, outcome: Outcome) -> None:
-    """Over plain http, a request goes to localhost only if that is this machine by its address."""
+    """Over plain http, a request to localhost is sent only to this machine."""
     factory = Factory()
 
     async def main() -> None:
@@ -180,7 +180,7 @@ GROWING = (
 
 
 def test_nothing_grows(site: Any) -> None:
-    """However many connections, failures and cancellations there were, nothing of them is kept."""
+    """Connections, failures and cancellations leave no objects."""
 
     async def once(client: AsyncCreduseClient) -> None:
         for name in GROWING:
@@ -218,7 +218,7 @@ def test_nothing_grows(site: Any) -> None:
 
 
 def test_closed_client(site: Any) -> None:
-    """A client that is closed sends nothing and says so; closing it again does nothing."""
+    """A closed client sends nothing, and the error says so; it can be closed again."""
 
     async def main() -> None:
         async with site.client() as client:
@@ -244,7 +244,7 @@ def test_unused_client() -> None:
 
 
 def test_closed_while_calls_are_in_flight(wire: Any) -> None:
-    """Closing lets a call in flight go on to its end; one that waits for a place sends nothing."""
+    """Closing waits for calls in flight; a call that waits for a place sends nothing."""
     go_on = trio.Event()
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
@@ -280,7 +280,7 @@ def test_closed_while_calls_are_in_flight(wire: Any) -> None:
 
 
 def test_closed_while_a_call_connects(server: SandboxServer) -> None:
-    """A call that is connecting when the client is closed sends nothing afterwards."""
+    """A call that is connecting when the client is closed sends nothing."""
     connecting, go_on = trio.Event(), trio.Event()
 
     async def connect(host: str, port: int) -> trio.abc.Stream:
@@ -308,7 +308,7 @@ def test_closed_while_a_call_connects(server: SandboxServer) -> None:
 
 
 def test_closed_within_a_cancelled_scope(wire: Any) -> None:
-    """Leaving ``async with`` because of a cancellation closes the connections."""
+    """Leaving ``async with`` by a cancellation closes the connections."""
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         while await wires.request(stream):
@@ -330,7 +330,7 @@ def test_closed_within_a_cancelled_scope(wire: Any) -> None:
 
 
 def test_another_run(server: SandboxServer) -> None:
-    """In another trio.run than that of its first call, a client sends nothing and says so."""
+    """In another trio.run than before, a client sends nothing, and the error says so."""
     client = AsyncCreduseClient(KEY, base_url=server.base_url)
 
     async def first() -> None:
@@ -350,7 +350,7 @@ def test_another_run(server: SandboxServer) -> None:
 
 
 def test_under_asyncio(server: SandboxServer) -> None:
-    """Under asyncio a call is NOT_APPLIED, and says which client is for there."""
+    """Under asyncio a call is NOT_APPLIED, and the error names the right client."""
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
@@ -365,7 +365,7 @@ def test_under_asyncio(server: SandboxServer) -> None:
 
 
 def test_closed_in_another_run(server: SandboxServer) -> None:
-    """Closing a client elsewhere leaves its connections to the run that they belong to."""
+    """Closing a client in another trio.run leaves its connections open."""
     client = AsyncCreduseClient(KEY, base_url=server.base_url)
 
     async def main() -> None:
@@ -407,7 +407,7 @@ trio.run(main)
 
 
 def test_fork(server: SandboxServer) -> None:
-    """After a fork, the child sends nothing on its parent's connections; the parent goes on."""
+    """After a fork, the child does not use its parent's connections."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK, server.base_url]
     subprocess.run(command, check=True, timeout=60)
     assert [entry.connection for entry in server.log] == [1, 1]
@@ -427,8 +427,8 @@ print(*{name.partition(".")[0] for name in sys.modules})
 """
 
 
-def test_nothing_of_another_kind_is_imported(server: SandboxServer) -> None:
-    """Importing and using the client loads no asyncio, no anyio and no httpx."""
+def test_imports(server: SandboxServer) -> None:
+    """The client imports no asyncio, no anyio and no httpx."""
     command = [sys.executable, "-c", USE, server.base_url]
     done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
     loaded = set(done.stdout.split())
@@ -437,8 +437,8 @@ def test_nothing_of_another_kind_is_imported(server: SandboxServer) -> None:
 
 
 @pytest.mark.parametrize(("missing", "said"), [("trio", "install 'creduse[trio]'"), ("h11", "h11")])
-def test_without_the_extra(missing: str, said: str) -> None:
-    """Without trio, importing the package says in one line what to install."""
+def test_without_trio(missing: str, said: str) -> None:
+    """Without trio, the import error says what to install."""
     program = f"import sys; sys.modules[{missing!r}] = None; import creduse_trio"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
@@ -450,8 +450,8 @@ def test_without_the_extra(missing: str, said: str) -> None:
         assert done.stderr.count("Traceback") == 1
 
 
-def test_heads_are_not_kept_for_ever(server: SandboxServer) -> None:
-    """However many heads a client has sent, it keeps a bounded number of them."""
+def test_cached_heads_are_bounded(server: SandboxServer) -> None:
+    """The number of cached request heads is bounded."""
 
     def heads() -> int:
         gc.collect()
@@ -469,7 +469,7 @@ def test_heads_are_not_kept_for_ever(server: SandboxServer) -> None:
 
 
 def test_many_tasks_share_a_client(site: Any) -> None:
-    """Tasks can use one client at the same time; connections are never more than allowed."""
+    """Tasks can share a client; connections never exceed the maximum."""
 
     async def main() -> None:
         async with site.client(max_connections=5) as client, trio.open_nursery() as nursery:
@@ -481,8 +481,8 @@ def test_many_tasks_share_a_client(site: Any) -> None:
     assert len({entry.connection for entry in site.server.log}) <= 5
 
 
-def test_default_places() -> None:
-    """A hundred calls have a connection each, unless told otherwise."""
+def test_default_max_connections() -> None:
+    """By default a client has up to 100 connections."""
     opened: list[int] = []
 
     async def connect(_: str, __: int) -> trio.abc.Stream:
@@ -505,7 +505,7 @@ def test_default_places() -> None:
 
 
 def test_session_tickets(server_context: ssl.SSLContext, trust: ssl.SSLContext) -> None:
-    """What TLS sends of its own accord, such as tickets, does not cost the connection."""
+    """TLS session tickets do not cost the connection."""
 
     async def main() -> None:
         with SandboxServer(ssl_context=server_context) as server:

@@ -1,4 +1,4 @@
-"""No frame of an exception that leaves a call holds the API key, however the call ends."""
+"""No frame of an exception that leaves a call shows the API key."""
 
 import dataclasses
 import signal
@@ -16,7 +16,7 @@ from tests.common import KEY, ONCE, USER
 
 
 def held(error: BaseException) -> str:
-    """Return what a tool shows that prints the variables of every frame of the whole chain."""
+    """Return what a tool prints that shows the variables of all frames of the whole chain."""
     texts: list[str] = []
     for link in exception_chain(error):
         texts += ["".join(traceback.format_exception_only(link)), repr(vars(link))]
@@ -32,8 +32,8 @@ def held(error: BaseException) -> str:
     return "\n".join(texts)
 
 
-def test_what_is_looked_for() -> None:
-    """A key in a variable of a frame of any link is found."""
+def test_the_search_finds_a_key() -> None:
+    """A key in a variable of any frame of any link is found."""
 
     @dataclasses.dataclass
     class Holder:
@@ -50,7 +50,7 @@ def test_what_is_looked_for() -> None:
 @pytest.mark.parametrize("how", ["cancelled", "interrupted"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ended_at_every_step(site: Any, stepping: Any, how: str, when: str) -> None:
-    """Wherever a cancellation or Ctrl-C ends a call, it comes as itself and shows no key."""
+    """A cancellation or Ctrl-C at any step leaves unchanged and shows no key."""
     texts: list[str] = []
     kinds: set[type[BaseException]] = set()
 
@@ -84,7 +84,7 @@ def test_ended_at_every_step(site: Any, stepping: Any, how: str, when: str) -> N
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("listens", [False, True])
 def test_no_connection(listens: bool, secure: bool) -> None:  # noqa: FBT001 - pytest's parameters
-    """Neither does a connection that is refused, or that does not come about in time."""
+    """A connection that is refused or too slow shows no key."""
 
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -105,7 +105,7 @@ MET = ("request-then-close", "apply-then-reset", "request-then-hang", "not-http"
 
 @pytest.mark.parametrize("name", MET)
 def test_failures(site: Any, name: str) -> None:
-    """Neither does a failure, on a new connection nor on one that was used."""
+    """A failure shows no key, on a new or a used connection."""
 
     async def main() -> None:
         async with site.client(retry=ONCE) as client:
@@ -122,7 +122,7 @@ def test_failures(site: Any, name: str) -> None:
 
 @pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError])
 def test_connect_that_raises(kind: type[Exception]) -> None:
-    """Neither does what the caller's own connect raises."""
+    """An exception of the caller's ``connect`` shows no key."""
 
     async def connect(_: str, __: int) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
@@ -143,7 +143,7 @@ def test_connect_that_raises(kind: type[Exception]) -> None:
     ids=str,
 )
 def test_wrong_settings(settings: dict[str, Any]) -> None:
-    """Neither does a wrong setting of the client."""
+    """A wrong setting of the client shows no key."""
     with pytest.raises((TypeError, ValueError)) as caught:
         AsyncCreduseClient(KEY, **settings)
     assert KEY not in held(caught.value)

@@ -1,4 +1,4 @@
-"""A response that was there before its request was written is never its response."""
+"""Bytes that arrive before a request are never its response."""
 
 import itertools
 import ssl
@@ -28,7 +28,7 @@ FORMS: dict[str, tuple[bytes, bytes, bytes]] = {
 
 
 class Server:
-    """Gives what one of the forms says, over TLS in so many records, and notes what it received."""
+    """Sends the bytes of one form, in TLS records if so, and records its requests."""
 
     def __init__(self, form: str, records: int, context: ssl.SSLContext) -> None:
         self.first, self.later, self.second = FORMS[form]
@@ -69,7 +69,7 @@ class Server:
 def test_surplus(
     form: str, records: int, server_context: ssl.SSLContext, trust: ssl.SSLContext
 ) -> None:
-    """The next equal request goes out on another connection, and is given its own response."""
+    """After a surplus, the next equal request uses another connection and gets its own response."""
     server = Server(form, records, server_context)
     streams: list[trio.SocketStream] = []
 
@@ -103,7 +103,7 @@ def test_surplus(
 
 
 class _Gathered(trio.abc.Stream):
-    """Sends in one piece, so in one segment, what it is given while ``held`` is not None."""
+    """Sends in one segment what it gets while ``held`` is not None."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream

@@ -1,4 +1,4 @@
-"""What TLS adds to a connection: records, alerts, and an end of its own."""
+"""TLS: records, alerts, and its own end."""
 
 import socket
 import ssl
@@ -35,7 +35,7 @@ async def served(
 def test_records_without_end(
     wire: Any, over: str, whose: str, server_context: ssl.SSLContext, trust: ssl.SSLContext
 ) -> None:
-    """A call ends with its time, or its caller's, though there is always one more record."""
+    """A timeout of the call or its caller ends a response of endless records."""
     later: list[int] = []
     scope = trio.CancelScope()
 
@@ -72,7 +72,7 @@ def test_records_without_end(
 def test_half_a_record(
     wire: Any, after: int, server_context: ssl.SSLContext, trust: ssl.SSLContext
 ) -> None:
-    """A surplus of which a part has come before the next request is not the next response."""
+    """Part of a record before the next request is not its response."""
 
     async def serve(stream: trio.abc.Stream, wires: Any) -> None:
         split = _Split(stream)
@@ -97,7 +97,7 @@ def test_half_a_record(
 
 
 class _Split(trio.abc.Stream):
-    """Holds back what is to be sent after so many bytes."""
+    """Holds back what is sent after so many bytes."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
@@ -130,7 +130,7 @@ class _Split(trio.abc.Stream):
 def test_missing_client_certificate(
     authority: trustme.CA, trust: ssl.SSLContext, version: ssl.TLSVersion, reason: str
 ) -> None:
-    """A server that asks for a client's certificate is told in its own words, whenever they come."""
+    """The error of a server that requires a client certificate has its alert."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
     authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
@@ -164,7 +164,7 @@ def test_missing_client_certificate(
 def test_end_that_leaves_the_socket_open(
     wire: Any, server_context: ssl.SSLContext, trust: ssl.SSLContext
 ) -> None:
-    """A response that TLS's own end ends is whole, though the stream below stays open."""
+    """A response that a close_notify ends is whole, though the stream stays open."""
 
     async def serve(stream: trio.abc.Stream, _: Any) -> None:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
