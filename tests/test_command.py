@@ -96,7 +96,7 @@ def test_sandbox_serves_and_stops(start: Start, number: signal.Signals) -> None:
 
 
 def test_sandbox_serves_others(start: Start) -> None:
-    """What is no client of ours is answered as the API's documentation says, GET with a body too."""
+    """What is no client of ours is responded as the API's documentation says, GET with a body too."""
     _, url = start(CREDUSE_SANDBOX_API_KEY="sesame")
 
     def ask(method: str, path: str, **body: Any) -> dict[str, Any]:

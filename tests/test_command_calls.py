@@ -21,6 +21,8 @@ from creduse.__main__ import main
 from creduse._calls import COMMANDS, STATUSES
 from creduse_sandbox import FAULTS, CannedResponse, Fault, SandboxServer
 
+pytestmark = pytest.mark.slow
+
 USER = "12345678-1234-5678-1234-567812345678"
 KEY = "sk-secret-0123456789"
 NOON = datetime(2025, 8, 12, 12, tzinfo=UTC)
@@ -111,7 +113,7 @@ def test_balance_of_anything(server: SandboxServer, ask: Ask) -> None:
 
 
 def test_days_that_the_service_does_not_tell(server: SandboxServer, ask: Ask) -> None:
-    """Days are told where the answer tells them."""
+    """Days are told where the response tells them."""
     server.inject(_answer(amount=5))
     assert ask("add", USER, "5") == (0, "Added 5 credits.\n", "")
 
@@ -325,7 +327,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["balance", "me"],
         "creduse: end_user_id must be a UUID such as 12345678-1234-5678-1234-567812345678\n",
     ),
-    "time-out": (
+    "timeout": (
         ["balance", USER, "--timeout", "soon"],
         "argument --timeout: invalid seconds value (",
     ),

@@ -30,6 +30,8 @@ from creduse import (
 )
 from creduse_sandbox import SandboxServer
 
+pytestmark = pytest.mark.slow
+
 respx = pytest.importorskip("respx")
 pytest.importorskip("pytest_httpx")
 aioresponses = pytest.importorskip("aioresponses").aioresponses

@@ -26,6 +26,8 @@ from creduse_core import BASE_URL, EVENTS, TRANSITIONS, Kind
 from creduse_core.retry import may_retry
 from creduse_sandbox import FAULTS, SandboxServer
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parent.parent.joinpath("docs")
 FENCE = re.compile(r"(?:`(\w+\.py)`:\n\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SANDBOX = re.compile(r"^creduse sandbox(?: --fault ([\w-]+):(\d+))?$", re.MULTILINE)

@@ -11,6 +11,8 @@ import pytest
 from creduse import CreduseClient
 from creduse_sandbox import SandboxServer
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["pytester"]
 
 USER = "12345678-1234-5678-1234-567812345678"
@@ -395,7 +397,7 @@ def test_error_in_its_place(pytester: pytest.Pytester) -> None:
 
 
 def test_what_is_left_under_way(pytester: pytest.Pytester) -> None:
-    """What a test has sent, and not waited for the answer to, does not come in during the next."""
+    """What a test has sent, and not waited for the response to, does not come in during the next."""
     pytester.makepyfile(BEGINNING + LEFT)
     pytester.runpytest_subprocess().assert_outcomes(passed=20)
 

@@ -17,6 +17,8 @@ from creduse_core import Call
 from creduse_sandbox import SandboxServer, Shaped
 from tests.common import KEY, RESPONSE, USER
 
+pytestmark = pytest.mark.slow
+
 
 @asynccontextmanager
 async def narrow(

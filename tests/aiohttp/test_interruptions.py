@@ -25,6 +25,8 @@ from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import KEY, RESPONSE, USER
 from tests.servers import RawServer
 
+pytestmark = pytest.mark.slow
+
 
 async def silent(server: Any, reader: Any, _: Any) -> None:
     """Read the request, and do not respond."""

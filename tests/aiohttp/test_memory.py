@@ -17,6 +17,8 @@ from creduse_aiohttp import AsyncCreduseClient
 from tests.common import GOOD, KEY, LAST_RESPONSE, RESPONSE, USER, response
 from tests.servers import RawServer
 
+pytestmark = pytest.mark.slow
+
 CALLS = 1000
 OF_THREADS = ("builtin_function_or_method", "method")
 """What coverage leaves of each thread of the server."""

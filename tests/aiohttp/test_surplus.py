@@ -13,6 +13,8 @@ from creduse_aiohttp import AsyncCreduseClient
 from tests.common import KEY, RESPONSE, USER, credits_body, response
 from tests.servers import RawServer
 
+pytestmark = pytest.mark.slow
+
 REFUSAL = response(b'{"error_code":"INSUFFICIENT_FUNDS"}', 402)
 
 SURPLUS = {

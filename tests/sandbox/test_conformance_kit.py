@@ -72,7 +72,7 @@ CANCELLED = {cancellation.name: cancellation for cancellation in CANCELLATIONS}
 CLOSED = {closing.name: closing for closing in CLOSINGS}
 LEVELS = {level.name: level for level in CONCURRENCY_LEVELS}
 INTERRUPTED = {interruption.name: interruption for interruption in INTERRUPTIONS}
-Answer = Response | Failure
+SendResult = Response | Failure
 
 
 # Good transports, whose parts the bad ones below replace
@@ -157,15 +157,15 @@ class Raw:
         self.busy: set[Link] = set()
         self.closed = False
 
-    def send(self, send: Send) -> Answer:
+    def send(self, send: Send) -> SendResult:
         progress = Progress()
         by, link = send.connect_by, None
         try:
             self.check()
             link = self.take() or self.open(by)
             by = send.deadline
-            answer = self.exchange(link, send, by, progress)
-            if send.belongs(answer) and self.is_clean(link):
+            response = self.exchange(link, send, by, progress)
+            if send.belongs(response) and self.is_clean(link):
                 link.http.start_next_cycle()
                 self.keep(link)
                 link = None
@@ -175,13 +175,13 @@ class Raw:
             if link is not None:
                 self.busy.discard(link)
                 link.sock.close()
-        return answer
+        return response
 
     def check(self) -> None:
         if self.closed:
             raise RuntimeError("the transport is closed")
 
-    def failed(self, progress: Progress, error: Exception, by: float) -> Answer:
+    def failed(self, progress: Progress, error: Exception, by: float) -> SendResult:
         if is_foreign(error, LIBRARIES):
             raise ForeignError(error) from None
         return progress.failure(error, timed_out=self.now() >= by)
@@ -217,9 +217,9 @@ class Raw:
         while not progress.read(link.http, self.longest):
             link.sock.settimeout(self.left(by))
             link.http.receive_data(link.sock.recv(65536))
-        answer = progress.response()
-        assert answer is not None
-        return answer
+        response = progress.response()
+        assert response is not None
+        return response
 
     def left(self, by: float) -> float:
         """Return the seconds that are left."""
@@ -262,24 +262,24 @@ class Raw:
 
 
 class Bent(Raw):
-    """Does with a `Send` what its bend says, which may send it plainly, and knows the answers."""
+    """Does with a `Send` what its bend says, which may send it plainly, and knows the responses."""
 
     def __init__(self, protocol: CreduseProtocol, bend: "Bend") -> None:
         super().__init__(protocol)
         self.bend = bend
-        self.answers: list[Answer] = []
+        self.responses: list[SendResult] = []
 
-    def plainly(self, send: Send) -> Answer:
+    def plainly(self, send: Send) -> SendResult:
         """Send as a good transport does."""
         return super().send(send)
 
-    def send(self, send: Send) -> Answer:
+    def send(self, send: Send) -> SendResult:
         """Send as the bend says."""
-        self.answers.append(self.bend(self, send))
-        return self.answers[-1]
+        self.responses.append(self.bend(self, send))
+        return self.responses[-1]
 
 
-Bend = Callable[[Bent, Send], Answer]
+Bend = Callable[[Bent, Send], SendResult]
 
 
 def run(scenario: str, bend: Bend = Bent.plainly, *limits: Limit) -> None:
@@ -290,7 +290,7 @@ def run(scenario: str, bend: Bend = Bent.plainly, *limits: Limit) -> None:
 def altered(**changes: Callable[[Any], Any]) -> Bend:
     """Change parts of each request, each by a function."""
 
-    def bend(bent: Bent, send: Send) -> Answer:
+    def bend(bent: Bent, send: Send) -> SendResult:
         parts = {
             name: changes.get(name, lambda value: value)(getattr(send.request, name))
             for name in ("method", "url", "headers", "body")
@@ -308,34 +308,40 @@ def plus(name: str, value: str) -> Callable[[Any], Any]:
     return lambda headers: (*headers, (name, value))
 
 
-def deny(bent: Bent, send: Send) -> Answer:
+def deny(bent: Bent, send: Send) -> SendResult:
     """Say of all that fails that it was not sent."""
-    answer = bent.plainly(send)
-    return replace(answer, delivery=Delivery.NOT_SENT) if isinstance(answer, Failure) else answer
+    response = bent.plainly(send)
+    return (
+        replace(response, delivery=Delivery.NOT_SENT) if isinstance(response, Failure) else response
+    )
 
 
-def doubt(bent: Bent, send: Send) -> Answer:
+def doubt(bent: Bent, send: Send) -> SendResult:
     """Say of all that fails that it may have been sent."""
-    answer = bent.plainly(send)
-    return replace(answer, delivery=Delivery.MAYBE_SENT) if isinstance(answer, Failure) else answer
+    response = bent.plainly(send)
+    return (
+        replace(response, delivery=Delivery.MAYBE_SENT)
+        if isinstance(response, Failure)
+        else response
+    )
 
 
-def deny_the_read(bent: Bent, send: Send) -> Answer:
+def deny_the_read(bent: Bent, send: Send) -> SendResult:
     return deny(bent, send) if send.request.method == "GET" else bent.plainly(send)
 
 
-def insist(bent: Bent, send: Send) -> Answer:
+def insist(bent: Bent, send: Send) -> SendResult:
     """Send a second time after a failure."""
-    answer = bent.plainly(send)
-    return bent.plainly(send) if isinstance(answer, Failure) else answer
+    response = bent.plainly(send)
+    return bent.plainly(send) if isinstance(response, Failure) else response
 
 
-def repeat(bent: Bent, send: Send) -> Answer:
+def repeat(bent: Bent, send: Send) -> SendResult:
     bent.plainly(send)
     return bent.plainly(send)
 
 
-def stammer(bent: Bent, send: Send) -> Answer:
+def stammer(bent: Bent, send: Send) -> SendResult:
     """Begin the head on a connection that comes to nothing, and send on another."""
     parts = urlsplit(send.request.url)
     with socket.create_connection((parts.hostname, parts.port)) as stream:
@@ -343,22 +349,22 @@ def stammer(bent: Bent, send: Send) -> Answer:
     return bent.plainly(send)
 
 
-def follow(bent: Bent, send: Send) -> Answer:
-    answer = bent.plainly(send)
-    if isinstance(answer, Failure) or (target := answer.header("Location")) is None:
-        return answer
+def follow(bent: Bent, send: Send) -> SendResult:
+    response = bent.plainly(send)
+    if isinstance(response, Failure) or (target := response.header("Location")) is None:
+        return response
     origin = send.request.url.rpartition("/")[0]
     return altered(url=lambda _: origin + target)(bent, send)
 
 
-def keep_cookies(bent: Bent, send: Send) -> Answer:
-    for answer in bent.answers:
-        if isinstance(answer, Response) and (cookie := answer.header("Set-Cookie")):
+def keep_cookies(bent: Bent, send: Send) -> SendResult:
+    for response in bent.responses:
+        if isinstance(response, Response) and (cookie := response.header("Set-Cookie")):
             return altered(headers=plus("Cookie", cookie.partition(";")[0]))(bent, send)
     return bent.plainly(send)
 
 
-def trust(bent: Bent, send: Send) -> Answer:
+def trust(bent: Bent, send: Send) -> SendResult:
     """Use every connection again."""
 
     def belongs(_: Response) -> bool:
@@ -367,23 +373,23 @@ def trust(bent: Bent, send: Send) -> Answer:
     return bent.plainly(replace(send, belongs=belongs))
 
 
-def adopt(bent: Bent, send: Send) -> Answer:
+def adopt(bent: Bent, send: Send) -> SendResult:
     """Put the user that was asked for in place of another's."""
-    answer = bent.plainly(send)
-    if isinstance(answer, Failure):
-        return answer
-    fields = json.loads(answer.body) | {"end_user_id": str(USER)}
-    return replace(answer, body=json.dumps(fields).encode())
+    response = bent.plainly(send)
+    if isinstance(response, Failure):
+        return response
+    fields = json.loads(response.body) | {"end_user_id": str(USER)}
+    return replace(response, body=json.dumps(fields).encode())
 
 
-def make_up(_: Bent, send: Send) -> Answer:
-    """Answer without sending."""
+def make_up(_: Bent, send: Send) -> SendResult:
+    """SendResult without sending."""
     return Sandbox(api_key=API_KEY).handle(send.request)
 
 
-def break_down(bent: Bent, send: Send) -> Answer:
+def break_down(bent: Bent, send: Send) -> SendResult:
     """Send nothing any more after a failure."""
-    broken = any(isinstance(answer, Failure) for answer in bent.answers)
+    broken = any(isinstance(response, Failure) for response in bent.responses)
     return failure(Delivery.NOT_SENT) if broken else bent.plainly(send)
 
 
@@ -391,34 +397,34 @@ def failure(delivery: Delivery, *, transient: bool = False) -> Failure:
     return Failure(delivery, OSError("bent"), transient=transient)
 
 
-def forget_the_head(bent: Bent, send: Send) -> Answer:
-    """Keep back what there is of an answer that was cut."""
-    answer = bent.plainly(send)
-    return replace(answer, response=None) if isinstance(answer, Failure) else answer
+def forget_the_head(bent: Bent, send: Send) -> SendResult:
+    """Keep back what there is of a response that was cut."""
+    response = bent.plainly(send)
+    return replace(response, response=None) if isinstance(response, Failure) else response
 
 
-def never_again(bent: Bent, send: Send) -> Answer:
+def never_again(bent: Bent, send: Send) -> SendResult:
     """Say of all that fails that no second attempt mends it."""
-    answer = bent.plainly(send)
-    return replace(answer, transient=False) if isinstance(answer, Failure) else answer
+    response = bent.plainly(send)
+    return replace(response, transient=False) if isinstance(response, Failure) else response
 
 
-def lose_fields(bent: Bent, send: Send) -> Answer:
-    answer = bent.plainly(send)
-    return replace(answer, headers=()) if isinstance(answer, Response) else answer
+def lose_fields(bent: Bent, send: Send) -> SendResult:
+    response = bent.plainly(send)
+    return replace(response, headers=()) if isinstance(response, Response) else response
 
 
-def hurry(bent: Bent, send: Send) -> Answer:
+def hurry(bent: Bent, send: Send) -> SendResult:
     """Bound the whole by what is for connecting."""
     return bent.plainly(replace(send, deadline=send.connect_by))
 
 
-def leak(bent: Bent, send: Send) -> Answer:
+def leak(bent: Bent, send: Send) -> SendResult:
     """Raise where a failure is to be given."""
-    answer = bent.plainly(send)
-    if isinstance(answer, Failure):
-        raise answer.cause
-    return answer
+    response = bent.plainly(send)
+    if isinstance(response, Failure):
+        raise response.cause
+    return response
 
 
 @pytest.mark.parametrize(
@@ -530,7 +536,7 @@ class Careless(Raw):
 class Trusting(Careless):
     """Does so after a server error, too."""
 
-    def send(self, send: Send) -> Answer:
+    def send(self, send: Send) -> SendResult:
         def belongs(_: Response) -> bool:
             return True
 
@@ -673,7 +679,7 @@ def test_lowered_outcome_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_foreign_answer_that_is_believed_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who reads an answer has to look at whom it names."""
+    """Who reads a response has to look at whom it names."""
 
     def believe(response: Response, expected: Expected[Any]) -> Any:
         fields = json.loads(response.body) | {"end_user_id": str(USER)}
@@ -942,7 +948,7 @@ def interrupt(name: str, transport: Client, *limits: Limit) -> None:
 class Swallowing(Raw):
     """Takes whatever is raised for a failure."""
 
-    def send(self, send: Send) -> Answer:
+    def send(self, send: Send) -> SendResult:
         try:
             return super().send(send)
         except BaseException as error:  # noqa: BLE001 - that is what is wrong with it
@@ -952,7 +958,7 @@ class Swallowing(Raw):
 class Trustful(Raw):
     """Takes all exceptions for its own."""
 
-    def failed(self, progress: Progress, error: Exception, by: float) -> Answer:
+    def failed(self, progress: Progress, error: Exception, by: float) -> SendResult:
         return progress.failure(error, timed_out=self.now() >= by)
 
 
@@ -963,11 +969,11 @@ class Locking(Raw):
         super().__init__(protocol)
         self.lock = threading.Lock()
 
-    def send(self, send: Send) -> Answer:
+    def send(self, send: Send) -> SendResult:
         self.lock.acquire()
-        answer = super().send(send)
+        response = super().send(send)
         self.lock.release()
-        return answer
+        return response
 
 
 class Placeless(Raw):
@@ -975,19 +981,19 @@ class Placeless(Raw):
 
     count = 0
 
-    def send(self, send: Send) -> Answer:
+    def send(self, send: Send) -> SendResult:
         if self.count:
             return failure(Delivery.NOT_SENT)
         self.count = 1
-        answer = super().send(send)
+        response = super().send(send)
         self.count = 0
-        return answer
+        return response
 
 
 class Undead(Raw):
     """Sends in a thread what it was interrupted in."""
 
-    def send(self, send: Send) -> Answer:
+    def send(self, send: Send) -> SendResult:
         try:
             return super().send(send)
         except KeyboardInterrupt:
@@ -1003,7 +1009,7 @@ class Later(Raw):
 
     missed: Send | None = None
 
-    def send(self, send: Send) -> Answer:
+    def send(self, send: Send) -> SendResult:
         if (missed := self.missed) is not None:
             self.missed = None
             super().send(missed)
@@ -1017,7 +1023,7 @@ class Later(Raw):
 class Restive(Raw):
     """Takes an alarm for a failure, and sends twice again."""
 
-    def send(self, send: Send) -> Answer:
+    def send(self, send: Send) -> SendResult:
         try:
             return super().send(send)
         except TimeoutError as error:
@@ -1044,11 +1050,11 @@ class Neglectful(Raw):
 
 
 class Fanciful(Raw):
-    """Makes up the answer of every third call of the same kind in a row."""
+    """Makes up the response of every third call of the same kind in a row."""
 
     count = 0
 
-    def send(self, send: Send) -> Answer:
+    def send(self, send: Send) -> SendResult:
         self.count = self.count + 1 if b'"amount":1,' in send.request.body else 0
         if self.count < 3:
             return super().send(send)
@@ -1212,7 +1218,7 @@ class AsyncRaw:
         self.active = 0
         self.count = 0
 
-    async def send(self, send: Send) -> Answer:
+    async def send(self, send: Send) -> SendResult:
         progress = Progress()
         self.active += 1
         try:
@@ -1225,13 +1231,13 @@ class AsyncRaw:
         finally:
             self.active -= 1
 
-    async def send_alone(self, send: Send, progress: Progress) -> Answer:
+    async def send_alone(self, send: Send, progress: Progress) -> SendResult:
         link = None
         try:
             with anyio.fail_after(send.connect_by - self.now()):
                 link = self.idle.pop() if self.idle else await self.open()
-            answer = await self.exchange(link, send, progress)
-            if send.belongs(answer) and self.is_clean(link):
+            response = await self.exchange(link, send, progress)
+            if send.belongs(response) and self.is_clean(link):
                 link.http.start_next_cycle()
                 self.keep(link)
                 link = None
@@ -1239,7 +1245,7 @@ class AsyncRaw:
             if link is not None:
                 with anyio.CancelScope(shield=True), suppress(Exception):
                     await anyio.aclose_forcefully(link.stream)
-        return answer
+        return response
 
     def check(self) -> None:
         if self.closed:
@@ -1262,9 +1268,9 @@ class AsyncRaw:
                 link.http.receive_data(await link.stream.receive())
             except anyio.EndOfStream:
                 link.http.receive_data(b"")
-        answer = progress.response()
-        assert answer is not None
-        return answer
+        response = progress.response()
+        assert response is not None
+        return response
 
     def is_clean(self, link: AsyncLink) -> bool:
         """Say whether both sides are done and nothing came that nobody asked for."""
@@ -1298,25 +1304,27 @@ class AsyncCareless(AsyncRaw):
 class AsyncDenying(AsyncRaw):
     """Says of all that fails that it was not sent."""
 
-    async def send(self, send: Send) -> Answer:
+    async def send(self, send: Send) -> SendResult:
         """Send, and deny."""
-        answer = await super().send(send)
+        response = await super().send(send)
         return (
-            replace(answer, delivery=Delivery.NOT_SENT) if isinstance(answer, Failure) else answer
+            replace(response, delivery=Delivery.NOT_SENT)
+            if isinstance(response, Failure)
+            else response
         )
 
 
 class Late(AsyncRaw):
     """Sends a few turns after it is asked to, whatever became of its caller meanwhile."""
 
-    async def send(self, send: Send) -> Answer:
+    async def send(self, send: Send) -> SendResult:
         """Send in a task that a cancellation does not reach."""
-        answers: list[Answer] = []
+        responses: list[SendResult] = []
         ready = trio.Event() if trio.lowlevel.in_trio_task() else asyncio.Event()
 
         async def late() -> None:
             await turns(5)
-            answers.append(await super(Late, self).send(send))
+            responses.append(await super(Late, self).send(send))
             ready.set()
             self.count -= 1
 
@@ -1326,7 +1334,7 @@ class Late(AsyncRaw):
         else:
             self.task = asyncio.create_task(late())  # referred to, lest it be collected
         await ready.wait()
-        return answers[0]
+        return responses[0]
 
     async def aclose(self) -> None:
         """Wait for what is under way."""
@@ -1338,20 +1346,20 @@ class Late(AsyncRaw):
 class Losing(AsyncRaw):
     """Has one place, which whoever is cancelled does not give back."""
 
-    async def send(self, send: Send) -> Answer:
+    async def send(self, send: Send) -> SendResult:
         """Send if there is a place."""
         if self.count:
             return failure(Delivery.NOT_SENT)
         self.count = 1
-        answer = await super().send(send)
+        response = await super().send(send)
         self.count = 0
-        return answer
+        return response
 
 
 class Deaf(AsyncRaw):
     """Takes a cancellation for a failure."""
 
-    async def send(self, send: Send) -> Answer:
+    async def send(self, send: Send) -> SendResult:
         """Send, and swallow."""
         try:
             return await super().send(send)
@@ -1360,9 +1368,9 @@ class Deaf(AsyncRaw):
 
 
 class Inventive(AsyncRaw):
-    """Makes up the answer of every third call of the same kind in a row."""
+    """Makes up the response of every third call of the same kind in a row."""
 
-    async def send(self, send: Send) -> Answer:
+    async def send(self, send: Send) -> SendResult:
         """Send, or pretend to."""
         self.count = self.count + 1 if b'"amount":1,' in send.request.body else 0
         if self.count < 3:
@@ -1381,7 +1389,7 @@ class Sleepless(AsyncRaw):
 class Curious(AsyncRaw):
     """Looks at the coroutines of its tasks, as anyio does."""
 
-    async def send(self, send: Send) -> Answer:
+    async def send(self, send: Send) -> SendResult:
         """Send, unless this task does not run."""
         task = asyncio.current_task()
         assert task is not None
@@ -1421,7 +1429,7 @@ def test_async_broken_promise_is_found_out(
 class AsyncAlone(AsyncRaw):
     """Fails where another call is under way."""
 
-    async def send(self, send: Send) -> Answer:
+    async def send(self, send: Send) -> SendResult:
         if self.active:
             return failure(Delivery.NOT_SENT)
         return await super().send(send)
@@ -1561,7 +1569,7 @@ INTERRUPT: dict[Callable[[Main], None], Callable[..., None]] = {
 class TrioBreaking(AsyncRaw):
     """Breaks a system task of trio's when it is interrupted."""
 
-    async def send(self, send: Send) -> Answer:
+    async def send(self, send: Send) -> SendResult:
         """Send, or break."""
         try:
             return await super().send(send)
@@ -1577,7 +1585,7 @@ class TrioBreaking(AsyncRaw):
 class TrioHanging(AsyncRaw):
     """Goes on for ever when it is interrupted."""
 
-    async def send(self, send: Send) -> Answer:
+    async def send(self, send: Send) -> SendResult:
         """Send, or hang."""
         try:
             return await super().send(send)

@@ -33,7 +33,7 @@ USER = "12345678-1234-5678-1234-567812345678"
 OTHER = "99999999-9999-4999-8999-999999999999"
 NOW = datetime(2025, 8, 12, 14, 35, 55, tzinfo=UTC)
 GOOD = json.dumps({"end_user_id": USER, "amount": 5, "validity_days": 2}).encode()
-TRUE = GOOD  # the answer to `add` says the same
+TRUE = GOOD  # the response to `add` says the same
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LINGER = b"\1\0\0\0\0\0\0\0"
 
@@ -66,14 +66,14 @@ def message(path: str = "/add", *fields: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + GOOD
 
 
-def answer(
+def response(
     body: bytes = TRUE,
     *fields: str,
     status: int = 200,
     kind: str = "application/json",
     framing: str | None = None,
 ) -> bytes:
-    """Write an answer by hand: the server's, to the byte."""
+    """Write a response by hand: the server's, to the byte."""
     lines = [
         f"HTTP/1.1 {status} ",
         *([f"Content-Type: {kind}"] if kind else ()),
@@ -88,8 +88,8 @@ def answer(
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-LAST = answer().replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-"""The true answer to a request that asks for the connection to be closed."""
+LAST = response().replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+"""The true response to a request that asks for the connection to be closed."""
 
 
 def send(stream: socket.socket, data: bytes) -> None:
@@ -129,17 +129,17 @@ def eventually(check: Callable[[], bool]) -> None:
 
 
 def changed(**fields: object) -> bytes:
-    return answer(json.dumps(json.loads(GOOD) | fields).encode())
+    return response(json.dumps(json.loads(GOOD) | fields).encode())
 
 
 def added(value: bytes) -> bytes:
-    return answer(GOOD[:-1] + b', "added": ' + value + b"}")
+    return response(GOOD[:-1] + b', "added": ' + value + b"}")
 
 
 def chunks(body: bytes, size: int) -> bytes:
     parts = [body[at : at + size] for at in range(0, len(body), size)]
     framed = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
-    return answer(framed + b"0\r\n\r\n", framing="Transfer-Encoding: chunked")
+    return response(framed + b"0\r\n\r\n", framing="Transfer-Encoding: chunked")
 
 
 def envelope(status: int, shown: int | None = None, *fields: str) -> bytes:
@@ -148,20 +148,20 @@ def envelope(status: int, shown: int | None = None, *fields: str) -> bytes:
         "message": "This response is an injected fault.",
         "timestamp": "2025-08-12T14:35:55.000000Z",
     }
-    return answer(json.dumps(error).encode(), *fields, status=shown or status)
+    return response(json.dumps(error).encode(), *fields, status=shown or status)
 
 
 def page(status: int) -> bytes:
-    return answer(
+    return response(
         b"<html>This response is an injected fault.</html>", status=status, kind="text/html"
     )
 
 
 def redirect(status: int) -> bytes:
-    return answer(b"", "Location: /moved", status=status, kind="")
+    return response(b"", "Location: /moved", status=status, kind="")
 
 
-WHOLE = answer()
+WHOLE = response()
 HEAD_SIZE = len(WHOLE) - len(TRUE)
 PADDED = TRUE + b" " * MAX_BODY_SIZE
 HALF_HEAD = WHOLE[: HEAD_SIZE // 2]
@@ -190,7 +190,7 @@ SHAPES: dict[str, tuple[bytes, Action]] = {
     "drip-body": (WHOLE, Action.KEEP),
     "drip-chunks": (chunks(TRUE, 16), Action.KEEP),
     "chunks": (chunks(TRUE, 1), Action.KEEP),
-    "no-length": (answer(framing=""), Action.CLOSE),
+    "no-length": (response(framing=""), Action.CLOSE),
     "100-first": (CONTINUE + WHOLE, Action.KEEP),
     "103-first": (
         b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n" + WHOLE,
@@ -213,20 +213,20 @@ SHAPES: dict[str, tuple[bytes, Action]] = {
     "cut-after": (WHOLE, Action.CLOSE),
     "wrong-user": (changed(end_user_id=OTHER), Action.KEEP),
     "wrong-amount": (changed(amount=6), Action.KEEP),
-    "missing-field": (answer(b'{"end_user_id": "%b", "amount": 5}' % USER.encode()), Action.KEEP),
+    "missing-field": (response(b'{"end_user_id": "%b", "amount": 5}' % USER.encode()), Action.KEEP),
     "mistyped-field": (changed(validity_days={"mistyped": True}), Action.KEEP),
     "deep": (added(b"[" * 100_000 + b"]" * 100_000), Action.KEEP),
     "bad-utf8": (added(b'"\xff"'), Action.KEEP),
-    "not-json": (answer(b"OK"), Action.KEEP),
-    "gzip": (answer(gzip.compress(TRUE, mtime=0), "Content-Encoding: gzip"), Action.KEEP),
-    "gzip-undeclared": (answer(gzip.compress(TRUE, mtime=0)), Action.KEEP),
-    "huge-head": (answer(TRUE, f"Padding: {'x' * 101 * 1024}"), Action.KEEP),
-    "huge-body": (answer(PADDED), Action.KEEP),
+    "not-json": (response(b"OK"), Action.KEEP),
+    "gzip": (response(gzip.compress(TRUE, mtime=0), "Content-Encoding: gzip"), Action.KEEP),
+    "gzip-undeclared": (response(gzip.compress(TRUE, mtime=0)), Action.KEEP),
+    "huge-head": (response(TRUE, f"Padding: {'x' * 101 * 1024}"), Action.KEEP),
+    "huge-body": (response(PADDED), Action.KEEP),
     "huge-chunks": (chunks(PADDED, 64 * 1024), Action.KEEP),
 }
-ANSWERS = {
+RESPONSES = {
     "200-error": envelope(402, 200),
-    "204": answer(b"", status=204, kind="", framing=""),
+    "204": response(b"", status=204, kind="", framing=""),
     **{str(status): redirect(status) for status in (301, 302, 303, 307, 308)},
     **{str(status): envelope(status) for status in (408, 421, 425, 429)},
     "429-seconds": envelope(429, None, "Retry-After: 1"),
@@ -242,7 +242,7 @@ ANSWERS = {
 EXPECTED: dict[str, Expected] = {
     **dict(drops()),
     **{name: (data, end, True) for name, (data, end) in SHAPES.items()},
-    **{name: (data, Action.KEEP, False) for name, data in ANSWERS.items()},
+    **{name: (data, Action.KEEP, False) for name, data in RESPONSES.items()},
 }
 
 
@@ -322,7 +322,7 @@ def test_close_ends_what_hangs(stage: Stage, action: Action) -> None:
 
 @pytest.mark.parametrize("name", ["drip", "endless-100", "surplus-later", "huge-body"])
 def test_close_ends_what_is_being_written(name: str) -> None:
-    """An answer that is still coming is cut off."""
+    """A response that is still coming is cut off."""
     with SandboxServer() as server:
         server.inject(FAULTS[name])
         stream = dial(server)
@@ -348,7 +348,7 @@ def test_client_that_leaves_early(server: SandboxServer, name: str) -> None:
 
 
 def test_requests_meanwhile_wait(server: SandboxServer) -> None:
-    """What comes while an answer drips is served after it, and counted as its own."""
+    """What comes while a response drips is served after it, and counted as its own."""
     server.inject(Shaped(lambda head, body: (head, body), pause=0.01))
     with dial(server) as stream:
         stream.sendall(message())
@@ -360,7 +360,7 @@ def test_requests_meanwhile_wait(server: SandboxServer) -> None:
 
 
 def test_shaped_answer(server: SandboxServer) -> None:
-    """With an answer of one's own nothing is applied; a given pause makes each piece a write."""
+    """With a response of one's own nothing is applied; a given pause makes each piece a write."""
     fault = Shaped(
         lambda head, body: (head, body[:1], body[1:]),
         response=CannedResponse(503, (), b"down"),
@@ -370,7 +370,7 @@ def test_shaped_answer(server: SandboxServer) -> None:
     server.inject(fault)
     with dial(server) as stream:
         stream.sendall(message())
-        assert read_all(stream) == (answer(b"down", status=503, kind=""), Action.RESET)
+        assert read_all(stream) == (response(b"down", status=503, kind=""), Action.RESET)
     (entry,) = server.log
     assert (entry.fault, entry.applied, entry.status) == (fault, False, 503)
 
@@ -445,7 +445,7 @@ def test_inject_rejects_other_objects(server: SandboxServer, given: Any, hint: s
         server.inject(given)
     with dial(server) as stream:
         stream.sendall(message())
-        assert read(stream, len(answer())) == answer()
+        assert read(stream, len(response())) == response()
 
 
 def test_connected_takes_no_predicate(server: SandboxServer) -> None:
@@ -530,7 +530,7 @@ def test_close_while_refusing(server: SandboxServer) -> None:
 
 def test_serve_with_orders() -> None:
     """They stand before the first request, in their order."""
-    answers: list[int] = []
+    responses: list[int] = []
 
     def ready(base_url: str) -> None:
         connection = http.client.HTTPConnection(urlsplit(base_url).netloc, timeout=20)
@@ -538,9 +538,9 @@ def test_serve_with_orders() -> None:
             connection.request("POST", "/add", GOOD, {"Authorization": "Bearer key"})
             response = connection.getresponse()
             response.read()
-            answers.append(response.status)
+            responses.append(response.status)
         connection.close()
         os.kill(os.getpid(), signal.SIGINT)
 
     serve("127.0.0.1", 0, None, ready, [(FAULTS["503"], 1), (FAULTS["429"], 2)])
-    assert answers == [503, 429, 429, 200]
+    assert responses == [503, 429, 429, 200]

@@ -100,7 +100,7 @@ def test_calls_and_a_clean_close(server: SandboxServer, context: ssl.SSLContext)
 
 
 def test_client_that_says_goodbye(server: SandboxServer, context: ssl.SSLContext) -> None:
-    """Its close_notify is answered with one."""
+    """Its close_notify is responded with one."""
     with secure(server, context) as stream:
         stream.sendall(MESSAGE)
         read_answer(stream)
@@ -155,7 +155,7 @@ def test_close_says_goodbye(server: SandboxServer, context: ssl.SSLContext, name
 
 
 def test_cut_after(server: SandboxServer, context: ssl.SSLContext) -> None:
-    """The answer is whole, and the stream ends without close_notify."""
+    """The response is whole, and the stream ends without close_notify."""
     server.inject(FAULTS["cut-after"])
     with secure(server, context) as stream:
         stream.sendall(MESSAGE)
@@ -165,7 +165,7 @@ def test_cut_after(server: SandboxServer, context: ssl.SSLContext) -> None:
 
 
 def test_surplus_in_one_segment(server: SandboxServer, authority: trustme.CA) -> None:
-    """The answer and what follows it are two records that come at once."""
+    """The response and what follows it are two records that come at once."""
     context = ssl.create_default_context()
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # whose records tell what is in them
     authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
@@ -217,7 +217,7 @@ def test_not_http(server: SandboxServer, context: ssl.SSLContext) -> None:
 
 
 def test_large_answer(server: SandboxServer, context: ssl.SSLContext) -> None:
-    """An answer of many records comes whole."""
+    """A response of many records comes whole."""
     server.inject(FAULTS["huge-body"])
     with secure(server, context) as stream:
         stream.sendall(MESSAGE)

@@ -1,4 +1,4 @@
-"""The API without a socket: what each request is answered with."""
+"""The API without a socket: what each request is responded with."""
 
 import json
 import threading
@@ -69,7 +69,7 @@ def sandbox(clock: Clock) -> Sandbox:
 
 
 def test_add(sandbox: Sandbox) -> None:
-    """It answers with the user, the amount and the days."""
+    """It responses with the user, the amount and the days."""
     response = sandbox.handle(ask("/add"))
     assert response.status == 200
     assert read(response) == {"end_user_id": USER, "amount": 5, "validity_days": 2}
@@ -83,7 +83,7 @@ def test_days_not_given_are_31(sandbox: Sandbox, body: dict[str, None]) -> None:
 
 
 def test_subtract(sandbox: Sandbox) -> None:
-    """It answers with the user and the amount."""
+    """It responses with the user and the amount."""
     sandbox.handle(ask("/add"))
     response = sandbox.handle(ask("/subtract", {"end_user_id": USER, "amount": 3}))
     assert response.status == 200
@@ -91,7 +91,7 @@ def test_subtract(sandbox: Sandbox) -> None:
 
 
 def test_start_and_stop_cycle(sandbox: Sandbox, clock: Clock) -> None:
-    """Both answer with the cycle, whose amount is what is left."""
+    """Both response with the cycle, whose amount is what is left."""
     expected = {
         "end_user_id": USER,
         "amount": 5,
@@ -247,7 +247,7 @@ def test_the_key_asked_for_passes() -> None:
     ids=lambda body: repr(body[:16]),
 )
 def test_bodies_that_are_no_json_object(sandbox: Sandbox, path: str, body: bytes) -> None:
-    """Whatever the body is, there is an answer."""
+    """Whatever the body is, there is a response."""
     refused(sandbox.handle(ask(path, body)), 422, "INVALID_REQUEST")
 
 
@@ -284,7 +284,7 @@ def test_id_must_be_there(sandbox: Sandbox, path: str) -> None:
 
 
 def test_any_version_of_id_in_any_case(sandbox: Sandbox) -> None:
-    """Ids are answered in lower case."""
+    """Ids are responded in lower case."""
     user = "ABCDEF01-1234-1678-C234-567812345678"
     body = read(sandbox.handle(ask("/add", {**GOOD, "end_user_id": user})))
     assert body["end_user_id"] == user.lower()
@@ -321,25 +321,25 @@ def test_largest_amounts_add_up(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("path", ["/add", "/subtract", "/start-cycle"])
 def test_negative_amount(sandbox: Sandbox, path: str) -> None:
-    """AMOUNT_NEGATIVE is answered with 400."""
+    """AMOUNT_NEGATIVE is responded with 400."""
     refused(sandbox.handle(ask(path, {**GOOD, "amount": -1})), 400, "AMOUNT_NEGATIVE")
 
 
 @pytest.mark.parametrize("path", ["/subtract", "/stop-cycle", "/get-active-balance"])
 def test_unknown_user(sandbox: Sandbox, path: str) -> None:
-    """USER_DOES_NOT_EXIST is answered with 404."""
+    """USER_DOES_NOT_EXIST is responded with 404."""
     refused(sandbox.handle(ask(path)), 404, "USER_DOES_NOT_EXIST")
 
 
 def test_insufficient_funds(sandbox: Sandbox) -> None:
-    """INSUFFICIENT_FUNDS is answered with 402."""
+    """INSUFFICIENT_FUNDS is responded with 402."""
     sandbox.handle(ask("/add"))
     response = sandbox.handle(ask("/subtract", {"end_user_id": USER, "amount": 6}))
     refused(response, 402, "INSUFFICIENT_FUNDS")
 
 
 def test_credit_expired(sandbox: Sandbox, clock: Clock) -> None:
-    """CREDIT_EXPIRED is answered with 402."""
+    """CREDIT_EXPIRED is responded with 402."""
     clock.now = NOW - timedelta(days=30)
     sandbox.handle(ask("/add"))
     clock.now = NOW
@@ -348,13 +348,13 @@ def test_credit_expired(sandbox: Sandbox, clock: Clock) -> None:
 
 
 def test_active_cycle_exists(sandbox: Sandbox) -> None:
-    """ACTIVE_CYCLE_EXISTS is answered with 409."""
+    """ACTIVE_CYCLE_EXISTS is responded with 409."""
     sandbox.handle(ask("/start-cycle"))
     refused(sandbox.handle(ask("/start-cycle")), 409, "ACTIVE_CYCLE_EXISTS")
 
 
 def test_no_active_cycle(sandbox: Sandbox) -> None:
-    """NO_ACTIVE_CYCLE is answered with 409."""
+    """NO_ACTIVE_CYCLE is responded with 409."""
     sandbox.handle(ask("/add"))
     refused(sandbox.handle(ask("/stop-cycle")), 409, "NO_ACTIVE_CYCLE")
 
@@ -378,7 +378,7 @@ IDEMPOTENCY_KEY = ("Idempotency-Key", '"8e03978e"')
 
 @pytest.mark.parametrize("path", ["/add", "/subtract", "/start-cycle", "/stop-cycle"])
 def test_replay(sandbox: Sandbox, clock: Clock, path: str) -> None:
-    """The same request under the same key gets the same answer and is applied once."""
+    """The same request under the same key gets the same response and is applied once."""
     sandbox.handle(ask("/add", {**GOOD, "validity_days": 99}))
     if path == "/stop-cycle":
         sandbox.handle(ask("/start-cycle"))

@@ -63,12 +63,12 @@ def dial(server: SandboxServer) -> socket.socket:
     return socket.create_connection(where(server), timeout=20)
 
 
-Answered = tuple[int, http.client.HTTPMessage, Any]
+Received = tuple[int, http.client.HTTPMessage, Any]
 
 
 def ask(
     connection: http.client.HTTPConnection, path: str, body: object = GOOD, method: str = "POST"
-) -> Answered:
+) -> Received:
     connection.request(method, path, json.dumps(body), HEADERS)
     response = connection.getresponse()
     return response.status, response.headers, json.loads(response.read() or "null")
@@ -88,8 +88,8 @@ def message(
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def read_answer(stream: socket.socket) -> Answered:
-    """Read one answer, byte by byte lest the next one's be taken too."""
+def read_response(stream: socket.socket) -> Received:
+    """Read one response, byte by byte lest the next one's be taken too."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         byte = stream.recv(1)
@@ -136,7 +136,7 @@ def test_five_calls(server: SandboxServer) -> None:
 
 
 def test_date_is_the_clocks() -> None:
-    """Every answer has a Date, and the clock given is the server's too."""
+    """Every response has a Date, and the clock given is the server's too."""
     with SandboxServer(clock=lambda: NOW) as server, closing(connect(server)) as connection:
         for path in ("/add", "/nowhere"):
             assert ask(connection, path)[1]["Date"] == "Tue, 12 Aug 2025 14:35:55 GMT"
@@ -154,15 +154,15 @@ def test_api_key() -> None:
 
 
 def test_pipelined_requests(server: SandboxServer) -> None:
-    """They are answered in order, and each has its own bytes in the log."""
+    """They are responded in order, and each has its own bytes in the log."""
     first, second, third = message(), message("/nowhere"), message("/subtract")
     with dial(server) as stream:
         stream.sendall(first + second + third[:10])
-        assert [read_answer(stream)[0] for _ in range(2)] == [200, 404]
+        assert [read_response(stream)[0] for _ in range(2)] == [200, 404]
         assert [entry.received for entry in server.log] == [len(first), len(second), 10]
         assert server.log[2].method is None
         stream.sendall(third[10:])
-        assert read_answer(stream)[0] == 200
+        assert read_response(stream)[0] == 200
     assert [entry.received for entry in server.log] == [len(first), len(second), len(third)]
     assert [entry.number for entry in server.log] == [1, 2, 3]
 
@@ -174,21 +174,21 @@ def test_expect_100_continue(server: SandboxServer) -> None:
     head = whole.removesuffix(body)
     with dial(server) as stream:
         stream.sendall(head)
-        assert read_answer(stream)[0] == 100
+        assert read_response(stream)[0] == 100
         assert server.log[0].status is None
         stream.sendall(body[:5])
         stream.sendall(body[5:])
-        assert read_answer(stream)[0] == 200
+        assert read_response(stream)[0] == 200
         stream.sendall(whole)
-        assert read_answer(stream)[0] == 200  # it did not wait, so it is not told
+        assert read_response(stream)[0] == 200  # it did not wait, so it is not told
 
 
 def test_connection_close(server: SandboxServer) -> None:
-    """The server hangs up after the answer, and what came after the request is no request."""
+    """The server hangs up after the response, and what came after the request is no request."""
     whole = message("/add", b"{}", "Content-Length: 2", "Connection: close")
     with dial(server) as stream:
         stream.sendall(whole + b"more")
-        status, headers, _ = read_answer(stream)
+        status, headers, _ = read_response(stream)
         assert status == 422
         assert headers["Connection"] == "close"
         assert stream.recv(1) == b""
@@ -196,10 +196,10 @@ def test_connection_close(server: SandboxServer) -> None:
 
 
 def test_http_1_0(server: SandboxServer) -> None:
-    """An old client is answered and hung up on."""
+    """An old client is responded and hung up on."""
     with dial(server) as stream:
         stream.sendall(message().replace(b"HTTP/1.1", b"HTTP/1.0"))
-        assert read_answer(stream)[0] == 200
+        assert read_response(stream)[0] == 200
         assert stream.recv(1) == b""
 
 
@@ -208,7 +208,7 @@ def test_half_closed_client_is_answered(server: SandboxServer) -> None:
     with dial(server) as stream:
         stream.sendall(message())
         stream.shutdown(socket.SHUT_WR)
-        assert read_answer(stream)[0] == 200
+        assert read_response(stream)[0] == 200
         assert stream.recv(1) == b""
 
 
@@ -218,12 +218,12 @@ def test_chunked_request(server: SandboxServer) -> None:
     chunks = b"5\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (body[:5], len(body) - 5, body[5:])
     with dial(server) as stream:
         stream.sendall(message("/add", chunks, "Transfer-Encoding: chunked"))
-        assert read_answer(stream)[0] == 200
+        assert read_response(stream)[0] == 200
         assert server.log[0].body == body
 
 
 def test_head_and_other_methods(server: SandboxServer) -> None:
-    """HEAD is a method like any other, whose answer has no body."""
+    """HEAD is a method like any other, whose response has no body."""
     with closing(connect(server)) as connection:
         for method in ("HEAD", "PUT", "HEAD"):
             status, headers, body = ask(connection, "/add", method=method)
@@ -236,7 +236,7 @@ def test_absolute_target(server: SandboxServer) -> None:
     """A request as one sends it to a proxy is understood."""
     with dial(server) as stream:
         stream.sendall(message("http://elsewhere/add?x"))
-        assert read_answer(stream)[0] == 200
+        assert read_response(stream)[0] == 200
     assert server.log[0].path == "/add"
 
 
@@ -253,11 +253,11 @@ def test_absolute_target(server: SandboxServer) -> None:
     ],
 )
 def test_malformed_requests(server: SandboxServer, data: bytes, status: int) -> None:
-    """They are answered and hung up on; what still comes is dropped; no key is repeated."""
+    """They are responded and hung up on; what still comes is dropped; no key is repeated."""
     with dial(server) as stream:
         stream.sendall(data)
-        answered, headers, body = read_answer(stream)
-        assert (answered, body["error_code"]) == (status, "BAD_REQUEST")
+        responded, headers, body = read_response(stream)
+        assert (responded, body["error_code"]) == (status, "BAD_REQUEST")
         assert headers["Connection"] == "close"
         assert headers["Date"]
         assert KEY not in body["message"]
@@ -270,7 +270,7 @@ def test_malformed_requests(server: SandboxServer, data: bytes, status: int) -> 
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_too_large_a_body(server: SandboxServer, *, chunked: bool) -> None:
-    """The limit is 1 MiB; a client that first sends all of its body still gets the answer."""
+    """The limit is 1 MiB; a client that first sends all of its body still gets the response."""
     limit = 1024 * 1024
     with closing(connect(server)) as connection:
         connection.request("POST", "/add", b"x" * limit, HEADERS)
@@ -329,23 +329,23 @@ def test_order_sees_the_whole_request(server: SandboxServer) -> None:
 
 
 def test_answer_frames_itself(server: SandboxServer) -> None:
-    """A Date of one's own stays, a closing answer closes, and 204 and 304 have no body."""
+    """A Date of one's own stays, a closing response closes, and 204 and 304 have no body."""
     server.inject(CannedResponse(204, (("Date", "today"),), b"dropped"))
     server.inject(CannedResponse(304))
     server.inject(CannedResponse(200, (("connection", "close"),), b"{}"))
     with dial(server) as stream:
         stream.sendall(message() * 3)
         for expected in (204, 304):
-            status, headers, body = read_answer(stream)
+            status, headers, body = read_response(stream)
             assert (status, headers["Content-Length"], body) == (expected, None, None)
             assert (headers["Date"] == "today") == (expected == 204)
-        assert read_answer(stream)[::2] == (200, {})
+        assert read_response(stream)[::2] == (200, {})
         assert stream.recv(1) == b""
 
 
 @pytest.mark.parametrize("status", [100, 199, 1000, -1])
 def test_answer_must_be_final(status: int) -> None:
-    """No order can be given for what is no answer."""
+    """No order can be given for what is no response."""
     with pytest.raises(ValueError, match="final one, from 200 to 999, not"):
         CannedResponse(status)
 
@@ -361,7 +361,7 @@ def test_log_of_a_whole_request(server: SandboxServer) -> None:
     """It tells what came and what was done, and never the key."""
     with dial(server) as stream:
         stream.sendall(message())
-        read_answer(stream)
+        read_response(stream)
     (entry,) = server.log
     body = json.dumps(GOOD).encode()
     assert (entry.number, entry.connection) == (1, 1)
@@ -423,7 +423,7 @@ def test_request_under_way_at_a_reset_is_logged(server: SandboxServer) -> None:
         eventually(lambda: len(server.log) == 1)
         server.reset()
         stream.sendall(whole[20:])
-        assert read_answer(stream)[0] == 200
+        assert read_response(stream)[0] == 200
     (entry,) = server.applied
     assert entry.received == len(whole)
 
@@ -503,7 +503,7 @@ def test_direct() -> None:
 
 
 def test_advance() -> None:
-    """The clock goes on from where it was moved to, for the answers' Date too, until a reset."""
+    """The clock goes on from where it was moved to, for the responses' Date too, until a reset."""
     with SandboxServer(clock=lambda: NOW) as server, closing(connect(server)) as connection:
         server.direct.start_cycle(USER, 50, validity_days=2)
         server.direct.add(USER, 7, validity_days=2)
@@ -568,7 +568,7 @@ def test_close_drops_connections() -> None:
         waiting.sendall(message()[:-1])
         eventually(lambda: len(server.log) == 1)
         rejected.sendall(b"nonsense\r\n\r\n")
-        assert read_answer(rejected)[0] == 400
+        assert read_response(rejected)[0] == 400
     assert threading.active_count() == threads
     for stream in (idle, waiting, rejected):
         with stream, suppress(ConnectionResetError):  # a reset is a way to be dropped, too
@@ -666,16 +666,16 @@ def test_loop_of_its_own() -> None:
 def test_serve_ends_with_a_signal(number: signal.Signals) -> None:
     """It serves from when ready is called until the signal."""
     before = signal.getsignal(signal.SIGINT)
-    answers: list[int] = []
+    responses: list[int] = []
 
     def ready(base_url: str) -> None:
         parts = urlsplit(base_url)
         with closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
-            answers.append(ask(connection, "/add")[0])
+            responses.append(ask(connection, "/add")[0])
         os.kill(os.getpid(), number)
 
     serve("127.0.0.1", 0, KEY, ready)
-    assert answers == [200]
+    assert responses == [200]
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -14,6 +14,8 @@ from creduse_core import MAX_BODY_SIZE, Call, CreduseProtocol, Done, Response, W
 from creduse_sandbox import Action, SandboxServer, Shaped
 from tests.common import KEY, ONCE, USER, credits_body
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 5.0
 
 BODY = credits_body(7)

@@ -15,6 +15,8 @@ from creduse_core import Call, CreduseProtocol, Request
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import KEY, USER
 
+pytestmark = pytest.mark.slow
+
 CALLS = 1000
 MISFORTUNES = ("apply-then-close", "request-then-reset", "cut-body-then-close", "503", "429")
 

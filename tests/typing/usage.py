@@ -76,10 +76,10 @@ def calls(client: CreduseClient) -> None:
     assert_type(call.outcome, Outcome)
 
 
-def by_hand(protocol: CreduseProtocol, answer: Response, failure: Failure) -> None:
+def by_hand(protocol: CreduseProtocol, response: Response, failure: Failure) -> None:
     call = protocol.get_balance(USER)
     assert_type(call.start(0.0), Send)
-    assert_type(call.receive_response(answer, 1.0), Done[ActiveBalance] | Wait)
+    assert_type(call.receive_response(response, 1.0), Done[ActiveBalance] | Wait)
     assert_type(call.receive_failure(failure, 1.0), Wait)
     assert_type(call.wake(2.0), Send)
 
