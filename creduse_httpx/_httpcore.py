@@ -112,19 +112,35 @@ def are_buffers_empty(stream: Any) -> bool:
     read nothing ahead. Without the private names, return ``False``, so the connection is not
     reused.
     """
+    if has_part_of_record(stream):
+        return False
     inner = getattr(stream, "_stream", None)  # only httpcore's asynchronous streams have it
     if inner is None:
-        ssl_object = getattr(stream, "ssl_obj", None)  # TLS through a proxy's TLS
-        return hasattr(stream, "_sock") and not getattr(ssl_object, "has_part", False)
+        return hasattr(stream, "_sock")
     while (below := getattr(inner, "transport_stream", None)) is not None:  # TLS of anyio or trio
         buffer = getattr(inner, "_read_bio", None) or getattr(inner, "_incoming", None)
-        ssl_object = getattr(inner, "_ssl_object", None)
-        if getattr(buffer, "pending", True) or getattr(ssl_object, "has_part", False):
+        if getattr(buffer, "pending", True):
             return False
         inner = below
     if hasattr(inner, "_protocol"):  # anyio's on asyncio
         return getattr(inner._protocol, "read_queue", True) == deque()  # noqa: SLF001 - see the docstring
     return type(inner).__module__.partition(".")[0] == "trio"
+
+
+def has_part_of_record(stream: Any) -> bool:
+    """Return whether a TLS layer of a stream holds part of a record.
+
+    The layers of anyio and trio have private names; see `are_buffers_empty`. Without them, and
+    with TLS objects that are not `creduse_core.tls.WholeRecords`, return ``False``: the limit of
+    supplied clients is back.
+    """
+    layer = getattr(stream, "_stream", stream)
+    while layer is not None:
+        ssl_object = getattr(layer, "_ssl_object", None) or getattr(layer, "ssl_obj", None)
+        if getattr(ssl_object, "has_part", False):
+            return True
+        layer = getattr(layer, "transport_stream", None)
+    return False
 
 
 def _is_drained(connection: Any) -> bool:

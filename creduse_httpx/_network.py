@@ -108,7 +108,7 @@ class ConnectionState:
             raise httpcore.LocalProtocolError(CLOSED)
         if left <= 0:
             raise httpcore.WriteTimeout("no time was left to send the request")
-        if has_unread_data(self.stream, new=not self._used) or not are_buffers_empty(self.stream):
+        if has_unread_data(self.stream, new=not self._used):
             raise httpcore.RemoteProtocolError(UNEXPECTED_DATA)
         self._used = exchange.sent = True
         return left

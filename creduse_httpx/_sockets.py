@@ -14,6 +14,7 @@ from creduse_core import is_loopback
 from creduse_core.tls import length_of_records
 
 from ._foreign import RAISE_FOREIGN
+from ._httpcore import has_part_of_record
 
 MIN_TIMEOUT: Final = 0.001
 """Seconds. A socket takes a timeout of 0 as a request not to wait at all."""
@@ -44,9 +45,9 @@ def has_unread_data(stream: Any, *, new: bool = True) -> bool:
     On a ``new`` TLS connection, a session ticket can make the socket readable. `read_ticket` reads
     it, so this function checks only the TLS object then.
     """
-    if not (new and stream.get_extra_info("ssl_object")) and stream.get_extra_info("is_readable"):
-        return True
-    return has_unread_tls_data(stream)
+    if new and stream.get_extra_info("ssl_object"):
+        return has_unread_tls_data(stream) or has_part_of_record(stream)
+    return bool(stream.get_extra_info("is_readable")) or has_unread_tls_data(stream)
 
 
 def read_ticket(stream: Any) -> None:

@@ -118,3 +118,8 @@ def test_lock_is_removed() -> None:
         with lock, lock:
             pass
     _httpcore.remove_lock(object())
+
+
+def test_unknown_stream_has_no_part_of_a_record() -> None:
+    """Where the names of a library are gone, requests are sent all the same."""
+    assert not _httpcore.has_part_of_record(object())
