@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-import time
+import threading
 from typing import Any
 
 import aiohttp
@@ -65,6 +65,7 @@ def test_surplus(run: Any, connect: Any, threaded: Any, surplus: bytes, comes: s
     on another connection. So the second call's result, which the surplus would make another one, is
     of its own response. A client that is busy has not yet read what came in meanwhile.
     """
+    idle, sent = threading.Event(), threading.Event()
 
     def serve(connection: socket.socket, server: RawServer) -> None:
         while server.request(connection):
@@ -74,15 +75,18 @@ def test_surplus(run: Any, connect: Any, threaded: Any, surplus: bytes, comes: s
                 connection.sendall(RESPONSE + surplus)
             else:
                 connection.sendall(RESPONSE)
-                time.sleep(0.05)
+                assert idle.wait(30)
                 connection.sendall(surplus)
+                sent.set()
 
     async def use(client: AsyncCreduseClient) -> None:
         assert (await client.subtract(USER, 5)).amount == 5
+        idle.set()
         if comes == "while idle":
-            await asyncio.sleep(0.15)
+            assert await asyncio.to_thread(sent.wait, 30)
+            await asyncio.sleep(0.05)
         elif comes == "while busy":
-            time.sleep(0.15)  # noqa: ASYNC251 - as it says
+            assert sent.wait(30)
         assert (await client.subtract(USER, 7)).amount == 7
 
     with threaded(serve) as server:
