@@ -189,6 +189,13 @@ def test_headers_of_a_response(headers: Any) -> None:
     assert [response.header(name) for name in ("a", "A", "B", "c")] == ["1", "1", "2", None]
 
 
+def test_response_from_bytes() -> None:
+    """Header fields as bytes become text, whatever the bytes are."""
+    raw = [(b"Date", b"now"), (b"X-\xff", b"\x00\xe9")]
+    response = Response.from_raw(200, raw, b"{}")
+    assert response == Response(200, [("Date", "now"), ("X-\xff", "\x00\xe9")], b"{}")
+
+
 def test_messages_show_no_content() -> None:
     """The repr of a request or response shows no content."""
     body = b'{"end_user_id":"secret"}'

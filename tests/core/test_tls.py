@@ -4,7 +4,7 @@ import ssl
 
 import pytest
 
-from creduse_core.tls import WholeRecords, length_of_records
+from creduse_core.tls import WholeRecords, is_certificate_error, length_of_records
 
 TEXT = b"HTTP/1.1 200 OK\r\n"
 
@@ -126,3 +126,11 @@ def test_not_a_record(data: bytes) -> None:
     pair.to_client.write(data)
     with pytest.raises(ssl.SSLError):
         pair.client.read(1)
+
+
+def test_certificate_error() -> None:
+    """A rejected certificate is found among the causes of an exception, and nothing else is."""
+    rejected = OSError("no connection")
+    rejected.__cause__ = ssl.SSLCertVerificationError("expired")
+    assert is_certificate_error(rejected)
+    assert not is_certificate_error(ssl.SSLError("unexpected message"))

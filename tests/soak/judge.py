@@ -76,7 +76,7 @@ def _untruths(said: Said, entries: Sequence[Entry]) -> Iterator[str]:
     if not said.read and said.outcome == APPLIED and not applied:
         yield "said to be APPLIED, but never was"
     if said.outcome == NOT_APPLIED and applied:
-        yield "said to be NOT_APPLIED, but was applied"
+        yield f"said to be NOT_APPLIED, but was applied (worst lag {said.lag:.3f} s)"
     if len(entries) > said.sent:
         yield f"{len(entries)} requests came in, where {said.sent} can have been sent"
 
