@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 import threading
+from asyncio import sslproto
 from typing import Any
 
 import aiohttp
@@ -93,3 +94,37 @@ def test_surplus(run: Any, connect: Any, threaded: Any, surplus: bytes, comes: s
         run(lambda: connect(server.base_url, use))
     assert server.received_on == [1, 2]
     assert [it.rpartition(b":")[2] for it in server.received] == [b"5}", b"7}"]
+
+
+def read_nothing(_: Any) -> None:
+    """Leave what has come within TLS."""
+
+
+def test_surplus_that_the_loop_has_not_read(
+    run: Any, connect: Any, threaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response that is still within TLS when the request is to be written is not its response."""
+    idle, sent = threading.Event(), threading.Event()
+
+    def serve(connection: socket.socket, server: RawServer) -> None:
+        while server.request(connection):
+            if server.number(connection) > 1:
+                connection.sendall(response(credits_body(7)))
+            else:
+                connection.sendall(RESPONSE)
+                assert idle.wait(30)
+                connection.sendall(REFUSAL)
+                sent.set()
+
+    async def use(client: AsyncCreduseClient) -> None:
+        assert (await client.subtract(USER, 5)).amount == 5
+        with monkeypatch.context() as patch:  # as uvloop does when the machine is busy
+            patch.setattr(sslproto.SSLProtocol, "_do_read", read_nothing)
+            idle.set()
+            assert await asyncio.to_thread(sent.wait, 30)
+            await asyncio.sleep(0.05)
+        assert (await client.subtract(USER, 7)).amount == 7
+
+    with threaded(serve) as server:
+        run(lambda: connect(server.base_url, use))
+    assert server.received_on == [1, 2]

@@ -340,6 +340,8 @@ _UVLOOPS: Final = (
     r"warning: unclosed <socket"
     # It writes what TLS has still to say, though the transport was aborted in data_received.
     r"|asyncio: Fatal error on SSL protocol: RuntimeError\('unable to perform operation on"
+    # Seen on a busy machine, after an abort. Where it comes from is not known.
+    r"|asyncio: Future exception was never retrieved: ConnectionResetError\(\)"
 )
 _ASYNCIO: Final = AsyncDriver(Asyncio(asyncio.new_event_loop))
 _UVLOOP: Final = AsyncDriver(Asyncio(uvloop.new_event_loop))
