@@ -112,8 +112,10 @@ def are_buffers_empty(stream: Any) -> bool:
     read nothing ahead. Without the private names, return ``False``, so the connection is not
     reused.
     """
-    if has_part_of_record(stream):
-        return False
+    return not has_part_of_record(stream) and _are_layers_empty(stream)
+
+
+def _are_layers_empty(stream: Any) -> bool:
     inner = getattr(stream, "_stream", None)  # only httpcore's asynchronous streams have it
     if inner is None:
         return hasattr(stream, "_sock")
