@@ -28,7 +28,8 @@ USUAL = (*AT_ONCE, "-m", "not exhaustive")
 LIGHT = (*AT_ONCE, "-m", "not exhaustive and not once")
 # The rest runs on the newest Python, and most of it in the session "oldest", too.
 QUICK = (
-    *(*AT_ONCE, "-m", "not exhaustive and not once and not slow"),
+    *AT_ONCE,
+    *("-m", "not exhaustive and not once and not slow"),
     *("-k", "not over-tls and not conformance_kit and not urllib3"),
 )
 

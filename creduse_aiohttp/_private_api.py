@@ -8,10 +8,11 @@ client.py.
 
 import asyncio
 import select
-import ssl
 from typing import Any
 
 import aiohttp
+
+from creduse_core.tls import has_unread
 
 
 class HeldResponse(aiohttp.ClientResponse):
@@ -32,29 +33,15 @@ def is_usable(transport: asyncio.BaseTransport) -> bool:
     aiohttp would read those bytes as the next response. Its compiled parser knows whether a
     response has begun. The parser in Python, which replaces it, shows that only by its lines.
     """
-    if transport.is_closing() or _has_unread_tls_data(transport):
+    ssl_object = transport.get_extra_info("ssl_object")
+    # uvloop can leave a whole record within TLS when the machine is busy.
+    if transport.is_closing() or (ssl_object is not None and has_unread(ssl_object)):
         return False
     protocol: Any = transport.get_protocol()
     parser = getattr(protocol, "_parser", None)
     return not protocol.should_close and (
         parser is None or not (parser.feed_eof() or getattr(parser, "_lines", None))
     )
-
-
-def _has_unread_tls_data(transport: asyncio.BaseTransport) -> bool:
-    """Return whether a connection's TLS object holds bytes that the event loop has not read.
-
-    uvloop can leave a whole record there when the machine is busy. Part of a record shows only with
-    `creduse_core.tls.WholeRecords`.
-    """
-    ssl_object: Any = transport.get_extra_info("ssl_object")
-    if ssl_object is None:
-        return False
-    try:
-        ssl_object.read(1)
-    except ssl.SSLError as error:
-        return not isinstance(error, ssl.SSLWantReadError) or getattr(ssl_object, "has_part", False)
-    return True
 
 
 def prepare_for_reuse(transport: asyncio.WriteTransport) -> bool:

@@ -73,8 +73,8 @@ class Idle(Generic[C]):
 class Pool(Idle[C], Generic[C, W]):
     """A number of places, a queue for them, and the idle connections. For one thread.
 
-    A place is the right to have one connection. Whoever has a place takes an idle connection first,
-    and opens a new one only if there is none. So there are never more connections than places.
+    A place is the right to have one connection. The caller with a place takes an idle connection
+    first, and opens a new one only if there is none. So there are never more connections than places.
     Waiters (``W``) are objects that the caller can wake. Keep a connection before you leave its
     place.
     """

@@ -36,6 +36,21 @@ def is_certificate_error(error: BaseException) -> bool:
     return any(isinstance(link, ssl.SSLCertVerificationError) for link in exception_chain(error))
 
 
+def has_unread(ssl_object: ssl.SSLObject) -> bool:
+    """Return whether a TLS object holds bytes that nobody has read, or has ended.
+
+    A session ticket does not count. Part of a record shows only with `WholeRecords`. If there are
+    bytes, this reads one of them, so the connection cannot be used any more.
+    """
+    try:
+        ssl_object.read(1)
+    except ssl.SSLWantReadError:
+        return isinstance(ssl_object, WholeRecords) and ssl_object.has_part
+    except ssl.SSLError:
+        pass
+    return True
+
+
 class WholeRecords(ssl.SSLObject):
     """A TLS object that gets only whole records, and knows whether a part of one has arrived.
 

@@ -160,10 +160,8 @@ class Connection:
         The transport's own method is not used: a signal handler's exception can leave a lock of its
         pool acquired.
         """
-        with (
-            IGNORE_LIBRARY_ERRORS,
-            self._lock,
-        ):  # once closed, the descriptor can be another socket's
+        # With the lock, since the descriptor can be another socket's once it is closed.
+        with IGNORE_LIBRARY_ERRORS, self._lock:
             if self._state.stream is not None:
                 self._state.stream.close()
             elif not self._uses_backend:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpcore
 
 from creduse_core import is_loopback
-from creduse_core.tls import length_of_records
+from creduse_core.tls import has_unread, length_of_records
 
 from ._foreign import RAISE_FOREIGN
 from ._httpcore import has_part_of_record
@@ -32,11 +32,7 @@ def has_unread_tls_data(stream: Any) -> bool:
         return False
     if not isinstance(ssl_object, ssl.SSLObject):  # an SSLSocket
         return bool(ssl_object.pending())
-    try:
-        ssl_object.read(1)
-    except ssl.SSLError as error:
-        return not isinstance(error, ssl.SSLWantReadError)
-    return True
+    return has_unread(ssl_object)
 
 
 def has_unread_data(stream: Any, *, new: bool = True) -> bool:

@@ -4,7 +4,7 @@ import ssl
 
 import pytest
 
-from creduse_core.tls import WholeRecords, is_certificate_error, length_of_records
+from creduse_core.tls import WholeRecords, has_unread, is_certificate_error, length_of_records
 
 TEXT = b"HTTP/1.1 200 OK\r\n"
 
@@ -82,6 +82,22 @@ def test_part_behind_a_record() -> None:
     assert pair.said() == TEXT
     assert pair.client.write(b"GET") == 3
     assert pair.client.has_part is True  # type: ignore[attr-defined]  # as above
+
+
+def test_unread() -> None:
+    """A part of a record, a whole one, the end and what is no TLS are unread; nothing is not."""
+    pair, data = record()
+    assert has_unread(pair.client) is False
+    assert has_unread(pair.server) is False  # Python's own
+    pair.to_client.write(data[:7])
+    assert has_unread(pair.client) is True
+    pair.to_client.write(data[7:])
+    assert has_unread(pair.client) is True
+    for bad in (b"HTTP/1.1 200 OK\r\n", b""):
+        pair = Pair()
+        pair.to_client.write(bad)
+        pair.to_client.write_eof()
+        assert has_unread(pair.client) is True
 
 
 @pytest.mark.parametrize("size", [0, 7])

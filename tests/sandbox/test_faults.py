@@ -360,7 +360,7 @@ def test_requests_meanwhile_wait(server: SandboxServer) -> None:
 
 
 def test_shaped_answer(server: SandboxServer) -> None:
-    """With a response of one's own nothing is applied; a given pause makes each piece a write."""
+    """With a canned response the server applies nothing; a given pause makes each piece a write."""
     fault = Shaped(
         lambda head, body: (head, body[:1], body[1:]),
         response=CannedResponse(503, (), b"down"),

@@ -329,7 +329,7 @@ def test_order_sees_the_whole_request(server: SandboxServer) -> None:
 
 
 def test_answer_frames_itself(server: SandboxServer) -> None:
-    """A Date of one's own stays, a closing response closes, and 204 and 304 have no body."""
+    """A supplied Date stays, a closing response closes, and 204 and 304 have no body."""
     server.inject(CannedResponse(204, (("Date", "today"),), b"dropped"))
     server.inject(CannedResponse(304))
     server.inject(CannedResponse(200, (("connection", "close"),), b"{}"))
@@ -352,7 +352,7 @@ def test_answer_must_be_final(status: int) -> None:
 
 @pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding"])
 def test_answer_leaves_framing_to_the_server(name: str) -> None:
-    """A length of one's own would be another fault."""
+    """A supplied length would be another fault."""
     with pytest.raises(ValueError, match="the server adds the framing"):
         CannedResponse(200, ((name, "5"),))
 
