@@ -87,17 +87,17 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".[all]", *group("docs"))
     strictly = ("--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env", "--quiet")
     session.run("sphinx-build", *strictly, "docs", "build/docs")
-    session.run("pytest", "tests/test_pages.py", *session.posargs)
+    session.run("pytest", "tests/test_docs.py", "tests/test_pages.py", *session.posargs)
 
 
 @nox.session(python=NEWEST)
 @nox.parametrize("plugin", ["aiohttp", "asyncio", "mocks", "trio"])
 def plugins(session: nox.Session, plugin: str) -> None:
-    """Run the tests of the fixture and of mocks beside another pytest plugin."""
+    """Run the tests of the fixture, of mocks and of pages beside another pytest plugin."""
     session.install("-e", ".[all]", *group(f"plugins-{plugin}"))
     # pytest-asyncio warns about its own defaults.
     settings = ("-W", "default::pytest.PytestDeprecationWarning", "-k", plugin)
-    files = ("tests/test_docs.py", "tests/test_mocks.py", "tests/test_plugin.py")
+    files = ("tests/test_mocks.py", "tests/test_pages.py", "tests/test_plugin.py")
     session.run("pytest", *settings, *files)
 
 
@@ -128,7 +128,7 @@ def wheel(session: nox.Session) -> None:
     session.install(str(built))
     with session.chdir(session.create_tmp()):
         session.run("creduse", "demo")
-        session.install("pytest", "pytest-timeout", f"{built}[all]")
+        session.install("pytest", "pytest-timeout", "sybil", f"{built}[all]")
         session.run("pytest", *map(str, sorted(tests.glob("test_*.py"))), env=STRICT)
         shutil.copy(tests / "typing" / "usage.py", ".")
         session.install(*(it for it in group("types") if it.startswith(("mypy", "pyright"))))

@@ -1,78 +1,87 @@
-"""The code in docs/testing.md runs as it stands.
+"""What the documentation's pages say is what the code says, and the README's links lead somewhere."""
 
-Most need a plugin or a mock that gets in the way of others. ``nox -s plugins`` has them.
-"""
-
+import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
-import pytest
+import creduse_core.errors
+import creduse_core.models
+from creduse import CreduseError
+from creduse._calls import STATUSES
+from creduse_core import EVENTS, TRANSITIONS, Kind
+from creduse_core.retry import may_retry
 
-pytestmark = pytest.mark.slow
-
-pytest_plugins = ["pytester"]
-
-PAGE = Path(__file__).parent.parent.joinpath("docs", "testing.md")
-FENCE = re.compile(r"(?:`(\w+)\.py`:\n\n)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-FENCES = FENCE.findall(PAGE.read_text(encoding="utf-8"))
-EXAMPLES = [text for file, text in FENCES if not file]
-FILES = {file: text for file, text in FENCES if file}
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
-class Need(NamedTuple):
-    """The nox session of an example, the module that it needs, and settings."""
-
-    session: str
-    module: str
-    settings: tuple[str, ...] = ()
-
-
-# By a word that stands in those examples alone.
-NEEDS = {
-    "aiohttp_client": Need(
-        "aiohttp",
-        "pytest_aiohttp",
-        ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"),
-    ),
-    "mark.trio": Need("trio", "pytest_trio"),
-    "respx.mock": Need("mocks", "respx"),
-    "vcr.VCR": Need("mocks", "vcr"),
-    "httpx_mock": Need("mocks", "pytest_httpx"),
-    "aioresponses": Need("mocks", "aioresponses"),
-}
+def test_exit_statuses() -> None:
+    """The page's table of exit statuses is that of the command."""
+    page = DOCS.joinpath("command.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)
+    assert {int(status): meaning for status, meaning in rows} == STATUSES
 
 
-def need(example: str) -> Need:
-    return next((need for word, need in NEEDS.items() if word in example), Need("tests", "pytest"))
+def test_events() -> None:
+    """The page's table of events is that of the code."""
+    page = DOCS.joinpath("outcomes.md").read_text(encoding="utf-8")
+    cells = r"^\| `(\w+)` \| (.*) \| `(\w+)` \| `(\w+)` \| (\w+) \| (\w+) \|$"
+    rows = re.findall(cells, page, re.MULTILINE)
+    again = {True: "yes", False: "no"}
+    assert rows == [
+        (
+            event.name,
+            event.description,
+            str(event.evidence),
+            str(event.evidence_with_key),
+            *(again[may_retry(event, kind, event.evidence)] for kind in (Kind.READ, Kind.WRITE)),
+        )
+        for event in EVENTS.values()
+    ]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: need(example).session)
-def test_example(example: str, pytester: pytest.Pytester) -> None:
-    """Each example passes without warnings."""
-    session, module, settings = need(example)
-    pytest.importorskip(module, reason=f"{module} is in nox -s 'plugins(plugin={session})'")
-    pytester.makeini("[pytest]")
-    path = pytester.makepyfile(example)
-    if "def test_" in example:
-        result = pytester.runpytest_subprocess("-W", "error", *settings)
-        result.assert_outcomes(passed=example.count("def test_"))
-    else:
-        subprocess.run([sys.executable, "-W", "error", path], check=True)
+def test_fields() -> None:
+    """The page's tables have every field of the results and errors, with its type."""
+    page = DOCS.joinpath("reference.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    classes = [
+        thing
+        for module in (creduse_core.models, creduse_core.errors)
+        for thing in vars(module).values()
+        if isinstance(thing, type) and thing.__module__ == module.__name__
+    ]
+    assert len(classes) > 20
+    for thing in classes:
+        rows = re.findall(
+            r"^\| `(\w+)` \| (.+?) \| ", sections.get(thing.__name__, ""), re.MULTILINE
+        )
+        written = {field: wanted.replace("`", "").replace(" or ", " | ") for field, wanted in rows}
+        fields = inspect.get_annotations(thing)
+        assert written == {
+            field: re.sub(r"\w+\.", "", inspect.formatannotation(kind))
+            for field, kind in fields.items()
+        }
+        assert fields or thing.__name__ in page or not issubclass(thing, CreduseError)
 
 
-def test_files(pytester: pytest.Pytester) -> None:
-    """The files work together, and their tests pass."""
-    pytester.makeini("[pytest]")
-    pytester.makepyfile(**FILES)
-    result = pytester.runpytest_subprocess("-W", "error")
-    result.assert_outcomes(passed=sum(text.count("def test_") for text in FILES.values()))
+def test_states() -> None:
+    """The diagram of a call's states has exactly the moves of the code's table."""
+    page = DOCS.joinpath("outcomes.md").read_text(encoding="utf-8")
+    arrows = re.findall(r"^    (\w+) --> (\w+): (\w+)$", page, re.MULTILINE)
+    assert [
+        (before.replace("_", " "), given, after.replace("_", " "))
+        for before, after, given in arrows
+    ] == [
+        (state, given, after)
+        for state, inputs in TRANSITIONS.items()
+        for given, states in inputs.items()
+        for after in states
+    ]
 
 
-def test_there_are_examples() -> None:
-    """Each session has examples."""
-    sessions = {need(example).session for example in EXAMPLES}
-    assert sessions == {"tests", *(need.session for need in NEEDS.values())}
-    assert set(FILES) == {"views", "test_views"}
+def test_links() -> None:
+    """The README's links lead to files that exist."""
+    readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https:)([^)#]+)", readme)
+    assert links
+    assert [link for link in links if not ROOT.joinpath(link).is_file()] == []

@@ -1,188 +1,226 @@
-"""The code in the documentation's pages runs as it stands, and prints what they say.
+"""The examples in the README and on the documentation's pages run, and print what the pages say.
 
-Some need a framework: ``nox -s docs`` has all of them.
+Some need a framework, a pytest plugin or a mock: ``nox -s docs plugins`` has them.
+
+Sybil finds the blocks, runs Python, and names the page and line of a failure. Its own pytest plugin
+makes a test of each block, and pytest-xdist would give a page's tests to different processes. So
+one test here runs all blocks of a program.
 """
 
-import inspect
 import io
 import re
+import runpy
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from sybil import Document, Example
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
 
-import creduse_core.errors
-import creduse_core.models
-from creduse import CreduseClient, CreduseError
-from creduse._calls import STATUSES
-from creduse_core import BASE_URL, EVENTS, TRANSITIONS, Kind
-from creduse_core.retry import may_retry
+import creduse_core
+from creduse import CreduseClient
+from creduse_core import BASE_URL, CoreClient, CreduseProtocol
 from creduse_sandbox import FAULTS, SandboxServer
+from creduse_sandbox.conformance import SCENARIOS, TLS_SCENARIOS, check
 
-pytestmark = pytest.mark.slow
-
-DOCS = Path(__file__).parent.parent.joinpath("docs")
-FENCE = re.compile(r"(?:`(\w+\.py)`:\n\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+FILE = re.compile(r"`(\w+\.py)`:\n\n$")
+HEADING = re.compile(r"^(##+) (.*)$", re.MULTILINE)
 SANDBOX = re.compile(r"^creduse sandbox(?: --fault ([\w-]+):(\d+))?$", re.MULTILINE)
-# They have tests of their own, or commands that take long.
-ELSEWHERE = {"benchmarks", "testing", "transports"}
-PAGES = {
-    path.stem: FENCE.findall(path.read_text(encoding="utf-8"))
-    for path in sorted(DOCS.glob("*.md"))
-    if path.stem not in ELSEWHERE
-}
-# What a page needs besides the package, and the session for it.
+TEST = re.compile(r"^(?:async )?def test_", re.MULTILINE)
+
+# Each section of these pages is a program, and pytest runs the tests there. Another page is one.
+IN_SECTIONS = {"README", "testing"}
+# The nox session of a program, and the modules that it needs besides the package. The session
+# "plugins" selects programs by their names.
 NEEDS = {
-    "aiohttp": ("aiohttp",),
-    "frameworks": ("django", "fastapi", "flask"),
-    "observing": ("opentelemetry.sdk", "prometheus_client"),
-    "trio": ("trio",),
+    "aiohttp": ("docs", "aiohttp"),
+    "frameworks": ("docs", "django", "fastapi", "flask"),
+    "observing": ("docs", "opentelemetry.sdk", "prometheus_client"),
+    "testing: Mocks: aioresponses": ("'plugins(plugin=mocks)'", "aioresponses"),
+    "testing: Mocks: respx and pytest-httpx": ("'plugins(plugin=mocks)'", "respx", "pytest_httpx"),
+    "testing: Mocks: vcrpy": ("'plugins(plugin=mocks)'", "vcr"),
+    "testing: aiohttp": ("'plugins(plugin=aiohttp)'", "pytest_aiohttp"),
+    "testing: trio": ("'plugins(plugin=trio)'", "pytest_trio"),
+    "transports": ("tests", "trustme"),
+    "trio": ("docs", "trio"),
 }
 
 
-def run_python(text: str, server: SandboxServer, program: ModuleType) -> str:
-    with redirect_stdout(io.StringIO()) as printed:
-        exec(compile(text, "page", "exec"), vars(program))  # noqa: S102 - it is ours
-    return printed.getvalue().replace(server.base_url, BASE_URL)
+def run_python(example: Example) -> str | None:
+    """Write a file, run tests, or run the lines. Return the output of tests that fail."""
+    names = example.namespace
+    named = FILE.search(example.document.text, 0, example.start)
+    tests = len(TEST.findall(example.parsed)) if Path(example.path).stem in IN_SECTIONS else 0
+    file = named[1] if named else "test_example.py" if tests else None
+    if file:
+        Path(file).write_text(example.parsed, encoding="utf-8")
+    if tests:
+        # Without the sandbox's URL, as where nobody has set one.
+        run_bash(f"env -u CREDUSE_BASE_URL pytest -q -W error {file}", names)
+        return None if f"\n{tests} passed in " in names["__printed__"] else names["__printed__"]
+    if not file:
+        with redirect_stdout(io.StringIO()) as printed:
+            PythonEvaluator()(example)
+        url = names["server"].base_url
+        names["__printed__"] = printed.getvalue().replace(url, BASE_URL)
+    return None
 
 
-def run_commands(text: str, server: SandboxServer, _: ModuleType) -> str:
-    commands = text.replace("http://127.0.0.1:8000", server.base_url)
+def run_bash(commands: str, names: dict[str, Any]) -> str | None:
+    """Run commands. Return their output if they fail."""
     done = subprocess.run(
-        ["/bin/bash", "-c", commands], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        ["/bin/bash", "-c", commands],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0, done.stdout
-    return done.stdout.decode()
+    names["__printed__"] = done.stdout
+    return done.stdout if done.returncode else None
 
 
-def start_sandbox(text: str, server: SandboxServer, _: ModuleType) -> str:
-    if found := SANDBOX.search(text):
+def run_commands(example: Example) -> str | None:
+    """Run commands against the sandbox. Return their output if they fail."""
+    url = example.namespace["server"].base_url
+    return run_bash(example.parsed.replace("http://127.0.0.1:8000", url), example.namespace)
+
+
+def start_sandbox(example: Example) -> None:
+    """Empty the sandbox if the commands start one, and inject its faults."""
+    example.namespace["__printed__"] = ""
+    if found := SANDBOX.search(example.parsed):
+        server = example.namespace["server"]
         server.reset()
         fault, times = found.groups()
         if fault:
             server.inject(FAULTS[fault], int(times))
-    return ""
 
 
-RUN = {"python": run_python, "sh": run_commands, "shell": start_sandbox}
+def compare(example: Example) -> str | None:
+    """Return what the block before printed, unless it is this text."""
+    printed = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8000", example.namespace["__printed__"])
+    return None if printed == example.parsed else f"It prints:\n{printed}"
+
+
+def configure(example: Example) -> None:
+    """Write the settings of pytest."""
+    Path("pyproject.toml").write_text(example.parsed, encoding="utf-8")
+
+
+EVALUATORS = {
+    "python": run_python,
+    "sh": run_commands,
+    "shell": start_sandbox,
+    "text": compare,
+    "toml": configure,
+}
+PARSERS = [CodeBlockParser(language, evaluator) for language, evaluator in EVALUATORS.items()]
+PAGES = [
+    Document.parse(str(path), *PARSERS)
+    for path in (ROOT / "README.md", *sorted(ROOT.joinpath("docs").glob("*.md")))
+]
+
+
+def program_of(example: Example) -> str:
+    """Return the name of a page, and the headings above the example if the page has programs."""
+    name = Path(example.path).stem
+    headings: dict[str, str] = {}
+    if name in IN_SECTIONS:
+        for level, title in HEADING.findall(example.document.text, 0, example.start):
+            headings = {above: it for above, it in headings.items() if above < level}
+            headings[level] = title
+    return ": ".join([name, *headings.values()])
+
+
+PROGRAMS = {name: list(blocks) for page in PAGES for name, blocks in groupby(page, program_of)}
 
 
 @pytest.fixture
-def signals() -> Iterator[None]:
-    """Restore the handler of SIGTERM after a page."""
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The names that examples use, in a directory of their own and with the sandbox's URL set."""
+    monkeypatch.chdir(tmp_path)
+    Path("pyproject.toml").write_text("[tool.pytest.ini_options]", encoding="utf-8")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("CREDUSE_API_KEY", "any")
     handler = signal.getsignal(signal.SIGTERM)
-    yield
+    with SandboxServer() as server, CreduseClient("any", base_url=server.base_url) as client:
+        monkeypatch.setenv("CREDUSE_BASE_URL", server.base_url)
+        user = uuid4()
+        server.direct.add(user, 1000)
+        yield {"__name__": "__main__", "client": client, "end_user_id": user, "server": server}
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.mark.usefixtures("signals")
-@pytest.mark.parametrize("page", [page for page, fences in PAGES.items() if fences])
-def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page's blocks run in order, as one program, and print the text that follows them.
-
-    A block of a file is written; one of ``sh`` is run; one of ``shell`` starts the sandbox anew, if
-    it says so. A client and a user are at hand.
-    """
-    for module in NEEDS.get(page, ()):
-        pytest.importorskip(module, reason=f"{module} is in nox -s docs")
-    monkeypatch.chdir(tmp_path)
-    tmp_path.joinpath("pytest.ini").touch()  # what lies above is none of a page's concern
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
-    monkeypatch.setenv("CREDUSE_API_KEY", "any")
-    program = ModuleType("__main__")
-    with (
-        SandboxServer() as server,
-        CreduseClient(base_url=server.base_url) as client,
-        ExitStack() as stack,
-    ):
-        monkeypatch.setenv("CREDUSE_BASE_URL", server.base_url)
-        user = uuid4()
-        client.add(user, 1000)
-        vars(program).update(client=client, end_user_id=user, server=server)
-        printed = ""
-        for file, language, text in PAGES[page]:
-            if file:
-                tmp_path.joinpath(file).write_text(text, encoding="utf-8")
-            elif language == "text":
-                assert re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8000", printed) == text
-            elif language != "mermaid":  # a drawing
-                printed = RUN[language](text, server, program)
-            for value in vars(program).values():  # made at a program's top, and never closed
+def run(program: str, names: dict[str, Any]) -> None:
+    """Run the blocks of a program in order, in one namespace."""
+    __tracebackhide__ = True
+    session, *modules = NEEDS.get(program, ("tests",))
+    for module in modules:
+        pytest.importorskip(module, reason=f"{module} is in nox -s {session}")
+    with ExitStack() as stack:
+        for example in PROGRAMS[program]:
+            example.namespace = names
+            example.evaluate()
+            for value in names.values():  # made at a program's top, and never closed
                 if isinstance(value, CreduseClient | SandboxServer | sqlite3.Connection):
                     stack.callback(value.close)
 
 
-def test_exit_statuses() -> None:
-    """The page's table of exit statuses is that of the command."""
-    page = DOCS.joinpath("command.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)
-    assert {int(status): meaning for status, meaning in rows} == STATUSES
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(name, marks=() if name.startswith("README") else pytest.mark.slow)
+        for name, blocks in PROGRAMS.items()
+        if name != "transports" and {it.region.evaluator for it in blocks} != {start_sandbox}
+    ],
+)
+def test_program(program: str, names: dict[str, Any]) -> None:
+    """A program runs as it stands, and prints the text that follows a block."""
+    if program.startswith("README"):  # its user has few credits
+        names["end_user_id"] = "12345678-1234-5678-1234-567812345678"
+        names["server"].direct.add(names["end_user_id"], 1)
+    run(program, names)
 
 
-def test_events() -> None:
-    """The page's table of events is that of the code."""
-    page = DOCS.joinpath("outcomes.md").read_text(encoding="utf-8")
-    cells = r"^\| `(\w+)` \| (.*) \| `(\w+)` \| `(\w+)` \| (\w+) \| (\w+) \|$"
-    rows = re.findall(cells, page, re.MULTILINE)
-    again = {True: "yes", False: "no"}
-    assert rows == [
-        (
-            event.name,
-            event.description,
-            str(event.evidence),
-            str(event.evidence_with_key),
-            *(again[may_retry(event, kind, event.evidence)] for kind in (Kind.READ, Kind.WRITE)),
+def test_guide_for_transports(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide for transport authors works for the example over urllib."""
+    over_urllib = runpy.run_path(str(ROOT / "examples" / "urllib_transport.py"))
+    names["MyTransport"] = over_urllib["UrllibTransport"]
+    at_sandbox = partial(CreduseProtocol, base_url=names["server"].base_url)
+    monkeypatch.setattr(creduse_core, "CreduseProtocol", at_sandbox)
+    run("transports", names)
+    assert len(names["server"].applied) == 1
+    names["test_my_transport"](SCENARIOS[0])
+    for scenario in TLS_SCENARIOS[0], TLS_SCENARIOS[-1]:
+        check(
+            scenario,
+            lambda protocol: CoreClient(protocol, names["MyTransport"](names["trust"])),
+            certificates=names["certificates"],
         )
-        for event in EVENTS.values()
-    ]
-
-
-def test_fields() -> None:
-    """The page's tables have every field of the results and errors, with its type."""
-    page = DOCS.joinpath("reference.md").read_text(encoding="utf-8")
-    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
-    classes = [
-        thing
-        for module in (creduse_core.models, creduse_core.errors)
-        for thing in vars(module).values()
-        if isinstance(thing, type) and thing.__module__ == module.__name__
-    ]
-    assert len(classes) > 20
-    for thing in classes:
-        rows = re.findall(
-            r"^\| `(\w+)` \| (.+?) \| ", sections.get(thing.__name__, ""), re.MULTILINE
-        )
-        written = {field: wanted.replace("`", "").replace(" or ", " | ") for field, wanted in rows}
-        fields = inspect.get_annotations(thing)
-        assert written == {
-            field: re.sub(r"\w+\.", "", inspect.formatannotation(kind))
-            for field, kind in fields.items()
-        }
-        assert fields or thing.__name__ in page or not issubclass(thing, CreduseError)
-
-
-def test_states() -> None:
-    """The diagram of a call's states has exactly the moves of the code's table."""
-    page = DOCS.joinpath("outcomes.md").read_text(encoding="utf-8")
-    arrows = re.findall(r"^    (\w+) --> (\w+): (\w+)$", page, re.MULTILINE)
-    assert [
-        (before.replace("_", " "), given, after.replace("_", " "))
-        for before, after, given in arrows
-    ] == [
-        (state, given, after)
-        for state, inputs in TRANSITIONS.items()
-        for given, states in inputs.items()
-        for after in states
-    ]
 
 
 def test_there_are_examples() -> None:
-    """The pages have examples."""
-    assert sum(map(len, PAGES.values())) > 30
+    """The pages have examples, all in languages that run, and what needs a module is among them."""
+    blocks = [block for blocks in PROGRAMS.values() for block in blocks]
+    assert len(blocks) == sum(len(list(page)) for page in PAGES)  # no two programs have one name
+    counts = Counter(
+        Path(block.path).stem for block in blocks if block.region.evaluator is run_python
+    )
+    assert counts["README"] >= 4
+    assert counts["testing"] > 10
+    assert counts.total() > 60
+    assert NEEDS.keys() <= PROGRAMS.keys()
+    languages = {it for page in PAGES for it in re.findall(r"^```(\w+)$", page.text, re.MULTILINE)}
+    assert languages == {*EVALUATORS, "mermaid"}
