@@ -1,5 +1,7 @@
 """A client for Creduse, which keeps credits of an app's end users. Errors say whether credits moved.
 
+Example::
+
     from creduse import CreduseClient
 
     with CreduseClient() as client:          # the key from CREDUSE_API_KEY

@@ -27,6 +27,8 @@ def setup(  # noqa: PLR0913 - two more than the client's
 ) -> None:
     """Make a client when ``app`` starts, and close it when the app ends.
 
+    Example::
+
         creduse_aiohttp.setup(app)
 
         async def handler(request):

@@ -462,6 +462,8 @@ class AiohttpTransport:
 class AsyncCreduseClient(AsyncCoreClient):
     """A Creduse client over aiohttp. Tasks of one event loop can share it.
 
+    Example::
+
         async with AsyncCreduseClient() as client:
             await client.add(end_user_id, 100)
 

@@ -1,7 +1,7 @@
 """The sans-IO core of the Creduse client. It makes requests and reads responses, and sends nothing.
 
 It needs the standard library alone. To use it over your own HTTP library, write a `Transport` and
-pass it to `CoreClient`; or drive a `Call` by hand:
+pass it to `CoreClient`; or drive a `Call` by hand::
 
     call = CreduseProtocol(api_key).subtract(end_user_id, 50)
     send = call.start(now)                      # send.request is what to send

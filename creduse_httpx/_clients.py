@@ -47,6 +47,8 @@ class AsyncHTTPXClient(Protocol):
 class CreduseClient(CoreClient):
     """A synchronous Creduse client. Threads can share it.
 
+    Example::
+
         with CreduseClient() as client:
             client.add(end_user_id, 100)
 
@@ -93,6 +95,8 @@ class CreduseClient(CoreClient):
 
 class AsyncCreduseClient(AsyncCoreClient):
     """An asynchronous Creduse client for asyncio and trio. Tasks of one event loop can share it.
+
+    Example::
 
         async with AsyncCreduseClient() as client:
             await client.add(end_user_id, 100)

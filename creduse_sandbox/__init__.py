@@ -1,5 +1,7 @@
 """A local Creduse server for tests and development.
 
+Example::
+
     with SandboxServer() as server:
         server.inject(FAULTS["503"])  # the first request gets a 503
         with CreduseClient("any-key", base_url=server.base_url) as client:

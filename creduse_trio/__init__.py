@@ -1,5 +1,7 @@
 """A Creduse client for trio. It uses trio's streams and h11, and has its own connection pool.
 
+Example::
+
     from creduse_trio import AsyncCreduseClient
 
     async with AsyncCreduseClient() as client:

@@ -339,6 +339,8 @@ def _system_context() -> ssl.SSLContext:
 class AsyncCreduseClient(AsyncCoreClient):
     """A Creduse client for trio. Tasks of one ``trio.run`` can share it.
 
+    Example::
+
         async with AsyncCreduseClient() as client:
             await client.add(end_user_id, 100)
 

@@ -26,8 +26,6 @@ nitpick_ignore = [
     # Type variables have no page.
     ("py:class", "creduse_core.call.T"),
     ("py:class", "creduse_core.client.T"),
-    ("py:class", "creduse_core.decoding.T"),
-    ("py:class", "T"),
     # The decoding of a response is private: only `CreduseProtocol` makes a `Call`.
     ("py:class", "creduse_core.decoding.Expected"),
 ]

@@ -1,5 +1,7 @@
 """Checks that any transport must pass: what a client does under faults, cancellation and threads.
 
+Example::
+
     import pytest
     from creduse_core import CoreClient
     from creduse_sandbox.conformance import SCENARIOS, check
