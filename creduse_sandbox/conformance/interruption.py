@@ -7,6 +7,7 @@ until a call finds no new place.
 
 import asyncio
 import gc
+import logging
 import opcode
 import signal
 import ssl
@@ -454,8 +455,9 @@ class _InterruptionRun:
     @contextmanager
     def recording(self) -> Generator[None, None, None]:
         """Record what an interrupted call raises."""
-        collecting = gc.isenabled()
+        collecting, disabled = gc.isenabled(), logging.root.manager.disable
         gc.disable()  # finalizers are not the call's code
+        logging.disable()  # a record would keep the call's frames, with sockets that it has lost
         try:
             with self.limiting_time():
                 yield
@@ -463,6 +465,7 @@ class _InterruptionRun:
         except (Exception, KeyboardInterrupt, BaseExceptionGroup, _Hung) as error:  # noqa: BLE001 - it is reported
             self._caught = error
         finally:
+            logging.disable(disabled)
             if collecting:
                 gc.enable()
 

@@ -3,11 +3,14 @@
 import gc
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from creduse_core import CoreClient, CreduseProtocol
 from creduse_sandbox.conformance import (
     CANCELLATIONS,
     CLOSINGS,
@@ -203,12 +206,22 @@ def test_interruption(
     """Wherever a signal handler raises, the outcome is true, and the client still works."""
     if Limit.SIGNAL in sync_kind.limits:
         pytest.skip("its library may wait for ever for a lock that a signal has left locked")
+    opened: weakref.WeakSet[CoreClient] = weakref.WeakSet()
+
+    @contextmanager
+    def connect(protocol: CreduseProtocol) -> Generator[CoreClient]:
+        with sync_kind.open(protocol, authority.trust) as client:
+            opened.add(client)
+            yield client
+
     check_interruption(
         interruption,
-        lambda protocol: sync_kind.open(protocol, authority.trust),
+        connect,
         certificate=authority.certificates.get(certificate),
         limits=sync_kind.limits,
     )
+    gc.collect()
+    assert not opened, "a client that the check has kept warns of its sockets in another test"
 
 
 @pytest.mark.once
