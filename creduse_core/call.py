@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from .decoding import Bad, Expected, read_response
+from .decoding import Expected, InvalidResult, read_response
 from .errors import CreduseError, LocalProtocolError
 from .messages import Failure, Request, Response
 from .models import Attempt, Outcome
@@ -171,7 +171,7 @@ class Call(Generic[T]):
         self._records: list[_Record] = []
         self._evidence = Outcome.NOT_APPLIED
         self._response: Response | None = None
-        self._read: tuple[Response, T | Bad] | None = None
+        self._read: tuple[Response, T | InvalidResult] | None = None
         self._problem: Problem | None = None
         self._deadline = self._started = 0.0
 
@@ -236,7 +236,7 @@ class Call(Generic[T]):
         self._check(Input.RECEIVE_RESPONSE, response, Response, jitter)
         reading = self._reading(response)
         self._response = response
-        if isinstance(reading, Bad):
+        if isinstance(reading, InvalidResult):
             problem = problem_of_response(response, reading)
             return self._retry_or_fail(Input.RECEIVE_RESPONSE, problem, now, jitter)
         self._record(EVENTS["done"], response.status, None, now)
@@ -329,7 +329,7 @@ class Call(Generic[T]):
             ),
         )
 
-    def _reading(self, response: Response) -> T | Bad:
+    def _reading(self, response: Response) -> T | InvalidResult:
         """Decode a response, once."""
         if self._read is None or self._read[0] is not response:
             self._read = (response, read_response(response, self._expected))
@@ -340,7 +340,8 @@ class Call(Generic[T]):
         if 400 <= status < 500:
             return status != 408 and _is_framed_once(response)
         reading = self._reading(response)
-        return (not isinstance(reading, Bad) or reading.is_own) and _is_framed_once(response)
+        is_own = not isinstance(reading, InvalidResult) or reading.is_own
+        return is_own and _is_framed_once(response)
 
     def _record(self, event: Event, status: int | None, error: str | None, now: float) -> None:
         proved = event.proves(self._kind)

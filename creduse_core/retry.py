@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from .arguments import check_max_attempts, check_seconds, check_timeout, check_type
-from .decoding import Bad
+from .decoding import InvalidResult
 from .errors import ERROR_CODES
 from .messages import Delivery, Failure, Response
 from .models import Outcome
@@ -128,7 +128,7 @@ def event_of_status(status: int, code: str | None) -> Event:
     return event
 
 
-def event_of_response(response: Response, reading: Bad) -> Event:
+def event_of_response(response: Response, reading: InvalidResult) -> Event:
     """Return the event of a whole response that is not a result."""
     if 200 <= response.status < 300:
         return EVENTS["misread" if reading.is_own else "mismatched"]
