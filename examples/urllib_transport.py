@@ -5,7 +5,7 @@
 Limits:
 
 - A timeout applies to each read, so nothing bounds a head that arrives byte by byte.
-- Name look-up has no timeout. Each address of a host, and the TLS handshake, gets the
+- Name lookup has no timeout. Each address of a host, and the TLS handshake, gets the
   whole time to connect again.
 - http.client takes an interim response other than 100, such as 103, for the final one. The outcome
   is then UNKNOWN.
