@@ -275,13 +275,12 @@ class Call(Generic[T]):
         jitter: float = 1.0,
     ) -> None:
         if given not in TRANSITIONS[self._state]:
-            raise LocalProtocolError(f"{given} is not for a call that is {self._state}")
+            raise LocalProtocolError(f"{given}() is not allowed while the call is {self._state}")
         if not isinstance(message, wanted):
-            raise LocalProtocolError(
-                f"{given} takes a {wanted.__name__}, not a {type(message).__name__}"
-            )
+            kind = "None" if message is None else f"a {type(message).__name__}"
+            raise LocalProtocolError(f"{given}() needs a {wanted.__name__}, not {kind}")
         if not 0.0 <= jitter <= 1.0:
-            raise LocalProtocolError(f"jitter is a number from 0 to 1, not {jitter!r}")
+            raise LocalProtocolError(f"jitter must be a number from 0 to 1, not {jitter!r}")
 
     def _move(self, given: Input, state: State) -> None:
         """Go to the next state. Nothing else sets it."""
