@@ -178,7 +178,15 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-# Calling one of these runs none of its lines.
+def not_loopback_message(host: str, address: str) -> str:
+    """Return what an error says if plain http is allowed only to this machine, and ``host`` is not."""
+    return (
+        f"{host} is at {address}, which is not this machine: over plain http, anyone on the way can "
+        "read the API key; use https, or pass allow_http=True"
+    )
+
+
+# Calling one of these only makes a coroutine or generator.
 _NEVER_RUN: Final = (
     inspect.iscoroutinefunction,
     inspect.isgeneratorfunction,

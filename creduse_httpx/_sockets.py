@@ -11,6 +11,7 @@ from typing import Any, Final
 import httpcore
 
 from creduse_core import is_loopback
+from creduse_core.arguments import not_loopback_message
 from creduse_core.tls import has_unread, length_of_records
 
 from ._foreign import RAISE_FOREIGN
@@ -101,10 +102,7 @@ def check_loopback(stream: Any) -> None:
         raise httpcore.ConnectError("the server reset the connection as soon as it was open")
     host = str(address[0])
     if not is_loopback(host):
-        raise httpcore.LocalProtocolError(
-            f"the host of base_url is at {host}, which is not this machine: over plain http, "
-            "anyone on the way can read the API key; use https, or pass allow_http=True"
-        )
+        raise httpcore.LocalProtocolError(not_loopback_message("the host of base_url", host))
 
 
 def shut_down(sock: Any) -> None:
