@@ -97,8 +97,8 @@ def checked_idempotency_key(key: str, *, server_replays: bool) -> str:
     check_type("idempotency_key", key, str)
     if not server_replays:
         raise ValueError(
-            "idempotency_key would protect nothing: the service is not known to honour it. "
-            "Where yours does, say so with retry=RetryPolicy(server_replays=True)"
+            "idempotency_key needs retry=RetryPolicy(server_replays=True): "
+            "Creduse is not known to honour Idempotency-Key"
         )
     if not _VISIBLE.fullmatch(key) or len(key) > _MAX_IDEMPOTENCY_KEY:
         raise ValueError(
@@ -195,7 +195,10 @@ _NEVER_RUN: Final = (
 
 
 def check_on_attempt(value: object) -> None:
-    """Accept ``None`` and what runs when it is called: no coroutine function, also in a partial."""
+    """Accept ``None`` or a plain callable.
+
+    Reject coroutine and generator functions, even inside a partial.
+    """
     function = value
     while isinstance(function, functools.partial):
         function = function.func

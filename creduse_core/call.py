@@ -9,13 +9,13 @@ something is proved. The caller then reports what happened, in one of three ways
 - ``abandon``, because the caller was cancelled. The call ends in ABANDONED.
 
 After a response or failure that is not a success, the call either ends in FAILED and raises its
-error, or it is WAITING: it returns a `Wait`, and after that time the caller says ``wake``. The call
+error, or it is WAITING: it returns a `Wait`, and after that time the caller calls ``wake``. The call
 then returns the next `Send`, or raises the error if its time is over. The table `EVENTS` in
 `creduse_core.retry` decides which: a write goes to WAITING only while it is proved that no credits
 have moved. So no path through this machine applies a call twice.
 
-`TRANSITIONS` has every move. A caller who says something that has no place in the present state has
-made a mistake, and gets a `LocalProtocolError`. The call is then as it was before.
+`TRANSITIONS` has every transition. An input that the state does not allow raises
+`LocalProtocolError`, and the call stays as it was.
 
 I/O, clocks and random numbers do not belong here: the time and the jitter are arguments. The words
 of errors are in `creduse_core.reports`.
@@ -54,7 +54,7 @@ class State(enum.StrEnum):
 
 
 class Input(enum.StrEnum):
-    """What a caller can say to a call. Each is a method of `Call`."""
+    """An input to a call. Each is the name of a method of `Call`."""
 
     START = "start"
     RECEIVE_RESPONSE = "receive_response"
@@ -98,8 +98,8 @@ class Send:
     """Return whether the connection can be used again after this response. It is a pure function.
 
     The connection cannot be used again if the response is another request's, or if its framing is
-    in doubt. After 408 and 5xx it is not used again either: a stray one would shift all further
-    responses. Other error statuses name no user, so they count as this request's own."""
+    in doubt. After 408 and 5xx it is not used again either: an unrequested one would shift all
+    further responses. Other error statuses name no user, so they count as this request's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class Call(Generic[T]):
 
     @property
     def outcome(self) -> Outcome:
-        """What is certain now about the credits, also for a caller that was cancelled."""
+        """What is certain now about the credits, even if the caller was cancelled."""
         if self._state is State.IN_FLIGHT and self._kind is not Kind.READ:
             return max(self._evidence, Outcome.UNKNOWN)
         return self._evidence
