@@ -63,7 +63,7 @@ class Connection:
         """
         http = self._http
         data = http.send(head.request) + http.send(h11.Data(data=body))
-        encrypted = self.wire.encrypted(data + http.send(h11.EndOfMessage()))
+        encrypted = self.wire.encrypt(data + http.send(h11.EndOfMessage()))
         # If the caller is cancelled already, nothing is written, and ``sent`` must stay false.
         await trio.lowlevel.checkpoint_if_cancelled()
         progress.sent = True
