@@ -146,7 +146,7 @@ class _Exchange(BytesPayload):
                 )
             if not is_readable(connection):
                 break
-            await asyncio.sleep(0)  # the loop reads it: the end, unexpected data, or a TLS ticket
+            await asyncio.sleep(0)  # the loop reads it: the end, unrequested data, or a TLS ticket
         self._transport.check_connection(connection)
         if time.monotonic() >= self._deadline:
             raise TimeoutError("no time was left to send the request")

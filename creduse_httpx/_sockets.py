@@ -23,7 +23,7 @@ MIN_TIMEOUT: Final = 0.001
 _PEEK_SIZE: Final = 64 * 1024
 """Bytes. Session tickets are shorter."""
 
-UNEXPECTED_DATA: Final = "the server had sent data before the request"
+UNREQUESTED_DATA: Final = "the server had sent data before the request"
 
 
 def has_unread_tls_data(stream: Any) -> bool:
@@ -57,14 +57,14 @@ def read_ticket(stream: Any) -> None:
     # A read through TLS would remove part of a record. SSLSocket.recv accepts no flags.
     begun = b"" if sock is None else socket.socket.recv(sock, _PEEK_SIZE, socket.MSG_PEEK)
     if length_of_records(begun) < len(begun):
-        raise ConnectionResetError(UNEXPECTED_DATA)
+        raise ConnectionResetError(UNREQUESTED_DATA)
     try:
         with RAISE_FOREIGN:
             stream.read(1, MIN_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - raised again if it is no timeout
         _raise_unless_timeout(error)
     else:
-        raise ConnectionResetError(UNEXPECTED_DATA)
+        raise ConnectionResetError(UNREQUESTED_DATA)
 
 
 async def read_ticket_async(stream: Any) -> None:
@@ -77,7 +77,7 @@ async def read_ticket_async(stream: Any) -> None:
     except Exception as error:  # noqa: BLE001 - raised again if it is no timeout
         _raise_unless_timeout(error)
     else:
-        raise ConnectionResetError(UNEXPECTED_DATA)
+        raise ConnectionResetError(UNREQUESTED_DATA)
 
 
 def _raise_unless_timeout(error: Exception) -> None:

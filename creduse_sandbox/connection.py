@@ -272,11 +272,11 @@ class Connection(asyncio.Protocol):
             self._reject(413, "CONTENT_TOO_LARGE", message)
 
     def _receive_end(self) -> None:
-        surplus = len(self._http.trailing_data[0])
+        trailing = len(self._http.trailing_data[0])
         head = self._request
         request = Request(head.method, head.url, head.hidden_headers, bytes(self._body))
         fault = self._state.take_fault(request, {Stage.REQUEST, Stage.APPLIED})
-        received = self._entry.received - surplus
+        received = self._entry.received - trailing
         self._update_log(body=request.body, received=received, fault=fault)
         match fault:
             case Drop(action=action):
@@ -350,9 +350,9 @@ class Connection(asyncio.Protocol):
         elif self._http.our_state is self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
             self._await_request()
-            surplus = len(self._http.trailing_data[0])
-            if surplus:
-                self._count(surplus)
+            trailing = len(self._http.trailing_data[0])
+            if trailing:
+                self._count(trailing)
         else:
             self._end(Action.CLOSE)
 

@@ -124,7 +124,7 @@ class TrioTransport:
             transient = isinstance(error, _TRANSIENT) and not is_certificate_error(error)
             return _failure(progress, error, transient=transient)
         # Only this scope's deadline leads here. Other cancellations propagate.
-        what = "no whole response arrived" if progress.sent else "no connection was open"
+        what = "no whole response arrived" if progress.sent else "no connection was available"
         late = TimeoutError(f"{what} in time")
         return _failure(progress, late, transient=True, timed_out=True)
 
@@ -146,7 +146,7 @@ class TrioTransport:
             _wake(self._pool.leave())
 
     def _foreign_error(self, error: BaseException) -> Exception | None:
-        """Return the first foreign exception, also of a group, or ``None``."""
+        """Return the first foreign exception, even inside a group, or ``None``."""
         for leaf in _members(error):
             if isinstance(leaf, Exception) and is_foreign(leaf, self._libraries):
                 return leaf
@@ -210,7 +210,7 @@ class TrioTransport:
         return None
 
     async def _open_connection(self, progress: Progress) -> Connection:
-        """Open a connection."""
+        """Open a connection, and reject one on which the server spoke first."""
         progress.connecting = self._connect is not None
         stream = await (self._connect or self._default_connect)(self._host, self._port)
         progress.connecting = False

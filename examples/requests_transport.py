@@ -76,7 +76,7 @@ class RequestsTransport:
                 while len(read) <= MAX_BODY_SIZE and (piece := head.raw.read1(65536)):
                     read += piece
                     if head.raw.length_remaining != 0 and self.now() >= body.deadline:
-                        raise TimeoutError("no time was left for the response")
+                        raise TimeoutError("no whole response arrived in time")
             finally:  # returns the connection to the pool if all was read; closes it if not
                 head.raw.close()
                 head.raw.release_conn()

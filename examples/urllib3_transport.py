@@ -70,7 +70,7 @@ class Urllib3Transport:
                 while len(read) <= MAX_BODY_SIZE and (piece := head.read1(65536)):
                     read += piece
                     if head.length_remaining != 0 and self.now() >= body.deadline:
-                        raise TimeoutError("no time was left for the response")
+                        raise TimeoutError("no whole response arrived in time")
             finally:  # returns the connection to the pool if all was read; closes it if not
                 head.close()
                 head.release_conn()

@@ -56,7 +56,7 @@ class UrllibTransport:
                 while len(read) <= MAX_BODY_SIZE and (piece := reply.read1(65536)):
                     read += piece
                     if reply.length != 0 and self.now() >= body.deadline:
-                        raise TimeoutError("no time was left for the response")
+                        raise TimeoutError("no whole response arrived in time")
                 if reply.length and len(read) <= MAX_BODY_SIZE:  # read1 does not report a cut body
                     raise http.client.IncompleteRead(b"", reply.length)
         except Exception as error:
