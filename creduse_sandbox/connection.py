@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection of the server, on asyncio's event loop.
 
-Here: bytes become requests, the sandbox or an injected fault makes the response, and the log gets
-its entries. Not here: the listening socket, the thread and the handle for tests (`server`), what a
-response says (`sandbox`), and what a fault does to its bytes (`faults`).
+Bytes become requests, the sandbox or an injected fault makes the response, and the log gets its
+entries. The listening socket, the thread and the handle for tests (`server`), what a response says
+(`sandbox`), and what a fault does to its bytes (`faults`) do not belong here.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import h11
 
-from creduse_core.messages import HeaderPairs, Request, Response
+from creduse_core import HeaderPairs, Request, Response
 from creduse_sandbox.faults import Action, CannedResponse, Drop, Fault, Shaped, Stage
 from creduse_sandbox.sandbox import Clock, Sandbox, error_response, path_of
 from creduse_sandbox.tls import Tls
@@ -122,8 +122,8 @@ class ServerState:
 class Connection(asyncio.Protocol):
     """One connection: h11 parses the bytes, the sandbox or a fault makes each response.
 
-    h11 never hears of the peer's end of stream. asyncio then closes the transport once it has
-    written everything, and an incomplete request stays incomplete in the log.
+    This class does not tell h11 that the peer has ended its stream. asyncio closes the transport
+    after it has written everything, so the log shows an incomplete request as incomplete.
     """
 
     _transport: asyncio.Transport
