@@ -36,9 +36,9 @@ class Event:
     evidence: Outcome
     """What the event proves of a write without an idempotency key."""
     evidence_with_key: Outcome
-    """What the event proves of a write with an idempotency key. A 401 or 429 proves less here: an
-    earlier request with the same key can still be running. The service's own codes (``refused``)
-    prove the same."""
+    """What the event proves of a write with an idempotency key. A 401 or 429 proves less here,
+    because an earlier request with the same key can still be running. The service's own codes
+    (``refused``) prove the same."""
     transient: bool
     """Whether a retry can help."""
     description: str
