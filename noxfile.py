@@ -19,7 +19,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 # Python's development mode. It makes asyncio twice as slow, so not all sessions use it. Warnings are
-# errors in all sessions, also those about sockets that are left open.
+# errors in all sessions, even those about sockets that are left open.
 STRICT = {"PYTHONDEVMODE": "1"}
 # More than there are processors: most tests wait for servers that misbehave.
 AT_ONCE = ("-n", "6")
@@ -165,7 +165,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def bench(session: nox.Session) -> None:
-    """Measure all clients beside hand-written code and the published client. See docs/benchmarks.md."""
+    """Compare the speed of all clients with other clients. See docs/benchmarks.md."""
     session.install("-e", ".[all]")
     # It has our import name, so it needs its own environment.
     published = Path(session.create_tmp(), "published")

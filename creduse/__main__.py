@@ -1,6 +1,7 @@
 """The ``creduse`` command: the five calls, a local Creduse server, and a demonstration.
 
-Here: the parser and its help texts. Not here: how a call's end is shown (`_calls`).
+It has the parser and its help texts. How the command shows the end of a call (`_calls`) does not
+belong here.
 
 An error is one line, without a traceback. It repeats no argument, as any could be the API key. A
 command has two parts. ``prepare`` checks arguments and settings and sends nothing, so its errors
@@ -68,7 +69,8 @@ class _Parser(argparse.ArgumentParser):
 
         def reject(_: str) -> NoReturn:
             raise argparse.ArgumentTypeError(
-                f"process lists show flags: set {key_variable} instead"
+                "the key cannot be an argument, because process lists show arguments; "
+                f"set {key_variable}"
             )
 
         self.add_argument("--api-key", type=reject, help=argparse.SUPPRESS)
@@ -147,7 +149,7 @@ def _serve(host: str, port: int, key: str | None, faults: list[tuple[Fault, int]
         serve(host, port, key, _print_url, faults)
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]  # asyncio appends the address
-        write(sys.stderr, f"creduse: cannot listen on port {port}: {reason}")
+        write(sys.stderr, f"creduse: cannot listen with this --host and --port {port}: {reason}")
         return 2
     return 0
 

@@ -1,7 +1,7 @@
 """The five calls on the command line: their parameters, and how the command shows how they end.
 
-Here: texts, JSON and exit statuses. Not here: flags and their help texts (`__main__`). The API key
-comes only from the environment.
+It has the texts, JSON and exit statuses. The API key comes only from the environment. Flags and
+their help texts (`__main__`) do not belong here.
 """
 
 import argparse

@@ -5,7 +5,6 @@ Private names of aiohttp do not belong here, but in `_private_api`.
 """
 
 import asyncio
-import os
 import random
 import ssl
 import time
@@ -41,8 +40,9 @@ from creduse_core import (
     protocol_from_environment,
     proxy_from_environment,
 )
+from creduse_core.arguments import not_loopback_message
 from creduse_core.pool import IDLE_TIMEOUT
-from creduse_core.tls import WholeRecords
+from creduse_core.tls import WholeRecords, client_context
 
 from ._private_api import (
     HeldResponse,
@@ -146,7 +146,7 @@ class _Exchange(BytesPayload):
                 )
             if not is_readable(connection):
                 break
-            await asyncio.sleep(0)  # the loop reads it: the end, unexpected data, or a TLS ticket
+            await asyncio.sleep(0)  # the loop reads it: the end, unrequested data, or a TLS ticket
         self._transport.check_connection(connection)
         if time.monotonic() >= self._deadline:
             raise TimeoutError("no time was left to send the request")
@@ -253,17 +253,8 @@ def _cancellation_count() -> int:
 
 def _new_ssl_context() -> ssl.SSLContext:
     """Return a context for the current environment. aiohttp makes its own one at import."""
-    context = ssl.create_default_context()
+    context = client_context()
     context.sslobject_class = WholeRecords
-    file = os.environ.get("SSL_CERT_FILE")
-    if file:
-        # OpenSSL ignores an unusable file, and then rejects every certificate.
-        try:
-            context.load_verify_locations(file)
-        except OSError as error:
-            raise ValueError(
-                f"SSL_CERT_FILE must name a file of certificates, not {file!r}: {error}"
-            ) from None
     return context
 
 
@@ -393,10 +384,7 @@ class AiohttpTransport:
             and isinstance(peer, tuple)
             and not is_loopback(peer[0])
         ):
-            raise RuntimeError(
-                f"{self._protocol.base_url} is at {peer[0]}, which is not this machine: over plain "
-                "http, anyone on the way can read the API key; use https, or pass allow_http=True"
-            )
+            raise RuntimeError(not_loopback_message(self._protocol.base_url, peer[0]))
 
     # Opening, sending and closing.
 

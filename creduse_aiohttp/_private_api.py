@@ -28,7 +28,7 @@ class HeldResponse(aiohttp.ClientResponse):
 
 
 def is_usable(transport: asyncio.BaseTransport) -> bool:
-    """Return whether a connection is open and holds no bytes that arrived without a request.
+    """Return whether a connection is open and holds no unrequested bytes.
 
     aiohttp would read those bytes as the next response. Its compiled parser knows whether a
     response has begun. The parser in Python, which replaces it, shows that only by its lines.
@@ -65,7 +65,7 @@ class _RejectingParser:
 
     def feed_data(self, data: bytes) -> None:
         self._transport.abort()
-        raise ConnectionResetError(f"the server sent {len(data)} bytes without a request")
+        raise ConnectionResetError(f"the server sent {len(data)} unrequested bytes")
 
     def feed_eof(self) -> None:
         """Accept that the connection is closed."""

@@ -97,8 +97,8 @@ def checked_idempotency_key(key: str, *, server_replays: bool) -> str:
     check_type("idempotency_key", key, str)
     if not server_replays:
         raise ValueError(
-            "idempotency_key would protect nothing: the service is not known to honour it. "
-            "Where yours does, say so with retry=RetryPolicy(server_replays=True)"
+            "idempotency_key needs retry=RetryPolicy(server_replays=True): "
+            "Creduse is not known to honour Idempotency-Key"
         )
     if not _VISIBLE.fullmatch(key) or len(key) > _MAX_IDEMPOTENCY_KEY:
         raise ValueError(
@@ -178,7 +178,15 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-# Calling one of these runs none of its lines.
+def not_loopback_message(host: str, address: str) -> str:
+    """Return what an error says if plain http is allowed only to this machine, and ``host`` is not."""
+    return (
+        f"{host} is at {address}, which is not this machine: over plain http, anyone on the way can "
+        "read the API key; use https, or pass allow_http=True"
+    )
+
+
+# Calling one of these only makes a coroutine or generator.
 _NEVER_RUN: Final = (
     inspect.iscoroutinefunction,
     inspect.isgeneratorfunction,
@@ -187,7 +195,10 @@ _NEVER_RUN: Final = (
 
 
 def check_on_attempt(value: object) -> None:
-    """Accept ``None`` and what runs when it is called: no coroutine function, also in a partial."""
+    """Accept ``None`` or a plain callable.
+
+    Reject coroutine and generator functions, even inside a partial.
+    """
     function = value
     while isinstance(function, functools.partial):
         function = function.func

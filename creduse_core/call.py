@@ -9,13 +9,13 @@ something is proved. The caller then reports what happened, in one of three ways
 - ``abandon``, because the caller was cancelled. The call ends in ABANDONED.
 
 After a response or failure that is not a success, the call either ends in FAILED and raises its
-error, or it is WAITING: it returns a `Wait`, and after that time the caller says ``wake``. The call
+error, or it is WAITING: it returns a `Wait`, and after that time the caller calls ``wake``. The call
 then returns the next `Send`, or raises the error if its time is over. The table `EVENTS` in
 `creduse_core.retry` decides which: a write goes to WAITING only while it is proved that no credits
 have moved. So no path through this machine applies a call twice.
 
-`TRANSITIONS` has every move. A caller who says something that has no place in the present state has
-made a mistake, and gets a `LocalProtocolError`. The call is then as it was before.
+`TRANSITIONS` has every transition. An input that the state does not allow raises
+`LocalProtocolError`, and the call stays as it was.
 
 I/O, clocks and random numbers do not belong here: the time and the jitter are arguments. The words
 of errors are in `creduse_core.reports`.
@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from .decoding import Bad, Expected, read_response
+from .decoding import Expected, InvalidResult, read_response
 from .errors import CreduseError, LocalProtocolError
 from .messages import Failure, Request, Response
 from .models import Attempt, Outcome
@@ -54,7 +54,7 @@ class State(enum.StrEnum):
 
 
 class Input(enum.StrEnum):
-    """What a caller can say to a call. Each is a method of `Call`."""
+    """An input to a call. Each is the name of a method of `Call`."""
 
     START = "start"
     RECEIVE_RESPONSE = "receive_response"
@@ -98,8 +98,8 @@ class Send:
     """Return whether the connection can be used again after this response. It is a pure function.
 
     The connection cannot be used again if the response is another request's, or if its framing is
-    in doubt. After 408 and 5xx it is not used again either: a stray one would shift all further
-    responses. Other error statuses name no user, so they count as this request's own."""
+    in doubt. After 408 and 5xx it is not used again either: an unrequested one would shift all
+    further responses. Other error statuses name no user, so they count as this request's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class Call(Generic[T]):
         self._records: list[_Record] = []
         self._evidence = Outcome.NOT_APPLIED
         self._response: Response | None = None
-        self._read: tuple[Response, T | Bad] | None = None
+        self._read: tuple[Response, T | InvalidResult] | None = None
         self._problem: Problem | None = None
         self._deadline = self._started = 0.0
 
@@ -216,7 +216,7 @@ class Call(Generic[T]):
 
     @property
     def outcome(self) -> Outcome:
-        """What is certain now about the credits, also for a caller that was cancelled."""
+        """What is certain now about the credits, even if the caller was cancelled."""
         if self._state is State.IN_FLIGHT and self._kind is not Kind.READ:
             return max(self._evidence, Outcome.UNKNOWN)
         return self._evidence
@@ -236,7 +236,7 @@ class Call(Generic[T]):
         self._check(Input.RECEIVE_RESPONSE, response, Response, jitter)
         reading = self._reading(response)
         self._response = response
-        if isinstance(reading, Bad):
+        if isinstance(reading, InvalidResult):
             problem = problem_of_response(response, reading)
             return self._retry_or_fail(Input.RECEIVE_RESPONSE, problem, now, jitter)
         self._record(EVENTS["done"], response.status, None, now)
@@ -275,13 +275,12 @@ class Call(Generic[T]):
         jitter: float = 1.0,
     ) -> None:
         if given not in TRANSITIONS[self._state]:
-            raise LocalProtocolError(f"{given} is not for a call that is {self._state}")
+            raise LocalProtocolError(f"{given}() is not allowed while the call is {self._state}")
         if not isinstance(message, wanted):
-            raise LocalProtocolError(
-                f"{given} takes a {wanted.__name__}, not a {type(message).__name__}"
-            )
+            kind = "None" if message is None else f"a {type(message).__name__}"
+            raise LocalProtocolError(f"{given}() needs a {wanted.__name__}, not {kind}")
         if not 0.0 <= jitter <= 1.0:
-            raise LocalProtocolError(f"jitter is a number from 0 to 1, not {jitter!r}")
+            raise LocalProtocolError(f"jitter must be a number from 0 to 1, not {jitter!r}")
 
     def _move(self, given: Input, state: State) -> None:
         """Go to the next state. Nothing else sets it."""
@@ -329,7 +328,7 @@ class Call(Generic[T]):
             ),
         )
 
-    def _reading(self, response: Response) -> T | Bad:
+    def _reading(self, response: Response) -> T | InvalidResult:
         """Decode a response, once."""
         if self._read is None or self._read[0] is not response:
             self._read = (response, read_response(response, self._expected))
@@ -340,7 +339,8 @@ class Call(Generic[T]):
         if 400 <= status < 500:
             return status != 408 and _is_framed_once(response)
         reading = self._reading(response)
-        return (not isinstance(reading, Bad) or reading.is_own) and _is_framed_once(response)
+        is_own = not isinstance(reading, InvalidResult) or reading.is_own
+        return is_own and _is_framed_once(response)
 
     def _record(self, event: Event, status: int | None, error: str | None, now: float) -> None:
         proved = event.proves(self._kind)

@@ -80,7 +80,7 @@ class AsyncTransport(Protocol):
 
 
 _RECEIVED: Final = (Response, Failure)
-_READERS: Final = frozenset({"creduse_core", "enum", "json", "re", "urllib", "uuid"})
+_DECODING_MODULES: Final = frozenset({"creduse_core", "enum", "json", "re", "urllib", "uuid"})
 """The modules that decode a response."""
 
 _DEBUG: Final = 10  # logging.DEBUG; logging is imported later
@@ -90,7 +90,7 @@ def _no_jitter() -> float:
     return 1.0
 
 
-class _Base:
+class _ClientBase:
     """What both clients share: everything but sending and waiting."""
 
     def __init__(
@@ -142,7 +142,7 @@ class _Base:
                 raise
             except Exception as error:
                 # A part of the response has a wrong type, or a signal handler has raised.
-                if call.state is not State.IN_FLIGHT or is_foreign(error, _READERS):
+                if call.state is not State.IN_FLIGHT or is_foreign(error, _DECODING_MODULES):
                     raise
                 failure = _escaped(error)
             return call.receive_failure(failure, now, self._draw())
@@ -237,7 +237,7 @@ def _escaped(error: Exception, transport: object = None) -> Failure:
     return Failure(Delivery.MAYBE_SENT, error, transient=False)
 
 
-class CoreClient(_Base):
+class CoreClient(_ClientBase):
     """A synchronous client over your own transport. Use it with ``with``, or call ``close()``.
 
     - ``protocol``: makes the calls.
@@ -409,7 +409,7 @@ class CoreClient(_Base):
         return self.get_balance(end_user_id, timeout=timeout)
 
 
-class AsyncCoreClient(_Base):
+class AsyncCoreClient(_ClientBase):
     """An asynchronous client over your own transport. Use it with ``async with``, or await ``aclose()``.
 
     - ``protocol``: makes the calls.

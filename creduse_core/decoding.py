@@ -53,7 +53,7 @@ class Envelope:
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
+class InvalidResult:
     """Why a response is not a result."""
 
     problem: str
@@ -63,21 +63,21 @@ class Bad:
     envelope: Envelope = Envelope()
 
 
-def read_response(response: Response, expected: Expected[T]) -> T | Bad:
+def read_response(response: Response, expected: Expected[T]) -> T | InvalidResult:
     """Return the result of a whole response of any status, or what is wrong. Never raises."""
     data = _read_object(response)
     if isinstance(data, str):
-        return Bad(data)
+        return InvalidResult(data)
     if not 200 <= response.status < 300 or data.get("error_code"):
-        return Bad("carries an error", envelope=_read_envelope(data))
-    if not _names(data.get("end_user_id"), expected):
-        return Bad("does not name the end user of the request")
+        return InvalidResult("carries an error", envelope=_read_envelope(data))
+    if not _is_expected_user(data.get("end_user_id"), expected):
+        return InvalidResult("does not name the end user of the request")
     if expected.amount is not None and _whole(data.get("amount")) != expected.amount:
-        return Bad("does not name the amount of the request")
+        return InvalidResult("does not name the amount of the request")
     try:
         return expected.decode(data, expected.end_user_id)
     except MisreadError as error:
-        return Bad(str(error), is_own=True)
+        return InvalidResult(str(error), is_own=True)
 
 
 def _read_object(response: Response) -> Fields | str:
@@ -130,7 +130,7 @@ def _is_list(data: object) -> TypeGuard[list[Any]]:
     return type(data) is list
 
 
-def _names(text: object, expected: Expected[Any]) -> bool:
+def _is_expected_user(text: object, expected: Expected[Any]) -> bool:
     if text == expected.end_user_id_text:
         return True
     try:
@@ -234,7 +234,7 @@ _TYPES: Mapping[str, CycleType] = {member.value: member for member in CycleType}
 W = TypeVar("W", CycleStatus, CycleType)
 
 
-def _word(data: Fields, name: str, known: Mapping[str, W]) -> W | str | None:
+def _optional_text(data: Fields, name: str, known: Mapping[str, W]) -> W | str | None:
     value = data.get(name)
     if value is None:
         return None
@@ -266,8 +266,8 @@ def cycle(data: Fields, end_user_id: UUID) -> Cycle:
         _time(data, "created_at"),
         _time(data, "current_cycle_start"),
         _time(data, "current_cycle_end", end=True),
-        _word(data, "status", _STATUSES),
-        _word(data, "cycle_type", _TYPES),
+        _optional_text(data, "status", _STATUSES),
+        _optional_text(data, "cycle_type", _TYPES),
     )
 
 
@@ -286,8 +286,8 @@ def active_balance(data: Fields, end_user_id: UUID) -> ActiveBalance:
                 _time(item, "cycle_end", end=True),
                 _integer(item, amount),
                 _optional_integer(item, "starting_amount"),
-                _word(item, "status", _STATUSES),
-                _word(item, "cycle_type", _TYPES),
+                _optional_text(item, "status", _STATUSES),
+                _optional_text(item, "cycle_type", _TYPES),
             )
         )
     return ActiveBalance(end_user_id, total, tuple(cycles))

@@ -1,6 +1,6 @@
 """Settings and the proxy that clients read from the environment.
 
-Only this module of the core reads it. I/O does not belong here.
+Only this module and `creduse_core.tls` read it. I/O does not belong here.
 """
 
 import os

@@ -128,8 +128,8 @@ class ServerError(APIError):
 class InvalidResponseError(CreduseError):
     """The response is outside the contract: cut off, a redirect, not JSON, about another user.
 
-    With the outcome ``APPLIED``, the response proves that the credits moved, but a field of it is
-    missing or invalid. An ``error_code`` under 2xx proves nothing; it is in the message.
+    ``APPLIED`` means: the response proves that the credits moved, but a field is missing or invalid.
+    An ``error_code`` under 2xx proves nothing; it is in the message.
     """
 
     response: Response | None

@@ -1,6 +1,6 @@
-"""Exceptions of other code: what a transport's exception came of, and whether it is the transport's.
+"""Tell a transport's own exceptions from those of other code, such as a signal handler's.
 
-What an exception means for a call does not belong here.
+Walk and clean chains of exceptions. What an exception means for a call does not belong here.
 """
 
 import sys
@@ -79,7 +79,7 @@ def _running_frames() -> set[object]:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Remove the tracebacks of an exception that becomes the cause of a `Failure`.
+    """Remove the tracebacks of an exception and its causes.
 
     A library's frames hold the request, and some tools print the variables of frames.
     """

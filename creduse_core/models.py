@@ -1,6 +1,6 @@
 """What a call returns: its result, its outcome and its attempts.
 
-These are frozen data, with the names of the wire. Decoding and decisions do not belong here.
+These are frozen data. Results have the field names of the API. Decoding and decisions do not belong here.
 """
 
 import enum
@@ -39,7 +39,7 @@ class CycleType(enum.StrEnum):
 
 
 class CycleStatus(enum.StrEnum):
-    """Whether a recurring cycle will be renewed. The service can also send null, read as ``None``."""
+    """Whether a recurring cycle will be renewed. A field is ``None`` if the service sends null."""
 
     ACTIVE = "active"
     CANCELED = "canceled"

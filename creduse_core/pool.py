@@ -13,8 +13,8 @@ W = TypeVar("W")
 
 
 IDLE_TIMEOUT: Final = 3.0
-"""Seconds for which a client keeps an idle connection. Servers close one after 5 seconds or more, and a
-request that meets a closing connection ends as UNKNOWN. So the client closes it first."""
+"""Seconds for which a client keeps an idle connection. Most servers keep one for at least 5 seconds. The
+client closes it earlier, because a request on a connection that is closing ends as UNKNOWN."""
 
 
 class Idle(Generic[C]):

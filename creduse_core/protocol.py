@@ -56,7 +56,6 @@ class CreduseProtocol:
     base_url: str
     retry: RetryPolicy
     timeout: float
-    allow_http: bool
     loopback: bool
     """Whether the host of ``base_url`` is this machine, by its address or as ``localhost``."""
     plain_loopback: bool
@@ -84,7 +83,6 @@ class CreduseProtocol:
             "base_url": base_url,
             "retry": retry,
             "timeout": timeout,
-            "allow_http": allow_http,
             "loopback": loopback,
             "plain_loopback": loopback and not allow_http and base_url.startswith("http:"),
             "_headers": (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from .decoding import Bad, Envelope
+from .decoding import Envelope, InvalidResult
 from .errors import (
     ERROR_CODES,
     ERROR_STATUSES,
@@ -67,7 +67,7 @@ class Context(NamedTuple):
     secret: Secret
 
 
-def problem_of_response(response: Response, reading: Bad) -> Problem:
+def problem_of_response(response: Response, reading: InvalidResult) -> Problem:
     """Return why a whole response is not a result."""
     event = event_of_response(response, reading)
     text = _describe_response(response, reading)
@@ -94,14 +94,14 @@ def error_of(problem: Problem, context: Context) -> CreduseError:
         error_class = CreduseTimeoutError if failure.timed_out else TransportError
         text = quote(problem.text, context.secret)
         if response is None:
-            text += f" ({quote(_where(context.request.url, failure.via), context.secret)})"
+            text += f" ({quote(_endpoint(context.request.url, failure.via), context.secret)})"
         error = error_class(
             _message(text, context), outcome=context.outcome, attempts=context.attempts
         )
     else:
         error = _invalid_response(problem, response, context)
     # Even None keeps the exception that is being handled now out of the traceback.
-    error.__cause__ = None if _shows(failure.cause, context.secret) else failure.cause
+    error.__cause__ = None if _contains_secret(failure.cause, context.secret) else failure.cause
     return error
 
 
@@ -163,7 +163,7 @@ def _redacted(response: Response, secret: Secret) -> Response:
     )
 
 
-def _shows(error: BaseException, secret: Secret) -> bool:
+def _contains_secret(error: BaseException, secret: Secret) -> bool:
     """Return whether an exception, or one that it came of, prints the API key."""
     texts = [
         text
@@ -173,7 +173,7 @@ def _shows(error: BaseException, secret: Secret) -> bool:
     return any(secret.redact(text) != text for text in texts)
 
 
-def _describe_response(response: Response, reading: Bad) -> str:
+def _describe_response(response: Response, reading: InvalidResult) -> str:
     text = str(response.status)
     if 200 <= response.status < 300:
         text += f", but the response {reading.problem}"
@@ -206,7 +206,7 @@ def _errno_of(error: BaseException) -> int:
     return next((number for number in numbers if type(number) is int), 0)
 
 
-def _where(url: str, via: str | None) -> str:
+def _endpoint(url: str, via: str | None) -> str:
     """Return the host and port of a request, and its proxy."""
     parts = urlsplit(url)
     port = "" if parts.port else ":443" if parts.scheme == "https" else ":80"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from .arguments import check_max_attempts, check_seconds, check_timeout, check_type
-from .decoding import Bad
+from .decoding import InvalidResult
 from .errors import ERROR_CODES
 from .messages import Delivery, Failure, Response
 from .models import Outcome
@@ -20,11 +20,12 @@ class Kind(enum.StrEnum):
     """Whether a call can be sent twice."""
 
     READ = "read"
-    """It moves no credits, so it always can. Its outcome is NOT_APPLIED."""
+    """It moves no credits, so it can always be sent again. Its outcome is always NOT_APPLIED."""
     WRITE = "write"
-    """It moves credits. It can only after proof that the first request was not applied."""
+    """It moves credits. It can be sent again only after proof that no earlier request was
+    applied."""
     REPLAYABLE = "replayable"
-    """It has an idempotency key that the server honours, so it always can."""
+    """It has an idempotency key that the server honours, so it can always be sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,9 @@ class Event:
     evidence: Outcome
     """What the event proves of a write without an idempotency key."""
     evidence_with_key: Outcome
-    """What the event proves of a write with an idempotency key. A refusal proves less here, since an
-    earlier request with the same key can still be running."""
+    """What the event proves of a write with an idempotency key. A 401 or 429 proves less here,
+    because an earlier request with the same key can still be running. The service's own codes
+    (``refused``) prove the same."""
     transient: bool
     """Whether a retry can help."""
     description: str
@@ -50,55 +52,44 @@ class Event:
 
 _N, _U, _A = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
 
+_DESCRIPTIONS: dict[str, str] = {
+    "done": "a 2xx response to this request, complete and valid",
+    "not_sent": "nothing was sent: name lookup, connection refused, connect or pool timeout",
+    "unsendable": "nothing was sent, and a retry cannot help: certificate, closed client",
+    "no_response": "may have been sent, and no response arrived",
+    "broken": "may have been sent, and the transport says that a retry cannot help",
+    "abandoned": "the caller cancelled the call in flight",
+    "misread": "a 2xx response to this request, with a missing or invalid field",
+    "cut": "a 2xx response that was cut off or timed out",
+    "mismatched": "a 2xx response that names another user or amount, or is not valid JSON",
+    "refused": "4xx with an error code that says that no credits moved",
+    "rejected": "any other 4xx that says that the request was not carried out",
+    "conflict": "any other 409",
+    "rate_limited": "any other 429",
+    "request_timeout": "any other 408",
+    "server_error": "5xx, except 501 and 505",
+    "unproven": "any other status: 1xx, 3xx, 501, …",
+}
+
 EVENTS: dict[str, Event] = {
-    name: Event(name, evidence, with_key, transient, description)
-    for name, evidence, with_key, transient, description in (
-        ("done", _A, _A, False, "a 2xx response to this request, complete and valid"),
-        (
-            "not_sent",
-            _N,
-            _N,
-            True,
-            "nothing was sent: name look-up, connection refused, connect or pool timeout",
-        ),
-        (
-            "unsendable",
-            _N,
-            _N,
-            False,
-            "nothing was sent, and a retry cannot help: certificate, closed client",
-        ),
-        ("no_response", _U, _U, True, "may have been sent, and no response arrived"),
-        (
-            "broken",
-            _U,
-            _U,
-            False,
-            "may have been sent, and the transport says that a retry cannot help",
-        ),
-        ("abandoned", _U, _U, False, "the caller cancelled the call in flight"),
-        (
-            "misread",
-            _A,
-            _A,
-            False,
-            "a 2xx response to this request, with a missing or invalid field",
-        ),
-        ("cut", _U, _U, True, "a 2xx response that was cut off or timed out"),
-        (
-            "mismatched",
-            _U,
-            _U,
-            False,
-            "a 2xx response that names another user or amount, or is not valid JSON",
-        ),
-        ("refused", _N, _N, False, "4xx with an error code that says that no credits moved"),
-        ("rejected", _N, _U, False, "any other 4xx that means: the request was not carried out"),
-        ("conflict", _U, _U, True, "any other 409"),
-        ("rate_limited", _N, _U, True, "any other 429"),
-        ("request_timeout", _U, _U, True, "any other 408"),
-        ("server_error", _U, _U, True, "5xx, save 501 and 505"),
-        ("unproven", _U, _U, False, "any other status: 1xx, 3xx, 501, …"),
+    name: Event(name, evidence, with_key, transient, _DESCRIPTIONS[name])
+    for name, evidence, with_key, transient in (
+        ("done", _A, _A, False),
+        ("not_sent", _N, _N, True),
+        ("unsendable", _N, _N, False),
+        ("no_response", _U, _U, True),
+        ("broken", _U, _U, False),
+        ("abandoned", _U, _U, False),
+        ("misread", _A, _A, False),
+        ("cut", _U, _U, True),
+        ("mismatched", _U, _U, False),
+        ("refused", _N, _N, False),
+        ("rejected", _N, _U, False),
+        ("conflict", _U, _U, True),
+        ("rate_limited", _N, _U, True),
+        ("request_timeout", _U, _U, True),
+        ("server_error", _U, _U, True),
+        ("unproven", _U, _U, False),
     )
 }
 """NOT_APPLIED and APPLIED need proof. Everything else is UNKNOWN."""
@@ -119,16 +110,15 @@ _STATUS_EVENTS: dict[int, Event] = (
 
 def event_of_status(status: int, code: str | None) -> Event:
     """Return the event of a response that is not 2xx. ``code`` is the ``error_code`` of its body."""
-    if 400 <= status < 500 and code in ERROR_CODES:
+    if not 400 <= status < 500:
+        return _STATUS_EVENTS.get(status, EVENTS["unproven"])
+    if code in ERROR_CODES:
         return EVENTS["refused"]
-    event = _STATUS_EVENTS.get(status, EVENTS["unproven"])
-    if 400 <= status < 500 and code is not None and event is EVENTS["unproven"]:
-        # The status alone does not prove it, but the service itself rejects the request.
-        return EVENTS["rejected"]
-    return event
+    # With a code, the service itself rejects the request, even if the status alone proves nothing.
+    return _STATUS_EVENTS.get(status) or EVENTS["unproven" if code is None else "rejected"]
 
 
-def event_of_response(response: Response, reading: Bad) -> Event:
+def event_of_response(response: Response, reading: InvalidResult) -> Event:
     """Return the event of a whole response that is not a result."""
     if 200 <= response.status < 300:
         return EVENTS["misread" if reading.is_own else "mismatched"]

@@ -11,8 +11,8 @@ from typing import Final, NoReturn
 _REDACTED: Final = "***"
 
 _MIN_LENGTH: Final = 8
-"""Characters. Redaction removes this many characters of a key, or more. It removes a shorter key,
-such as a test's "k", only as a whole word."""
+"""Redaction removes at least this many leading characters of a key. A shorter key, such as a test's
+"k", is removed only as a whole word."""
 
 _MIN_LENGTH_AT_END: Final = 4
 """Characters of a key that redaction removes at the end of a text, where the text can have been
@@ -60,8 +60,8 @@ class Secret:
     def redact(self, text: str) -> str:
         """Return ``text`` without the secret, in whatever form it appears.
 
-        Each character can be itself, or escaped for JSON, URLs, HTML, quoted-printable or source
-        code, also twice. The secret is also found in hexadecimal, in Base64, in misread UTF-16 and
+        Each character can appear as itself or escaped once or twice, for JSON, URLs, HTML,
+        quoted-printable or source code. The secret is also found in hexadecimal, in Base64, in misread UTF-16 and
         across line breaks. Its first 8 characters, or 4 at the end of the text, count as the
         secret.
         """

@@ -1,10 +1,11 @@
-"""TLS details that the adapters share: records that have arrived in part, and rejected certificates.
+"""TLS details that the adapters share: certificates, and records that have arrived in part.
 
-I/O does not belong here. Python's `ssl` reads a part of a record, and does not say that it has one.
-That part can belong to a response to no request.
+Python's `ssl` reads a part of a record, and does not say that it has one. That part can belong to a
+response that nobody requested. Sockets do not belong here. Only `client_context` reads files.
 """
 
-import ssl  # noqa: TID251 - over memory alone
+import os
+import ssl  # noqa: TID251 - no sockets
 from typing import Any, Final
 
 from .foreign import exception_chain
@@ -12,6 +13,24 @@ from .foreign import exception_chain
 _HEADER: Final = 5
 _LONGEST: Final = 2**14 + 2048  # up to TLS 1.2 (RFC 5246, 6.2.3)
 _TYPES: Final = range(20, 25)
+
+
+def client_context() -> ssl.SSLContext:
+    """Return a context that trusts the system's certificates, and those in ``SSL_CERT_FILE``.
+
+    Raises:
+        ValueError: ``SSL_CERT_FILE`` cannot be used. OpenSSL ignores it, and then rejects every
+            certificate.
+    """
+    context = ssl.create_default_context()
+    if file := os.environ.get("SSL_CERT_FILE"):
+        try:
+            context.load_verify_locations(file)
+        except OSError as error:
+            raise ValueError(
+                f"SSL_CERT_FILE must name a file of certificates, not {file!r}: {error}"
+            ) from None
+    return context
 
 
 def length_of_records(data: bytes | bytearray) -> int:
@@ -37,7 +56,7 @@ def is_certificate_error(error: BaseException) -> bool:
 
 
 def has_unread(ssl_object: ssl.SSLObject) -> bool:
-    """Return whether a TLS object holds bytes that nobody has read, or has ended.
+    """Return whether a TLS object holds unread bytes, or has ended.
 
     A session ticket does not count. Part of a record shows only with `WholeRecords`. If there are
     bytes, this reads one of them, so the connection cannot be used any more.
@@ -64,10 +83,10 @@ class WholeRecords(ssl.SSLObject):
         # other classes of contexts, the objects are Python's own, and parts of records do not show.
         records = ssl.MemoryBIO()
         made: Any = super()._create(records, *arguments, **settings)  # type: ignore[misc]  # see above
-        made._take_from(incoming, records)  # noqa: SLF001  # pyright: ignore[reportUnknownMemberType]  # it is of this class
+        made._attach(incoming, records)  # noqa: SLF001  # pyright: ignore[reportUnknownMemberType]  # it is of this class
         return made  # pyright: ignore[reportUnknownVariableType]  # as above
 
-    def _take_from(self, incoming: ssl.MemoryBIO, records: ssl.MemoryBIO) -> None:
+    def _attach(self, incoming: ssl.MemoryBIO, records: ssl.MemoryBIO) -> None:
         self._incoming = incoming
         self._records = records
         self._part = bytearray()
@@ -75,10 +94,10 @@ class WholeRecords(ssl.SSLObject):
     @property
     def has_part(self) -> bool:
         """Whether the last record has arrived only in part."""
-        self._take_in()
+        self._feed_whole_records()
         return bool(self._part)
 
-    def _take_in(self) -> None:
+    def _feed_whole_records(self) -> None:
         if self._incoming.pending:
             self._part += self._incoming.read()
             end = length_of_records(self._part)
@@ -93,21 +112,21 @@ class WholeRecords(ssl.SSLObject):
     # The methods that can read a record.
 
     def do_handshake(self) -> None:
-        """Agree on TLS."""
-        self._take_in()
+        """Feed whole records, then do the handshake."""
+        self._feed_whole_records()
         super().do_handshake()
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - Python's name
-        """Read up to so many bytes."""
-        self._take_in()
+        """Feed whole records, then read up to ``len`` bytes."""
+        self._feed_whole_records()
         return super().read(len, buffer)
 
     def write(self, data: Any) -> int:
-        """Write some bytes."""
-        self._take_in()
+        """Feed whole records, then encrypt ``data``."""
+        self._feed_whole_records()
         return super().write(data)
 
     def unwrap(self) -> None:
-        """End TLS, as the peer must, too."""
-        self._take_in()
+        """Feed whole records, then end TLS. The peer must end it, too."""
+        self._feed_whole_records()
         super().unwrap()

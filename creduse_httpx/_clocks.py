@@ -23,7 +23,15 @@ class Clock:
 
 
 class AsyncClock:
-    """The clock of an asynchronous transport, on asyncio and on trio."""
+    """The clock and the event loop of an asynchronous transport, on asyncio and on trio."""
+
+    _loop: object = None
+
+    def is_on_other_loop(self) -> bool:
+        """Return whether the first call of this method was on another event loop."""
+        loop = current_loop()
+        self._loop = self._loop or loop
+        return self._loop is not loop
 
     async def sleep(self, seconds: float) -> None:
         """Wait for this time."""

@@ -33,8 +33,6 @@ _EXCEPTIONS: Final[Mapping[str, tuple[bool, bool]]] = {
     "ConnectionResetError": (True, False),
 }
 
-_NO_HEAD: Final[tuple[int, list[tuple[bytes, bytes]]]] = (0, [])
-
 
 class HeaderCache:
     """A cache of the library's URL and headers for each request.
@@ -90,8 +88,6 @@ class Exchange:
         """Begin the exchange. ``now`` returns the time on the clock of ``send``."""
         self.send = send
         self.now = now
-        self.connect_by = send.connect_by
-        self.deadline = send.deadline
         self.sent = False
         """Whether a byte of the request can have left."""
         self.sent_is_known = False
@@ -99,7 +95,7 @@ class Exchange:
         self.via: str | None = None
         """The URL of the request's proxy, without user name and password."""
         self._request: Any = None
-        self._head: tuple[int, list[tuple[bytes, bytes]]] = _NO_HEAD
+        self._head: tuple[int, list[tuple[bytes, bytes]]] | None = None
         self._chunks: list[bytes] = []
         self._size = 0
 
@@ -115,7 +111,7 @@ class Exchange:
 
     def time_left(self) -> float:
         """Return the seconds until the deadline, or 0."""
-        return max(0.0, self.deadline - self.now())
+        return max(0.0, self.send.deadline - self.now())
 
     def receive_head(self, response: Any) -> bool:
         """Store the head of the response, and return whether its body is still to be read.
@@ -140,6 +136,7 @@ class Exchange:
 
     def response(self) -> Response:
         """Return the response as far as it has arrived. Its head must have arrived."""
+        assert self._head is not None  # noqa: S101 - see the docstring
         status, headers = self._head
         return Response.from_raw(status, headers, b"".join(self._chunks))
 
@@ -172,13 +169,18 @@ class Exchange:
             Delivery.NOT_SENT if unsent else Delivery.MAYBE_SENT,
             error,
             transient=transient and not is_certificate_error(error),
-            timed_out=timed_out or self.now() >= self.deadline,
-            response=None if self._head is _NO_HEAD else self.response(),
+            timed_out=timed_out or self.now() >= self.send.deadline,
+            response=None if self._head is None else self.response(),
             via=self.via,
         )
 
 
 CLOSED: Final = "the client is closed"
+OTHER_LOOP: Final = "the client belongs to another event loop: make one client for each"
+
+NO_CONNECTION: Final = "no connection was available in time"
+NO_TIME_TO_SEND: Final = "no time was left to send the request"
+NO_WHOLE_RESPONSE: Final = "no whole response arrived in time"
 
 
 def not_sent(why: str) -> Failure:

@@ -35,7 +35,8 @@ def foreign_cause(error: Exception) -> Exception | None:
 class _RaiseForeign:
     """Raises a foreign exception as a `ForeignError`. For one network operation of httpcore.
 
-    httpcore would take a signal handler's `TimeoutError` for a socket's.
+    httpcore would take a signal handler's `TimeoutError` for a socket's. This is a class with one
+    instance, not a ``@contextmanager``: it wraps every read and write, and allocates nothing.
     """
 
     def __enter__(self) -> None:
@@ -49,7 +50,10 @@ class _RaiseForeign:
 
 
 class _IgnoreLibraryErrors:
-    """Ignores the libraries' exceptions while something is closed, and raises foreign ones."""
+    """Ignores the libraries' exceptions while something is closed, and raises foreign ones.
+
+    It has one instance, for the same reason.
+    """
 
     def __enter__(self) -> None:
         pass

@@ -82,7 +82,7 @@ def stream_on(sock: socket.socket) -> httpcore.NetworkStream:
 
 
 def is_drained(transport: Any) -> bool:
-    """Return whether a transport has one connection, which is idle and holds no unread bytes.
+    """Return whether a transport has one connection, which is idle and holds no unrequested bytes.
 
     h11 keeps bytes that follow a response, and httpcore would read them as the next response:
     https://h11.readthedocs.io/en/latest/api.html#h11.Connection.trailing_data. Without the private
@@ -93,7 +93,7 @@ def is_drained(transport: Any) -> bool:
 
 
 def is_response_drained(response: Any) -> bool:
-    """Return whether the connection of a supplied client's response holds no unread bytes.
+    """Return whether the connection of a supplied client's response holds no unrequested bytes.
 
     The response's stream must not be closed yet. Without the private names, return ``False``.
     """
@@ -112,10 +112,10 @@ def are_buffers_empty(stream: Any) -> bool:
     read nothing ahead. Without the private names, return ``False``, so the connection is not
     reused.
     """
-    return not has_part_of_record(stream) and _are_layers_empty(stream)
+    return not has_part_of_record(stream) and _are_stream_layers_empty(stream)
 
 
-def _are_layers_empty(stream: Any) -> bool:
+def _are_stream_layers_empty(stream: Any) -> bool:
     inner = getattr(stream, "_stream", None)  # only httpcore's asynchronous streams have it
     if inner is None:
         return hasattr(stream, "_sock")

@@ -1,6 +1,6 @@
 """The network backend below own connections. It wraps httpcore's streams.
 
-When bytes may be written, the timeout of each operation, and the check for unexpected bytes belong
+When bytes may be written, the timeout of each operation, and the check for unrequested bytes belong
 here. HTTP does not: httpcore and h11 do that.
 """
 
@@ -14,12 +14,12 @@ from typing import Any, Final
 import httpcore
 
 from ._clocks import under_trio
-from ._exchange import CLOSED, Exchange
+from ._exchange import CLOSED, NO_CONNECTION, NO_TIME_TO_SEND, NO_WHOLE_RESPONSE, Exchange
 from ._foreign import RAISE_FOREIGN
 from ._httpcore import are_buffers_empty, stream_on
 from ._sockets import (
     MIN_TIMEOUT,
-    UNEXPECTED_DATA,
+    UNREQUESTED_DATA,
     check_loopback,
     has_unread_data,
     read_ticket,
@@ -59,11 +59,11 @@ class ConnectionState:
         """Return the seconds that connecting, or a step of it, may take."""
         exchange = self._exchange
         exchange.sent_is_known = True
-        left = exchange.connect_by - exchange.now()
+        left = exchange.send.connect_by - exchange.now()
         if self._is_closed():
             raise httpcore.LocalProtocolError(CLOSED)
         if left <= 0:
-            raise httpcore.ConnectTimeout("the time to connect was over")
+            raise httpcore.ConnectTimeout(NO_CONNECTION)
         return left
 
     def run_connect_step(
@@ -107,9 +107,9 @@ class ConnectionState:
         if self._is_closed():
             raise httpcore.LocalProtocolError(CLOSED)
         if left <= 0:
-            raise httpcore.WriteTimeout("no time was left to send the request")
+            raise httpcore.WriteTimeout(NO_TIME_TO_SEND)
         if has_unread_data(self.stream, new=not self._used):
-            raise httpcore.RemoteProtocolError(UNEXPECTED_DATA)
+            raise httpcore.RemoteProtocolError(UNREQUESTED_DATA)
         self._used = exchange.sent = True
         return left
 
@@ -139,14 +139,14 @@ class ConnectionState:
         now = exchange.now()
         if not exchange.sent:
             return self.connect_timeout()
-        left = exchange.deadline - now
+        left = exchange.send.deadline - now
         if left > MIN_TIMEOUT:
             return left
         # What has arrived by now still counts. To read it does not take long.
         if self._grace_until is None:
             self._grace_until = now + _READ_GRACE
         if now > self._grace_until:
-            raise httpcore.ReadTimeout("no whole response arrived in time")
+            raise httpcore.ReadTimeout(NO_WHOLE_RESPONSE)
         return MIN_TIMEOUT
 
     def has_empty_buffers(self) -> bool:
@@ -208,7 +208,6 @@ class Stream(httpcore.NetworkStream):
         return secure
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what httpcore's stream returns."""
         return self._inner.get_extra_info(info)
 
     def close(self) -> None:
@@ -301,7 +300,6 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         return AsyncStream(secure, self._state)
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what httpcore's stream returns."""
         return self._inner.get_extra_info(info)
 
     async def aclose(self) -> None:
@@ -332,7 +330,6 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> AsyncStream:
-        """Connect."""
         state = self._state
         with RAISE_FOREIGN:
             try:

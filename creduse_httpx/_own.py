@@ -1,4 +1,4 @@
-"""Own connections: transports that open connections themselves, with one httpx transport for each.
+"""Transports that open their own connections. Each connection has an httpx transport to itself.
 
 `creduse_core.pool` decides which connection a request gets, and `_exchange` what a failure means.
 Neither belongs here.
@@ -31,7 +31,15 @@ from creduse_core.pool import IDLE_TIMEOUT, Idle, Pool
 from creduse_core.tls import WholeRecords
 
 from ._clocks import AsyncClock, Clock, current_loop, protect_from_interrupts
-from ._exchange import CLOSED, BodyIterator, Exchange, HeaderCache, not_sent
+from ._exchange import (
+    CLOSED,
+    NO_CONNECTION,
+    OTHER_LOOP,
+    BodyIterator,
+    Exchange,
+    HeaderCache,
+    not_sent,
+)
 from ._foreign import IGNORE_LIBRARY_ERRORS, LIBRARIES
 from ._httpcore import is_drained, remove_lock, set_backend
 from ._network import AsyncBackend, Backend, ConnectionState
@@ -197,7 +205,7 @@ class AsyncConnection:
         return self._state.has_empty_buffers() and is_drained(self._transport)
 
     async def aclose(self) -> None:
-        """Close the connection in any state, also if the caller was cancelled."""
+        """Close the connection in any state, even if the caller was cancelled."""
         with anyio.CancelScope(shield=True):
             with IGNORE_LIBRARY_ERRORS:
                 await self._transport.aclose()
@@ -334,7 +342,6 @@ class AsyncOwnTransport(AsyncClock):
         self._factory = TransportFactory(protocol)
         self._closed = False
         self._sending_stopped = False
-        self._loop: object = None
         self._pool: Pool[AsyncConnection, anyio.Event] = Pool(max_connections, IDLE_TIMEOUT)
         self._active = 0
         self._drained: anyio.Event | None = None
@@ -342,19 +349,12 @@ class AsyncOwnTransport(AsyncClock):
     def _is_sending_stopped(self) -> bool:
         return self._sending_stopped
 
-    def _local_failure(self) -> Failure | None:
-        if self._closed:
-            return not_sent(CLOSED)
-        loop = current_loop()
-        self._loop = self._loop or loop
-        if self._loop is not loop:
-            return not_sent("the client belongs to another event loop: make one client for each")
-        return None
-
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        if (failure := self._local_failure()) is not None:
-            return failure
+        if self._closed:
+            return not_sent(CLOSED)
+        if self.is_on_other_loop():
+            return not_sent(OTHER_LOOP)
         exchange = Exchange(send, self.now)
         self._active += 1
         try:
@@ -396,7 +396,7 @@ class AsyncOwnTransport(AsyncClock):
         waiter = anyio.Event()
         self._pool.wait(waiter)
         try:
-            with anyio.move_on_after(exchange.connect_by - self.now()):
+            with anyio.move_on_after(exchange.send.connect_by - self.now()):
                 await waiter.wait()
         except BaseException:
             _wake(self._pool.give_up(waiter))
@@ -406,7 +406,7 @@ class AsyncOwnTransport(AsyncClock):
         _wake(self._pool.give_up(waiter))
         if self._closed:
             raise RuntimeError(CLOSED)
-        raise TimeoutError("no connection was free in time")
+        raise TimeoutError(NO_CONNECTION)
 
     async def _take_connection(self) -> AsyncConnection:
         while (stale := self._pool.expired(self.now())) is not None:

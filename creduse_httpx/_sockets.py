@@ -11,6 +11,7 @@ from typing import Any, Final
 import httpcore
 
 from creduse_core import is_loopback
+from creduse_core.arguments import not_loopback_message
 from creduse_core.tls import has_unread, length_of_records
 
 from ._foreign import RAISE_FOREIGN
@@ -22,7 +23,7 @@ MIN_TIMEOUT: Final = 0.001
 _PEEK_SIZE: Final = 64 * 1024
 """Bytes. Session tickets are shorter."""
 
-UNEXPECTED_DATA: Final = "the server had sent data before the request"
+UNREQUESTED_DATA: Final = "the server had sent data before the request"
 
 
 def has_unread_tls_data(stream: Any) -> bool:
@@ -56,14 +57,14 @@ def read_ticket(stream: Any) -> None:
     # A read through TLS would remove part of a record. SSLSocket.recv accepts no flags.
     begun = b"" if sock is None else socket.socket.recv(sock, _PEEK_SIZE, socket.MSG_PEEK)
     if length_of_records(begun) < len(begun):
-        raise ConnectionResetError(UNEXPECTED_DATA)
+        raise ConnectionResetError(UNREQUESTED_DATA)
     try:
         with RAISE_FOREIGN:
             stream.read(1, MIN_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - raised again if it is no timeout
         _raise_unless_timeout(error)
     else:
-        raise ConnectionResetError(UNEXPECTED_DATA)
+        raise ConnectionResetError(UNREQUESTED_DATA)
 
 
 async def read_ticket_async(stream: Any) -> None:
@@ -76,7 +77,7 @@ async def read_ticket_async(stream: Any) -> None:
     except Exception as error:  # noqa: BLE001 - raised again if it is no timeout
         _raise_unless_timeout(error)
     else:
-        raise ConnectionResetError(UNEXPECTED_DATA)
+        raise ConnectionResetError(UNREQUESTED_DATA)
 
 
 def _raise_unless_timeout(error: Exception) -> None:
@@ -101,10 +102,7 @@ def check_loopback(stream: Any) -> None:
         raise httpcore.ConnectError("the server reset the connection as soon as it was open")
     host = str(address[0])
     if not is_loopback(host):
-        raise httpcore.LocalProtocolError(
-            f"the host of base_url is at {host}, which is not this machine: over plain http, "
-            "anyone on the way can read the API key; use https, or pass allow_http=True"
-        )
+        raise httpcore.LocalProtocolError(not_loopback_message("the host of base_url", host))
 
 
 def shut_down(sock: Any) -> None:

@@ -23,7 +23,16 @@ from creduse_core import (
 
 from ._clients import AsyncHTTPXClient, HTTPXClient
 from ._clocks import AsyncClock, Clock, current_loop
-from ._exchange import CLOSED, BodyIterator, Exchange, HeaderCache, not_sent
+from ._exchange import (
+    CLOSED,
+    NO_TIME_TO_SEND,
+    NO_WHOLE_RESPONSE,
+    OTHER_LOOP,
+    BodyIterator,
+    Exchange,
+    HeaderCache,
+    not_sent,
+)
 from ._foreign import IGNORE_LIBRARY_ERRORS, LIBRARIES
 from ._httpcore import (
     are_buffers_empty,
@@ -34,7 +43,7 @@ from ._httpcore import (
 )
 from ._sockets import (
     MIN_TIMEOUT,
-    UNEXPECTED_DATA,
+    UNREQUESTED_DATA,
     check_loopback,
     has_unread_data,
     has_unread_tls_data,
@@ -112,6 +121,12 @@ class SuppliedClient:
         find = direct_transport if self._direct else transport_for
         return find(self.http_client, url)
 
+    def closed_failure(self, *, closed: bool) -> Failure | None:
+        """Return a failure if our client is ``closed``, or if the supplied client is."""
+        if closed:
+            return not_sent(CLOSED)
+        return not_sent("http_client is closed") if self.http_client.is_closed else None
+
     def check_peer(self, stream: Any) -> None:
         """Raise if a connection would show the API key to another machine. See `check_loopback`."""
         if self._loopback_only:
@@ -175,7 +190,7 @@ class TracedExchange(Exchange):
     def traced_request(self, trace: object) -> Any:
         """Return the library's request, which reports to ``trace``."""
         if self._stopped:
-            raise TimeoutError("no time was left to send the request")
+            raise TimeoutError(NO_TIME_TO_SEND)
         supplied = self._supplied
         body = _body_class(supplied.library)(self.send.request.body)
         extensions = {"trace": trace, "timeout": self._timeouts}
@@ -191,7 +206,7 @@ class TracedExchange(Exchange):
         self._stopped = True
         if self._step is not None or not self._timeouts.was_read:
             return 0.0
-        return max(self.connect_by - self.now(), _STEP_GRACE)
+        return max(self.send.connect_by - self.now(), _STEP_GRACE)
 
     def trace(self, name: str, info: dict[str, Any]) -> None:
         """Record a step, or raise if the next step must not be taken."""
@@ -210,25 +225,25 @@ class TracedExchange(Exchange):
                 # Trio cancels a task that can continue at its next checkpoint, which is after the
                 # step. After the last step, a cancellation is safe.
                 if self._stopped and step != "receive_response_body":
-                    raise TimeoutError("no time was left to continue")
+                    raise TimeoutError(NO_WHOLE_RESPONSE if self.sent else NO_TIME_TO_SEND)
 
     def _start_step(self, step: str, info: dict[str, Any]) -> None:
         # httpx's timeouts are for one step, so each step gets the time that is left for the call.
         # ``info`` holds the arguments of the step, with its timeout if httpcore has read that.
         now = self.now()
-        if self._stopped or (now >= self.deadline and not self.sent):
-            raise TimeoutError("no time was left to send the request")
+        if self._stopped or (now >= self.send.deadline and not self.sent):
+            raise TimeoutError(NO_TIME_TO_SEND)
         if "timeout" in info:
-            info["timeout"] = max(self.connect_by - now, MIN_TIMEOUT)
+            info["timeout"] = max(self.send.connect_by - now, MIN_TIMEOUT)
         # CONNECT goes to a proxy, and contains nothing of the request.
         if step == "send_request_headers" and info["request"].method != b"CONNECT":
             if self.sent:
                 raise RuntimeError(_SENT_AGAIN)
             if self._latest_stream is not None and has_unread_data(self._latest_stream):
-                raise ConnectionResetError(UNEXPECTED_DATA)
+                raise ConnectionResetError(UNREQUESTED_DATA)
             self.sent = True
             self.unused_stream = self._latest_stream = None
-        by = self.deadline if self.sent else self.connect_by
+        by = self.send.deadline if self.sent else self.send.connect_by
         self._timeouts["write"] = self._timeouts["read"] = max(by - now, MIN_TIMEOUT)
         self._step = step
 
@@ -263,7 +278,7 @@ class TracedExchange(Exchange):
         then the end. To leave the loop would leave the iterator open.
         """
         self.add_chunk(chunk)
-        return not self.too_large and self.now() < self.deadline
+        return not self.too_large and self.now() < self.send.deadline
 
     def finish(self, response: Any) -> Response:
         """Return the whole response. Shut its connection down if it is not reusable."""
@@ -308,13 +323,12 @@ class SuppliedTransport(Clock):
     def __init__(self, protocol: CreduseProtocol, http_client: HTTPXClient) -> None:
         """Accept an `httpx.Client` or an `httpx2.Client`."""
         self._supplied = SuppliedClient(http_client, protocol, "Client")
-        self._http_client = http_client
         self._closed = False
 
     def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.Transport`."""
-        if self._closed or self._http_client.is_closed:
-            return not_sent(CLOSED)
+        if (failure := self._supplied.closed_failure(closed=self._closed)) is not None:
+            return failure
         exchange = TracedExchange(send, self._supplied, self.now)
 
         def trace(name: str, info: dict[str, Any]) -> None:
@@ -346,7 +360,7 @@ class SuppliedTransport(Clock):
         if exchange.receive_head(response):
             for chunk in response.stream:
                 if not exchange.add_and_continue(chunk) and not shut_down_connection(response):
-                    raise TimeoutError("no time was left for the response, or it was too large")
+                    raise TimeoutError(NO_WHOLE_RESPONSE)
         return exchange.finish(response)
 
     def close(self) -> None:
@@ -362,22 +376,15 @@ class AsyncSuppliedTransport(AsyncClock):
     def __init__(self, protocol: CreduseProtocol, http_client: AsyncHTTPXClient) -> None:
         """Accept an `httpx.AsyncClient` or an `httpx2.AsyncClient`."""
         self._supplied = SuppliedClient(http_client, protocol, "AsyncClient")
-        self._http_client = http_client
         self._closed = False
         self._tasks: Tasks | None = None
-        self._loop: object = None
-
-    def _is_closed(self) -> bool:
-        return self._closed or self._http_client.is_closed
 
     async def send(self, send: Send) -> Response | Failure:
         """Send once. See `creduse_core.AsyncTransport`."""
-        if self._is_closed():
-            return not_sent(CLOSED)
-        loop = current_loop()
-        self._loop = self._loop or loop
-        if self._loop is not loop:
-            return not_sent("the client belongs to another event loop: make one client for each")
+        if (failure := self._supplied.closed_failure(closed=self._closed)) is not None:
+            return failure
+        if self.is_on_other_loop():
+            return not_sent(OTHER_LOOP)
         self._tasks = self._tasks or new_tasks()
         exchange = TracedExchange(send, self._supplied, self.now)
         try:
@@ -390,8 +397,9 @@ class AsyncSuppliedTransport(AsyncClock):
         return result
 
     async def _exchange(self, exchange: TracedExchange) -> Response | Failure | ForeignError:
-        if self._is_closed():  # closed while the exchange waited for its turn
-            return not_sent(CLOSED)
+        # It can have been closed while the exchange waited for its turn.
+        if (failure := self._supplied.closed_failure(closed=self._closed)) is not None:
+            return failure
         try:
             return await self._send(exchange)
         except ForeignError as foreign:  # raised by the caller, outside of the task

@@ -1,11 +1,10 @@
-"""Exchanges over a supplied client in their own tasks, on asyncio and on trio.
+"""Run each exchange over a supplied asynchronous client in a task of its own.
 
 When a caller is cancelled, its task is cancelled only where that is safe. Elsewhere httpcore would
 lose the connection's place in its pool for good (encode/httpcore, issue 1093).
 
-At most `MAX_CONCURRENT` tasks run at a time, and other exchanges wait here. For each one, httpcore
-takes time in proportion to those that wait in its pool. The steps of an exchange do not belong
-here.
+At most `MAX_CONCURRENT` exchanges run at a time, because httpcore's cost for each grows with the
+number that waits in its pool. The others wait here. The steps of an exchange do not belong here.
 """
 
 from collections.abc import Callable, Coroutine
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from creduse_core import Failure, ForeignError, Response
 
 from ._clocks import under_trio
+from ._exchange import NO_CONNECTION, NO_WHOLE_RESPONSE
 
 # asyncio and trio are imported where they run. asyncio takes a seventh of the time to import this
 # package with httpx, and the synchronous client does not need it.
@@ -58,7 +58,7 @@ class AsyncioTasks:
         asyncio = self._asyncio
         if self._limit.locked():
             try:
-                async with asyncio.timeout(exchange.connect_by - exchange.now()):
+                async with asyncio.timeout(exchange.send.connect_by - exchange.now()):
                     await self._limit.acquire()
             except TimeoutError:
                 return exchange.result_of(_pool_timeout())
@@ -104,7 +104,7 @@ class TrioTasks:
 
     async def run(self, exchange: "TracedExchange", run: RunExchange) -> Result:
         trio = self._trio
-        with trio.move_on_at(exchange.connect_by) as waiting:
+        with trio.move_on_at(exchange.send.connect_by) as waiting:
             await self._limit.acquire()
         if waiting.cancelled_caught:
             return exchange.result_of(_pool_timeout())
@@ -146,11 +146,11 @@ class TrioTasks:
 
 
 def _pool_timeout() -> TimeoutError:
-    return TimeoutError("no connection was free in time")
+    return TimeoutError(NO_CONNECTION)
 
 
 def _response_timeout() -> TimeoutError:
-    return TimeoutError("no whole response arrived in time")
+    return TimeoutError(NO_WHOLE_RESPONSE)
 
 
 def new_tasks() -> Tasks:

@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection of the server, on asyncio's event loop.
 
-Here: bytes become requests, the sandbox or an injected fault makes the response, and the log gets
-its entries. Not here: the listening socket, the thread and the handle for tests (`server`), what a
-response says (`sandbox`), and what a fault does to its bytes (`faults`).
+Bytes become requests, the sandbox or an injected fault makes the response, and the log gets its
+entries. The listening socket, the thread and the handle for tests (`server`), what a response says
+(`sandbox`), and what a fault does to its bytes (`faults`) do not belong here.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import h11
 
-from creduse_core.messages import HeaderPairs, Request, Response
+from creduse_core import HeaderPairs, Request, Response
 from creduse_sandbox.faults import Action, CannedResponse, Drop, Fault, Shaped, Stage
 from creduse_sandbox.sandbox import Clock, Sandbox, error_response, path_of
 from creduse_sandbox.tls import Tls
@@ -122,8 +122,8 @@ class ServerState:
 class Connection(asyncio.Protocol):
     """One connection: h11 parses the bytes, the sandbox or a fault makes each response.
 
-    h11 never hears of the peer's end of stream. asyncio then closes the transport once it has
-    written everything, and an incomplete request stays incomplete in the log.
+    This class does not tell h11 that the peer has ended its stream. asyncio closes the transport
+    after it has written everything, so the log shows an incomplete request as incomplete.
     """
 
     _transport: asyncio.Transport
@@ -272,11 +272,11 @@ class Connection(asyncio.Protocol):
             self._reject(413, "CONTENT_TOO_LARGE", message)
 
     def _receive_end(self) -> None:
-        surplus = len(self._http.trailing_data[0])
+        trailing = len(self._http.trailing_data[0])
         head = self._request
         request = Request(head.method, head.url, head.hidden_headers, bytes(self._body))
         fault = self._state.take_fault(request, {Stage.REQUEST, Stage.APPLIED})
-        received = self._entry.received - surplus
+        received = self._entry.received - trailing
         self._update_log(body=request.body, received=received, fault=fault)
         match fault:
             case Drop(action=action):
@@ -350,9 +350,9 @@ class Connection(asyncio.Protocol):
         elif self._http.our_state is self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
             self._await_request()
-            surplus = len(self._http.trailing_data[0])
-            if surplus:
-                self._count(surplus)
+            trailing = len(self._http.trailing_data[0])
+            if trailing:
+                self._count(trailing)
         else:
             self._end(Action.CLOSE)
 

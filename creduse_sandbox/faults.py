@@ -1,7 +1,7 @@
 """The faults that a test can inject into the server, and a table of ready-made ones.
 
-Here: each fault as plain data, and how it changes a response's bytes. Not here: sockets, and how
-the server carries a fault out (`connection`).
+Each fault is plain data. This module says how one changes a response's bytes. Sockets, and how the
+server carries a fault out (`connection`), do not belong here.
 """
 
 import enum
@@ -14,7 +14,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
-from creduse_core.messages import MAX_BODY_SIZE, HeaderPairs, Response
+from creduse_core import MAX_BODY_SIZE, HeaderPairs, Response
 
 
 class Stage(enum.Enum):

@@ -1,7 +1,7 @@
 """The sandbox's bookkeeping: who holds which credits, by the rules of Creduse's documentation.
 
-Here: cycles, their renewal, and the order in which credits are spent. Not here: I/O, a clock, or
-the wire's format. Callers pass the time to each method.
+It has the cycles, their renewal, and the order in which credits are spent. Callers pass the time to
+each method. I/O, a clock and the wire's format do not belong here.
 """
 
 from bisect import insort

@@ -1,7 +1,7 @@
 """Creduse's API without a socket: a request in, a response out.
 
-Here: the wire's format, routes, API keys and idempotency keys. Not here: what happens to credits
-(`ledger`), and bytes or connections (`connection`).
+It has the wire's format, routes, API keys and idempotency keys. What happens to credits (`ledger`),
+and bytes or connections (`connection`), do not belong here.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import NoReturn, TypeGuard
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from creduse_core.messages import HeaderPairs, Request, Response
+from creduse_core import HeaderPairs, Request, Response
 from creduse_sandbox.ledger import Cycle, Ledger, Refused
 
 Clock = Callable[[], datetime]

@@ -1,7 +1,7 @@
 """`SandboxServer`: the handle by which a test starts a server, injects faults and reads the log.
 
-Here: the thread, its event loop, the listening socket and the handle's methods. Not here: what
-happens on a connection (`connection`).
+It has the thread, its event loop, the listening socket and the handle's methods. What happens on a
+connection (`connection`) does not belong here.
 """
 
 import asyncio
@@ -17,8 +17,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from creduse_core import CoreClient, CreduseProtocol, Send
-from creduse_core.messages import Request, Response
+from creduse_core import CoreClient, CreduseProtocol, Request, Response, Send
 from creduse_sandbox.connection import Connection, InjectedFault, LogEntry, ServerState
 from creduse_sandbox.faults import FAULTS, Fault, Stage
 from creduse_sandbox.sandbox import Clock, Sandbox, utc_now
@@ -98,7 +97,7 @@ class SandboxServer:
 
     @property
     def base_url(self) -> str:
-        """The URL for a client's ``base_url``, also after `close`.
+        """The URL for a client's ``base_url``, even after `close`.
 
         Raises:
             RuntimeError: The server has not been started.

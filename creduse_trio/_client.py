@@ -28,9 +28,9 @@ from creduse_core import (
     is_loopback,
     protocol_from_environment,
 )
-from creduse_core.arguments import check_timeout
+from creduse_core.arguments import check_timeout, not_loopback_message
 from creduse_core.pool import IDLE_TIMEOUT, Pool
-from creduse_core.tls import is_certificate_error
+from creduse_core.tls import client_context, is_certificate_error
 
 from ._connection import Connection, Progress, RequestHead
 from ._wire import open_wire
@@ -124,7 +124,7 @@ class TrioTransport:
             transient = isinstance(error, _TRANSIENT) and not is_certificate_error(error)
             return _failure(progress, error, transient=transient)
         # Only this scope's deadline leads here. Other cancellations propagate.
-        what = "no whole response arrived" if progress.sent else "no connection was open"
+        what = "no whole response arrived" if progress.sent else "no connection was available"
         late = TimeoutError(f"{what} in time")
         return _failure(progress, late, transient=True, timed_out=True)
 
@@ -146,7 +146,7 @@ class TrioTransport:
             _wake(self._pool.leave())
 
     def _foreign_error(self, error: BaseException) -> Exception | None:
-        """Return the first foreign exception, also of a group, or ``None``."""
+        """Return the first foreign exception, even inside a group, or ``None``."""
         for leaf in _members(error):
             if isinstance(leaf, Exception) and is_foreign(leaf, self._libraries):
                 return leaf
@@ -210,7 +210,7 @@ class TrioTransport:
         return None
 
     async def _open_connection(self, progress: Progress) -> Connection:
-        """Open a connection."""
+        """Open a connection, and reject one on which the server spoke first."""
         progress.connecting = self._connect is not None
         stream = await (self._connect or self._default_connect)(self._host, self._port)
         progress.connecting = False
@@ -316,23 +316,13 @@ async def _open_loopback(host: str, port: int) -> trio.SocketStream:
 
 def _check_loopback(host: str, address: str) -> None:
     if not is_loopback(address):
-        raise RuntimeError(
-            f"{host} is at {address}, which is not this machine: over plain http, anyone on the "
-            "way can read the API key; use https, or pass allow_http=True"
-        )
+        raise RuntimeError(not_loopback_message(host, address))
 
 
 def _system_context() -> ssl.SSLContext:
-    """Return a context that trusts the system's certificates, or those in ``SSL_CERT_FILE``."""
-    context = ssl.create_default_context()
+    """Return a context for the current environment."""
+    context = client_context()
     context.set_alpn_protocols(["http/1.1"])
-    if file := os.environ.get("SSL_CERT_FILE"):  # OpenSSL ignores an unusable file
-        try:
-            context.load_verify_locations(file)
-        except OSError as error:
-            raise ValueError(
-                f"SSL_CERT_FILE must name a file of certificates, not {file!r}: {error}"
-            ) from None
     return context
 
 

@@ -63,7 +63,7 @@ class Connection:
         """
         http = self._http
         data = http.send(head.request) + http.send(h11.Data(data=body))
-        encrypted = self.wire.encrypted(data + http.send(h11.EndOfMessage()))
+        encrypted = self.wire.encrypt(data + http.send(h11.EndOfMessage()))
         # If the caller is cancelled already, nothing is written, and ``sent`` must stay false.
         await trio.lowlevel.checkpoint_if_cancelled()
         progress.sent = True
@@ -108,8 +108,8 @@ class Connection:
     def prepare_for_reuse(self) -> bool:
         """Prepare for another request, and return whether that is possible.
 
-        It is not possible if one side wants to close, if a message is not complete, or if bytes
-        arrived without a request.
+        It is not possible if one side wants to close, if a message is not complete, or if
+        unrequested bytes have arrived.
         """
         http = self._http
         if (http.our_state, http.their_state) != (h11.DONE, h11.DONE):

@@ -54,12 +54,11 @@ class Wire:
             if is_foreign(error, self._libraries):
                 raise
 
-    def encrypted(self, data: bytes) -> bytes:
+    def encrypt(self, data: bytes) -> bytes:
         """Return ``data`` as `send` must send it: encrypted, if the wire has TLS."""
         return data
 
     async def send(self, encrypted: bytes) -> None:
-        """Send what `encrypted` has returned."""
         await self._stream.send_all(encrypted)
 
     async def read(self) -> bytes | bytearray:
@@ -89,7 +88,11 @@ class Wire:
         return read
 
     async def is_quiet(self) -> bool:
-        """Return whether there is nothing to read, not even the end of the stream."""
+        """Return whether there is nothing to read, not even the end of the stream.
+
+        Over TLS, or without a socket, this reads. So a wire that is not quiet cannot be used any
+        more.
+        """
         if self._socket is not None:
             return not self._socket.is_readable()
         return await self._has_nothing_to_read()
@@ -133,7 +136,7 @@ class TlsWire(Wire):
         if chosen not in {None, "http/1.1"}:
             raise RuntimeError(f"ssl_context must offer only http/1.1 in ALPN, not {chosen}")
 
-    def encrypted(self, data: bytes) -> bytes:
+    def encrypt(self, data: bytes) -> bytes:
         self._tls.write(data)
         return self._outgoing.read()
 

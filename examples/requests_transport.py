@@ -8,7 +8,7 @@ netrc, cookies and the environment's proxies, and look at redirects.
 Limits:
 
 - A timeout applies to each read, so nothing bounds a head that arrives byte by byte.
-- Name look-up has no timeout. Each address of a host, and the TLS handshake, gets the
+- Name lookup has no timeout. Each address of a host, and the TLS handshake, gets the
   whole time to connect again.
 - http.client takes an interim response other than 100, such as 103, for the final one. The outcome
   is then UNKNOWN.
@@ -76,7 +76,7 @@ class RequestsTransport:
                 while len(read) <= MAX_BODY_SIZE and (piece := head.raw.read1(65536)):
                     read += piece
                     if head.raw.length_remaining != 0 and self.now() >= body.deadline:
-                        raise TimeoutError("no time was left for the response")
+                        raise TimeoutError("no whole response arrived in time")
             finally:  # returns the connection to the pool if all was read; closes it if not
                 head.raw.close()
                 head.raw.release_conn()

@@ -5,7 +5,7 @@
 Limits:
 
 - A timeout applies to each read, so nothing bounds a head that arrives byte by byte.
-- Name look-up has no timeout. Each address of a host, and the TLS handshake, gets the
+- Name lookup has no timeout. Each address of a host, and the TLS handshake, gets the
   whole time to connect again.
 - http.client takes an interim response other than 100, such as 103, for the final one. The outcome
   is then UNKNOWN.
@@ -56,7 +56,7 @@ class UrllibTransport:
                 while len(read) <= MAX_BODY_SIZE and (piece := reply.read1(65536)):
                     read += piece
                     if reply.length != 0 and self.now() >= body.deadline:
-                        raise TimeoutError("no time was left for the response")
+                        raise TimeoutError("no whole response arrived in time")
                 if reply.length and len(read) <= MAX_BODY_SIZE:  # read1 does not report a cut body
                     raise http.client.IncompleteRead(b"", reply.length)
         except Exception as error:

@@ -170,7 +170,11 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
     ),
     "unknown command": (["frobnicate"], {}, "argument COMMAND: invalid choice (choose from "),
     "port": (["sandbox", "--port", "99999"], {}, "argument --port: invalid port value ("),
-    "host": (["sandbox", "--host", "192.0.2.1"], {}, "cannot listen on port 8000: "),
+    "host": (
+        ["sandbox", "--host", "192.0.2.1"],
+        {},
+        "cannot listen with this --host and --port 8000: ",
+    ),
     "sandbox key": (
         ["sandbox"],
         {"CREDUSE_SANDBOX_API_KEY": " "},
@@ -179,7 +183,7 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
     "sandbox key as a flag": (
         ["sandbox", "--api-key", "sk-secret"],
         {},
-        "argument --api-key: process lists show flags: set CREDUSE_SANDBOX_API_KEY instead",
+        "argument --api-key: the key cannot be an argument, because process lists show arguments; set CREDUSE_SANDBOX_API_KEY",
     ),
     "fault": (
         ["sandbox", "--fault", "flood:2"],
@@ -234,7 +238,9 @@ def test_port_in_use() -> None:
         done = creduse("sandbox", "--port", port)
     assert done.returncode == 2
     assert done.stdout == ""
-    expected = f"creduse: cannot listen on port {port}: Address already in use\n"
+    expected = (
+        f"creduse: cannot listen with this --host and --port {port}: Address already in use\n"
+    )
     assert done.stderr == expected
 
 

@@ -338,7 +338,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "key as a flag": (
         ["add", USER, "5", "--api-key", KEY],
-        "argument --api-key: process lists show flags: set CREDUSE_API_KEY instead",
+        "argument --api-key: the key cannot be an argument, because process lists show arguments; set CREDUSE_API_KEY",
     ),
     "base URL": (
         ["add", USER, "5", "--base-url", "http://example.com"],

@@ -1,7 +1,7 @@
 """Run a scenario with a client, and compare what the client says with the server's log.
 
-Here: `check`, `check_async`, and what the other checks share with them. Not here: the scenarios
-(`scenarios`).
+It has `check`, `check_async`, and what the other checks share with them. The scenarios (`scenarios`)
+do not belong here.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The scenarios: one call each, what the server does to it, and how the call may end.
 
-Here: the table of faults, and the rules that turn a fault into a scenario for each kind of call.
-Not here: how a scenario runs (`checks`). The rules come from the documentation, not from the core's
+It has the table of faults, and the rules that turn a fault into a scenario for each kind of call. How
+a scenario runs (`checks`) does not belong here. The rules come from the documentation, not from the core's
 own tables, because these scenarios test those tables.
 """
 

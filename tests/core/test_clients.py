@@ -363,7 +363,7 @@ def test_call_that_has_run(play: Play, event: object) -> None:
     call = subtract()
     end(player, call)
     before = call.attempts, call.outcome, call.state
-    with pytest.raises(LocalProtocolError, match="start is not for a call that is"):
+    with pytest.raises(LocalProtocolError, match="not allowed while the call is"):
         player.do("run", call)
     assert (call.attempts, call.outcome, call.state) == before
     assert len(player.script.sent) == 1

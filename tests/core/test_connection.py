@@ -219,7 +219,6 @@ def test_defaults() -> None:
     retry = RetryPolicy(max_attempts=1)
     protocol = find(KEY, retry=retry, timeout=3.0)
     assert (protocol.base_url, protocol.retry, protocol.timeout) == (BASE_URL, retry, 3.0)
-    assert protocol.allow_http is False
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +271,7 @@ def test_allow_http_accepts_only_1(value: str | None, monkeypatch: pytest.Monkey
         monkeypatch.setenv("CREDUSE_ALLOW_HTTP", value)
     with pytest.raises(ValueError, match=r"CREDUSE_ALLOW_HTTP"):
         find(KEY, "http://example.com")
-    assert find(KEY, "http://example.com", allow_http=True).allow_http is True
+    assert find(KEY, "http://example.com", allow_http=True).base_url == "http://example.com"
 
 
 def test_protocol_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ HEAVY = [
 ]
 # The only modules with anything impure in them, and where they may be used.
 IMPURE = {
-    "os": {"environment"},
+    "os": {"environment", "tls"},
     "urllib.request": {"environment"},
     "logging": {"client"},
     "ssl": {"tls"},

@@ -203,7 +203,9 @@ def test_each_rejected_input(state: State, given: Input) -> None:
     """An input that the state does not allow is rejected, and changes nothing."""
     call, untouched = IN_STATE[state](), IN_STATE[state]()
     before = seen(call)
-    with pytest.raises(LocalProtocolError, match=f"^{given} is not for a call that is {state}$"):
+    with pytest.raises(
+        LocalProtocolError, match=rf"^{given}\(\) is not allowed while the call is {state}$"
+    ):
         GIVE[given](call)
     assert seen(call) == before
     assert rest(call) == rest(untouched)
@@ -212,16 +214,16 @@ def test_each_rejected_input(state: State, given: Input) -> None:
 @pytest.mark.parametrize(
     ("given", "value", "jitter", "message"),
     [
-        (Input.RECEIVE_RESPONSE, LOST, 1.0, "takes a Response, not a Failure"),
-        (Input.RECEIVE_RESPONSE, None, 1.0, "takes a Response, not a NoneType"),
-        (Input.RECEIVE_RESPONSE, b"{}", 1.0, "takes a Response, not a bytes"),
-        (Input.RECEIVE_FAILURE, GOOD, 1.0, "takes a Failure, not a Response"),
-        (Input.RECEIVE_FAILURE, OSError(), 1.0, "takes a Failure, not a OSError"),
-        (Input.RECEIVE_RESPONSE, GOOD, -0.01, "jitter is a number from 0 to 1, not -0.01"),
-        (Input.RECEIVE_RESPONSE, BUSY, 1.01, "jitter is a number from 0 to 1, not 1.01"),
-        (Input.RECEIVE_RESPONSE, BUSY, math.nan, "jitter is a number from 0 to 1, not nan"),
-        (Input.RECEIVE_FAILURE, LOST, -1, "jitter is a number from 0 to 1, not -1"),
-        (Input.RECEIVE_FAILURE, LOST, math.inf, "jitter is a number from 0 to 1, not inf"),
+        (Input.RECEIVE_RESPONSE, LOST, 1.0, "needs a Response, not a Failure"),
+        (Input.RECEIVE_RESPONSE, None, 1.0, "needs a Response, not None"),
+        (Input.RECEIVE_RESPONSE, b"{}", 1.0, "needs a Response, not a bytes"),
+        (Input.RECEIVE_FAILURE, GOOD, 1.0, "needs a Failure, not a Response"),
+        (Input.RECEIVE_FAILURE, OSError(), 1.0, "needs a Failure, not a OSError"),
+        (Input.RECEIVE_RESPONSE, GOOD, -0.01, "jitter must be a number from 0 to 1, not -0.01"),
+        (Input.RECEIVE_RESPONSE, BUSY, 1.01, "jitter must be a number from 0 to 1, not 1.01"),
+        (Input.RECEIVE_RESPONSE, BUSY, math.nan, "jitter must be a number from 0 to 1, not nan"),
+        (Input.RECEIVE_FAILURE, LOST, -1, "jitter must be a number from 0 to 1, not -1"),
+        (Input.RECEIVE_FAILURE, LOST, math.inf, "jitter must be a number from 0 to 1, not inf"),
     ],
 )
 def test_wrong_value(given: Input, value: object, jitter: float, message: str) -> None:

@@ -134,7 +134,7 @@ def test_calls_are_independent() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["api_key", "base_url", "retry", "timeout", "allow_http", "anything"]
+    "name", ["api_key", "base_url", "retry", "timeout", "loopback", "anything"]
 )
 def test_protocol_is_immutable(name: str) -> None:
     """A protocol cannot change, so threads may share it."""
@@ -151,7 +151,7 @@ def test_options_are_kept() -> None:
     """A protocol's options can be read from it."""
     protocol = CreduseProtocol("key", "https://example.com/", retry=REPLAYING, timeout=5)
     assert (protocol.api_key.reveal(), protocol.base_url) == ("key", "https://example.com")
-    assert (protocol.retry, protocol.timeout, protocol.allow_http) == (REPLAYING, 5, False)
+    assert (protocol.retry, protocol.timeout) == (REPLAYING, 5)
 
 
 def test_defaults() -> None:

@@ -356,7 +356,7 @@ def test_wait_for_a_connection(
 
             async def wait() -> None:
                 await pause(0.1)
-                with pytest.raises(CreduseTimeoutError, match="no connection was free") as caught:
+                with pytest.raises(CreduseTimeoutError, match="connection was available") as caught:
                     await client.add(USER, 2, timeout=0.2)
                 assert caught.value.outcome is Outcome.NOT_APPLIED
                 assert (await client.add(USER, 3, timeout=60)).amount == 3

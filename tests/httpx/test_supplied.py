@@ -114,7 +114,7 @@ def test_supplied_client_closed_by_its_owner(supplied: Any, server: SandboxServe
         async with supplied.http_client_with() as http_client:
             connected = supplied.connect(server.base_url, http_client=http_client)
         async with connected as client:
-            with pytest.raises(TransportError, match="the client is closed") as caught:
+            with pytest.raises(TransportError, match="http_client is closed") as caught:
                 await client.add(USER, 10)
             assert caught.value.outcome is Outcome.NOT_APPLIED
 

@@ -86,7 +86,7 @@ def test_time_to_connect(wire: Any, settings: dict[str, Any]) -> None:
         async with wire(silent, retry=ONCE, **settings) as (client, _):
             begun = trio.current_time()
             with pytest.raises(
-                CreduseTimeoutError, match="no connection was open in time"
+                CreduseTimeoutError, match="no connection was available in time"
             ) as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
