@@ -229,9 +229,9 @@ class Call(Generic[T]):
 
     def start(self, now: float) -> Send:
         """Begin the call. Its time runs from ``now``."""
-        self._check(Input.START)
+        self._move(Input.START, State.IN_FLIGHT)
         self._deadline = now + self._timeout
-        return self._send(Input.START, now)
+        return self._send(now)
 
     def receive_response(
         self, response: Response, now: float, jitter: float = 1.0
@@ -257,27 +257,30 @@ class Call(Generic[T]):
 
     def wake(self, now: float) -> Send:
         """Go on after a `Wait`, or raise the last error if the call's time is over."""
-        self._check(Input.WAKE)
         if now >= self._deadline:
             self._move(Input.WAKE, State.FAILED)
             raise self._last_error()
-        return self._send(Input.WAKE, now)
+        self._move(Input.WAKE, State.IN_FLIGHT)
+        return self._send(now)
 
     def abandon(self, now: float) -> None:
         """End the call because its caller was cancelled. A request in flight counts as sent."""
-        self._check(Input.ABANDON)
-        if self._state is State.IN_FLIGHT:
-            self._record(EVENTS["abandoned"], None, "abandoned by the caller", now)
+        in_flight = self._state is State.IN_FLIGHT
         self._move(Input.ABANDON, State.ABANDONED)
+        if in_flight:
+            self._record(EVENTS["abandoned"], None, "abandoned by the caller", now)
 
     # How they work.
 
-    def _check(self, given: Input) -> None:
-        if given not in TRANSITIONS[self._state]:
+    def _states_after(self, given: Input) -> tuple[State, ...]:
+        """Return the states that can follow, or raise if the input is not allowed now."""
+        states = TRANSITIONS[self._state].get(given)
+        if states is None:
             raise LocalProtocolError(f"{given}() is not allowed while the call is {self._state}")
+        return states
 
     def _check_report(self, given: Input, message: object, wanted: type, jitter: float) -> None:
-        self._check(given)
+        self._states_after(given)
         if not isinstance(message, wanted):
             kind = "None" if message is None else f"a {type(message).__name__}"
             raise LocalProtocolError(f"{given}() needs a {wanted.__name__}, not {kind}")
@@ -286,12 +289,11 @@ class Call(Generic[T]):
 
     def _move(self, given: Input, state: State) -> None:
         """Go to the next state. Nothing else sets it."""
-        if state not in TRANSITIONS[self._state][given]:
+        if state not in self._states_after(given):
             raise AssertionError(f"{given} does not lead from {self._state} to {state}")
         self._state = state
 
-    def _send(self, given: Input, now: float) -> Send:
-        self._move(given, State.IN_FLIGHT)
+    def _send(self, now: float) -> Send:
         self._started = now
         bounded = min(self._deadline, now + self._policy.attempt_timeout)
         return Send(
