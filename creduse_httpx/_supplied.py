@@ -27,7 +27,6 @@ from ._exchange import (
     CLOSED,
     NO_TIME_TO_SEND,
     NO_WHOLE_RESPONSE,
-    OTHER_LOOP,
     BodyIterator,
     Exchange,
     HeaderCache,
@@ -385,8 +384,8 @@ class AsyncSuppliedTransport(AsyncClock):
         """Send once. See `creduse_core.AsyncTransport`."""
         if (failure := self._supplied.closed_failure(closed=self._closed)) is not None:
             return failure
-        if self.is_on_other_loop():
-            return not_sent(OTHER_LOOP)
+        if (problem := self.loop_problem()) is not None:
+            return not_sent(problem)
         self._tasks = self._tasks or new_tasks()
         exchange = TracedExchange(send, self._supplied, self.now)
         try:
