@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +331,7 @@ def test_without_asyncio(server: SandboxServer) -> None:
     assert server.log == ()
 
 
+@pytest.mark.usefixtures("leaks")
 def test_unclosed_client(run: Any, server: SandboxServer) -> None:
     """A client that was not closed warns as aiohttp does."""
 
@@ -341,9 +341,8 @@ def test_unclosed_client(run: Any, server: SandboxServer) -> None:
         loop.set_exception_handler(lambda _, context: said.append(context["message"]))
         client = AsyncCreduseClient(KEY, base_url=server.base_url)
         await client.add(USER, 1)
-        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-            del client
-            gc.collect()
+        del client
+        gc.collect()
         assert said == ["Unclosed client session", "Unclosed connector"]
 
     run(main)

@@ -2,8 +2,7 @@
 
 import gc
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,8 +67,9 @@ def test_conformance(
     sync_kind: Any, scenario: Scenario, authority: Any, request: pytest.FixtureRequest
 ) -> None:
     """Whatever the server does, the call ends as it must, and its outcome is true."""
+    # SSLContext.wrap_socket leaks a socket that is reset as soon as it is connected.
     if scenario.certificate and "connect-then-reset" in scenario.name:
-        request.getfixturevalue("unclosed")
+        request.getfixturevalue("leaks")
     check(
         scenario,
         lambda protocol: sync_kind.open(protocol, authority.trust),
@@ -78,25 +78,14 @@ def test_conformance(
     )
 
 
-@pytest.fixture
-def unclosed() -> Iterator[None]:
-    """Ignore a socket that is left open when it is reset as soon as it is connected.
-
-    By SSLContext.wrap_socket, and by aiohttp where uvloop does not take the socket that it is given.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()
-
-
 @pytest.mark.parametrize("scenario", ALL, ids=str)
 def test_async_conformance(
     async_kind: Any, scenario: Scenario, authority: Any, request: pytest.FixtureRequest
 ) -> None:
     """The same under an event loop."""
+    # So does aiohttp on uvloop.
     if async_kind.loop == "uvloop" and "connect-then-reset" in scenario.name:
-        request.getfixturevalue("unclosed")
+        request.getfixturevalue("leaks")
 
     async def main() -> None:
         await check_async(
@@ -193,7 +182,8 @@ def test_closing_with_one_connection(
 
 
 @pytest.mark.once
-# An object that is not initialized may fail as it goes, as http.client's response does.
+@pytest.mark.usefixtures("leaks")
+# An object whose initialization was interrupted may fail as it is collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @SOMETIMES_SECURE
 @pytest.mark.parametrize("interruption", interruptions(INTERRUPTIONS))
@@ -212,6 +202,7 @@ def test_interruption(
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("leaks")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @SOMETIMES_SECURE
 @pytest.mark.parametrize(

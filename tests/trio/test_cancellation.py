@@ -309,8 +309,8 @@ class TimeLimitError(Exception):
 
 
 @pytest.mark.parametrize("kind", [TimeoutError, ValueError, TimeLimitError])
-# A line of the closing itself may be the one.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+# The signal can interrupt the lines that close a connection.
+@pytest.mark.usefixtures("leaks")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_exception_of_a_signal_handler(site: Any, kind: type[Exception]) -> None:
     """An exception of a signal handler ends the call at any line, and reaches the caller."""
