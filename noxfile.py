@@ -167,6 +167,7 @@ def soak(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure all clients beside hand-written code and the published client. See docs/benchmarks.md."""
     session.install("-e", ".[all]")
+    session.run("python", "-m", "benchmarks.lines")
     # It has our import name, so it needs its own environment.
     published = Path(session.create_tmp(), "published")
     python = str(published / "bin" / "python")
