@@ -8,8 +8,8 @@ of httpx, and with one of httpx2.
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import httpx2
@@ -19,7 +19,7 @@ import trio
 from creduse import AsyncCreduseClient, CreduseClient
 from creduse_sandbox import SandboxServer
 from tests.common import KEY
-from tests.servers import Behave, RawServer
+from tests.servers import Start, raw_servers
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -137,16 +137,8 @@ def server() -> Iterator[SandboxServer]:
         yield running
 
 
-Start: TypeAlias = Callable[[Behave], RawServer]
-
-
 @pytest.fixture
 def raw() -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def start(behave: Behave) -> RawServer:
-            server = RawServer(behave)
-            stack.callback(server.close)
-            return server
-
+    """Start servers on sockets."""
+    with raw_servers() as start:
         yield start
