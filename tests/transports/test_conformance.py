@@ -31,6 +31,7 @@ from creduse_sandbox.conformance import (
     check_interruption_on_asyncio,
     check_interruption_on_trio,
 )
+from tests.transports.kinds import Async, Authority, Sync
 
 if TYPE_CHECKING:
     from creduse_core import Attempt
@@ -64,7 +65,7 @@ def interruptions(some: Sequence[Interruption]) -> list[Any]:
 
 @pytest.mark.parametrize("scenario", ALL, ids=str)
 def test_conformance(
-    sync_kind: Any, scenario: Scenario, authority: Any, request: pytest.FixtureRequest
+    sync_kind: Sync, scenario: Scenario, authority: Authority, request: pytest.FixtureRequest
 ) -> None:
     """Whatever the server does, the call ends as it must, and its outcome is true."""
     # SSLContext.wrap_socket leaks a socket that is reset as soon as it is connected.
@@ -80,7 +81,7 @@ def test_conformance(
 
 @pytest.mark.parametrize("scenario", ALL, ids=str)
 def test_async_conformance(
-    async_kind: Any, scenario: Scenario, authority: Any, request: pytest.FixtureRequest
+    async_kind: Async, scenario: Scenario, authority: Authority, request: pytest.FixtureRequest
 ) -> None:
     """The same under an event loop."""
     # So does aiohttp on uvloop.
@@ -102,13 +103,13 @@ def test_async_conformance(
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("level", CONCURRENCY_LEVELS, ids=str)
 def test_concurrency(
-    sync_kind: Any, level: ConcurrencyLevel, certificate: str | None, authority: Any
+    sync_kind: Sync, level: ConcurrencyLevel, certificate: str | None, authority: Authority
 ) -> None:
     """Threads can share a client."""
     check_concurrency(
         level,
         lambda protocol: sync_kind.open(protocol, authority.trust),
-        certificate=authority.certificates.get(certificate),
+        certificate=authority.certificate(certificate),
         limits=sync_kind.limits,
     )
 
@@ -117,7 +118,7 @@ def test_concurrency(
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("level", CONCURRENCY_LEVELS, ids=str)
 def test_async_concurrency(
-    async_kind: Any, level: ConcurrencyLevel, certificate: str | None, authority: Any
+    async_kind: Async, level: ConcurrencyLevel, certificate: str | None, authority: Authority
 ) -> None:
     """Tasks can share a client."""
 
@@ -125,7 +126,7 @@ def test_async_concurrency(
         await check_async_concurrency(
             level,
             async_kind.connect(authority.trust),
-            certificate=authority.certificates.get(certificate),
+            certificate=authority.certificate(certificate),
             limits=async_kind.limits,
         )
 
@@ -135,12 +136,14 @@ def test_async_concurrency(
 @pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
-def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, authority: Any) -> None:
+def test_closing(
+    sync_kind: Sync, closing: Closing, certificate: str | None, authority: Authority
+) -> None:
     """A client can be closed while threads call."""
     check_closing(
         closing,
         lambda protocol: sync_kind.open(protocol, authority.trust),
-        certificate=authority.certificates.get(certificate),
+        certificate=authority.certificate(certificate),
         limits=sync_kind.limits,
     )
 
@@ -149,7 +152,7 @@ def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, auth
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_async_closing(
-    async_kind: Any, closing: Closing, certificate: str | None, authority: Any
+    async_kind: Async, closing: Closing, certificate: str | None, authority: Authority
 ) -> None:
     """A client can be closed while tasks call."""
 
@@ -157,7 +160,7 @@ def test_async_closing(
         await check_async_closing(
             closing,
             async_kind.connect(authority.trust),
-            certificate=authority.certificates.get(certificate),
+            certificate=authority.certificate(certificate),
         )
 
     async_kind.run(main)
@@ -167,7 +170,7 @@ def test_async_closing(
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing_with_one_connection(
-    narrow_kind: Any, closing: Closing, certificate: str | None, authority: Any
+    narrow_kind: Async, closing: Closing, certificate: str | None, authority: Authority
 ) -> None:
     """A client can be closed while a call waits for another's connection."""
 
@@ -175,7 +178,7 @@ def test_closing_with_one_connection(
         await check_async_closing(
             closing,
             narrow_kind.connect(authority.trust, connections=1),
-            certificate=authority.certificates.get(certificate),
+            certificate=authority.certificate(certificate),
         )
 
     narrow_kind.run(main)
@@ -188,7 +191,7 @@ def test_closing_with_one_connection(
 @SOMETIMES_SECURE
 @pytest.mark.parametrize("interruption", interruptions(INTERRUPTIONS))
 def test_interruption(
-    sync_kind: Any, interruption: Interruption, certificate: str | None, authority: Any
+    sync_kind: Sync, interruption: Interruption, certificate: str | None, authority: Authority
 ) -> None:
     """Wherever a signal handler raises, the outcome is true, and the client still works."""
     if Limit.SIGNAL in sync_kind.limits:
@@ -196,7 +199,7 @@ def test_interruption(
     check_interruption(
         interruption,
         lambda protocol: sync_kind.open(protocol, authority.trust),
-        certificate=authority.certificates.get(certificate),
+        certificate=authority.certificate(certificate),
         limits=sync_kind.limits,
     )
 
@@ -209,7 +212,7 @@ def test_interruption(
     "interruption", interruptions([it for it in INTERRUPTIONS if not it.alarm])
 )
 def test_async_interruption(
-    narrow_kind: Any, interruption: Interruption, certificate: str | None, authority: Any
+    narrow_kind: Async, interruption: Interruption, certificate: str | None, authority: Authority
 ) -> None:
     """The same under an event loop."""
     if narrow_kind.loop == "uvloop":
@@ -220,14 +223,14 @@ def test_async_interruption(
     check(
         interruption,
         narrow_kind.connect(authority.trust, connections=1),
-        certificate=authority.certificates.get(certificate),
+        certificate=authority.certificate(certificate),
     )
 
 
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("cancellation", CANCELLATIONS, ids=str)
 def test_cancellation(
-    narrow_kind: Any, cancellation: Cancellation, certificate: str | None, authority: Any
+    narrow_kind: Async, cancellation: Cancellation, certificate: str | None, authority: Authority
 ) -> None:
     """Wherever a call is cancelled, the outcome is true, and the client still works."""
     heard: list[Attempt] = []
@@ -237,7 +240,7 @@ def test_cancellation(
         calls = await check_cancellation(
             cancellation,
             narrow_kind.connect(authority.trust, heard.append, connections=1),
-            certificate=authority.certificates.get(certificate),
+            certificate=authority.certificate(certificate),
         )
         for call in calls:
             assert all(attempt in heard for attempt in call.attempts)

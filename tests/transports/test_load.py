@@ -14,6 +14,7 @@ from creduse import CreduseError, Outcome, RetryPolicy
 from creduse_core import Call, CreduseProtocol, Request
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import KEY, USER
+from tests.transports.kinds import Async, Authority
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +52,7 @@ async def run_trio(client: Any, calls: Sequence[Call[Any]], cancel: dict[int, fl
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, 10))]
 )
-def test_load(async_kind: Any, seed: int, authority: Any) -> None:
+def test_load(async_kind: Async, seed: int, authority: Authority) -> None:
     """Of a thousand calls at once, half of them cancelled, each says the truth."""
     dice = random.Random(seed)  # noqa: S311 - nothing is secret here
 

@@ -21,6 +21,7 @@ from creduse_core import Call, CreduseProtocol
 from tests.soak.drivers import Asyncio, Trio
 from tests.soak.plans import Cancel, Script, muster
 from tests.soak.run import Note, Server, make_certificate
+from tests.transports.kinds import Async, Sync
 
 WARM, MORE = 300, 1000
 AT_ONCE = 5
@@ -100,7 +101,7 @@ def grows(counts: list[int]) -> bool:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fate", SYNC_FATES.values(), ids=SYNC_FATES)
 def test_growth_of_synchronous_clients(
-    sync_kind: Any, fate: Fate, server: Server, tmp_path: Path
+    sync_kind: Sync, fate: Fate, server: Server, tmp_path: Path
 ) -> None:
     """A synchronous client does not grow over a thousand connections and faults."""
     trust = ssl.create_default_context(cafile=tmp_path / "ca.pem" if "s:" in server.url else None)
@@ -124,7 +125,7 @@ def test_growth_of_synchronous_clients(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
 def test_growth_of_asynchronous_clients(
-    async_kind: Any, fate: Fate, server: Server, tmp_path: Path
+    async_kind: Async, fate: Fate, server: Server, tmp_path: Path
 ) -> None:
     """An asynchronous client does not grow either, with cancellations too."""
     tls = server.url.startswith("https:")
