@@ -296,7 +296,7 @@ def test_cancelled_as_the_handshake_ends(run: Run, secure_context: ssl.SSLContex
             time.sleep(0.5)  # noqa: ASYNC251 - as it says
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await asyncio.wait_for(until(gone.is_set), 8)
+            await asyncio.wait_for(until(gone.is_set), 20)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
@@ -340,7 +340,7 @@ def test_a_peer_that_does_not_close_tls(
                 with pytest.raises(TransportError) as caught:
                     await client.subtract(USER, 5)
                 assert caught.value.outcome is Outcome.NOT_APPLIED
-            await asyncio.wait_for(until(gone.is_set), 8)
+            await asyncio.wait_for(until(gone.is_set), 20)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"

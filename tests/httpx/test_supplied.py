@@ -27,11 +27,12 @@ from creduse import (
 from creduse_core import Request
 from creduse_sandbox import FAULTS, CannedResponse, Sandbox, SandboxServer
 from tests.common import NO_WAIT, USER
-from tests.servers import RawServer
+from tests.httpx.harness import Harness
+from tests.servers import RawServer, Start
 from tests.tls import client_context, server_context
 
 
-def test_nothing_is_added(supplied: Any, server: SandboxServer) -> None:
+def test_nothing_is_added(supplied: Harness, server: SandboxServer) -> None:
     """Auth, headers, cookies, params and base URL of a supplied client are not sent."""
     settings = {
         "auth": ("somebody", "else"),
@@ -62,7 +63,7 @@ def test_nothing_is_added(supplied: Any, server: SandboxServer) -> None:
         assert not names & {"x-theirs", "cookie"}
 
 
-def test_event_hooks_do_not_run(supplied: Any, server: SandboxServer) -> None:
+def test_event_hooks_do_not_run(supplied: Harness, server: SandboxServer) -> None:
     """Event hooks of a supplied client do not run for our requests."""
     seen: list[object] = []
 
@@ -92,7 +93,7 @@ def test_event_hooks_do_not_run(supplied: Any, server: SandboxServer) -> None:
     assert seen == []
 
 
-def test_supplied_client_stays_open(supplied: Any, server: SandboxServer) -> None:
+def test_supplied_client_stays_open(supplied: Harness, server: SandboxServer) -> None:
     """Closing our client leaves the supplied client open."""
 
     async def main() -> None:
@@ -107,7 +108,7 @@ def test_supplied_client_stays_open(supplied: Any, server: SandboxServer) -> Non
     assert [entry.connection for entry in server.log] == [1, 1]
 
 
-def test_supplied_client_closed_by_its_owner(supplied: Any, server: SandboxServer) -> None:
+def test_supplied_client_closed_by_its_owner(supplied: Harness, server: SandboxServer) -> None:
     """After the owner has closed the supplied client, nothing is sent, and the error says why."""
 
     async def main() -> None:
@@ -151,14 +152,14 @@ def test_not_an_http_client() -> None:
         CreduseClient(key, "https://api.creduse.com")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # what is tested
 
 
-def head_only(connection: socket.socket, server: Any) -> None:
+def head_only(connection: socket.socket, server: RawServer) -> None:
     """Respond with headers only, and hold back the body."""
     if server.request(connection):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
         server.stopping.wait()
 
 
-def test_full_pool(supplied: Any, raw: Any) -> None:
+def test_full_pool(supplied: Harness, raw: Start) -> None:
     """A call that gets no connection of a full pool in time is NOT_APPLIED."""
     server = raw(head_only)
     policy = RetryPolicy(initial_delay=0, attempt_timeout=0.05)
@@ -186,13 +187,13 @@ def test_full_pool(supplied: Any, raw: Any) -> None:
     assert len(server.received) == 1
 
 
-def refuse_connect(connection: socket.socket, server: Any) -> None:
+def refuse_connect(connection: socket.socket, server: RawServer) -> None:
     """Act as a proxy that refuses every CONNECT."""
     server.received.append(connection.recv(65536))
     connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
-def test_proxy_that_refuses(supplied: Any, raw: Any) -> None:
+def test_proxy_that_refuses(supplied: Harness, raw: Start) -> None:
     """A proxy that refuses CONNECT never gets the request or the key: NOT_APPLIED."""
     server = raw(refuse_connect)
 
@@ -214,7 +215,7 @@ def test_proxy_that_refuses(supplied: Any, raw: Any) -> None:
         assert b"authorization" not in received.lower()
 
 
-def over_sandbox(supplied: Any, sandbox: Sandbox) -> Any:
+def over_sandbox(supplied: Harness, sandbox: Sandbox) -> Any:
     """Make a transport of the library that passes each request to a sandbox without a socket."""
 
     def handle(request: Any) -> Any:
@@ -229,7 +230,7 @@ def over_sandbox(supplied: Any, sandbox: Sandbox) -> Any:
     return supplied.library.MockTransport(handle)
 
 
-def test_sandbox_without_a_socket(supplied: Any) -> None:
+def test_sandbox_without_a_socket(supplied: Harness) -> None:
     """`Sandbox.handle` works behind a mock transport."""
 
     async def main() -> None:
@@ -253,7 +254,7 @@ def test_sandbox_without_a_socket(supplied: Any) -> None:
         ("PoolTimeout", Outcome.NOT_APPLIED),
     ],
 )
-def test_transport_that_does_not_trace(supplied: Any, name: str, outcome: Outcome) -> None:
+def test_transport_that_does_not_trace(supplied: Harness, name: str, outcome: Outcome) -> None:
     """Without trace events, the outcome of a failure is UNKNOWN, whatever its class.
 
     PoolTimeout alone is raised before a transport begins.
@@ -278,7 +279,7 @@ def test_transport_that_does_not_trace(supplied: Any, name: str, outcome: Outcom
     supplied.run(main)
 
 
-def test_too_large_without_a_socket(supplied: Any) -> None:
+def test_too_large_without_a_socket(supplied: Harness) -> None:
     """A response larger than the limit is rejected on a transport without sockets, too."""
 
     def handle(_: Any) -> Any:
@@ -297,7 +298,7 @@ def test_too_large_without_a_socket(supplied: Any) -> None:
     supplied.run(main)
 
 
-def test_class_that_closes_when_it_is_deleted(supplied: Any, server: SandboxServer) -> None:
+def test_class_that_closes_when_it_is_deleted(supplied: Harness, server: SandboxServer) -> None:
     """A supplied client whose class closes itself in ``__del__`` stays open."""
     closed: list[object] = []
     library_class = supplied.library.Client if supplied.sync else supplied.library.AsyncClient
@@ -357,7 +358,7 @@ class Retrying:
         await self._transport.aclose()
 
 
-def retrying(supplied: Any) -> Any:
+def retrying(supplied: Harness) -> Any:
     library = supplied.library
     base = library.BaseTransport if supplied.sync else library.AsyncBaseTransport
     made = library.HTTPTransport() if supplied.sync else library.AsyncHTTPTransport()
@@ -365,7 +366,7 @@ def retrying(supplied: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["502", "apply-then-reset", "apply-then-close"])
-def test_transport_that_retries(supplied: Any, server: SandboxServer, name: str) -> None:
+def test_transport_that_retries(supplied: Harness, server: SandboxServer, name: str) -> None:
     """A supplied transport that retries by itself sends a write once."""
     server.inject(FAULTS[name])
 
@@ -384,7 +385,7 @@ def test_transport_that_retries(supplied: Any, server: SandboxServer, name: str)
     assert len(server.log) == 2
 
 
-def test_transport_that_reads_before_it_sends(supplied: Any, server: SandboxServer) -> None:
+def test_transport_that_reads_before_it_sends(supplied: Harness, server: SandboxServer) -> None:
     """A supplied transport may read the body before it sends the request."""
     library = supplied.library
     base = library.BaseTransport if supplied.sync else library.AsyncBaseTransport
@@ -416,12 +417,12 @@ def test_transport_that_reads_before_it_sends(supplied: Any, server: SandboxServ
     assert len(server.applied) == 1
 
 
-def test_body_is_read_once(supplied: Any) -> None:
+def test_body_is_read_once(supplied: Harness) -> None:
     """A transport without trace events cannot read the body twice."""
     if not supplied.sync:
         pytest.skip("the body is the same")
 
-    class Twice(supplied.library.BaseTransport):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
+    class Twice(supplied.library.BaseTransport):  # type: ignore[misc,name-defined]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
         def handle_request(self, request: Any) -> Any:
             return b"".join([*request.stream, *request.stream])
 
@@ -437,7 +438,7 @@ def test_body_is_read_once(supplied: Any) -> None:
     supplied.run(main)
 
 
-def test_http2_is_rejected(supplied: Any) -> None:
+def test_http2_is_rejected(supplied: Harness) -> None:
     """A client that may use HTTP/2 is a ValueError."""
 
     async def main() -> None:
@@ -454,7 +455,7 @@ def not_seen(_transport: object) -> bool:
 
 
 def test_http2_is_rejected_at_the_first_call(
-    supplied: Any, tls_server: Any, monkeypatch: pytest.MonkeyPatch
+    supplied: Harness, tls_server: tuple[str, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If HTTP/2 is found only at the first call, nothing is sent, and the error says why."""
     monkeypatch.setattr("creduse_httpx._supplied.speaks_http2", not_seen)
@@ -489,14 +490,14 @@ def tls_server() -> Iterator[tuple[str, ssl.SSLContext]]:
     server.close()
 
 
-def be_a_proxy(connection: socket.socket, server: Any) -> None:
+def be_a_proxy(connection: socket.socket, server: RawServer) -> None:
     """Act as a proxy that responds to every request with a 502."""
     if server.request(connection):
         connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
 
 
 def test_no_proxy_of_the_environment_to_this_machine(
-    supplied: Any, server: SandboxServer, raw: Any, monkeypatch: pytest.MonkeyPatch
+    supplied: Harness, server: SandboxServer, raw: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests to this machine do not use the environment's proxy."""
     proxy = raw(be_a_proxy)
@@ -514,7 +515,7 @@ def test_no_proxy_of_the_environment_to_this_machine(
     assert len(server.applied) == 1
 
 
-def test_own_proxy_to_this_machine(supplied: Any, server: SandboxServer, raw: Any) -> None:
+def test_own_proxy_to_this_machine(supplied: Harness, server: SandboxServer, raw: Start) -> None:
     """A proxy that the supplied client was made with is used, for this machine too."""
     proxy = raw(be_a_proxy)
 

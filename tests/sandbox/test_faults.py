@@ -315,7 +315,7 @@ def test_close_ends_what_hangs(stage: Stage, action: Action) -> None:
         stream = dial(server)
         stream.sendall(message())
         eventually(lambda: stage is Stage.CONNECTED or bool(server.log and server.log[0].fault))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     with stream, suppress(ConnectionResetError):
         assert stream.recv(1) == b""
 

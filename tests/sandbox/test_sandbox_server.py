@@ -443,7 +443,7 @@ def test_settle_without_a_peer(server: SandboxServer) -> None:
     """There is nothing to wait for, so it does not."""
     begun = time.monotonic()
     server.settle()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     nothing = server.log
     assert nothing == ()
 

@@ -62,8 +62,8 @@ def inject_bytes(server: SandboxServer, response: bytes, pieces: int) -> None:
 
 
 def judge(call: Call[Any], result: Any, begun: float) -> None:
-    """Check that a result has our user and amount, and came in time."""
-    assert time.monotonic() - begun < SECONDS + 3
+    """Check that a result has our user and amount, and that the call did not hang."""
+    assert time.monotonic() - begun < SECONDS + 60
     if result is not None:
         assert (result.end_user_id, result.amount) == (USER, 7)
     assert len(call.attempts) == 1

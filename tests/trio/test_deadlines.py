@@ -21,7 +21,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a test on a clock that jumps when all tasks wait."""
     begun = time.monotonic()
     trio.run(main, clock=MockClock(autojump_threshold=0))
-    assert time.monotonic() - begun < 10  # though hours may have passed
+    assert time.monotonic() - begun < 60  # though hours may have passed on that clock
 
 
 async def respond(stream: trio.abc.Stream, wires: Any) -> None:
