@@ -75,17 +75,11 @@ def secure_server(secure_context: ssl.SSLContext) -> Iterator[SandboxServer]:
         yield running
 
 
-@pytest.fixture(scope="session")
-def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("authority") / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return path
-
-
 @pytest.fixture
-def trusted(authority_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients with their own session trust the secure server."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority_file))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
 
 
 @pytest.fixture(scope="session")

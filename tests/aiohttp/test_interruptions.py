@@ -20,7 +20,7 @@ import uvloop
 
 from creduse import CreduseError, Outcome, RetryPolicy, TransportError
 from creduse_aiohttp import AsyncCreduseClient
-from creduse_core import exception_chain
+from creduse_core import Call, exception_chain
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.aiohttp.clients import Connect, Run, until
 from tests.common import KEY, RESPONSE, USER
@@ -230,7 +230,7 @@ def test_foreign_exception(
             AsyncCreduseClient(KEY, session, base_url=server.base_url) as client,
         ):
             protocol = client.protocol
-            call: Any = protocol.add(USER, 5) if name == "add" else protocol.get_balance(USER)
+            call: Call[Any] = protocol.add(USER, 5) if name == "add" else protocol.get_balance(USER)
             with pytest.raises(foreign, match="from a signal handler") as caught:
                 await client.run(call)
             assert frames_that_show(caught.value, KEY) == []

@@ -23,7 +23,9 @@ def test_settings_of_the_session_are_ignored(run: Run, server: SandboxServer) ->
     """The settings of a supplied session change neither requests nor responses."""
     seen: list[object] = []
 
-    async def middleware(request: aiohttp.ClientRequest, handler: Any) -> Any:
+    async def middleware(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
         seen.append(request)
         request.headers["X-Theirs"] = "1"
         await handler(request)

@@ -159,15 +159,9 @@ def test_cancelled_while_waiting_for_a_connection(on_a_loop: Harness, raw: Start
     assert not any(b'"amount":6' in received for received in server.received)
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-def test_cancelled_within_the_handshake(
-    on_a_loop: Harness, raw: Start, authority: trustme.CA
-) -> None:
+def test_cancelled_within_the_handshake(on_a_loop: Harness, raw: Start) -> None:
     """A call that is cancelled during the TLS handshake leaves no socket open."""
+    authority = trustme.CA()
     context = server_context(authority)
     hellos: list[bytes] = []
 

@@ -84,8 +84,7 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
     return authority
 
 
-@pytest.fixture
-def looked_at_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def look_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Delay the client after a handshake, so that early bytes have arrived."""
     connected = _network.ConnectionState.set_stream
     complete = _supplied.TracedExchange._complete_step  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
@@ -113,9 +112,11 @@ def looked_at_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_supplied.TracedExchange, "_complete_step", take)
 
 
-@pytest.mark.usefixtures("looked_at_late")
-def test_plain_bytes_after_a_handshake(harness: Harness, raw: Start, authority: trustme.CA) -> None:
+def test_plain_bytes_after_a_handshake(
+    harness: Harness, raw: Start, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bytes after a handshake that are not TLS are no response, and nothing is sent."""
+    look_late(monkeypatch)
     context = server_context(authority)
     context.num_tickets = 0  # they would be readable, too
 
@@ -170,7 +171,7 @@ def test_closed_as_soon_as_it_is_connected(
 ) -> None:
     """A client that is closed right after connecting sends nothing."""
 
-    def close(_: Any) -> None:
+    def close(_: object) -> None:
         client.close()
 
     client = CreduseClient(KEY, base_url=server.base_url)

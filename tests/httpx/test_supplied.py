@@ -3,8 +3,6 @@
 import asyncio
 import gc
 import socket
-import ssl
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -28,7 +26,7 @@ from creduse_core import Request
 from creduse_sandbox import FAULTS, CannedResponse, Sandbox, SandboxServer
 from tests.common import NO_WAIT, USER
 from tests.httpx.harness import Harness
-from tests.servers import RawServer, Start
+from tests.servers import RawServer, Start, raw_servers, wait_for_end
 from tests.tls import client_context, server_context
 
 
@@ -450,44 +448,37 @@ def test_http2_is_rejected(supplied: Harness) -> None:
     supplied.run(main)
 
 
+def read_all(connection: socket.socket, _: RawServer) -> None:
+    wait_for_end(connection)
+
+
 def not_seen(_transport: object) -> bool:
     return False
 
 
 def test_http2_is_rejected_at_the_first_call(
-    supplied: Harness, tls_server: tuple[str, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+    supplied: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If HTTP/2 is found only at the first call, nothing is sent, and the error says why."""
     monkeypatch.setattr("creduse_httpx._supplied.speaks_http2", not_seen)
-    base_url, trust = tls_server
+    authority = trustme.CA()
+    context = server_context(authority)
+    context.set_alpn_protocols(["h2"])
 
     async def main() -> None:
+        trust = client_context(authority)
         async with (
             supplied.http_client_with(http2=True, verify=trust) as http_client,
-            supplied.connect(base_url, http_client=http_client, retry=NO_WAIT) as client,
+            supplied.connect(server.base_url, http_client=http_client, retry=NO_WAIT) as client,
         ):
             with pytest.raises(TransportError, match="HTTP/2 is not supported") as caught:
                 await client.add(USER, 10)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert len(caught.value.attempts) == 1
 
-    supplied.run(main)
-
-
-@pytest.fixture
-def tls_server() -> Iterator[tuple[str, ssl.SSLContext]]:
-    """Start a server that negotiates HTTP/2 and reads all bytes."""
-    authority = trustme.CA()
-    context = server_context(authority)
-    context.set_alpn_protocols(["h2"])
-
-    def read_all(connection: socket.socket, _: RawServer) -> None:
-        while connection.recv(65536):
-            pass
-
-    server = RawServer(read_all, context)
-    yield server.base_url, client_context(authority)
-    server.close()
+    with raw_servers(context) as start:
+        server = start(read_all)
+        supplied.run(main)
 
 
 def be_a_proxy(connection: socket.socket, server: RawServer) -> None:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from creduse import CreduseClient, CreduseError
-from creduse_core import CreduseProtocol
+from creduse_core import AsyncCoreClient, CreduseProtocol
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer, Shaped
 from tests.common import ONCE, USER
 from tests.transports.kinds import Async, Authority, Sync
@@ -119,7 +119,7 @@ def test_cancellation(
     """The caller's timeout or cancellation shows no key."""
     caught: list[BaseException] = []
 
-    async def call(client: Any) -> None:
+    async def call(client: AsyncCoreClient) -> None:
         try:
             await client.add(USER, 5)
         except BaseException as error:
