@@ -66,31 +66,25 @@ def plus(name: str, value: str) -> Callable[[Any], Any]:
     return lambda headers: (*headers, (name, value))
 
 
+def alter_failure(result: Result, **changes: Any) -> Result:
+    """Change fields of a failure, and return other results unchanged."""
+    return replace(result, **changes) if isinstance(result, Failure) else result
+
+
 def report_not_sent(transport: SendsOtherwise, send: Send) -> Result:
     """Report each failure as not sent."""
-    response = transport.send_normally(send)
-    return (
-        replace(response, delivery=Delivery.NOT_SENT) if isinstance(response, Failure) else response
-    )
+    return alter_failure(transport.send_normally(send), delivery=Delivery.NOT_SENT)
 
 
 def report_maybe_sent(transport: SendsOtherwise, send: Send) -> Result:
     """Report each failure as maybe sent."""
-    response = transport.send_normally(send)
-    return (
-        replace(response, delivery=Delivery.MAYBE_SENT)
-        if isinstance(response, Failure)
-        else response
-    )
+    return alter_failure(transport.send_normally(send), delivery=Delivery.MAYBE_SENT)
 
 
 def report_reads_not_sent(transport: SendsOtherwise, send: Send) -> Result:
     """Report each failure of a read as not sent."""
-    return (
-        report_not_sent(transport, send)
-        if send.request.method == "GET"
-        else transport.send_normally(send)
-    )
+    changes = {"delivery": Delivery.NOT_SENT} if send.request.method == "GET" else {}
+    return alter_failure(transport.send_normally(send), **changes)
 
 
 def retry_failures(transport: SendsOtherwise, send: Send) -> Result:
@@ -160,19 +154,17 @@ def stop_after_failure(transport: SendsOtherwise, send: Send) -> Result:
 
 
 def failure(delivery: Delivery, *, transient: bool = False) -> Failure:
-    return Failure(delivery, OSError("bent"), transient=transient)
+    return Failure(delivery, OSError("broken"), transient=transient)
 
 
 def drop_partial_response(transport: SendsOtherwise, send: Send) -> Result:
     """Report no part of a response that was cut."""
-    response = transport.send_normally(send)
-    return replace(response, response=None) if isinstance(response, Failure) else response
+    return alter_failure(transport.send_normally(send), response=None)
 
 
 def report_permanent(transport: SendsOtherwise, send: Send) -> Result:
     """Report each failure as permanent."""
-    response = transport.send_normally(send)
-    return replace(response, transient=False) if isinstance(response, Failure) else response
+    return alter_failure(transport.send_normally(send), transient=False)
 
 
 def drop_headers(transport: SendsOtherwise, send: Send) -> Result:

@@ -2,17 +2,16 @@
 
 import asyncio
 import inspect
-from dataclasses import replace
 from typing import Any, Final
 
 import h11
 import trio
 
-from creduse_core import AsyncCoreClient, CreduseProtocol, Delivery, Failure, Response, Send
+from creduse_core import AsyncCoreClient, CreduseProtocol, Delivery, Response, Send
 from creduse_sandbox import Sandbox
 from creduse_sandbox.conformance import AsyncConnect
 from creduse_sandbox.conformance.scenarios import API_KEY
-from tests.sandbox.conformance_kit.broken import failure
+from tests.sandbox.conformance_kit.broken import alter_failure, failure
 from tests.sandbox.conformance_kit.transports import AsyncGood, AsyncLink, Progress, Result
 
 
@@ -36,12 +35,7 @@ class AsyncReportsNotSent(AsyncGood):
     """Reports each failure as not sent."""
 
     async def send(self, send: Send) -> Result:
-        response = await super().send(send)
-        return (
-            replace(response, delivery=Delivery.NOT_SENT)
-            if isinstance(response, Failure)
-            else response
-        )
+        return alter_failure(await super().send(send), delivery=Delivery.NOT_SENT)
 
 
 async def give_way(number: int) -> None:
