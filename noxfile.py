@@ -173,6 +173,7 @@ def soak(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Compare the speed of all clients with other clients. See docs/benchmarks.md."""
     session.install("-e", ".[all]")
+    session.run("python", "-m", "benchmarks.lines")
     # It has our import name, so it needs its own environment.
     published = Path(session.create_tmp(), "published")
     python = str(published / "bin" / "python")

@@ -1,6 +1,8 @@
-"""The process that all tests run in."""
+"""Fixtures of all tests."""
 
+import gc
 import signal
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -12,3 +14,11 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def leaks() -> Iterator[None]:
+    """Ignore sockets that the test leaks, and collect them before the next test begins."""
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        yield
+        gc.collect()

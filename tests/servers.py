@@ -5,7 +5,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeAlias
 
 
@@ -26,6 +26,8 @@ class RawServer:
         """The requests."""
         self.received_on: list[int] = []
         """The number of each request's connection. The first one is 1."""
+        self.connections = 0
+        """How many connections the server has accepted."""
         scheme = "http" if ssl_context is None else "https"
         self.base_url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._accepting = threading.Thread(target=self._accept)
@@ -35,10 +37,10 @@ class RawServer:
         """Return the number of a connection, from 1; 0 for a socket that ``behave`` made of it."""
         return self._numbers.get(connection, 0)
 
-    def request(self, connection: socket.socket) -> bytes:
+    def request(self, connection: socket.socket, end: bytes = b"}") -> bytes:
         """Read one whole request, and return it; ``b""`` if the client has closed."""
         data = b""
-        while not data.endswith(b"}"):
+        while not data.endswith(end):
             piece = connection.recv(65536)
             if not piece:
                 break
@@ -62,6 +64,7 @@ class RawServer:
         with suppress(OSError):  # closed
             for number in itertools.count(1):
                 connection, _ = self._listener.accept()
+                self.connections = number
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 thread = threading.Thread(target=self._serve, args=(connection, number))
                 self._threads.add(thread)
@@ -89,3 +92,29 @@ class RawServer:
 
 
 Behave: TypeAlias = Callable[[socket.socket, RawServer], None]
+Start: TypeAlias = Callable[[Behave], RawServer]
+
+
+@contextmanager
+def raw_servers(ssl_context: ssl.SSLContext | None = None) -> Generator[Start]:
+    """Return a function that starts a server. The servers close at the end."""
+    with ExitStack() as stack:
+
+        def start(behave: Behave) -> RawServer:
+            server = RawServer(behave, ssl_context)
+            stack.callback(server.close)
+            return server
+
+        yield start
+
+
+def never_respond(connection: socket.socket, server: RawServer) -> None:
+    """Read one request, and wait until the client closes the connection."""
+    server.request(connection)
+    wait_for_end(connection)
+
+
+def wait_for_end(connection: socket.socket) -> None:
+    """Read until the client closes the connection."""
+    while connection.recv(65536):
+        pass

@@ -1,4 +1,4 @@
-"""The benchmarks run. Their results are not checked: no test depends on time."""
+"""The benchmarks run. Of their results only the numbers of lines are checked: no test depends on time."""
 
 import json
 import subprocess
@@ -10,6 +10,15 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 introduced sys.monitoring")
+@pytest.mark.once  # the limits are those of the newest Python
+def test_lines_of_a_call() -> None:
+    """A call of each client runs no more lines than its limit."""
+    command = [sys.executable, "-m", "benchmarks.lines"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.timeout(300)  # it starts a process for each client

@@ -5,8 +5,8 @@ They are in ``nox -s 'plugins(plugin=mocks)'``. `httpx.MockTransport` is in test
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -28,6 +28,7 @@ from creduse import (
     RetryPolicy,
     TransportError,
 )
+from creduse_core import AsyncCoreClient
 from creduse_sandbox import SandboxServer
 
 pytestmark = pytest.mark.slow
@@ -77,7 +78,7 @@ def ask_sync(calls: Calls, *, supplied: bool) -> list[Any]:
     return responses
 
 
-async def ask_async(client: Any, calls: Calls) -> list[Any]:
+async def ask_async(client: AsyncCoreClient, calls: Calls) -> list[Any]:
     responses: list[Any] = []
     async with client:
         for name, *arguments in calls:
@@ -360,9 +361,9 @@ def test_vcrpy_leaves_out_the_key(
     assert "Bearer" not in text
 
 
-@pytest.fixture
-def spans() -> Iterator[Any]:
-    """Have OpenTelemetry instrument httpx, and collect the spans."""
+@contextmanager
+def collected_spans() -> Generator[Any]:
+    """Instrument httpx with OpenTelemetry, and collect the spans."""
     exporter = in_memory.InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(export.SimpleSpanProcessor(exporter))
@@ -372,10 +373,11 @@ def spans() -> Iterator[Any]:
     instrumentor.uninstrument()
 
 
-def test_opentelemetry(over_httpx: Ask, spans: Any, creduse_sandbox: SandboxServer) -> None:
+def test_opentelemetry(over_httpx: Ask, creduse_sandbox: SandboxServer) -> None:
     """Each request has a span, and a header with its context."""
     creduse_sandbox.direct.add(USER, 2)
-    check(over_httpx(CALLS))
+    with collected_spans() as spans:
+        check(over_httpx(CALLS))
     assert [entry.status for entry in creduse_sandbox.log] == [200, 402, 200]
     finished = spans.get_finished_spans()
     assert [span.attributes["http.status_code"] for span in finished] == [200, 402, 200]

@@ -2,8 +2,8 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,10 @@ import uvloop
 
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_sandbox import SandboxServer
+from tests.aiohttp.clients import Connect, Main, Run
 from tests.common import KEY
-from tests.servers import Behave as BehaveInThread
-from tests.servers import RawServer
+from tests.servers import Start, raw_servers
 from tests.tls import client_context, server_context
-
-Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -27,14 +25,11 @@ def run(request: pytest.FixtureRequest) -> Run:
     """Run a test's coroutine on asyncio's own loop and on uvloop's."""
     factory = asyncio.new_event_loop if request.param == "asyncio" else uvloop.new_event_loop
 
-    def run_it(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def run_it(main: Main) -> None:
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(main())
 
     return run_it
-
-
-Connect = Callable[..., Any]
 
 
 @pytest.fixture(params=["own", "supplied"])
@@ -80,17 +75,11 @@ def secure_server(secure_context: ssl.SSLContext) -> Iterator[SandboxServer]:
         yield running
 
 
-@pytest.fixture(scope="session")
-def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("authority") / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return path
-
-
 @pytest.fixture
-def trusted(authority_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients with their own session trust the secure server."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority_file))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
 
 
 @pytest.fixture(scope="session")
@@ -99,71 +88,17 @@ def trust(authority: trustme.CA) -> ssl.SSLContext:
     return client_context(authority)
 
 
-class Raw:
-    """A server on the client's own loop, which runs a function on each connection."""
-
-    def __init__(self) -> None:
-        self.base_url = ""
-        self.connections = 0
-        self.received: list[bytes] = []
-
-    async def request(self, reader: asyncio.StreamReader, end: bytes = b"}") -> bytes:
-        """Read one request; ``b""`` if the peer has gone."""
-        try:
-            self.received.append(await reader.readuntil(end))
-        except asyncio.IncompleteReadError:
-            return b""
-        return self.received[-1]
-
-
-Behave = Callable[[Raw, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
 @pytest.fixture
-def raw() -> Callable[[Behave], Any]:
-    @asynccontextmanager
-    async def serve(behave: Behave) -> AsyncGenerator[Raw]:
-        server = Raw()
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            server.connections += 1
-            try:
-                await behave(server, reader, writer)
-            except ConnectionError:
-                pass
-            finally:
-                writer.close()
-
-        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.create_task(connected(reader, writer))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-        listening = await asyncio.start_server(accept, "127.0.0.1", 0)
-        server.base_url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-        try:
-            yield server
-        finally:
-            listening.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)
-
-    return serve
+def raw() -> Iterator[Start]:
+    """Start servers on sockets."""
+    with raw_servers() as start:
+        yield start
 
 
 @pytest.fixture(params=["plain", "tls"])
-def threaded(request: pytest.FixtureRequest, secure_context: ssl.SSLContext) -> Any:
-    """Start a server of threads, which keeps running while the client's loop is blocked."""
-
-    @contextmanager
-    def start(behave: BehaveInThread) -> Generator[RawServer]:
-        server = RawServer(behave, secure_context if request.param == "tls" else None)
-        try:
-            yield server
-        finally:
-            server.close()
-
-    return start
+def plain_and_tls(
+    request: pytest.FixtureRequest, secure_context: ssl.SSLContext
+) -> Iterator[Start]:
+    """Start servers on sockets, without and with TLS."""
+    with raw_servers(secure_context if request.param == "tls" else None) as start:
+        yield start

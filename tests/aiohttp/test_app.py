@@ -13,6 +13,7 @@ import creduse_aiohttp
 from creduse import Outcome, TransportError
 from creduse_aiohttp import CLIENT, AsyncCreduseClient
 from creduse_sandbox import SandboxServer
+from tests.aiohttp.clients import Run
 from tests.common import KEY, USER
 
 SECOND = web.AppKey("SECOND", AsyncCreduseClient)
@@ -33,7 +34,7 @@ async def add(request: web.Request) -> web.Response:
     return web.Response()
 
 
-def test_client_lives_with_the_app(run: Any, server: SandboxServer) -> None:
+def test_client_lives_with_the_app(run: Run, server: SandboxServer) -> None:
     """Handlers find the client under its key, and the app closes it."""
 
     async def main() -> None:
@@ -49,7 +50,7 @@ def test_client_lives_with_the_app(run: Any, server: SandboxServer) -> None:
     assert len(server.log) == 1
 
 
-def test_several_clients(run: Any, server: SandboxServer) -> None:
+def test_several_clients(run: Run, server: SandboxServer) -> None:
     """Two keys make two clients, each with its own settings."""
 
     async def both(request: web.Request) -> web.Response:
@@ -69,7 +70,7 @@ def test_several_clients(run: Any, server: SandboxServer) -> None:
     assert {entry.connection for entry in server.log} == {1, 2}
 
 
-def test_sub_applications(run: Any, server: SandboxServer) -> None:
+def test_sub_applications(run: Run, server: SandboxServer) -> None:
     """A sub-application can have its own client, or use that of its parent."""
 
     async def outer(request: web.Request) -> web.Response:
@@ -95,7 +96,7 @@ def test_sub_applications(run: Any, server: SandboxServer) -> None:
 
 
 @pytest.mark.parametrize("by_key", [False, True])
-def test_session_of_the_app(run: Any, server: SandboxServer, by_key: bool) -> None:  # noqa: FBT001 - a test's parameter
+def test_session_of_the_app(run: Run, server: SandboxServer, by_key: bool) -> None:  # noqa: FBT001 - a test's parameter
     """The client can share the app's session, and does not close it."""
 
     async def own(app: web.Application) -> AsyncIterator[None]:

@@ -1,8 +1,8 @@
 """Calls of the aiohttp client."""
 
 import asyncio
+import socket
 import ssl
-from typing import Any
 from uuid import UUID
 
 import aiohttp
@@ -19,10 +19,12 @@ from creduse import (
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_core import __version__
 from creduse_sandbox import FAULTS, SandboxServer
+from tests.aiohttp.clients import Connect, Run
 from tests.common import KEY, NO_WAIT, USER
+from tests.servers import RawServer, Start
 
 
-def test_five_calls(run: Any, connect: Any, server: SandboxServer) -> None:
+def test_five_calls(run: Run, connect: Connect, server: SandboxServer) -> None:
     """Each of the five methods is applied once, on one connection."""
 
     async def main() -> None:
@@ -48,7 +50,7 @@ def test_five_calls(run: Any, connect: Any, server: SandboxServer) -> None:
     assert {entry.connection for entry in server.log} == {1}
 
 
-def test_headers(run: Any, connect: Any, server: SandboxServer) -> None:
+def test_headers(run: Run, connect: Connect, server: SandboxServer) -> None:
     """A request has the core's headers, Host and Content-Length, each once."""
 
     async def main() -> None:
@@ -68,7 +70,7 @@ def test_headers(run: Any, connect: Any, server: SandboxServer) -> None:
         ]
 
 
-def test_tasks_share_a_client(run: Any, connect: Any, server: SandboxServer) -> None:
+def test_tasks_share_a_client(run: Run, connect: Connect, server: SandboxServer) -> None:
     """Tasks of one loop can share a client, from its first call on."""
 
     async def main() -> None:
@@ -80,7 +82,7 @@ def test_tasks_share_a_client(run: Any, connect: Any, server: SandboxServer) -> 
     assert len(server.applied) == 100
 
 
-def test_aiohttp_does_not_retry(run: Any, connect: Any, server: SandboxServer) -> None:
+def test_aiohttp_does_not_retry(run: Run, connect: Connect, server: SandboxServer) -> None:
     """A read is not retried by aiohttp itself, on a kept connection either."""
     once = RetryPolicy(max_attempts=1)
 
@@ -98,7 +100,7 @@ def test_aiohttp_does_not_retry(run: Any, connect: Any, server: SandboxServer) -
     run(main)
 
 
-def test_tls(run: Any, secure_server: SandboxServer, trust: ssl.SSLContext) -> None:
+def test_tls(run: Run, secure_server: SandboxServer, trust: ssl.SSLContext) -> None:
     """Over TLS, calls share a connection, and a connection that must go closes at once."""
 
     async def main() -> None:
@@ -117,21 +119,18 @@ def test_tls(run: Any, secure_server: SandboxServer, trust: ssl.SSLContext) -> N
     assert [entry.connection for entry in secure_server.log] == [1, 1, 1, 2]
 
 
-def test_path_of_the_base_url(run: Any, raw: Any) -> None:
+def test_path_of_the_base_url(run: Run, raw: Start) -> None:
     """A path in the base URL comes before that of the call, unchanged."""
 
-    async def behave(server: Any, reader: Any, _: Any) -> None:
-        await server.request(reader)
+    def behave(connection: socket.socket, server: RawServer) -> None:
+        server.request(connection)
 
     async def main() -> None:
-        async with (
-            raw(behave) as server,
-            AsyncCreduseClient(
-                KEY, base_url=server.base_url + "/a%2Fb/v1", retry=NO_WAIT
-            ) as client,
-        ):
+        base_url = server.base_url + "/a%2Fb/v1"
+        async with AsyncCreduseClient(KEY, base_url=base_url, retry=NO_WAIT) as client:
             with pytest.raises(CreduseError):
                 await client.add(USER, 1)
             assert server.received[0].startswith(b"POST /a%2Fb/v1/add HTTP/1.1\r\n")
 
+    server = raw(behave)
     run(main)

@@ -11,9 +11,7 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -28,10 +26,12 @@ from creduse import (
 )
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_sandbox import FAULTS, SandboxServer
+from tests.aiohttp.clients import Connect, Run, until
 from tests.common import GOOD, KEY, NO_WAIT, ONCE, RESPONSE, USER
+from tests.servers import RawServer, Start, never_respond, wait_for_end
 
 
-def test_unknown_host(run: Any, connect: Any) -> None:
+def test_unknown_host(run: Run, connect: Connect) -> None:
     """A host name without an address is NOT_APPLIED and retried."""
 
     async def main() -> None:
@@ -58,7 +58,7 @@ def test_certificates_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("trusted")
 def test_certificates_are_read_once(
-    run: Any, secure_server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+    run: Run, secure_server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The certificates are read when the client is made."""
 
@@ -70,7 +70,7 @@ def test_certificates_are_read_once(
     run(main)
 
 
-def test_fingerprint_that_does_not_match(run: Any, secure_server: SandboxServer) -> None:
+def test_fingerprint_that_does_not_match(run: Run, secure_server: SandboxServer) -> None:
     """A certificate with another fingerprint is NOT_APPLIED, and not retried."""
 
     async def main() -> None:
@@ -89,7 +89,7 @@ def test_fingerprint_that_does_not_match(run: Any, secure_server: SandboxServer)
     assert secure_server.log == ()
 
 
-def test_plain_server_for_https(run: Any, connect: Any, server: SandboxServer) -> None:
+def test_plain_server_for_https(run: Run, connect: Connect, server: SandboxServer) -> None:
     """A server that does not speak TLS is NOT_APPLIED."""
 
     async def main() -> None:
@@ -102,7 +102,7 @@ def test_plain_server_for_https(run: Any, connect: Any, server: SandboxServer) -
     assert server.applied == ()
 
 
-def test_no_time_to_send(run: Any, connect: Any, server: SandboxServer) -> None:
+def test_no_time_to_send(run: Run, connect: Connect, server: SandboxServer) -> None:
     """A call whose timeout passes before it is sent sends nothing, on a kept connection either."""
 
     async def main() -> None:
@@ -117,15 +117,15 @@ def test_no_time_to_send(run: Any, connect: Any, server: SandboxServer) -> None:
     assert [b'"amount":5' in (entry.body or b"") for entry in server.log] == [False, False]
 
 
-def test_cut_response(run: Any, connect: Any, raw: Any) -> None:
+def test_cut_response(run: Run, connect: Connect, raw: Start) -> None:
     """A cut response is UNKNOWN, even with a whole JSON body, and the error has what came."""
 
-    async def behave(server: Any, reader: Any, writer: Any) -> None:
-        await server.request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + GOOD)
+    def behave(connection: socket.socket, server: RawServer) -> None:
+        server.request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + GOOD)
 
     async def main() -> None:
-        async with raw(behave) as server, connect(server.base_url) as client:
+        async with connect(server.base_url) as client:
             with pytest.raises(InvalidResponseError, match="cut") as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.UNKNOWN
@@ -133,106 +133,94 @@ def test_cut_response(run: Any, connect: Any, raw: Any) -> None:
             assert caught.value.response.body == GOOD
             assert len(server.received) == 1
 
+    server = raw(behave)
     run(main)
 
 
 @pytest.mark.parametrize("lines", [b"", b"Upgrade: x\r\nConnection: upgrade\r\n"])
-def test_switching_protocols(run: Any, connect: Any, raw: Any, lines: bytes) -> None:
+def test_switching_protocols(run: Run, connect: Connect, raw: Start, lines: bytes) -> None:
     """A 101 is UNKNOWN, in time, and its connection is not used again."""
 
-    async def behave(server: Any, reader: Any, writer: Any) -> None:
-        await server.request(reader)
+    def behave(connection: socket.socket, server: RawServer) -> None:
+        server.request(connection)
         if server.connections == 1:
-            writer.write(b"HTTP/1.1 101 Switching Protocols\r\n" + lines + b"\r\n")
-            await reader.read()
+            connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\n" + lines + b"\r\n")
+            wait_for_end(connection)
         else:
-            writer.write(RESPONSE)
+            connection.sendall(RESPONSE)
 
     async def main() -> None:
-        async with raw(behave) as server, connect(server.base_url, timeout=0.5) as client:
+        async with connect(server.base_url, retry=ONCE) as client:
             with pytest.raises(CreduseError) as caught:
-                await client.add(USER, 5)
+                await client.add(USER, 5, timeout=0.5)
             assert caught.value.outcome is Outcome.UNKNOWN
             await client.add(USER, 5)
             assert server.connections == 2
 
+    server = raw(behave)
     run(main)
 
 
-def test_response_at_the_deadline(run: Any, connect: Any) -> None:
+def test_response_at_the_deadline(run: Run, connect: Connect, raw: Start) -> None:
     """A response that has arrived by the deadline counts, though the loop was blocked."""
-    begun = threading.Event()
+    blocked, sent = threading.Event(), threading.Event()
 
-    def serve(listener: socket.socket) -> None:
-        with listener, listener.accept()[0] as connection:
-            for _ in range(2):
-                connection.recv(65536)
-                begun.set()
-                time.sleep(0.1)
-                connection.sendall(RESPONSE)
+    def respond_when_blocked(connection: socket.socket, server: RawServer) -> None:
+        server.request(connection)
+        connection.sendall(RESPONSE)
+        server.request(connection)
+        assert blocked.wait(30)
+        connection.sendall(RESPONSE)
+        sent.set()
 
     async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            thread = threading.Thread(target=serve, args=(listener,))
-            thread.start()
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            async with connect(url, retry=ONCE) as client:
-                await client.add(USER, 5)
-                begun.clear()
-                call = asyncio.create_task(client.add(USER, 5, timeout=0.3))
-                while not begun.is_set():  # noqa: ASYNC110 - a thread sets it
-                    await asyncio.sleep(0)
-                time.sleep(0.6)  # noqa: ASYNC251 - the loop is to be held up
-                assert (await call).amount == 5
-            thread.join()
+        async with connect(server.base_url, retry=ONCE) as client:
+            await client.add(USER, 5)
+            call = asyncio.create_task(client.add(USER, 5, timeout=1))
+            while len(server.received) < 2:  # noqa: ASYNC110 - a thread adds it
+                await asyncio.sleep(0)
+            blocked.set()
+            assert sent.wait(30)
+            time.sleep(1)  # noqa: ASYNC251 - block the loop until the deadline has passed
+            assert (await call).amount == 5
 
+    server = raw(respond_when_blocked)
     run(main)
 
 
-def test_full_pool(run: Any, raw: Any) -> None:
+def test_full_pool(run: Run, raw: Start) -> None:
     """A call that gets no connection of a full pool in time is NOT_APPLIED."""
 
-    async def behave(server: Any, reader: Any, _: Any) -> None:
-        await server.request(reader)
-        await reader.read()
-
     async def main() -> None:
-        policy = RetryPolicy(initial_delay=0, attempt_timeout=0.05)
+        policy = RetryPolicy(initial_delay=0, attempt_timeout=0.3)
         async with (
-            raw(behave) as server,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
             AsyncCreduseClient(KEY, session, base_url=server.base_url, retry=policy) as client,
         ):
-            holding = asyncio.create_task(client.add(USER, 1, timeout=1))
-            while not server.received:  # noqa: ASYNC110 - simpler than an event for one test
-                await asyncio.sleep(0.01)
+            holding = asyncio.create_task(client.add(USER, 1))
+            await until(lambda: server.received)
             with pytest.raises(CreduseTimeoutError) as caught:
                 await client.add(USER, 2)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert len(caught.value.attempts) == 3
-            with pytest.raises(CreduseTimeoutError):
-                await holding
+            holding.cancel()
+            await asyncio.wait({holding})
             assert len(server.received) == 1
 
+    server = raw(never_respond)
     run(main)
 
 
-def test_closed_while_a_call_waits(run: Any, raw: Any) -> None:
+def test_closed_while_a_call_waits(run: Run, raw: Start) -> None:
     """Closing the session ends a call that waits for a connection, with an error of ours."""
-
-    async def behave(server: Any, reader: Any, _: Any) -> None:
-        await server.request(reader)
-        await reader.read()
 
     async def main() -> None:
         async with (
-            raw(behave) as server,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
             AsyncCreduseClient(KEY, session, base_url=server.base_url) as client,
         ):
             holding = asyncio.create_task(client.add(USER, 1))
-            while not server.received:  # noqa: ASYNC110 - simpler than an event for one test
-                await asyncio.sleep(0.01)
+            await until(lambda: server.received)
             waiting = asyncio.create_task(client.add(USER, 2))
             await asyncio.sleep(0.05)
             await session.close()
@@ -240,13 +228,14 @@ def test_closed_while_a_call_waits(run: Any, raw: Any) -> None:
                 await waiting
             assert caught.value.outcome is Outcome.NOT_APPLIED
             with pytest.raises(TransportError) as caught:
-                await asyncio.wait_for(holding, 2)
+                await asyncio.wait_for(holding, 30)
             assert caught.value.outcome is Outcome.UNKNOWN
 
+    server = raw(never_respond)
     run(main)
 
 
-def test_closed_client(run: Any, connect: Any, server: SandboxServer) -> None:
+def test_closed_client(run: Run, connect: Connect, server: SandboxServer) -> None:
     """A closed client sends nothing, and the error says so."""
 
     async def main() -> None:
@@ -261,7 +250,7 @@ def test_closed_client(run: Any, connect: Any, server: SandboxServer) -> None:
     assert server.log == ()
 
 
-def test_url_that_aiohttp_rejects(run: Any, connect: Any) -> None:
+def test_url_that_aiohttp_rejects(run: Run, connect: Connect) -> None:
     """A URL that only the library rejects is NOT_APPLIED, and not retried."""
 
     async def main() -> None:
@@ -276,7 +265,7 @@ def test_url_that_aiohttp_rejects(run: Any, connect: Any) -> None:
 
 @pytest.mark.parametrize("fault", ["not-http", "cut-body-then-close", "apply-then-reset", "500"])
 def test_no_key_anywhere(
-    run: Any, connect: Any, server: SandboxServer, fault: str, caplog: pytest.LogCaptureFixture
+    run: Run, connect: Connect, server: SandboxServer, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The key is in no repr, error, traceback, pickle, or debug log."""
     caplog.set_level(logging.DEBUG)
@@ -332,7 +321,8 @@ def test_without_asyncio(server: SandboxServer) -> None:
     assert server.log == ()
 
 
-def test_unclosed_client(run: Any, server: SandboxServer) -> None:
+@pytest.mark.usefixtures("leaks")
+def test_unclosed_client(run: Run, server: SandboxServer) -> None:
     """A client that was not closed warns as aiohttp does."""
 
     async def main() -> None:
@@ -341,9 +331,8 @@ def test_unclosed_client(run: Any, server: SandboxServer) -> None:
         loop.set_exception_handler(lambda _, context: said.append(context["message"]))
         client = AsyncCreduseClient(KEY, base_url=server.base_url)
         await client.add(USER, 1)
-        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-            del client
-            gc.collect()
+        del client
+        gc.collect()
         assert said == ["Unclosed client session", "Unclosed connector"]
 
     run(main)

@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -20,23 +20,13 @@ import uvloop
 
 from creduse import CreduseError, Outcome, RetryPolicy, TransportError
 from creduse_aiohttp import AsyncCreduseClient
-from creduse_core import exception_chain
+from creduse_core import Call, exception_chain
 from creduse_sandbox import FAULTS, SandboxServer
+from tests.aiohttp.clients import Connect, Run, until
 from tests.common import KEY, RESPONSE, USER
-from tests.servers import RawServer
+from tests.servers import RawServer, Start, never_respond
 
 pytestmark = pytest.mark.slow
-
-
-async def silent(server: Any, reader: Any, _: Any) -> None:
-    """Read the request, and do not respond."""
-    await server.request(reader)
-    await reader.read()
-
-
-async def until(condition: Any) -> None:
-    while not condition():  # noqa: ASYNC110 - any condition
-        await asyncio.sleep(0.01)
 
 
 def frames_that_show(error: BaseException, secret: str) -> list[str]:
@@ -52,29 +42,33 @@ def frames_that_show(error: BaseException, secret: str) -> list[str]:
 # What leaves a call has no frame that holds the key.
 
 
-async def time_out(client: AsyncCreduseClient, _: Any) -> None:
+async def time_out(client: AsyncCreduseClient, _: RawServer) -> None:
     async with asyncio.timeout(0.1):
         await client.add(USER, 5)
 
 
-async def cancel(client: AsyncCreduseClient, server: Any) -> None:
+async def cancel(client: AsyncCreduseClient, server: RawServer) -> None:
     task = asyncio.create_task(client.add(USER, 5))
     await until(lambda: server.received)
     task.cancel()
     await task
 
 
+Leave = Callable[[AsyncCreduseClient, RawServer], Awaitable[None]]
+
+
 @pytest.mark.parametrize("leave", [time_out, cancel])
-def test_no_key_in_frames(run: Any, connect: Any, raw: Any, leave: Any) -> None:
+def test_no_key_in_frames(run: Run, connect: Connect, raw: Start, leave: Leave) -> None:
     """No frame of the caller's timeout or cancellation shows the key."""
 
     async def main() -> None:
-        async with raw(silent) as server, connect(server.base_url) as client:
+        async with connect(server.base_url) as client:
             with pytest.raises((TimeoutError, asyncio.CancelledError)) as caught:
                 await leave(client, server)
             assert caught.value.__traceback__ is not None
             assert frames_that_show(caught.value, KEY) == []
 
+    server = raw(never_respond)
     run(main)
 
 
@@ -94,7 +88,9 @@ def numbers_of(sandbox: SandboxServer, amount: int) -> list[int]:
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_ctrl_c(sandbox: SandboxServer, trust: ssl.SSLContext, factory: Any) -> None:
+def test_ctrl_c(
+    sandbox: SandboxServer, trust: ssl.SSLContext, factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
     """After a KeyboardInterrupt nothing is first sent, no frame shows the key, the session works."""
 
     async def make() -> aiohttp.ClientSession:
@@ -132,7 +128,7 @@ def test_ctrl_c(sandbox: SandboxServer, trust: ssl.SSLContext, factory: Any) -> 
 
 
 @pytest.mark.usefixtures("trusted")
-def test_close_during_a_call(run: Any, sandbox: SandboxServer) -> None:
+def test_close_during_a_call(run: Run, sandbox: SandboxServer) -> None:
     """`aclose` ends calls in bounded time, and nothing is first sent after it."""
 
     async def main() -> None:
@@ -166,12 +162,8 @@ def test_close_during_a_call(run: Any, sandbox: SandboxServer) -> None:
 
 
 @pytest.mark.usefixtures("trusted")
-def test_close_while_a_call_waits(run: Any, threaded: Any) -> None:
+def test_close_while_a_call_waits(run: Run, plain_and_tls: Start) -> None:
     """`aclose` ends a call that waits for its response: UNKNOWN."""
-
-    def serve(connection: socket.socket, server: RawServer) -> None:
-        server.request(connection)
-        connection.recv(1)
 
     async def main() -> None:
         client = AsyncCreduseClient(KEY, base_url=server.base_url)
@@ -183,8 +175,8 @@ def test_close_while_a_call_waits(run: Any, threaded: Any) -> None:
         assert caught.value.outcome is Outcome.UNKNOWN
         assert len(server.received) == 1
 
-    with threaded(serve) as server:
-        run(main)
+    server = plain_and_tls(never_respond)
+    run(main)
 
 
 # Exceptions that come from elsewhere.
@@ -226,7 +218,7 @@ def foreign(request: pytest.FixtureRequest) -> Iterator[type[Exception]]:
 @pytest.mark.parametrize("moment", ["before connecting", "after connecting"])
 @pytest.mark.parametrize("name", ["add", "get_balance"])
 def test_foreign_exception(
-    run: Any, server: SandboxServer, foreign: type[Exception], name: str, moment: str
+    run: Run, server: SandboxServer, foreign: type[Exception], name: str, moment: str
 ) -> None:
     """An exception of a signal handler leaves the client unchanged; the call is not retried."""
 
@@ -238,7 +230,7 @@ def test_foreign_exception(
             AsyncCreduseClient(KEY, session, base_url=server.base_url) as client,
         ):
             protocol = client.protocol
-            call: Any = protocol.add(USER, 5) if name == "add" else protocol.get_balance(USER)
+            call: Call[Any] = protocol.add(USER, 5) if name == "add" else protocol.get_balance(USER)
             with pytest.raises(foreign, match="from a signal handler") as caught:
                 await client.run(call)
             assert frames_that_show(caught.value, KEY) == []
@@ -251,14 +243,12 @@ def test_foreign_exception(
 # Closing.
 
 
-def test_close_on_a_supplied_session(run: Any, raw: Any) -> None:
+def test_close_on_a_supplied_session(run: Run, raw: Start) -> None:
     """A call that waits for a connection of a supplied session sends nothing after `aclose`."""
 
     async def main() -> None:
-        async with (
-            raw(silent) as server,
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
-        ):
+        connector = aiohttp.TCPConnector(limit=1)
+        async with aiohttp.ClientSession(connector=connector) as session:
             holder = AsyncCreduseClient(KEY, session, base_url=server.base_url)
             holding = asyncio.create_task(holder.add(USER, 1))
             await until(lambda: server.received)
@@ -272,11 +262,12 @@ def test_close_on_a_supplied_session(run: Any, raw: Any) -> None:
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert len(server.received) == 1
 
+    server = raw(never_respond)
     run(main)
 
 
 @pytest.mark.usefixtures("trusted")
-def test_cancelled_as_the_handshake_ends(run: Any, secure_context: ssl.SSLContext) -> None:
+def test_cancelled_as_the_handshake_ends(run: Run, secure_context: ssl.SSLContext) -> None:
     """A call that is cancelled as its handshake ends leaves no socket open.
 
     asyncio closes that connection and waits for its peer to close TLS, too, for half a minute.
@@ -305,7 +296,7 @@ def test_cancelled_as_the_handshake_ends(run: Any, secure_context: ssl.SSLContex
             time.sleep(0.5)  # noqa: ASYNC251 - as it says
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await asyncio.wait_for(until(gone.is_set), 8)
+            await asyncio.wait_for(until(gone.is_set), 20)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
@@ -317,7 +308,7 @@ def test_cancelled_as_the_handshake_ends(run: Any, secure_context: ssl.SSLContex
 
 @pytest.mark.parametrize("moment", ["while idle", "while busy"])
 def test_a_peer_that_does_not_close_tls(
-    run: Any, secure_context: ssl.SSLContext, trust: ssl.SSLContext, moment: str
+    run: Run, secure_context: ssl.SSLContext, trust: ssl.SSLContext, moment: str
 ) -> None:
     """A connection with a surplus is closed at once, though its peer does not close TLS."""
     gone = threading.Event()
@@ -349,7 +340,7 @@ def test_a_peer_that_does_not_close_tls(
                 with pytest.raises(TransportError) as caught:
                     await client.subtract(USER, 5)
                 assert caught.value.outcome is Outcome.NOT_APPLIED
-            await asyncio.wait_for(until(gone.is_set), 8)
+            await asyncio.wait_for(until(gone.is_set), 20)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
@@ -362,7 +353,7 @@ def test_a_peer_that_does_not_close_tls(
 # A process that has run out of file descriptors.
 
 
-def test_without_file_descriptors(run: Any, connect: Any, server: SandboxServer) -> None:
+def test_without_file_descriptors(run: Run, connect: Connect, server: SandboxServer) -> None:
     """A connection is closed without opening a file, and no new one can be made."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 

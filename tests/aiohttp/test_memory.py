@@ -7,22 +7,22 @@ import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
 
 import aiohttp
 import pytest
 
 from creduse import CreduseError, RetryPolicy
 from creduse_aiohttp import AsyncCreduseClient
+from tests.aiohttp.clients import Run
 from tests.common import GOOD, KEY, LAST_RESPONSE, RESPONSE, USER, response
-from tests.servers import RawServer
+from tests.servers import RawServer, Start
 
 pytestmark = pytest.mark.slow
 
 CALLS = 1000
 OF_THREADS = ("builtin_function_or_method", "method")
 """What coverage leaves of each thread of the server."""
-IN_UVLOOP = {"run": "uvloop", "threaded": "tls"}
+IN_UVLOOP = {"run": "uvloop", "plain_and_tls": "tls"}
 
 
 async def new_connection(client: AsyncCreduseClient, _: int) -> None:
@@ -60,8 +60,8 @@ def serve(connection: socket.socket, server: RawServer) -> None:
 
 @pytest.mark.parametrize("use", [new_connection, failure, cancellation])
 def test_nothing_is_left(
-    run: Any,
-    threaded: Any,
+    run: Run,
+    plain_and_tls: Start,
     trust: ssl.SSLContext,
     request: pytest.FixtureRequest,
     use: Callable[[AsyncCreduseClient, int], Awaitable[None]],
@@ -89,5 +89,5 @@ def test_nothing_is_left(
             more.pop(kind, None)
         assert more.total() < CALLS / 10, more.most_common(9)
 
-    with threaded(serve) as server:
-        run(main)
+    server = plain_and_tls(serve)
+    run(main)

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import warnings
-from typing import Any
 
 import aiohttp
 import pytest
@@ -13,23 +12,25 @@ from creduse import Outcome, TransportError
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_core import exception_chain
 from creduse_sandbox import SandboxServer
+from tests.aiohttp.clients import Run
 from tests.common import KEY, NO_WAIT, RESPONSE, USER
+from tests.servers import Behave, RawServer, Start
 
 SERVICE = "https://api.creduse.com"
 PASSWORD = "s3cret-w0rd"
 QUOTED = "s3cret-w0rd%23%40"
 
 
-async def refuse(server: Any, reader: Any, writer: Any) -> None:
+def refuse(connection: socket.socket, server: RawServer) -> None:
     """Act as a proxy that refuses every CONNECT."""
-    await server.request(reader, b"\r\n\r\n")
-    writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+    server.request(connection, b"\r\n\r\n")
+    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
-async def accept_and_close(server: Any, reader: Any, writer: Any) -> None:
+def accept_and_close(connection: socket.socket, server: RawServer) -> None:
     """Act as a proxy whose tunnels end at once."""
-    await server.request(reader, b"\r\n\r\n")
-    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    server.request(connection, b"\r\n\r\n")
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
 
 
 def with_login(url: str, password: str = QUOTED) -> str:
@@ -45,59 +46,59 @@ def shows(error: BaseException, *secrets: str) -> bool:
 @pytest.mark.parametrize("behave", [refuse, accept_and_close])
 @pytest.mark.parametrize("given", ["HTTPS_PROXY", "all_proxy", "trust_env", "proxy", "proxy_auth"])
 def test_proxy(
-    run: Any, raw: Any, given: str, behave: Any, monkeypatch: pytest.MonkeyPatch
+    run: Run, raw: Start, given: str, behave: Behave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy gets CONNECT and its login, not the key; the error names it without its password."""
 
     async def main() -> None:
-        async with raw(behave) as proxy:
-            url = with_login(proxy.base_url)
-            session = None
-            if given == "trust_env":
-                monkeypatch.setenv("HTTPS_PROXY", url)
-                session = aiohttp.ClientSession(trust_env=True)
-            elif given == "proxy":
-                session = aiohttp.ClientSession(proxy=url)
-            elif given == "proxy_auth":
-                with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-                    login = aiohttp.BasicAuth("user", f"{PASSWORD}#@")
-                    session = aiohttp.ClientSession(proxy=proxy.base_url, proxy_auth=login)
-            else:
-                monkeypatch.setenv(given, url)
-            async with AsyncCreduseClient(
-                KEY, session, base_url="https://service.invalid", retry=NO_WAIT
-            ) as client:
-                with pytest.raises(TransportError) as caught:
-                    await client.add(USER, 5)
-            if session is not None:
-                await session.close()
-            error = caught.value
-            assert error.outcome is Outcome.NOT_APPLIED
-            assert f"service.invalid:443 through proxy {proxy.base_url}" in str(error)
-            assert not shows(error, PASSWORD, "dXNlcjpz")
-            assert len(proxy.received) == len(error.attempts)
-            for received in proxy.received:
-                assert received.startswith(b"CONNECT service.invalid:443 ")
-                assert b"Proxy-Authorization: Basic dXNlcjpzM2NyZXQtdzByZCNA\r\n" in received
-                assert KEY.encode() not in received
+        url = with_login(proxy.base_url)
+        session = None
+        if given == "trust_env":
+            monkeypatch.setenv("HTTPS_PROXY", url)
+            session = aiohttp.ClientSession(trust_env=True)
+        elif given == "proxy":
+            session = aiohttp.ClientSession(proxy=url)
+        elif given == "proxy_auth":
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                login = aiohttp.BasicAuth("user", f"{PASSWORD}#@")
+                session = aiohttp.ClientSession(proxy=proxy.base_url, proxy_auth=login)
+        else:
+            monkeypatch.setenv(given, url)
+        async with AsyncCreduseClient(
+            KEY, session, base_url="https://service.invalid", retry=NO_WAIT
+        ) as client:
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+        if session is not None:
+            await session.close()
+        error = caught.value
+        assert error.outcome is Outcome.NOT_APPLIED
+        assert f"service.invalid:443 through proxy {proxy.base_url}" in str(error)
+        assert not shows(error, PASSWORD, "dXNlcjpz")
+        assert len(proxy.received) == len(error.attempts)
+        for received in proxy.received:
+            assert received.startswith(b"CONNECT service.invalid:443 ")
+            assert b"Proxy-Authorization: Basic dXNlcjpzM2NyZXQtdzByZCNA\r\n" in received
+            assert KEY.encode() not in received
 
+    proxy = raw(behave)
     run(main)
 
 
-def test_no_proxy(run: Any, raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy(run: Run, raw: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """``NO_PROXY`` is respected."""
 
     async def main() -> None:
-        async with raw(refuse) as proxy:
-            monkeypatch.setenv("HTTPS_PROXY", proxy.base_url)
-            monkeypatch.setenv("NO_PROXY", ".invalid")
-            async with AsyncCreduseClient(
-                KEY, base_url="https://service.invalid", retry=NO_WAIT
-            ) as client:
-                with pytest.raises(TransportError):
-                    await client.add(USER, 5)
-            assert proxy.received == []
+        monkeypatch.setenv("HTTPS_PROXY", proxy.base_url)
+        monkeypatch.setenv("NO_PROXY", ".invalid")
+        async with AsyncCreduseClient(
+            KEY, base_url="https://service.invalid", retry=NO_WAIT
+        ) as client:
+            with pytest.raises(TransportError):
+                await client.add(USER, 5)
+        assert proxy.received == []
 
+    proxy = raw(refuse)
     run(main)
 
 
@@ -134,18 +135,15 @@ def test_unsupported_proxy(url: str, given: str, monkeypatch: pytest.MonkeyPatch
     asyncio.run(main())
 
 
-def test_plain_http_to_a_proxy(run: Any, raw: Any) -> None:
+def test_plain_http_to_a_proxy(run: Run, raw: Start) -> None:
     """A request over plain http goes to the proxy unchanged, with the proxy's login."""
 
-    async def behave(server: Any, reader: Any, writer: Any) -> None:
-        while await server.request(reader):
-            writer.write(RESPONSE)
+    def behave(connection: socket.socket, server: RawServer) -> None:
+        while server.request(connection):
+            connection.sendall(RESPONSE)
 
     async def main() -> None:
-        async with (
-            raw(behave) as proxy,
-            aiohttp.ClientSession(proxy=with_login(proxy.base_url)) as session,
-        ):
+        async with aiohttp.ClientSession(proxy=with_login(proxy.base_url)) as session:
             # One that a session was made with is its owner's choice, for this machine, too.
             for base_url in ("http://service.invalid", "http://localhost:1"):
                 async with AsyncCreduseClient(
@@ -158,24 +156,25 @@ def test_plain_http_to_a_proxy(run: Any, raw: Any) -> None:
                 assert received.count(b"Proxy-Authorization: Basic dXNlcjpzM2NyZXQtdzByZCNA") == 1
             assert (len(proxy.received), proxy.connections) == (4, 2)
 
+    proxy = raw(behave)
     run(main)
 
 
 def test_no_proxy_to_this_machine(
-    run: Any, server: SandboxServer, raw: Any, monkeypatch: pytest.MonkeyPatch
+    run: Run, server: SandboxServer, raw: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request to this machine does not use the environment's proxy."""
 
     async def main() -> None:
-        async with raw(refuse) as proxy:
-            for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-                monkeypatch.setenv(name, proxy.base_url)
-            async with aiohttp.ClientSession(trust_env=True) as session:
-                for given in (session, None):
-                    async with AsyncCreduseClient(KEY, given, base_url=server.base_url) as client:
-                        await client.add(USER, 1)
-            assert proxy.received == []
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.base_url)
+        async with aiohttp.ClientSession(trust_env=True) as session:
+            for given in (session, None):
+                async with AsyncCreduseClient(KEY, given, base_url=server.base_url) as client:
+                    await client.add(USER, 1)
+        assert proxy.received == []
 
+    proxy = raw(refuse)
     run(main)
     assert len(server.applied) == 2
 
@@ -216,7 +215,7 @@ def address_of_this_machine() -> str:
 
 
 @pytest.mark.parametrize("host", ["localhost", "creduse.localhost"])
-def test_loopback_name_that_is_elsewhere(run: Any, host: str) -> None:
+def test_loopback_name_that_is_elsewhere(run: Run, host: str) -> None:
     """A loopback name that resolves elsewhere gets nothing over plain http, unless allowed."""
     received: list[bytes] = []
 
@@ -250,7 +249,7 @@ def test_loopback_name_that_is_elsewhere(run: Any, host: str) -> None:
     run(main)
 
 
-def test_loopback_name(run: Any, server: SandboxServer) -> None:
+def test_loopback_name(run: Run, server: SandboxServer) -> None:
     """A loopback name of this machine works, over IPv4 or mapped into IPv6."""
 
     async def main() -> None:

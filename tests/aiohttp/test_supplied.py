@@ -13,16 +13,19 @@ import pytest
 from creduse import InsufficientFundsError, InvalidResponseError, Outcome, TransportError
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
+from tests.aiohttp.clients import Run
 from tests.common import KEY, ONCE, RESPONSE, USER
 
 COUNT = '{"end_user_id": "12345678-1234-5678-1234-567812345678", "amount": 10}'
 
 
-def test_settings_of_the_session_are_ignored(run: Any, server: SandboxServer) -> None:
+def test_settings_of_the_session_are_ignored(run: Run, server: SandboxServer) -> None:
     """The settings of a supplied session change neither requests nor responses."""
     seen: list[object] = []
 
-    async def middleware(request: aiohttp.ClientRequest, handler: Any) -> Any:
+    async def middleware(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
         seen.append(request)
         request.headers["X-Theirs"] = "1"
         await handler(request)
@@ -91,7 +94,7 @@ def test_settings_of_the_session_are_ignored(run: Any, server: SandboxServer) ->
         assert ("Accept", "application/json") in entry.headers
 
 
-def test_stays_open(run: Any, server: SandboxServer) -> None:
+def test_stays_open(run: Run, server: SandboxServer) -> None:
     """Closing our client leaves a supplied session open."""
 
     async def main() -> None:
@@ -109,7 +112,7 @@ def test_stays_open(run: Any, server: SandboxServer) -> None:
     assert [entry.connection for entry in server.log] == [1, 1, 1]
 
 
-def test_closed_by_its_owner(run: Any, server: SandboxServer) -> None:
+def test_closed_by_its_owner(run: Run, server: SandboxServer) -> None:
     """After the owner has closed the session, nothing is sent, and the error says why."""
 
     async def main() -> None:
@@ -128,7 +131,7 @@ def test_closed_by_its_owner(run: Any, server: SandboxServer) -> None:
     assert len(server.log) == 1
 
 
-def test_unclosed_client(run: Any, server: SandboxServer) -> None:
+def test_unclosed_client(run: Run, server: SandboxServer) -> None:
     """An unclosed client on a supplied session does not warn."""
 
     async def main() -> None:
@@ -170,7 +173,7 @@ def test_session_of_another_loop(server: SandboxServer) -> None:
     assert server.log == ()
 
 
-def test_error_without_a_request(run: Any) -> None:
+def test_error_without_a_request(run: Run) -> None:
     """A mock's ``ClientResponseError`` can have no ``request_info``."""
 
     class Failing(aiohttp.TCPConnector):
@@ -193,7 +196,7 @@ def test_not_a_session() -> None:
         AsyncCreduseClient(KEY, "https://api.creduse.com")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # what is tested
 
 
-def test_auth_is_rejected(run: Any) -> None:
+def test_auth_is_rejected(run: Run) -> None:
     """A session with ``auth=`` is rejected when the client is made."""
 
     async def main() -> None:
@@ -207,7 +210,7 @@ def test_auth_is_rejected(run: Any) -> None:
 
 
 def test_netrc_is_not_read(
-    run: Any, server: SandboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, server: SandboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A login in netrc is not sent."""
     tmp_path.joinpath("netrc").write_text("default login somebody password else-0123456789\n")
@@ -225,7 +228,7 @@ def test_netrc_is_not_read(
 
 
 def test_connector_of_another_kind(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The session may have any connector, such as a Unix socket's."""
     monkeypatch.chdir(
@@ -251,7 +254,7 @@ def test_connector_of_another_kind(
     run(main)
 
 
-def test_tls_settings(run: Any, secure_server: SandboxServer, trust: ssl.SSLContext) -> None:
+def test_tls_settings(run: Run, secure_server: SandboxServer, trust: ssl.SSLContext) -> None:
     """The TLS settings are those of the session's connector."""
 
     async def main() -> None:

@@ -1,19 +1,19 @@
 """vcrpy records and replays our client's calls."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from creduse import InsufficientFundsError, Outcome
 from creduse_sandbox import SandboxServer
+from tests.aiohttp.clients import Connect, Run
 
 vcr = pytest.importorskip("vcr")
 
 USER = "12345678-1234-5678-1234-567812345678"
 
 
-def test_vcrpy(run: Any, connect: Any, server: SandboxServer, tmp_path: Path) -> None:
+def test_vcrpy(run: Run, connect: Connect, server: SandboxServer, tmp_path: Path) -> None:
     """The second run comes from the cassette, which has no key if the header is filtered."""
     cassette = tmp_path / "cassette.yaml"
 

@@ -3,7 +3,6 @@
 import inspect
 import json
 import traceback
-from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +33,7 @@ from creduse_core import (
     TransportError,
 )
 from tests.common import USER_ID
+from tests.core.players import Play, Player
 
 PROTOCOL = CreduseProtocol("key", retry=RetryPolicy(server_replays=True))
 MOMENT = "2024-01-01T18:50:22Z"
@@ -53,10 +53,8 @@ BUSY = Response(429, [("Retry-After", "3")], b"")
 BROKEN = Response(500, (), b"")
 UNSENT = Failure(Delivery.NOT_SENT, OSError("refused"), transient=True)
 
+
 # Gives a client that plays these events; see conftest.py.
-Play = Callable[..., Any]
-
-
 class Cancelled(BaseException):
     """A library's cancellation."""
 
@@ -65,7 +63,7 @@ def subtract() -> Call[CreditsSubtracted]:
     return PROTOCOL.subtract(USER_ID, 7)
 
 
-def end(player: Any, call: Call[Any]) -> BaseException | None:
+def end(player: Player, call: Call[Any]) -> BaseException | None:
     """Run a call, and return what it raises."""
     try:
         player.do("run", call)
@@ -252,7 +250,7 @@ def test_libraries_of_a_transport(play: Play, libraries: list[str] | None, forei
 
     player = play(interrupt)
     if libraries is not None:
-        player.client._transport.libraries = libraries  # noqa: SLF001 - the script's own
+        player.transport.libraries = libraries
     call = subtract()
     error = end(player, call)
     assert type(error) is (LookupError if foreign else TransportError)
@@ -278,7 +276,7 @@ def test_interrupted_reading(play: Play) -> None:
 
 
 @pytest.mark.parametrize("after", [1, 2], ids=["at the first attempt", "at the second"])
-def test_clock_that_fails(play: Play, after: int) -> None:
+def test_clock_that_fails(play: Play, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that raises ends the call with its exception."""
     player = play(UNSENT, GOOD)
     script = player.script
@@ -288,7 +286,7 @@ def test_clock_that_fails(play: Play, after: int) -> None:
             raise LookupError("no time")
         return 100.0
 
-    player.client._transport.now = failing  # noqa: SLF001
+    monkeypatch.setattr(player.transport, "now", failing)
     call = subtract()
     assert isinstance(end(player, call), LookupError)
     assert (call.state, call.outcome) == (State.ABANDONED, Outcome.UNKNOWN)

@@ -21,6 +21,7 @@ from creduse_core import (
     Response,
 )
 from tests.common import USER_ID
+from tests.core.players import Play
 
 KEY = "sk-live-0123456789"
 BODY = json.dumps({"end_user_id": USER_ID, "amount": 7}).encode()
@@ -28,10 +29,8 @@ GOOD = Response(200, [("X-Secret", "header")], BODY)
 REFUSED = Response(402, (), b'{"error_code": "INSUFFICIENT_FUNDS"}')
 UNSENT = Failure(Delivery.NOT_SENT, OSError("refused"), transient=True)
 
+
 # Gives a client that plays these events; see conftest.py.
-Play = Callable[..., Any]
-
-
 class Cancelled(BaseException):
     """A library's cancellation."""
 
@@ -72,7 +71,7 @@ def test_listener_runs_before_the_wait(play: Play) -> None:
     def note(_: Attempt) -> None:
         waited.append([*player.script.slept])
 
-    player: Any = play(UNSENT, GOOD, on_attempt=note)
+    player = play(UNSENT, GOOD, on_attempt=note)
     player.do("subtract", USER_ID, 7)
     assert waited == [[], [0.5]]
 

@@ -36,6 +36,7 @@ from creduse_core import (
     protocol_from_environment,
 )
 from tests.common import USER_ID
+from tests.core.players import Play
 
 KEY = "sk-live-0123456789"
 PROTOCOL = CreduseProtocol(KEY, retry=RetryPolicy(max_attempts=1))
@@ -551,9 +552,7 @@ def shown_by(error: BaseException) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 @pytest.mark.parametrize("status", [200, 302, 402, 429, 500])
-def test_frames_of_a_refusal(
-    play: Callable[..., Any], status: int, spell: Callable[[str], str]
-) -> None:
+def test_frames_of_a_refusal(play: Play, status: int, spell: Callable[[str], str]) -> None:
     """No frame shows a response that repeats the key, with any status and spelling."""
     echoed = spell(KEY)
     body = json.dumps({"error_code": "INSUFFICIENT_FUNDS", "message": f"bad key {echoed}."})
@@ -597,7 +596,7 @@ def raising(cause: Exception) -> Callable[[], None]:
     ],
     ids=["cause", "proxy", "head", "raised", "frame", "both", "nonsense"],
 )
-def test_frames_of_a_failure(play: Callable[..., Any], event: object) -> None:
+def test_frames_of_a_failure(play: Play, event: object) -> None:
     """No frame shows a key that a transport reports or raises."""
     with pytest.raises(CreduseError) as caught:
         play(event).do("subtract", USER_ID, 7)
@@ -605,7 +604,7 @@ def test_frames_of_a_failure(play: Callable[..., Any], event: object) -> None:
     assert [text for text in texts(caught.value) if KEY in text] == []
 
 
-def test_frames_of_a_wait_that_is_too_long(play: Callable[..., Any]) -> None:
+def test_frames_of_a_wait_that_is_too_long(play: Play) -> None:
     """No frame shows the key where a call ends after a wait."""
     echo = Response(429, [("X", KEY)], b'{"message": "%b"}' % KEY.encode())
     with pytest.raises(APIError) as caught:
@@ -626,7 +625,7 @@ WRONG: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("method", "arguments", "named"), WRONG.values(), ids=WRONG)
 def test_frames_of_a_wrong_argument(
-    play: Callable[..., Any], method: str, arguments: tuple[Any, ...], named: dict[str, Any]
+    play: Play, method: str, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
     """No frame shows the key where an argument is wrong."""
     with pytest.raises((TypeError, ValueError)) as caught:

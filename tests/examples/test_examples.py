@@ -4,10 +4,10 @@ import importlib.util
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import requests
@@ -79,38 +79,43 @@ def library(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def make_transport(library: str, authority: trustme.CA, folder: Path) -> Any:
+    """Return a transport that trusts the authority."""
+    module = load(f"{library}_transport")
+    if library == "requests":
+        bundle = folder / "ca.pem"
+        authority.cert_pem.write_to_path(str(bundle))
+        session = requests.Session()
+        session.verify = str(bundle)
+        return module.RequestsTransport(session)
+    context = client_context(authority)
+    transport_class = module.UrllibTransport if library == "urllib" else module.Urllib3Transport
+    return transport_class(ssl_context=context)
+
+
+class Connect(Protocol):
+    """Makes a client over the transport of an example, and closes it at the end of the test."""
+
+    def __call__(
+        self, base_url: str, retry: RetryPolicy = NO_WAIT, timeout: float = 30
+    ) -> CoreClient: ...
+
+
 @pytest.fixture
-def make(library: str, authority: Any, tmp_path: Path) -> Callable[[], Any]:
-    """Make transports that trust our certificates."""
-
-    def make() -> Any:
-        module = load(f"{library}_transport")
-        if library == "requests":
-            bundle = tmp_path / "ca.pem"
-            authority.cert_pem.write_to_path(bundle)
-            session = requests.Session()
-            session.verify = str(bundle)
-            return module.RequestsTransport(session)
-        context = client_context(authority)
-        kind = module.UrllibTransport if library == "urllib" else module.Urllib3Transport
-        return kind(ssl_context=context)
-
-    return make
-
-
-@pytest.fixture
-def connect(make: Callable[[], Any]) -> Iterator[Callable[..., CoreClient]]:
+def connect(library: str, authority: trustme.CA, tmp_path: Path) -> Iterator[Connect]:
     with ExitStack() as stack:
 
         def connect(base_url: str, retry: RetryPolicy = NO_WAIT, timeout: float = 30) -> CoreClient:
             protocol = CreduseProtocol(KEY, base_url, retry=retry, timeout=timeout)
-            return stack.enter_context(CoreClient(protocol, make()))
+            return stack.enter_context(
+                CoreClient(protocol, make_transport(library, authority, tmp_path))
+            )
 
         yield connect
 
 
 @pytest.fixture
-def client(server: SandboxServer, connect: Callable[..., CoreClient]) -> CoreClient:
+def client(server: SandboxServer, connect: Connect) -> CoreClient:
     """Return a client of a server that knows `USER`."""
     made = connect(server.base_url)
     made.add(USER, 100)
@@ -154,7 +159,7 @@ CLOSE: Any = FAULTS["close-after"].then  # type: ignore[union-attr]  # it is a S
 @pytest.mark.parametrize("scheme", ["http"])
 def test_environment(
     server: SandboxServer,
-    connect: Callable[..., CoreClient],
+    connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:

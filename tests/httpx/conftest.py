@@ -1,109 +1,12 @@
-"""The httpx clients under test: one suite runs over all of them.
+"""Fixtures of the tests of the httpx clients."""
 
-A test is a coroutine. The synchronous client gets coroutine methods that do not wait. So each test
-runs synchronously, on asyncio and on trio, with a client's own connections, with a supplied client
-of httpx, and with one of httpx2.
-"""
+from collections.abc import Iterator
 
-import asyncio
-import ssl
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import httpx
-import httpx2
 import pytest
-import trio
 
-from creduse import AsyncCreduseClient, CreduseClient
 from creduse_sandbox import SandboxServer
-from tests.common import KEY
-from tests.servers import Behave, RawServer
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-TLS = ssl.create_default_context()
-
-
-class AsCoroutines:
-    """A synchronous client whose methods are coroutines that do not wait."""
-
-    def __init__(self, client: CreduseClient) -> None:
-        self.plain = client
-        self.protocol = client.protocol
-
-    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-        method = getattr(self.plain, name)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            return method(*args, **kwargs)
-
-        return call
-
-
-def run_sync(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a coroutine that never waits."""
-    with suppress(StopIteration):
-        main().send(None)
-        pytest.fail("a synchronous client has waited")
-
-
-class Harness:
-    """One kind of client, and the event loop that runs it."""
-
-    def __init__(self, runner: str, supplied: str) -> None:
-        self.runner = runner
-        self.sync = runner == "sync"
-        self.library: ModuleType = httpx2 if supplied == "httpx2" else httpx
-        self.supplied = supplied != "own"
-
-    def run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a test's coroutine."""
-        match self.runner:
-            case "trio":
-                trio.run(main)
-            case "asyncio":
-                asyncio.run(main())
-            case _:
-                run_sync(main)
-
-    def http_client(self, **settings: Any) -> Any:
-        """Make a client of the library. All share one TLS context, which is slow to make."""
-        settings = {"verify": TLS} | settings
-        return (self.library.Client if self.sync else self.library.AsyncClient)(**settings)
-
-    @asynccontextmanager
-    async def http_client_with(self, **settings: Any) -> AsyncGenerator[Any]:
-        """Make a client of the library, and close it at the end."""
-        http_client = self.http_client(**settings)
-        yield http_client
-        if self.sync:
-            http_client.close()
-        else:
-            await http_client.aclose()
-
-    @asynccontextmanager
-    async def connect(
-        self, base_url: str, *, http_client: Any = None, **settings: Any
-    ) -> AsyncGenerator[Any]:
-        """Make a Creduse client, on a supplied client if that is the kind."""
-        made = self.http_client() if http_client is None and self.supplied else None
-        http_client = http_client or made
-        if self.sync:
-            with CreduseClient(KEY, http_client, base_url=base_url, **settings) as client:
-                yield AsCoroutines(client)
-            if made is not None:
-                made.close()
-        else:
-            async with AsyncCreduseClient(
-                KEY, http_client, base_url=base_url, **settings
-            ) as async_client:
-                yield async_client
-            if made is not None:
-                await made.aclose()
-
+from tests.httpx.harness import Harness
+from tests.servers import Start, raw_servers
 
 KINDS = [
     (runner, supplied)
@@ -125,6 +28,12 @@ def supplied(request: pytest.FixtureRequest) -> Harness:
     return Harness(*request.param)
 
 
+@pytest.fixture(params=["sync", "asyncio", "trio"])
+def own(request: pytest.FixtureRequest) -> Harness:
+    """Return the kinds with connections of their own."""
+    return Harness(request.param, "own")
+
+
 @pytest.fixture(params=["asyncio", "trio"])
 def on_a_loop(request: pytest.FixtureRequest) -> Harness:
     """Return the kinds that run on an event loop, with connections of their own."""
@@ -137,16 +46,8 @@ def server() -> Iterator[SandboxServer]:
         yield running
 
 
-Start: TypeAlias = Callable[[Behave], RawServer]
-
-
 @pytest.fixture
 def raw() -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def start(behave: Behave) -> RawServer:
-            server = RawServer(behave)
-            stack.callback(server.close)
-            return server
-
+    """Start servers on sockets."""
+    with raw_servers() as start:
         yield start

@@ -1,7 +1,6 @@
 """Calls over every httpx client."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
@@ -15,9 +14,10 @@ from creduse import (
 from creduse_core import MAX_BODY_SIZE
 from creduse_sandbox import CannedResponse, SandboxServer
 from tests.common import GOOD, USER
+from tests.httpx.harness import Harness
 
 
-def test_five_calls(harness: Any, server: SandboxServer) -> None:
+def test_five_calls(harness: Harness, server: SandboxServer) -> None:
     """Each of the five methods is applied once, and returns its result."""
 
     async def main() -> None:
@@ -48,7 +48,7 @@ def test_five_calls(harness: Any, server: SandboxServer) -> None:
     assert {entry.connection for entry in server.log} == {1}
 
 
-def test_headers_of_a_request(harness: Any, server: SandboxServer) -> None:
+def test_headers_of_a_request(harness: Harness, server: SandboxServer) -> None:
     """A request has the core's headers, Host and Content-Length, and no others."""
 
     async def main() -> None:
@@ -68,7 +68,7 @@ def test_headers_of_a_request(harness: Any, server: SandboxServer) -> None:
     assert dict(entry.headers)["Host"] == server.base_url.removeprefix("http://")
 
 
-def test_rate_limited_write_is_retried(harness: Any, server: SandboxServer) -> None:
+def test_rate_limited_write_is_retried(harness: Harness, server: SandboxServer) -> None:
     """A write is retried after a 429, and applied once. ``on_attempt`` runs after both attempts."""
     heard: list[Attempt] = []
 
@@ -86,7 +86,7 @@ def test_rate_limited_write_is_retried(harness: Any, server: SandboxServer) -> N
     ]
 
 
-def test_misread_response(harness: Any, server: SandboxServer) -> None:
+def test_misread_response(harness: Harness, server: SandboxServer) -> None:
     """A response of ours that lacks a field is APPLIED, is not retried, and keeps its connection."""
 
     async def main() -> None:
@@ -102,7 +102,7 @@ def test_misread_response(harness: Any, server: SandboxServer) -> None:
 
 
 @pytest.mark.parametrize("location", ["https://[", "//:bad:"])
-def test_redirect(harness: Any, server: SandboxServer, location: str) -> None:
+def test_redirect(harness: Harness, server: SandboxServer, location: str) -> None:
     """A redirect whose location is no URL is not followed."""
 
     async def main() -> None:
@@ -117,7 +117,7 @@ def test_redirect(harness: Any, server: SandboxServer, location: str) -> None:
     assert len(server.log) == 1
 
 
-def test_too_large(supplied: Any, server: SandboxServer) -> None:
+def test_too_large(supplied: Harness, server: SandboxServer) -> None:
     """A supplied client stops reading a response that is larger than the limit."""
 
     async def main() -> None:

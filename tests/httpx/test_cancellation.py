@@ -21,9 +21,11 @@ from creduse import (
 )
 from creduse_sandbox import SandboxServer
 from tests.common import GOOD, KEY, RESPONSE, USER
+from tests.httpx.harness import Harness
+from tests.servers import RawServer, Start
 from tests.tls import client_context, server_context
 
-ONCE = RetryPolicy(max_attempts=1, attempt_timeout=0.1)
+ONCE = RetryPolicy(max_attempts=1, attempt_timeout=1.0)
 
 Run = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -88,7 +90,7 @@ async def until(runner: str, condition: Callable[[], object]) -> None:
             await trio.sleep(0.01)
 
 
-def silent_at_first(connection: socket.socket, server: Any) -> None:
+def silent_at_first(connection: socket.socket, server: RawServer) -> None:
     """Do not respond to the first request; respond to all others."""
     while server.request(connection):
         if len(server.received) == 1:
@@ -97,7 +99,7 @@ def silent_at_first(connection: socket.socket, server: Any) -> None:
             connection.sendall(RESPONSE)
 
 
-def test_cancelled_while_waiting_for_the_response(on_a_loop: Any, raw: Any) -> None:
+def test_cancelled_while_waiting_for_the_response(on_a_loop: Harness, raw: Start) -> None:
     """A call that is cancelled while it waits for its response closes its connection at once."""
     server = raw(silent_at_first)
 
@@ -110,13 +112,13 @@ def test_cancelled_while_waiting_for_the_response(on_a_loop: Any, raw: Any) -> N
                 lambda: until(on_a_loop.runner, lambda: server.received),
             )
             assert call.outcome is Outcome.UNKNOWN
-            await client.add(USER, 5, timeout=5)
+            await client.add(USER, 5, timeout=30)
 
     on_a_loop.run(main)
     assert len(server.received) == 2
 
 
-def test_closed_right_after_a_cancellation(on_a_loop: Any, raw: Any) -> None:
+def test_closed_right_after_a_cancellation(on_a_loop: Harness, raw: Start) -> None:
     """Closing waits for the cleanup of a cancelled call; no connection stays open."""
     server = raw(silent_at_first)
 
@@ -132,7 +134,7 @@ def test_closed_right_after_a_cancellation(on_a_loop: Any, raw: Any) -> None:
     assert len(server.received) == 1
 
 
-def test_cancelled_while_waiting_for_a_connection(on_a_loop: Any, raw: Any) -> None:
+def test_cancelled_while_waiting_for_a_connection(on_a_loop: Harness, raw: Start) -> None:
     """A call that is cancelled while it waits for a connection sends nothing."""
     server = raw(silent_at_first)
 
@@ -150,24 +152,20 @@ def test_cancelled_while_waiting_for_a_connection(on_a_loop: Any, raw: Any) -> N
                 )
 
             assert await cancel(on_a_loop.runner, lambda: client.run(holding), cancel_the_waiting)
-            await client.add(USER, 5, timeout=5)
+            await client.add(USER, 5, timeout=30)
 
     on_a_loop.run(main)
     assert len(server.received) == 2
     assert not any(b'"amount":6' in received for received in server.received)
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-def test_cancelled_within_the_handshake(on_a_loop: Any, raw: Any, authority: trustme.CA) -> None:
+def test_cancelled_within_the_handshake(on_a_loop: Harness, raw: Start) -> None:
     """A call that is cancelled during the TLS handshake leaves no socket open."""
+    authority = trustme.CA()
     context = server_context(authority)
     hellos: list[bytes] = []
 
-    def serve(connection: socket.socket, server: Any) -> None:
+    def serve(connection: socket.socket, server: RawServer) -> None:
         if not hellos:
             hellos.append(connection.recv(1))
             with suppress(OSError):
@@ -190,26 +188,26 @@ def test_cancelled_within_the_handshake(on_a_loop: Any, raw: Any, authority: tru
                 lambda: client.run(call),
                 lambda: until(on_a_loop.runner, lambda: hellos),
             )
-            await client.add(USER, 5, timeout=5)
+            await client.add(USER, 5, timeout=30)
             await until(on_a_loop.runner, lambda: len(hellos) == 2)
 
     on_a_loop.run(main)
     assert len(server.received) == 1
 
 
-def drip_head(connection: socket.socket, server: Any) -> None:
+def drip_head(connection: socket.socket, server: RawServer) -> None:
     """Send interim responses without end."""
     server.request(connection)
     while not server.stopping.wait(0.05):
         connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
 
 
-def test_endless_interim_responses(on_a_loop: Any, raw: Any) -> None:
+def test_endless_interim_responses(on_a_loop: Harness, raw: Start) -> None:
     """Endless interim responses, which httpx's timeouts do not bound, end with the call's timeout."""
     server = raw(drip_head)
 
     async def main() -> None:
-        async with AsyncCreduseClient(KEY, base_url=server.base_url, timeout=0.3) as client:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url, timeout=1.0) as client:
             with pytest.raises(CreduseTimeoutError) as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.UNKNOWN
@@ -236,7 +234,7 @@ async def pause(runner: str, seconds: float) -> None:
         await trio.sleep(seconds)
 
 
-def test_transport_that_does_not_trace(on_a_loop: Any) -> None:
+def test_transport_that_does_not_trace(on_a_loop: Harness) -> None:
     """Timeouts and cancellations work on a transport without trace events."""
     done: list[str] = []
 
@@ -249,7 +247,7 @@ def test_transport_that_does_not_trace(on_a_loop: Any) -> None:
     async def main() -> None:
         async with over(httpx.MockTransport(handle)) as client:
             with pytest.raises(CreduseTimeoutError) as caught:
-                await client.add(USER, 5, timeout=0.1)
+                await client.add(USER, 5, timeout=1.0)
             assert caught.value.outcome is Outcome.UNKNOWN
             call = client.protocol.add(USER, 5)
             assert await cancel(
@@ -276,13 +274,13 @@ class Slow(httpx.AsyncBaseTransport):
         raise AssertionError
 
 
-def test_transport_that_is_stuck(on_a_loop: Any) -> None:
+def test_transport_that_is_stuck(on_a_loop: Harness) -> None:
     """A transport that ignores its timeouts is cancelled."""
 
     async def main() -> None:
         async with over(Slow(on_a_loop.runner), retry=ONCE) as client:
             with pytest.raises(CreduseTimeoutError) as caught:
-                await client.add(USER, 5, timeout=0.1)
+                await client.add(USER, 5, timeout=1.0)
             assert caught.value.outcome is Outcome.UNKNOWN
 
     on_a_loop.run(main)

@@ -1,26 +1,22 @@
 """Clients with their own connections: signals, closing, proxies and misleading names."""
 
-import asyncio
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
-import trio
 import trustme
 
 from creduse import (
-    AsyncCreduseClient,
     CreduseClient,
     CreduseError,
     CreduseTimeoutError,
@@ -28,12 +24,13 @@ from creduse import (
     RetryPolicy,
     TransportError,
 )
+from creduse_core import State
 from creduse_httpx._network import ConnectionState
 from creduse_sandbox import FAULTS, SandboxServer, Shaped
-from tests.common import KEY, ONCE, USER, credits_body, response
+from tests.common import KEY, ONCE, RESPONSE, USER
+from tests.httpx.harness import Harness
+from tests.servers import RawServer, Start
 from tests.tls import server_context
-
-RUNNERS: dict[str, Callable[..., Any]] = {"asyncio": asyncio.run, "trio": trio.run}
 
 
 class SoftTimeLimitError(Exception):
@@ -41,19 +38,39 @@ class SoftTimeLimitError(Exception):
 
 
 @contextmanager
-def alarm(error: BaseException, seconds: float = 0.1) -> Generator[None]:
-    """Raise ``error`` from a signal handler."""
+def alarm(ring: Callable[[], object], when: Callable[[], object]) -> Generator[None]:
+    """Call ``ring`` from a signal handler of this thread, soon after a condition is true."""
 
-    def ring(*_: object) -> None:
-        raise error
+    def handle(*_: object) -> None:
+        ring()
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    def wait() -> None:
+        while not when():
+            time.sleep(0.001)
+        time.sleep(0.05)
+        signal.pthread_kill(main, signal.SIGALRM)
+
+    main = threading.get_ident()
+    before = signal.signal(signal.SIGALRM, handle)
+    waiting = threading.Thread(target=wait)
+    waiting.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        waiting.join()
         signal.signal(signal.SIGALRM, before)
+
+
+def raising(error: Exception) -> Callable[[], NoReturn]:
+    def ring() -> NoReturn:
+        raise error
+
+    return ring
+
+
+def has_request(server: SandboxServer) -> bool:
+    """Return whether the server has received a request."""
+    return bool(server.log) and server.log[0].body is not None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +82,10 @@ def test_signal_handler_that_raises(server: SandboxServer, error: Exception, nam
     with CreduseClient(KEY, base_url=server.base_url) as client:
         server.inject(FAULTS[name])
         call = client.protocol.get_balance(USER)
-        with pytest.raises(type(error)) as caught, alarm(error):
+        with (
+            pytest.raises(type(error)) as caught,
+            alarm(raising(error), when=lambda: has_request(server)),
+        ):
             client.run(call)
         assert caught.value is error
         assert [attempt.event for attempt in call.attempts] == ["abandoned"]
@@ -78,7 +98,10 @@ def test_alarm_while_connecting() -> None:
     with full_backlog() as port, CreduseClient(KEY, base_url=f"http://127.0.0.1:{port}") as client:
         call = client.protocol.add(USER, 1)
         error = TimeoutError("over")
-        with pytest.raises(TimeoutError) as caught, alarm(error):
+        with (
+            pytest.raises(TimeoutError) as caught,
+            alarm(raising(error), when=lambda: call.state is State.IN_FLIGHT),
+        ):
             client.run(call)
         assert caught.value is error
         assert call.outcome is Outcome.UNKNOWN
@@ -117,7 +140,7 @@ def test_close_ends_a_call(server: SandboxServer, name: str) -> None:
 
     thread = threading.Thread(target=call)
     thread.start()
-    while not server.log or server.log[0].body is None:
+    while not has_request(server):
         time.sleep(0.01)
     time.sleep(0.05)
     client.close()
@@ -148,47 +171,31 @@ def test_close_while_connecting() -> None:
     assert ended[0].outcome is Outcome.NOT_APPLIED
 
 
-def silent(connection: socket.socket, server: Any) -> None:
+def silent(connection: socket.socket, server: RawServer) -> None:
     """Act as a proxy that never responds."""
     server.received.append(connection.recv(65536))
     server.stopping.wait()
 
 
-PROXIES = {"CONNECT": "http", "SOCKS": "socks5"}
-
-
-@pytest.mark.parametrize("scheme", PROXIES.values(), ids=PROXIES)
-@pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
-def test_silent_proxy(runner: str, scheme: str, raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+def test_silent_proxy(
+    own: Harness, scheme: str, raw: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A silent proxy is bounded by the time to connect, and the error names it."""
     proxy = raw(silent)
     where = proxy.base_url.removeprefix("http://")
     monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://user:pass%23word@{where}")
     policy = RetryPolicy(max_attempts=1, attempt_timeout=0.2)
-    settings: dict[str, Any] = {"base_url": "https://service.invalid", "retry": policy}
-
-    def judge(error: CreduseTimeoutError) -> None:
-        assert error.outcome is Outcome.NOT_APPLIED
-        assert error.attempts[0].ended - error.attempts[0].started < 15
-        assert f"{scheme}://{where}" in str(error)
-        assert "pass" not in str(error)
-
-    if runner == "sync":
-        with (
-            CreduseClient(KEY, **settings) as client,
-            pytest.raises(CreduseTimeoutError) as caught,
-        ):
-            client.add(USER, 1)
-        judge(caught.value)
-        return
 
     async def main() -> None:
-        async with AsyncCreduseClient(KEY, **settings) as client:
+        async with own.connect("https://service.invalid", retry=policy, timeout=600) as client:
             with pytest.raises(CreduseTimeoutError) as caught:
                 await client.add(USER, 1)
-            judge(caught.value)
+        assert caught.value.outcome is Outcome.NOT_APPLIED
+        assert f"{scheme}://{where}" in str(caught.value)
+        assert "pass" not in str(caught.value)
 
-    RUNNERS[runner](main() if runner == "asyncio" else main)
+    own.run(main)
 
 
 def here() -> str:
@@ -202,10 +209,9 @@ def here() -> str:
     return address
 
 
-@pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
 @pytest.mark.parametrize("allow_http", [None, True])
 def test_localhost_that_is_elsewhere(
-    runner: str,
+    own: Harness,
     allow_http: bool | None,  # noqa: FBT001 - a column
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -216,30 +222,20 @@ def test_localhost_that_is_elsewhere(
         host = address if host in {"localhost", b"localhost"} else host
         return look_up(host, *args, **kwargs)
 
+    async def main() -> None:
+        async with own.connect(url, retry=ONCE, allow_http=allow_http) as client:
+            if allow_http:
+                await client.add(USER, 1)
+                return
+            with pytest.raises(TransportError, match="which is not this machine") as caught:
+                await client.add(USER, 1)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
     monkeypatch.setattr(socket, "getaddrinfo", mislead)
     with SandboxServer(host=address) as server:
         url = server.base_url.replace(address, "localhost")
-        settings: dict[str, Any] = {"base_url": url, "retry": ONCE, "allow_http": allow_http}
-
-        async def main() -> None:
-            async with AsyncCreduseClient(KEY, **settings) as client:
-                await client.add(USER, 1)
-
-        def call() -> None:
-            if runner == "sync":
-                with CreduseClient(KEY, **settings) as client:
-                    client.add(USER, 1)
-            else:
-                RUNNERS[runner](main() if runner == "asyncio" else main)
-
-        if allow_http:
-            call()
-            assert len(server.applied) == 1
-        else:
-            with pytest.raises(TransportError, match="which is not this machine") as caught:
-                call()
-            assert caught.value.outcome is Outcome.NOT_APPLIED
-            assert server.log == ()
+        own.run(main)
+    assert len(server.log) == bool(allow_http)
 
 
 FORK = """
@@ -278,71 +274,37 @@ def test_fork_during_a_call(server: SandboxServer) -> None:
     assert len(server.applied) == 1
 
 
-@pytest.fixture
-def certificate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ssl.SSLContext:
-    """Return a server's context, which clients trust that read the environment."""
+def test_response_before_the_first_request_over_tls(
+    own: Harness, raw: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that arrive on a new TLS connection before the request are not its response."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    return server_context(authority)
+    context = server_context(authority)
+    sent = threading.Event()
+    begins_request = ConnectionState._begins_request  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the moment before a write
 
+    def wait_first(state: ConnectionState, data: bytes) -> bool:
+        assert sent.wait(30)
+        time.sleep(0.05)
+        return begins_request(state, data)
 
-def call_with(runner: str, **settings: Any) -> None:
-    """Make one call with a client for this runner."""
-    if runner == "sync":
-        with CreduseClient(KEY, **settings) as client:
-            client.add(USER, 1)
-        return
+    def respond_first(connection: socket.socket, server: RawServer) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            secure.sendall(RESPONSE)
+            sent.set()
+            server.received.append(secure.recv(65536))
 
     async def main() -> None:
-        async with AsyncCreduseClient(KEY, **settings) as client:
-            await client.add(USER, 1)
+        async with own.connect(base_url, retry=ONCE) as client:
+            with pytest.raises(TransportError, match="data before the request") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
 
-    RUNNERS[runner](main() if runner == "asyncio" else main)
-
-
-@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize("runner", ["sync", "asyncio", "trio"])
-def test_response_before_the_first_request(
-    runner: str,
-    secure: bool,  # noqa: FBT001 - a column
-    raw: Any,
-    certificate: ssl.SSLContext,
-) -> None:
-    """Bytes that arrive on a new connection before the request are not its response."""
-    spoken = threading.Event()
-
-    def speak(connection: socket.socket, server: Any) -> None:
-        if secure:
-            connection = certificate.wrap_socket(connection, server_side=True)
-        connection.sendall(response(credits_body(1)))
-        spoken.set()
-        with suppress(OSError):
-            server.received.append(connection.recv(65536))
-        connection.close()
-
-    server = raw(speak)
-    base_url = server.base_url.replace("http:", "https:") if secure else server.base_url
-    with during_connect(runner, spoken), pytest.raises(TransportError) as caught:
-        call_with(runner, base_url=base_url, retry=ONCE)
-    assert caught.value.outcome is Outcome.NOT_APPLIED
-    assert "data before the request" in str(caught.value)
-
-
-@contextmanager
-def during_connect(runner: str, spoken: threading.Event) -> Generator[None]:
-    """Hold up a client before it writes, until the server's bytes have arrived."""
-    name = "_begins_request"
-    original = ConnectionState._begins_request  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the moment before a write
-
-    def held_up(state: ConnectionState, data: bytes) -> bool:
-        assert spoken.wait(30), runner
-        time.sleep(0.05)
-        return original(state, data)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConnectionState, name, held_up)
-        yield
+    monkeypatch.setattr(ConnectionState, "_begins_request", wait_first)
+    base_url = raw(respond_first).base_url.replace("http:", "https:")
+    own.run(main)
 
 
 def test_close_during_a_handshake() -> None:
@@ -436,16 +398,14 @@ def test_call_within_a_call(server: SandboxServer) -> None:
         server.inject(FAULTS["request-then-hang"])
         within: list[int] = []
 
-        def ring(*_: object) -> None:
+        def ring() -> None:
             within.append(client.add(USER, 2).amount)
             threading.Timer(0.1, client.close).start()
 
-        before = signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        try:
-            with pytest.raises(TransportError) as caught:
-                client.add(USER, 1)
-        finally:
-            signal.signal(signal.SIGALRM, before)
+        with (
+            pytest.raises(TransportError) as caught,
+            alarm(ring, when=lambda: has_request(server)),
+        ):
+            client.add(USER, 1)
         assert within == [2]
         assert caught.value.outcome is Outcome.UNKNOWN

@@ -20,26 +20,28 @@ from creduse import (
 from creduse_httpx._sockets import check_loopback
 from creduse_sandbox import SandboxServer
 from tests.common import GOOD, NO_WAIT, ONCE, USER
+from tests.httpx.harness import Harness
+from tests.servers import RawServer, Start
 
 
-def disconnect(connection: socket.socket, server: Any) -> None:
+def disconnect(connection: socket.socket, server: RawServer) -> None:
     """Read the request, and close the connection."""
     server.request(connection)
 
 
-def cut_body(connection: socket.socket, server: Any) -> None:
+def cut_body(connection: socket.socket, server: RawServer) -> None:
     """Respond with less of a body than its length says."""
     if server.request(connection):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + GOOD)
 
 
-def garbage(connection: socket.socket, server: Any) -> None:
+def garbage(connection: socket.socket, server: RawServer) -> None:
     """Respond with bytes that are not HTTP."""
     server.request(connection)
     connection.sendall(b"\x00\x01\x02 what?\r\n\r\n")
 
 
-def test_closed_client(harness: Any, server: SandboxServer) -> None:
+def test_closed_client(harness: Harness, server: SandboxServer) -> None:
     """A closed client sends nothing, and the error says so."""
 
     async def main() -> None:
@@ -54,7 +56,7 @@ def test_closed_client(harness: Any, server: SandboxServer) -> None:
     assert server.log == ()
 
 
-def test_url_that_httpx_rejects(harness: Any) -> None:
+def test_url_that_httpx_rejects(harness: Harness) -> None:
     """A URL that only the library rejects is NOT_APPLIED, and not retried."""
 
     async def main() -> None:
@@ -76,8 +78,8 @@ BEHAVIOURS: dict[str, Callable[[socket.socket, Any], None]] = {
 
 @pytest.mark.parametrize("behave", BEHAVIOURS.values(), ids=BEHAVIOURS)
 def test_no_key_anywhere(
-    harness: Any,
-    raw: Any,
+    harness: Harness,
+    raw: Start,
     behave: Callable[[socket.socket, Any], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -102,12 +104,12 @@ def test_no_key_anywhere(
 
 
 def test_reset_as_soon_as_connected(
-    harness: Any, raw: Any, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, raw: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that is reset as soon as it is made is retried."""
     connected = threading.Semaphore(0)
 
-    def reset(connection: socket.socket, _: Any) -> None:
+    def reset(connection: socket.socket, _: RawServer) -> None:
         connected.acquire()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 

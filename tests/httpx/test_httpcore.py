@@ -5,8 +5,7 @@ docstring says.
 """
 
 import socket
-from collections.abc import Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,20 +17,16 @@ from creduse_core import CoreClient, CreduseProtocol, RetryPolicy
 from creduse_httpx import _httpcore, _own
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import USER, response
+from tests.servers import RawServer, Start
 
 
 @pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
-def library(request: pytest.FixtureRequest) -> Any:
-    return request.param
+def library(request: pytest.FixtureRequest) -> ModuleType:
+    module: ModuleType = request.param
+    return module
 
 
-@pytest.fixture
-def server() -> Iterator[SandboxServer]:
-    with SandboxServer() as running:
-        yield running
-
-
-def test_transports_of_a_client(library: Any) -> None:
+def test_transports_of_a_client(library: ModuleType) -> None:
     """The transport of a URL is found, that of a proxy included."""
     own, proxied = library.HTTPTransport(), library.HTTPTransport()
     with library.Client(transport=own, mounts={"https://": proxied}) as http_client:
@@ -47,7 +42,7 @@ def test_direct_transport_falls_back() -> None:
     assert _httpcore.direct_transport(http_client, "x") == "for x"
 
 
-def test_http2_is_seen(library: Any) -> None:
+def test_http2_is_seen(library: ModuleType) -> None:
     """It is found whether a transport may use HTTP/2."""
     with library.HTTPTransport(http2=True) as http2, library.HTTPTransport() as http1:
         assert _httpcore.speaks_http2(http2)
@@ -82,10 +77,10 @@ def test_without_the_backend(server: SandboxServer, monkeypatch: pytest.MonkeyPa
     assert [entry.connection for entry in server.log] == [1, 2, 3]
 
 
-def test_surplus_is_found(library: Any, raw: Any) -> None:
+def test_surplus_is_found(library: ModuleType, raw: Start) -> None:
     """Bytes after a response are found."""
 
-    def respond(connection: socket.socket, running: Any) -> None:
+    def respond(connection: socket.socket, running: RawServer) -> None:
         for more in (b"", b"x"):
             if connection.recv(65536):
                 connection.sendall(response(b"{}") + more)

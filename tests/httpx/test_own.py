@@ -19,6 +19,8 @@ import trio
 from creduse import AsyncCreduseClient, CreduseClient, Outcome, TransportError
 from creduse_sandbox import SandboxServer
 from tests.common import KEY, USER
+from tests.httpx.harness import Harness
+from tests.servers import RawServer, Start
 
 
 def contexts() -> int:
@@ -122,7 +124,7 @@ def test_another_loop(server: SandboxServer, runner: str) -> None:
 
 @pytest.mark.parametrize("harness", [(it, "own") for it in ("sync", *RUNNERS)], indirect=True)
 def test_old_connection(
-    harness: Any, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that was idle for too long is closed."""
     monkeypatch.setattr("creduse_httpx._own.IDLE_TIMEOUT", 0.0)
@@ -138,7 +140,7 @@ def test_old_connection(
     assert [entry.connection for entry in server.log] == [1, 2, 3]
 
 
-def test_unused_async_client_closes(on_a_loop: Any) -> None:
+def test_unused_async_client_closes(on_a_loop: Harness) -> None:
     """A client that was never used closes."""
 
     async def main() -> None:
@@ -186,11 +188,11 @@ def test_wrong_setting_of_the_environment(
 
 
 def test_no_proxy_to_this_machine(
-    server: SandboxServer, monkeypatch: pytest.MonkeyPatch, raw: Any
+    server: SandboxServer, monkeypatch: pytest.MonkeyPatch, raw: Start
 ) -> None:
     """A request to this machine does not use the environment's proxy."""
 
-    def be_a_proxy(connection: socket.socket, proxy: Any) -> None:
+    def be_a_proxy(connection: socket.socket, proxy: RawServer) -> None:
         proxy.request(connection)
 
     proxy = raw(be_a_proxy)

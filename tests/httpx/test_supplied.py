@@ -3,8 +3,6 @@
 import asyncio
 import gc
 import socket
-import ssl
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -28,11 +26,12 @@ from creduse_core import CreduseProtocol, Request
 from creduse_httpx._supplied import SuppliedClient, TracedExchange
 from creduse_sandbox import FAULTS, CannedResponse, Sandbox, SandboxServer
 from tests.common import KEY, NO_WAIT, USER
-from tests.servers import RawServer
+from tests.httpx.harness import Harness
+from tests.servers import RawServer, Start, raw_servers, wait_for_end
 from tests.tls import client_context, server_context
 
 
-def test_nothing_is_added(supplied: Any, server: SandboxServer) -> None:
+def test_nothing_is_added(supplied: Harness, server: SandboxServer) -> None:
     """Auth, headers, cookies, params and base URL of a supplied client are not sent."""
     settings = {
         "auth": ("somebody", "else"),
@@ -63,7 +62,7 @@ def test_nothing_is_added(supplied: Any, server: SandboxServer) -> None:
         assert not names & {"x-theirs", "cookie"}
 
 
-def test_event_hooks_do_not_run(supplied: Any, server: SandboxServer) -> None:
+def test_event_hooks_do_not_run(supplied: Harness, server: SandboxServer) -> None:
     """Event hooks of a supplied client do not run for our requests."""
     seen: list[object] = []
 
@@ -93,7 +92,7 @@ def test_event_hooks_do_not_run(supplied: Any, server: SandboxServer) -> None:
     assert seen == []
 
 
-def test_supplied_client_stays_open(supplied: Any, server: SandboxServer) -> None:
+def test_supplied_client_stays_open(supplied: Harness, server: SandboxServer) -> None:
     """Closing our client leaves the supplied client open."""
 
     async def main() -> None:
@@ -108,7 +107,7 @@ def test_supplied_client_stays_open(supplied: Any, server: SandboxServer) -> Non
     assert [entry.connection for entry in server.log] == [1, 1]
 
 
-def test_supplied_client_closed_by_its_owner(supplied: Any, server: SandboxServer) -> None:
+def test_supplied_client_closed_by_its_owner(supplied: Harness, server: SandboxServer) -> None:
     """After the owner has closed the supplied client, nothing is sent, and the error says why."""
 
     async def main() -> None:
@@ -152,14 +151,14 @@ def test_not_an_http_client() -> None:
         CreduseClient(key, "https://api.creduse.com")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # what is tested
 
 
-def head_only(connection: socket.socket, server: Any) -> None:
+def head_only(connection: socket.socket, server: RawServer) -> None:
     """Respond with headers only, and hold back the body."""
     if server.request(connection):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
         server.stopping.wait()
 
 
-def test_full_pool(supplied: Any, raw: Any) -> None:
+def test_full_pool(supplied: Harness, raw: Start) -> None:
     """A call that gets no connection of a full pool in time is NOT_APPLIED."""
     server = raw(head_only)
     policy = RetryPolicy(initial_delay=0, attempt_timeout=0.05)
@@ -201,13 +200,13 @@ def test_time_in_our_own_queue() -> None:
     assert request.extensions["timeout"] == {**timeout, "read": timeout["write"]}
 
 
-def refuse_connect(connection: socket.socket, server: Any) -> None:
+def refuse_connect(connection: socket.socket, server: RawServer) -> None:
     """Act as a proxy that refuses every CONNECT."""
     server.received.append(connection.recv(65536))
     connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
-def test_proxy_that_refuses(supplied: Any, raw: Any) -> None:
+def test_proxy_that_refuses(supplied: Harness, raw: Start) -> None:
     """A proxy that refuses CONNECT never gets the request or the key: NOT_APPLIED."""
     server = raw(refuse_connect)
 
@@ -229,7 +228,7 @@ def test_proxy_that_refuses(supplied: Any, raw: Any) -> None:
         assert b"authorization" not in received.lower()
 
 
-def over_sandbox(supplied: Any, sandbox: Sandbox) -> Any:
+def over_sandbox(supplied: Harness, sandbox: Sandbox) -> Any:
     """Make a transport of the library that passes each request to a sandbox without a socket."""
 
     def handle(request: Any) -> Any:
@@ -244,7 +243,7 @@ def over_sandbox(supplied: Any, sandbox: Sandbox) -> Any:
     return supplied.library.MockTransport(handle)
 
 
-def test_sandbox_without_a_socket(supplied: Any) -> None:
+def test_sandbox_without_a_socket(supplied: Harness) -> None:
     """`Sandbox.handle` works behind a mock transport."""
 
     async def main() -> None:
@@ -268,7 +267,7 @@ def test_sandbox_without_a_socket(supplied: Any) -> None:
         ("PoolTimeout", Outcome.NOT_APPLIED),
     ],
 )
-def test_transport_that_does_not_trace(supplied: Any, name: str, outcome: Outcome) -> None:
+def test_transport_that_does_not_trace(supplied: Harness, name: str, outcome: Outcome) -> None:
     """Without trace events, the outcome of a failure is UNKNOWN, whatever its class.
 
     PoolTimeout alone is raised before a transport begins.
@@ -293,7 +292,7 @@ def test_transport_that_does_not_trace(supplied: Any, name: str, outcome: Outcom
     supplied.run(main)
 
 
-def test_too_large_without_a_socket(supplied: Any) -> None:
+def test_too_large_without_a_socket(supplied: Harness) -> None:
     """A response larger than the limit is rejected on a transport without sockets, too."""
 
     def handle(_: Any) -> Any:
@@ -312,7 +311,7 @@ def test_too_large_without_a_socket(supplied: Any) -> None:
     supplied.run(main)
 
 
-def test_class_that_closes_when_it_is_deleted(supplied: Any, server: SandboxServer) -> None:
+def test_class_that_closes_when_it_is_deleted(supplied: Harness, server: SandboxServer) -> None:
     """A supplied client whose class closes itself in ``__del__`` stays open."""
     closed: list[object] = []
     library_class = supplied.library.Client if supplied.sync else supplied.library.AsyncClient
@@ -372,7 +371,7 @@ class Retrying:
         await self._transport.aclose()
 
 
-def retrying(supplied: Any) -> Any:
+def retrying(supplied: Harness) -> Any:
     library = supplied.library
     base = library.BaseTransport if supplied.sync else library.AsyncBaseTransport
     made = library.HTTPTransport() if supplied.sync else library.AsyncHTTPTransport()
@@ -380,7 +379,7 @@ def retrying(supplied: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["502", "apply-then-reset", "apply-then-close"])
-def test_transport_that_retries(supplied: Any, server: SandboxServer, name: str) -> None:
+def test_transport_that_retries(supplied: Harness, server: SandboxServer, name: str) -> None:
     """A supplied transport that retries by itself sends a write once."""
     server.inject(FAULTS[name])
 
@@ -399,7 +398,7 @@ def test_transport_that_retries(supplied: Any, server: SandboxServer, name: str)
     assert len(server.log) == 2
 
 
-def test_transport_that_reads_before_it_sends(supplied: Any, server: SandboxServer) -> None:
+def test_transport_that_reads_before_it_sends(supplied: Harness, server: SandboxServer) -> None:
     """A supplied transport may read the body before it sends the request."""
     library = supplied.library
     base = library.BaseTransport if supplied.sync else library.AsyncBaseTransport
@@ -431,12 +430,12 @@ def test_transport_that_reads_before_it_sends(supplied: Any, server: SandboxServ
     assert len(server.applied) == 1
 
 
-def test_body_is_read_once(supplied: Any) -> None:
+def test_body_is_read_once(supplied: Harness) -> None:
     """A transport without trace events cannot read the body twice."""
     if not supplied.sync:
         pytest.skip("the body is the same")
 
-    class Twice(supplied.library.BaseTransport):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
+    class Twice(supplied.library.BaseTransport):  # type: ignore[misc,name-defined]  # pyright: ignore[reportUntypedBaseClass]  # it is of one library or the other
         def handle_request(self, request: Any) -> Any:
             return b"".join([*request.stream, *request.stream])
 
@@ -452,7 +451,7 @@ def test_body_is_read_once(supplied: Any) -> None:
     supplied.run(main)
 
 
-def test_http2_is_rejected(supplied: Any) -> None:
+def test_http2_is_rejected(supplied: Harness) -> None:
     """A client that may use HTTP/2 is a ValueError."""
 
     async def main() -> None:
@@ -464,54 +463,47 @@ def test_http2_is_rejected(supplied: Any) -> None:
     supplied.run(main)
 
 
+def read_all(connection: socket.socket, _: RawServer) -> None:
+    wait_for_end(connection)
+
+
 def not_seen(_transport: object) -> bool:
     return False
 
 
 def test_http2_is_rejected_at_the_first_call(
-    supplied: Any, tls_server: Any, monkeypatch: pytest.MonkeyPatch
+    supplied: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If HTTP/2 is found only at the first call, nothing is sent, and the error says why."""
     monkeypatch.setattr("creduse_httpx._supplied.speaks_http2", not_seen)
-    base_url, trust = tls_server
+    authority = trustme.CA()
+    context = server_context(authority)
+    context.set_alpn_protocols(["h2"])
 
     async def main() -> None:
+        trust = client_context(authority)
         async with (
             supplied.http_client_with(http2=True, verify=trust) as http_client,
-            supplied.connect(base_url, http_client=http_client, retry=NO_WAIT) as client,
+            supplied.connect(server.base_url, http_client=http_client, retry=NO_WAIT) as client,
         ):
             with pytest.raises(TransportError, match="HTTP/2 is not supported") as caught:
                 await client.add(USER, 10)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert len(caught.value.attempts) == 1
 
-    supplied.run(main)
+    with raw_servers(context) as start:
+        server = start(read_all)
+        supplied.run(main)
 
 
-@pytest.fixture
-def tls_server() -> Iterator[tuple[str, ssl.SSLContext]]:
-    """Start a server that negotiates HTTP/2 and reads all bytes."""
-    authority = trustme.CA()
-    context = server_context(authority)
-    context.set_alpn_protocols(["h2"])
-
-    def read_all(connection: socket.socket, _: RawServer) -> None:
-        while connection.recv(65536):
-            pass
-
-    server = RawServer(read_all, context)
-    yield server.base_url, client_context(authority)
-    server.close()
-
-
-def be_a_proxy(connection: socket.socket, server: Any) -> None:
+def be_a_proxy(connection: socket.socket, server: RawServer) -> None:
     """Act as a proxy that responds to every request with a 502."""
     if server.request(connection):
         connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
 
 
 def test_no_proxy_of_the_environment_to_this_machine(
-    supplied: Any, server: SandboxServer, raw: Any, monkeypatch: pytest.MonkeyPatch
+    supplied: Harness, server: SandboxServer, raw: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests to this machine do not use the environment's proxy."""
     proxy = raw(be_a_proxy)
@@ -529,7 +521,7 @@ def test_no_proxy_of_the_environment_to_this_machine(
     assert len(server.applied) == 1
 
 
-def test_own_proxy_to_this_machine(supplied: Any, server: SandboxServer, raw: Any) -> None:
+def test_own_proxy_to_this_machine(supplied: Harness, server: SandboxServer, raw: Start) -> None:
     """A proxy that the supplied client was made with is used, for this machine too."""
     proxy = raw(be_a_proxy)
 

@@ -1,4 +1,4 @@
-"""The ledger's rules, one example or more for each."""
+"""The rules of the ledger, with examples of each."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
@@ -31,7 +31,7 @@ def refusal(ledger: Ledger, method: str, *args: object) -> str:
 
 
 def test_add_opens_a_one_time_cycle() -> None:
-    """It starts now and ends validity_days later with the end of the day."""
+    """An added cycle starts now, and ends at the end of the day after ``validity_days``."""
     ledger = Ledger()
     cycle = ledger.add(USER, 15, 2, NOW)
     assert cycle == Cycle(
@@ -49,14 +49,14 @@ def test_add_opens_a_one_time_cycle() -> None:
 
 @pytest.mark.parametrize(("days", "end"), [(None, end_of(2025, 9, 12)), (0, end_of(2025, 8, 12))])
 def test_days_of_a_cycle(days: int | None, end: datetime) -> None:
-    """No days given are 31, and a cycle of zero days lasts until tonight."""
+    """The default is 31 days. A cycle of zero days lasts until the end of the day."""
     ledger = Ledger()
     assert ledger.add(USER, 1, days, NOW).end == end
     assert ledger.start_cycle(USER, 1, days, NOW).end == end
 
 
 def test_both_bounds_belong_to_a_cycle() -> None:
-    """Credits can be spent in a cycle's last microsecond and not in the next."""
+    """Credits can be spent in the last microsecond of a cycle, and not after it."""
     ledger = Ledger()
     end = ledger.add(USER, 5, 1, NOW).end
     assert amounts(ledger, end) == [5]
@@ -64,7 +64,7 @@ def test_both_bounds_belong_to_a_cycle() -> None:
 
 
 def test_times_are_read_in_utc() -> None:
-    """A day ends in UTC, whatever the zone of now."""
+    """A day ends in UTC, whatever the zone of ``now``."""
     ledger = Ledger()
     east = timezone(timedelta(hours=14))
     cycle = ledger.add(USER, 5, 0, datetime(2025, 8, 13, 1, 0, tzinfo=east))
@@ -73,13 +73,13 @@ def test_times_are_read_in_utc() -> None:
 
 
 def test_naive_time_is_an_error() -> None:
-    """A now without a zone is a mistake of the caller's."""
+    """A ``now`` without a zone is rejected."""
     with pytest.raises(ValueError, match="aware"):
         Ledger().add(USER, 5, 0, NOW.replace(tzinfo=None))
 
 
 def test_any_number_of_one_time_cycles_in_order_of_ending() -> None:
-    """Equal ends stand in the order in which they came."""
+    """A user may have many one-time cycles, in order of their end. Equal ends keep their order."""
     ledger = Ledger()
     for amount, days in [(1, 9), (2, 3), (3, 9), (4, 0)]:
         ledger.add(USER, amount, days, NOW)
@@ -87,7 +87,7 @@ def test_any_number_of_one_time_cycles_in_order_of_ending() -> None:
 
 
 def test_start_cycle_makes_a_user_known() -> None:
-    """A recurring cycle has the span of a one-time one."""
+    """``start_cycle`` creates a user. A recurring cycle is as long as a one-time one."""
     ledger = Ledger()
     cycle = ledger.start_cycle(USER, 50, 2, NOW)
     assert cycle.recurring
@@ -97,7 +97,7 @@ def test_start_cycle_makes_a_user_known() -> None:
 
 
 def test_renewal_has_the_full_amount_and_carries_nothing_over() -> None:
-    """The next round begins where the last ended."""
+    """A renewed cycle begins where the last one ended, with the full amount."""
     ledger = Ledger()
     first = ledger.start_cycle(USER, 50, 10, NOW)
     ledger.subtract(USER, 20, NOW)
@@ -117,7 +117,7 @@ def test_shortest_round_is_a_day(days: int) -> None:
 
 
 def test_centuries_of_renewals_cost_nothing() -> None:
-    """The last round is cut short by the calendar, and no arithmetic overflows."""
+    """Centuries of renewals are fast. The end of the calendar cuts the last cycle."""
     ledger = Ledger()
     first = ledger.start_cycle(USER, 50, 400, NOW)
     (last,) = ledger.balance(USER, CALENDARS_END)
@@ -127,7 +127,7 @@ def test_centuries_of_renewals_cost_nothing() -> None:
 
 
 def test_cycle_renewed_once_in_the_calendar() -> None:
-    """A round as long as the calendar is renewed to its end."""
+    """A cycle as long as the calendar is renewed up to its end."""
     ledger = Ledger()
     days = (CALENDARS_END - NOW).days - 1
     first = ledger.start_cycle(USER, 50, days, NOW)
@@ -138,14 +138,14 @@ def test_cycle_renewed_once_in_the_calendar() -> None:
 @pytest.mark.parametrize("days", [-1, 2_912_889, 10**9, 2**63])
 @pytest.mark.parametrize("method", ["add", "start_cycle"])
 def test_impossible_days_are_refused(method: str, days: int) -> None:
-    """Neither negative days nor an end past the year 9999 are taken."""
+    """Negative days, and an end after the year 9999, are rejected."""
     ledger = Ledger()
     assert refusal(ledger, method, USER, 1, days, NOW) == "INVALID_REQUEST"
     assert refusal(ledger, "balance", USER, NOW) == "USER_DOES_NOT_EXIST"
 
 
 def test_one_recurring_cycle_at_a_time() -> None:
-    """A second one is refused and changes nothing, before and after a renewal."""
+    """A second recurring cycle is rejected and changes nothing, before and after a renewal."""
     ledger = Ledger()
     cycle = ledger.start_cycle(USER, 50, 2, NOW)
     for now in (NOW, cycle.end + DAY):
@@ -155,7 +155,7 @@ def test_one_recurring_cycle_at_a_time() -> None:
 
 
 def test_one_time_cycle_does_not_keep_a_recurring_one_from_starting() -> None:
-    """Only a recurring cycle stands in the way of another."""
+    """A one-time cycle does not prevent a recurring one."""
     ledger = Ledger()
     ledger.add(USER, 1, 2, NOW)
     ledger.start_cycle(USER, 2, 2, NOW)
@@ -163,7 +163,7 @@ def test_one_time_cycle_does_not_keep_a_recurring_one_from_starting() -> None:
 
 
 def test_stopped_cycle_stays_until_its_end() -> None:
-    """Its credits can be spent, and then it is not renewed."""
+    """Credits of a stopped cycle can be spent until its end. Then it is not renewed."""
     ledger = Ledger()
     ledger.add(USER, 1, 0, NOW)
     cycle = ledger.start_cycle(USER, 50, 2, NOW)
@@ -177,7 +177,7 @@ def test_stopped_cycle_stays_until_its_end() -> None:
 
 
 def test_stop_after_renewals_stops_the_present_round() -> None:
-    """What is stopped is the round that runs now."""
+    """``stop_cycle`` stops the current renewal."""
     ledger = Ledger()
     first = ledger.start_cycle(USER, 50, 2, NOW)
     stopped = ledger.stop_cycle(USER, first.end + DAY)
@@ -186,7 +186,7 @@ def test_stop_after_renewals_stops_the_present_round() -> None:
 
 
 def test_new_cycle_may_start_after_a_stop() -> None:
-    """It runs beside what is left of the stopped one."""
+    """A new recurring cycle can start beside the rest of a stopped one."""
     ledger = Ledger()
     ledger.start_cycle(USER, 50, 2, NOW)
     ledger.stop_cycle(USER, NOW)
@@ -195,7 +195,7 @@ def test_new_cycle_may_start_after_a_stop() -> None:
 
 
 def test_nothing_to_stop() -> None:
-    """Neither a one-time cycle nor a stopped one can be stopped."""
+    """One-time and stopped cycles cannot be stopped."""
     ledger = Ledger()
     ledger.add(USER, 1, None, NOW)
     assert refusal(ledger, "stop_cycle", USER, NOW) == "NO_ACTIVE_CYCLE"
@@ -205,7 +205,7 @@ def test_nothing_to_stop() -> None:
 
 
 def test_spending_takes_from_what_ends_soonest() -> None:
-    """One cycle is emptied before the next is touched, recurring or not."""
+    """Credits that end soonest are spent first, recurring or not."""
     ledger = Ledger()
     ledger.add(USER, 10, 9, NOW)
     ledger.start_cycle(USER, 20, 3, NOW)
@@ -217,7 +217,7 @@ def test_spending_takes_from_what_ends_soonest() -> None:
 
 
 def test_too_little_takes_nothing() -> None:
-    """A call that cannot be met leaves all cycles as they are."""
+    """A rejected ``subtract`` leaves all cycles unchanged."""
     ledger = Ledger()
     ledger.add(USER, 5, 1, NOW)
     ledger.add(USER, 5, 2, NOW)
@@ -225,8 +225,8 @@ def test_too_little_takes_nothing() -> None:
     assert amounts(ledger, NOW) == [5, 5]
 
 
-def test_expired_credits_are_told_from_too_few() -> None:
-    """CREDIT_EXPIRED needs credits lost and nothing left to spend."""
+def test_expired_or_insufficient() -> None:
+    """CREDIT_EXPIRED needs expired credits and an empty balance."""
     ledger = Ledger()
     end = ledger.add(USER, 5, 0, NOW).end
     ledger.add(USER, 3, 1, NOW)
@@ -238,7 +238,7 @@ def test_expired_credits_are_told_from_too_few() -> None:
 
 
 def test_spent_cycle_does_not_expire() -> None:
-    """A cycle that ends empty has lost nothing."""
+    """A cycle that ends empty does not count as expired."""
     ledger = Ledger()
     end = ledger.add(USER, 5, 0, NOW).end
     ledger.subtract(USER, 5, NOW)
@@ -246,7 +246,7 @@ def test_spent_cycle_does_not_expire() -> None:
 
 
 def test_renewal_does_not_count_as_expiry() -> None:
-    """What a renewal did not carry over makes no CREDIT_EXPIRED; a stopped cycle's end does."""
+    """A renewal does not count as expired. The end of a stopped cycle does."""
     ledger = Ledger()
     first = ledger.start_cycle(USER, 5, 1, NOW)
     second_round = first.end + MICROSECOND
@@ -262,14 +262,14 @@ def test_renewal_does_not_count_as_expiry() -> None:
     [("add", (-1, 1)), ("start_cycle", (-1, 1)), ("subtract", (-1,))],
 )
 def test_negative_amounts_are_refused(method: str, args: tuple[int, ...]) -> None:
-    """A negative amount is what is said first, of an unknown user too."""
+    """A negative amount is rejected first, also for an unknown user."""
     ledger = Ledger()
     assert refusal(ledger, method, USER, *args, NOW) == "AMOUNT_NEGATIVE"
     assert refusal(ledger, "balance", USER, NOW) == "USER_DOES_NOT_EXIST"
 
 
 def test_zero_passes() -> None:
-    """An amount of zero is taken by all three methods."""
+    """All three methods accept an amount of zero."""
     ledger = Ledger()
     ledger.add(USER, 0, None, NOW)
     ledger.start_cycle(USER, 0, None, NOW)
@@ -281,21 +281,21 @@ def test_zero_passes() -> None:
     ("method", "args"), [("subtract", (1,)), ("stop_cycle", ()), ("balance", ())]
 )
 def test_unknown_users(method: str, args: tuple[int, ...]) -> None:
-    """Only add and start_cycle make a user known, each user alone."""
+    """Only ``add`` and ``start_cycle`` create users, and only their own."""
     ledger = Ledger()
     ledger.add(OTHER, 5, None, NOW)
     assert refusal(ledger, method, USER, *args, NOW) == "USER_DOES_NOT_EXIST"
 
 
 def test_known_user_without_credits_stays_known() -> None:
-    """A user whose cycles are all over has an empty balance."""
+    """A user whose cycles have all ended has an empty balance."""
     ledger = Ledger()
     end = ledger.add(USER, 5, 0, NOW).end
     assert ledger.balance(USER, end + 1000 * DAY) == ()
 
 
 def test_looking_ahead_changes_nothing() -> None:
-    """Neither a balance nor a refusal moves the ledger on."""
+    """A balance or a rejected request at a later time does not change the ledger."""
     ledger = Ledger()
     cycle = ledger.add(USER, 5, 0, NOW)
     later = cycle.end + DAY
@@ -305,7 +305,7 @@ def test_looking_ahead_changes_nothing() -> None:
 
 
 def test_ledger_does_not_go_back() -> None:
-    """To an earlier now, cycles stand as the last change left them."""
+    """At an earlier time, the cycles are as the last change left them."""
     ledger = Ledger()
     first = ledger.start_cycle(USER, 5, 1, NOW)
     ledger.subtract(USER, 1, first.end + MICROSECOND)

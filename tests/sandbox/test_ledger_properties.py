@@ -1,4 +1,4 @@
-"""The ledger against a model of its own, over any sequence of operations and moving time."""
+"""The ledger agrees with a simple model, for any sequence of operations over time."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ DAY = timedelta(days=1)
 
 @dataclass
 class Grant:
-    """Credits that end together; with ``every``, they come again."""
+    """Credits that end together. With ``every`` they are renewed."""
 
     end: datetime
     full: int
@@ -26,7 +26,7 @@ class Grant:
 
 @dataclass
 class Model:
-    """One user's credits, told as sums: what came in, what was spent, what was lost."""
+    """One user's credits as sums: added, spent and lost."""
 
     known: bool = False
     added: int = 0
@@ -36,7 +36,7 @@ class Model:
     grants: list[Grant] = field(default_factory=list[Grant])
 
     def move_to(self, now: datetime) -> None:
-        """Let every cycle that is over end, round by round."""
+        """End every cycle whose time has passed, renewal by renewal."""
         for grant in [*self.grants]:
             while grant.end < now:
                 self.lost += grant.left
@@ -49,7 +49,7 @@ class Model:
                 grant.end += grant.every
 
     def give(self, amount: int, days: int | None, now: datetime, *, again: bool) -> str | None:
-        """Add, or start a cycle."""
+        """Add credits, or start a cycle."""
         days = 31 if days is None else days
         if amount < 0:
             return "AMOUNT_NEGATIVE"
@@ -66,7 +66,7 @@ class Model:
         return None
 
     def spend(self, amount: int) -> str | None:
-        """Take credits one by one, each from what ends soonest."""
+        """Spend credits one by one, each from the grant that ends soonest."""
         held = sum(grant.left for grant in self.grants)
         if amount < 0:
             return "AMOUNT_NEGATIVE"
@@ -82,7 +82,7 @@ class Model:
         return None
 
     def stop(self) -> str | None:
-        """Let the recurring grant come no more."""
+        """End the renewals of the recurring grant."""
         if not self.known:
             return "USER_DOES_NOT_EXIST"
         for grant in self.grants:
@@ -94,7 +94,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Step:
-    """After a pause, one operation; what an operation does not take is left aside."""
+    """An operation after a pause. It ignores the arguments that it does not need."""
 
     user: UUID
     pause: timedelta
@@ -103,7 +103,7 @@ class Step:
     days: int | None
 
     def expect(self, model: Model, now: datetime) -> str | None:
-        """Do it to the model, and give the refusal that must come."""
+        """Apply the step to the model, and return the expected error."""
         match self.operation:
             case "subtract":
                 return model.spend(self.amount)
@@ -114,7 +114,7 @@ class Step:
                 return model.give(self.amount, self.days, now, again=again)
 
     def run(self, ledger: Ledger, now: datetime) -> str | None:
-        """Do it to the ledger, and give the refusal that came."""
+        """Apply the step to the ledger, and return its error."""
         try:
             match self.operation:
                 case "subtract":
@@ -160,7 +160,7 @@ def total(cycles: list[tuple[datetime, int]]) -> int:
 @given(steps=steps)
 @settings(print_blob=True, deadline=None, database=None)
 def test_ledger_keeps_the_accounts(steps: list[Step]) -> None:
-    """A balance is what was added less what was spent and what was lost, never below zero."""
+    """A balance is the sum of added credits less spent and lost ones, and never negative."""
     ledger = Ledger()
     models = {user: Model() for user in USERS}
     now = START
@@ -182,7 +182,7 @@ def test_ledger_keeps_the_accounts(steps: list[Step]) -> None:
 @given(steps=steps)
 @settings(print_blob=True, deadline=None, database=None)
 def test_refusals_change_nothing(steps: list[Step]) -> None:
-    """After a refusal every user's cycles are what they were; nobody else's ever change."""
+    """A rejected operation changes no cycle, and no operation changes those of other users."""
     ledger = Ledger()
     now = START
     for step in steps:
@@ -198,7 +198,7 @@ def test_refusals_change_nothing(steps: list[Step]) -> None:
 @given(steps=steps)
 @settings(print_blob=True, deadline=None, database=None)
 def test_spending_leaves_later_cycles_alone(steps: list[Step]) -> None:
-    """What has been spent from is the last one touched, and all before it are empty."""
+    """Spending empties each cycle before it takes from the next."""
     ledger = Ledger()
     now = START
     for step in steps:

@@ -1,4 +1,4 @@
-"""The API without a socket: what each request is responded with."""
+"""The API without a socket: the response to each request."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ GOOD = {"end_user_id": USER, "amount": 5, "validity_days": 2}
 
 @dataclass
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that a test sets."""
 
     now: datetime = NOW
 
@@ -69,7 +69,7 @@ def sandbox(clock: Clock) -> Sandbox:
 
 
 def test_add(sandbox: Sandbox) -> None:
-    """It responses with the user, the amount and the days."""
+    """The response to ``add`` has the user, the amount and the days."""
     response = sandbox.handle(ask("/add"))
     assert response.status == 200
     assert read(response) == {"end_user_id": USER, "amount": 5, "validity_days": 2}
@@ -77,13 +77,13 @@ def test_add(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("body", [{"validity_days": None}, {}])
 def test_days_not_given_are_31(sandbox: Sandbox, body: dict[str, None]) -> None:
-    """Null and absent days mean the same."""
+    """Without days, or with null, the validity is 31 days."""
     response = sandbox.handle(ask("/add", {"end_user_id": USER, "amount": 5, **body}))
     assert read(response)["validity_days"] == 31
 
 
 def test_subtract(sandbox: Sandbox) -> None:
-    """It responses with the user and the amount."""
+    """The response to ``subtract`` has the user and the amount."""
     sandbox.handle(ask("/add"))
     response = sandbox.handle(ask("/subtract", {"end_user_id": USER, "amount": 3}))
     assert response.status == 200
@@ -91,7 +91,7 @@ def test_subtract(sandbox: Sandbox) -> None:
 
 
 def test_start_and_stop_cycle(sandbox: Sandbox, clock: Clock) -> None:
-    """Both response with the cycle, whose amount is what is left."""
+    """Both responses have the cycle. Its amount is the rest of its credits."""
     expected = {
         "end_user_id": USER,
         "amount": 5,
@@ -116,7 +116,7 @@ def test_start_and_stop_cycle(sandbox: Sandbox, clock: Clock) -> None:
 
 
 def test_get_active_balance(sandbox: Sandbox) -> None:
-    """It lists the active cycles, the one that ends soonest first, and their sum."""
+    """The balance lists the active cycles by their end, and their sum."""
     sandbox.handle(ask("/add", {"end_user_id": USER, "amount": 15, "validity_days": 3}))
     sandbox.handle(ask("/start-cycle", {"end_user_id": USER, "amount": 50, "validity_days": 2}))
     sandbox.handle(ask("/subtract", {"end_user_id": USER, "amount": 7}))
@@ -148,15 +148,15 @@ def test_get_active_balance(sandbox: Sandbox) -> None:
 
 
 def test_times_are_written_in_utc() -> None:
-    """A clock in another zone changes nothing, and whole seconds have microseconds too."""
+    """Times are in UTC with microseconds, whatever the clock's zone."""
     east = datetime(2025, 8, 13, 1, 0, tzinfo=timezone(timedelta(hours=9)))
     sandbox = Sandbox(clock=lambda: east)
     body = read(sandbox.handle(ask("/start-cycle")))
     assert body["created_at"] == "2025-08-12T16:00:00.000000Z"
 
 
-def test_clock_of_its_own() -> None:
-    """Without a clock the system's time counts."""
+def test_default_clock() -> None:
+    """The default clock is the system's."""
     before = datetime.now(UTC)
     created_at = read(Sandbox().handle(ask("/start-cycle")))["created_at"]
     assert before <= datetime.fromisoformat(created_at) <= datetime.now(UTC)
@@ -167,7 +167,7 @@ def test_clock_of_its_own() -> None:
     ["/add", "/add?x=/y", "http://127.0.0.1:1/add", "https://[::1]/add?x#y"],
 )
 def test_url_may_be_whole_or_a_path(sandbox: Sandbox, url: str) -> None:
-    """Only the path counts."""
+    """Only the path of a URL counts."""
     assert sandbox.handle(ask(url)).status == 200
 
 
@@ -187,14 +187,14 @@ def test_url_may_be_whole_or_a_path(sandbox: Sandbox, url: str) -> None:
     ],
 )
 def test_unknown_paths(sandbox: Sandbox, url: str) -> None:
-    """Paths are taken as they stand, with no prefix."""
+    """A path must match exactly. Others get a 404."""
     refused(sandbox.handle(ask(url)), 404, "NOT_FOUND")
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT", "get"])
 def test_other_methods(sandbox: Sandbox, path: str, method: str) -> None:
-    """A path takes one method and names it."""
+    """A path accepts one method. For others the 405 names it."""
     if method != METHODS[path]:
         response = sandbox.handle(ask(path, method=method))
         refused(response, 405, "METHOD_NOT_ALLOWED")
@@ -203,8 +203,8 @@ def test_other_methods(sandbox: Sandbox, path: str, method: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("value", [None, "", "Bearer", "Bearer  ", "Basic k", "Bearer wrong", "k"])
-def test_keys_that_do_not_pass(clock: Clock, path: str, value: str | None) -> None:
-    """A key asked for must be there and be the one."""
+def test_rejected_keys(clock: Clock, path: str, value: str | None) -> None:
+    """If an API key is set, a request must have it."""
     authorization = None if value is None else ("Authorization", value)
     response = Sandbox(api_key="k", clock=lambda: clock.now).handle(
         ask(path, authorization=authorization)
@@ -214,14 +214,14 @@ def test_keys_that_do_not_pass(clock: Clock, path: str, value: str | None) -> No
     assert b"wrong" not in response.body
 
 
-def test_any_key_passes_when_none_is_asked_for(sandbox: Sandbox) -> None:
-    """But there must be one."""
+def test_any_key(sandbox: Sandbox) -> None:
+    """If no API key is set, any key is accepted, but a request must have one."""
     assert sandbox.handle(ask("/add", authorization=("authorization", "bearer x"))).status == 200
     refused(sandbox.handle(ask("/add", authorization=None)), 401, "UNAUTHORIZED")
 
 
-def test_the_key_asked_for_passes() -> None:
-    """The key given is taken."""
+def test_accepted_key() -> None:
+    """The API key that is set is accepted."""
     assert Sandbox(api_key="k").handle(ask("/add")).status == 200
 
 
@@ -246,8 +246,8 @@ def test_the_key_asked_for_passes() -> None:
     ],
     ids=lambda body: repr(body[:16]),
 )
-def test_bodies_that_are_no_json_object(sandbox: Sandbox, path: str, body: bytes) -> None:
-    """Whatever the body is, there is a response."""
+def test_bodies_that_are_not_json_objects(sandbox: Sandbox, path: str, body: bytes) -> None:
+    """A body that is not a JSON object is rejected."""
     refused(sandbox.handle(ask(path, body)), 422, "INVALID_REQUEST")
 
 
@@ -271,20 +271,20 @@ def test_bodies_that_are_no_json_object(sandbox: Sandbox, path: str, body: bytes
         "\ud800",
     ],
 )
-def test_ids_that_are_none(sandbox: Sandbox, path: str, user: object) -> None:
-    """An id is a UUID's hyphenated text and nothing else."""
+def test_rejected_ids(sandbox: Sandbox, path: str, user: object) -> None:
+    """A user id must be the hyphenated text of a UUID."""
     response = sandbox.handle(ask(path, {**GOOD, "end_user_id": user}))
     refused(response, 422, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_id_must_be_there(sandbox: Sandbox, path: str) -> None:
-    """No id is no request."""
+def test_missing_id(sandbox: Sandbox, path: str) -> None:
+    """A request without a user id is rejected."""
     refused(sandbox.handle(ask(path, {"amount": 5})), 422, "INVALID_REQUEST")
 
 
 def test_any_version_of_id_in_any_case(sandbox: Sandbox) -> None:
-    """Ids are responded in lower case."""
+    """A user id may be a UUID of any version in any case. Responses have it in lower case."""
     user = "ABCDEF01-1234-1678-C234-567812345678"
     body = read(sandbox.handle(ask("/add", {**GOOD, "end_user_id": user})))
     assert body["end_user_id"] == user.lower()
@@ -292,28 +292,28 @@ def test_any_version_of_id_in_any_case(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("path", ["/add", "/subtract", "/start-cycle"])
 @pytest.mark.parametrize("amount", [None, True, False, 5.0, 1e300, "5", [], {}, 2**63, -(2**63)])
-def test_amounts_that_are_none(sandbox: Sandbox, path: str, amount: object) -> None:
-    """An amount is a JSON integer of at most 64 bits."""
+def test_rejected_amounts(sandbox: Sandbox, path: str, amount: object) -> None:
+    """An amount must be a JSON integer of at most 64 bits."""
     response = sandbox.handle(ask(path, {**GOOD, "amount": amount}))
     refused(response, 422, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize("path", ["/add", "/subtract", "/start-cycle"])
-def test_amount_must_be_there(sandbox: Sandbox, path: str) -> None:
-    """No amount is no request."""
+def test_missing_amount(sandbox: Sandbox, path: str) -> None:
+    """A request without an amount is rejected."""
     refused(sandbox.handle(ask(path, {"end_user_id": USER})), 422, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize("path", ["/add", "/start-cycle"])
 @pytest.mark.parametrize("days", [True, 1.0, "1", [], -1, 10**7, 2**62, 2**63])
-def test_days_that_are_none(sandbox: Sandbox, path: str, days: object) -> None:
-    """Days are an integer, not negative, and end within the calendar."""
+def test_rejected_days(sandbox: Sandbox, path: str, days: object) -> None:
+    """Days must be a JSON integer, not negative, and end within the calendar."""
     response = sandbox.handle(ask(path, {**GOOD, "validity_days": days}))
     refused(response, 422, "INVALID_REQUEST")
 
 
 def test_largest_amounts_add_up(sandbox: Sandbox) -> None:
-    """Python's integers have no end, so neither has a balance."""
+    """A balance has no upper limit."""
     for _ in range(3):
         sandbox.handle(ask("/add", {**GOOD, "amount": 2**63 - 1}))
     assert read(sandbox.handle(ask("/get-active-balance")))["active_balance"] == 3 * (2**63 - 1)
@@ -321,25 +321,25 @@ def test_largest_amounts_add_up(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("path", ["/add", "/subtract", "/start-cycle"])
 def test_negative_amount(sandbox: Sandbox, path: str) -> None:
-    """AMOUNT_NEGATIVE is responded with 400."""
+    """A negative amount gets a 400 with AMOUNT_NEGATIVE."""
     refused(sandbox.handle(ask(path, {**GOOD, "amount": -1})), 400, "AMOUNT_NEGATIVE")
 
 
 @pytest.mark.parametrize("path", ["/subtract", "/stop-cycle", "/get-active-balance"])
 def test_unknown_user(sandbox: Sandbox, path: str) -> None:
-    """USER_DOES_NOT_EXIST is responded with 404."""
+    """An unknown user gets a 404 with USER_DOES_NOT_EXIST."""
     refused(sandbox.handle(ask(path)), 404, "USER_DOES_NOT_EXIST")
 
 
 def test_insufficient_funds(sandbox: Sandbox) -> None:
-    """INSUFFICIENT_FUNDS is responded with 402."""
+    """Too few credits get a 402 with INSUFFICIENT_FUNDS."""
     sandbox.handle(ask("/add"))
     response = sandbox.handle(ask("/subtract", {"end_user_id": USER, "amount": 6}))
     refused(response, 402, "INSUFFICIENT_FUNDS")
 
 
 def test_credit_expired(sandbox: Sandbox, clock: Clock) -> None:
-    """CREDIT_EXPIRED is responded with 402."""
+    """Expired credits get a 402 with CREDIT_EXPIRED."""
     clock.now = NOW - timedelta(days=30)
     sandbox.handle(ask("/add"))
     clock.now = NOW
@@ -348,19 +348,19 @@ def test_credit_expired(sandbox: Sandbox, clock: Clock) -> None:
 
 
 def test_active_cycle_exists(sandbox: Sandbox) -> None:
-    """ACTIVE_CYCLE_EXISTS is responded with 409."""
+    """A second recurring cycle gets a 409 with ACTIVE_CYCLE_EXISTS."""
     sandbox.handle(ask("/start-cycle"))
     refused(sandbox.handle(ask("/start-cycle")), 409, "ACTIVE_CYCLE_EXISTS")
 
 
 def test_no_active_cycle(sandbox: Sandbox) -> None:
-    """NO_ACTIVE_CYCLE is responded with 409."""
+    """Without a recurring cycle to stop, the response is a 409 with NO_ACTIVE_CYCLE."""
     sandbox.handle(ask("/add"))
     refused(sandbox.handle(ask("/stop-cycle")), 409, "NO_ACTIVE_CYCLE")
 
 
-def test_applied_means_a_write_carried_out(sandbox: Sandbox) -> None:
-    """Four writes are; a balance and a refusal are not."""
+def test_applied(sandbox: Sandbox) -> None:
+    """The four writes count as applied. A balance and a rejected request do not."""
     assert sandbox.process(ask("/add"))[1]
     assert sandbox.process(ask("/subtract"))[1]
     assert sandbox.process(ask("/start-cycle"))[1]
@@ -378,7 +378,7 @@ IDEMPOTENCY_KEY = ("Idempotency-Key", '"8e03978e"')
 
 @pytest.mark.parametrize("path", ["/add", "/subtract", "/start-cycle", "/stop-cycle"])
 def test_replay(sandbox: Sandbox, clock: Clock, path: str) -> None:
-    """The same request under the same key gets the same response and is applied once."""
+    """A repeated request with the same idempotency key gets the same response, and is applied once."""
     sandbox.handle(ask("/add", {**GOOD, "validity_days": 99}))
     if path == "/stop-cycle":
         sandbox.handle(ask("/start-cycle"))
@@ -392,7 +392,7 @@ def test_replay(sandbox: Sandbox, clock: Clock, path: str) -> None:
 
 
 def test_replay_is_forgotten_after_24_hours(sandbox: Sandbox, clock: Clock) -> None:
-    """Then the key is new, for another request too."""
+    """After 24 hours an idempotency key can be used again, also for another request."""
     assert sandbox.process(ask("/add", GOOD, IDEMPOTENCY_KEY))[1]
     clock.now += timedelta(hours=24)
     assert sandbox.process(ask("/subtract", GOOD, IDEMPOTENCY_KEY))[1]
@@ -400,7 +400,7 @@ def test_replay_is_forgotten_after_24_hours(sandbox: Sandbox, clock: Clock) -> N
 
 
 def test_refusal_is_replayed(sandbox: Sandbox) -> None:
-    """What was refused under a key stays refused."""
+    """A rejected request with an idempotency key gets the same response again."""
     refusal = sandbox.handle(ask("/subtract", GOOD, IDEMPOTENCY_KEY))
     refused(refusal, 404, "USER_DOES_NOT_EXIST")
     sandbox.handle(ask("/add"))
@@ -409,7 +409,7 @@ def test_refusal_is_replayed(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize(("path", "body"), [("/subtract", GOOD), ("/add", {**GOOD, "amount": 6})])
 def test_key_with_another_request(sandbox: Sandbox, path: str, body: object) -> None:
-    """A key belongs to one path and body."""
+    """An idempotency key with another path or body is rejected."""
     sandbox.handle(ask("/add", GOOD, IDEMPOTENCY_KEY))
     response, applied = sandbox.process(ask(path, body, IDEMPOTENCY_KEY))
     refused(response, 422, "IDEMPOTENCY_KEY_REUSED")
@@ -418,14 +418,14 @@ def test_key_with_another_request(sandbox: Sandbox, path: str, body: object) -> 
 
 
 def test_idempotency_keys_belong_to_an_api_key(sandbox: Sandbox) -> None:
-    """Two API keys may use the same one."""
+    """Two API keys can use the same idempotency key."""
     sandbox.handle(ask("/add", GOOD, IDEMPOTENCY_KEY))
     other = ask("/add", GOOD, IDEMPOTENCY_KEY, authorization=("Authorization", "Bearer other"))
     assert sandbox.process(other)[1]
 
 
-def test_idempotency_key_that_says_nothing(sandbox: Sandbox) -> None:
-    """An empty key is none, and a balance needs none."""
+def test_empty_idempotency_key(sandbox: Sandbox) -> None:
+    """An empty idempotency key counts as none. A balance ignores the key."""
     for _ in range(2):
         assert sandbox.process(ask("/add", GOOD, ("Idempotency-Key", " ")))[1]
     balances = set[bytes]()
@@ -436,15 +436,15 @@ def test_idempotency_key_that_says_nothing(sandbox: Sandbox) -> None:
 
 
 def test_unauthorized_is_not_remembered(clock: Clock) -> None:
-    """Only a call with a good key uses up an idempotency key."""
+    """A request with a wrong API key does not use its idempotency key."""
     sandbox = Sandbox(api_key="k", clock=lambda: clock.now)
     bad = ask("/add", GOOD, IDEMPOTENCY_KEY, authorization=("Authorization", "Bearer bad"))
     refused(sandbox.handle(bad), 401, "UNAUTHORIZED")
     assert sandbox.process(ask("/add", GOOD, IDEMPOTENCY_KEY))[1]
 
 
-def test_threads_may_share_it(sandbox: Sandbox) -> None:
-    """No credit is lost between threads."""
+def test_threads(sandbox: Sandbox) -> None:
+    """Threads can share a sandbox. No credit is lost."""
 
     def add_often() -> None:
         for _ in range(50):

@@ -1,9 +1,9 @@
 """Check calls under random faults, cancellations and timeouts against a server's record.
 
-Each client runs over plain http and over TLS, in a process of its own, against a server in another
-process. A run is drawn from its seed, which it prints: the same seed makes the same calls, faults
-and cancellations, though the machine's own timing differs. The exit status is 1 if anything is
-wrong, and the report then has the calls at fault and the command that runs them again.
+Each client runs over plain HTTP and over TLS, in its own process. The server runs in another process.
+A run prints its seed. The same seed makes the same calls, faults and cancellations, but the timing of the
+machine differs. If anything is wrong, the exit status is 1, and the report shows the calls that are wrong
+and the command that repeats the run.
 """
 
 import argparse
@@ -20,18 +20,18 @@ from tests.soak.drivers import CLIENTS
 from tests.soak.run import ROOT, Run, Server, make_certificate
 
 SHOWN = 10
-"""Calls at fault that a report shows in full."""
+"""How many wrong calls a report shows in full."""
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nox -s soak --", description=__doc__)
     parser.add_argument("--client", action="append", choices=CLIENTS, help="may be repeated")
-    parser.add_argument("--plain", action="store_true", help="over plain http alone")
-    parser.add_argument("--tls", action="store_true", help="over TLS alone")
-    parser.add_argument("--calls", type=int, default=20_000, help="of each run")
-    parser.add_argument("--seed", type=int, help="drawn and printed if not given")
+    parser.add_argument("--plain", action="store_true", help="only over plain HTTP")
+    parser.add_argument("--tls", action="store_true", help="only over TLS")
+    parser.add_argument("--calls", type=int, default=20_000, help="number of calls in each run")
+    parser.add_argument("--seed", type=int, help="random by default")
     parser.add_argument(
-        "--faults", type=float, default=0.15, help="the share of calls that meet a fault"
+        "--faults", type=float, default=0.15, help="share of calls that have a fault"
     )
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -47,7 +47,9 @@ def soak(client: str, *, tls: bool, seed: int, calls: int, share: float) -> bool
         ) as run:
             CLIENTS[client].drive(run)
             seconds = time.monotonic() - begun
-            time.sleep(3 if share else 0)  # what the server does later than any client waits for
+            time.sleep(
+                3 if share else 0
+            )  # the server may apply a request after its client has stopped waiting
             stats = server.ask("stats")
             record = [judge.Entry(*row) for row in server.ask("record")]
             ends = run.judge(record, CLIENTS[client].complaints)
@@ -58,18 +60,18 @@ def soak(client: str, *, tls: bool, seed: int, calls: int, share: float) -> bool
         f"{client} {'tls' if tls else 'plain'}: {run.ended} calls in {seconds:.0f} s, "
         f"{run.ended / seconds:.0f} a second, seed {seed}\n"
         f"  ended in: {', '.join(f'{name} {count}' for name, count in sorted(ends.items()))}; "
-        f"without a reason of their own {run.healthy_failed}\n"
+        f"failed without a fault {run.healthy_failed}\n"
         f"  server: {stats['accepted']} connections, {stats['requests']} requests\n"
         f"  memory: {(last.blocks - first.blocks) / grown:.3f} blocks for each call, "
         f"{first.size / 2**20:.0f} to {last.size / 2**20:.0f} MiB\n"
         f"  faults: {', '.join(f'{name} {count}' for name, count in sorted(stats['hits'].items()))}"
     )
     for complaint in run.known:
-        print(f"  known of the event loop: {complaint}")
-    wrongs = [*run.wrong, *(f"call {number}" for number in run.faulty)]
-    if not wrongs:
+        print(f"  known issue of the event loop: {complaint}")
+    violations = [*run.wrong, *(f"call {number}" for number in run.faulty)]
+    if not violations:
         return True
-    print(f"\nWRONG: {len(run.faulty)} calls, and {len(run.wrong)} things about the whole run")
+    print(f"\nWRONG: {len(run.faulty)} calls, and {len(run.wrong)} problems of the whole run")
     for wrong in run.wrong:
         print(f"  {wrong}")
     for number, what in [*run.faulty.items()][:SHOWN]:
@@ -80,10 +82,10 @@ def soak(client: str, *, tls: bool, seed: int, calls: int, share: float) -> bool
                 print(f"    server: {entry}")
                 earlier = [it for it in record if it.connection == entry.connection]
                 for other in earlier[: earlier.index(entry)][-2:]:
-                    print(f"      on this connection before: {other}")
+                    print(f"      before on this connection: {other}")
     where = "--tls" if tls else "--plain"
     print(
-        f"again: nox -s soak -- --client {client} {where} --seed {seed} --calls {calls} "
+        f"to repeat: nox -s soak -- --client {client} {where} --seed {seed} --calls {calls} "
         f"--faults {share}\n"
     )
     return False
@@ -99,7 +101,7 @@ def main() -> None:
         ((client, tls),) = runs
         well = soak(client, tls=tls, seed=seed, calls=asked.calls, share=asked.faults)
         sys.stdout.flush()
-        os._exit(not well)  # threads that hang must not keep the process
+        os._exit(not well)  # do not wait for threads that hang
     status = 0
     for client, tls in runs:
         settings = ("--seed", seed, "--calls", asked.calls, "--faults", asked.faults)

@@ -1,4 +1,4 @@
-"""Three ways to run the calls: in threads, in asyncio's tasks and in trio's."""
+"""Three ways to run the calls: in threads, in tasks of asyncio and in tasks of trio."""
 
 import asyncio
 import math
@@ -15,18 +15,18 @@ import uvloop
 from creduse_core import Call, CreduseError
 from tests.soak import judge
 from tests.soak.plans import Cancel
-from tests.soak.run import Block, Note, Run
+from tests.soak.run import Block, CallRecord, Run
 
 Job = Callable[[], Awaitable[None]]
 
 SETTLING: Final = 5.0
-"""Seconds that a closed client may take until its sockets and tasks are gone."""
-CALM: Final = 0.1
-"""Seconds until what the server still does to idle connections is over."""
+"""Seconds in which a closed client must release its sockets and tasks."""
+IDLE_FAULTS: Final = 0.1
+"""Seconds in which the server ends its faults of idle connections."""
 
 
-class Style(ABC):
-    """The differences between asyncio and trio."""
+class EventLoop(ABC):
+    """An event loop. It hides the differences between asyncio and trio."""
 
     cancelled: type[BaseException]
 
@@ -35,15 +35,15 @@ class Style(ABC):
         """Run the coroutine function."""
 
     @abstractmethod
-    async def together(self, jobs: Iterable[Job]) -> None:
+    async def run_all(self, jobs: Iterable[Job]) -> None:
         """Run all jobs at once."""
 
     @abstractmethod
-    async def beside(self, tick: Callable[[], float], job: Job) -> None:
-        """Run the job, and call ``tick`` beside it, each time after the seconds that it returns."""
+    async def run_beside(self, tick: Callable[[], float], job: Job) -> None:
+        """Run the job. Beside it, call ``tick`` again and again, after the seconds that it returns."""
 
     @abstractmethod
-    async def cancelling(self, job: Job, cancel: Cancel, note: Note) -> None:
+    async def run_and_cancel(self, job: Job, cancel: Cancel, record: CallRecord) -> None:
         """Run the job, and cancel it."""
 
     @abstractmethod
@@ -55,8 +55,8 @@ class Style(ABC):
         """Return the number of tasks."""
 
 
-class Asyncio(Style):
-    """asyncio, on a loop of its own or uvloop's."""
+class Asyncio(EventLoop):
+    """asyncio, on its own event loop or uvloop."""
 
     cancelled = asyncio.CancelledError
 
@@ -65,29 +65,29 @@ class Asyncio(Style):
 
     def run(self, main: Callable[[], Any], run: Run) -> None:
         def complain(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            run.hear(f"asyncio: {context['message']}: {context.get('exception')!r}")
+            run.count_complaint(f"asyncio: {context['message']}: {context.get('exception')!r}")
 
         with asyncio.Runner(loop_factory=self._new_loop) as runner:
             runner.get_loop().set_exception_handler(complain)
             runner.run(main())
 
-    async def together(self, jobs: Iterable[Job]) -> None:
+    async def run_all(self, jobs: Iterable[Job]) -> None:
         async with asyncio.TaskGroup() as group:
             for job in jobs:
                 group.create_task(_coroutine(job))
 
-    async def beside(self, tick: Callable[[], float], job: Job) -> None:
+    async def run_beside(self, tick: Callable[[], float], job: Job) -> None:
         async def ticking() -> None:
-            while True:  # noqa: ASYNC110 - it waits for nothing but the time
+            while True:  # noqa: ASYNC110 - it waits only for the time
                 await asyncio.sleep(tick())
 
         task = asyncio.create_task(ticking())
         await job()
         task.cancel()
 
-    async def cancelling(self, job: Job, cancel: Cancel, note: Note) -> None:
+    async def run_and_cancel(self, job: Job, cancel: Cancel, record: CallRecord) -> None:
         if cancel.way == "timeout":
-            note.cancelled = time.monotonic() + cancel.after
+            record.cancelled = time.monotonic() + cancel.after
             with suppress(TimeoutError):
                 async with asyncio.timeout(cancel.after):
                     await job()
@@ -98,7 +98,7 @@ class Asyncio(Style):
             if left > 0:
                 loop.call_soon(step, left - 1)
             elif not task.done():
-                note.cancelled = time.monotonic()
+                record.cancelled = time.monotonic()
                 task.cancel()
 
         if cancel.way == "steps":
@@ -118,22 +118,22 @@ async def _coroutine(job: Job) -> None:
     await job()
 
 
-class Trio(Style):
+class Trio(EventLoop):
     """trio."""
 
     cancelled = trio.Cancelled
 
-    def run(self, main: Callable[[], Any], run: Run) -> None:  # noqa: ARG002 - as in asyncio's
+    def run(self, main: Callable[[], Any], run: Run) -> None:  # noqa: ARG002 - only asyncio uses it
         trio.run(main)
 
-    async def together(self, jobs: Iterable[Job]) -> None:
+    async def run_all(self, jobs: Iterable[Job]) -> None:
         async with trio.open_nursery() as nursery:
             for job in jobs:
                 nursery.start_soon(job)
 
-    async def beside(self, tick: Callable[[], float], job: Job) -> None:
+    async def run_beside(self, tick: Callable[[], float], job: Job) -> None:
         async def ticking() -> None:
-            while True:  # noqa: ASYNC110 - it waits for nothing but the time
+            while True:  # noqa: ASYNC110 - it waits only for the time
                 await trio.sleep(tick())
 
         async with trio.open_nursery() as nursery:
@@ -141,9 +141,9 @@ class Trio(Style):
             await job()
             nursery.cancel_scope.cancel()
 
-    async def cancelling(self, job: Job, cancel: Cancel, note: Note) -> None:
+    async def run_and_cancel(self, job: Job, cancel: Cancel, record: CallRecord) -> None:
         if cancel.way == "timeout":
-            note.cancelled = time.monotonic() + cancel.after
+            record.cancelled = time.monotonic() + cancel.after
             with trio.move_on_after(cancel.after):
                 await job()
             return
@@ -155,7 +155,7 @@ class Trio(Style):
             else:
                 for _ in range(int(cancel.after)):
                     await trio.lowlevel.checkpoint()
-            note.cancelled = time.monotonic()
+            record.cancelled = time.monotonic()
             scope.cancel()
 
         async with trio.open_nursery() as nursery:
@@ -171,43 +171,43 @@ class Trio(Style):
         return trio.lowlevel.current_statistics().tasks_living
 
 
-def _foreign(note: Note, error: BaseException) -> None:
+def _foreign(record: CallRecord, error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt | SystemExit):
         raise error
-    note.foreign = error
+    record.foreign = error
 
 
 class AsyncDriver:
     """Runs the calls of an asynchronous client."""
 
-    def __init__(self, style: Style) -> None:
-        self._style = style
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
 
     def __call__(self, run: Run) -> None:
         """Run all calls."""
-        self._style.run(lambda: self._style.beside(run.lag.tick, lambda: self._all(run)), run)
+        self._loop.run(lambda: self._loop.run_beside(run.lag.tick, lambda: self._all(run)), run)
 
     async def _all(self, run: Run) -> None:
-        style = self._style
+        loop = self._loop
         client = run.open()
         await self._block(run, client, run.first())
         await client.aclose()
         for _ in range(run.generations):
-            before = run.resources(style.tasks())
+            before = run.resources(loop.tasks())
             client = run.open()
             for block in run.blocks():
                 await self._block(run, client, block)
-            for block in run.musters():
-                await style.sleep(CALM)
+            for block in run.full_pools():
+                await loop.sleep(IDLE_FAULTS)
                 await self._block(run, client, block)
             block, seconds = run.last()
 
             async def close(client: Any = client, seconds: float = seconds) -> None:
-                await style.sleep(seconds)
+                await loop.sleep(seconds)
                 await client.aclose()
                 run.closed()
 
-            await style.together([*self._workers(run, client, block), close])
+            await loop.run_all([*self._workers(run, client, block), close])
             del client, close
             after = await self._settled(run, before)
             run.wrong += judge.leftovers(before, after)
@@ -221,39 +221,39 @@ class AsyncDriver:
         return [work] * block.at_once
 
     async def _block(self, run: Run, client: Any, block: Block) -> None:
-        await self._style.together(self._workers(run, client, block))
+        await self._loop.run_all(self._workers(run, client, block))
 
     async def _settled(self, run: Run, before: judge.Resources) -> judge.Resources:
         until = time.monotonic() + SETTLING
         while True:
-            await self._style.sleep(0.02)
-            after = run.resources(self._style.tasks())
+            await self._loop.sleep(0.02)
+            after = run.resources(self._loop.tasks())
             if not [*judge.leftovers(before, after)] or time.monotonic() > until:
                 return after
 
     async def _one(self, run: Run, client: Any, number: int) -> None:
-        note, call = run.begin(number, client.protocol)
-        if note.plan.cancel is None:
-            await self._call(client, call, note)
+        record, call = run.begin(number, client.protocol)
+        if record.plan.cancel is None:
+            await self._call(client, call, record)
         else:
-            await self._style.cancelling(
-                lambda: self._call(client, call, note), note.plan.cancel, note
+            await self._loop.run_and_cancel(
+                lambda: self._call(client, call, record), record.plan.cancel, record
             )
-        run.end(number, note, call)
+        run.end(number, record, call)
 
-    async def _call(self, client: Any, call: Call[Any], note: Note) -> None:
+    async def _call(self, client: Any, call: Call[Any], record: CallRecord) -> None:
         try:
-            note.result = await client.run(call)
+            record.result = await client.run(call)
         except CreduseError as error:
-            note.error = error
-        except self._style.cancelled:
-            note.silent_from = min(note.silent_from, time.monotonic())
-            if note.cancelled == math.inf:
-                note.foreign = RuntimeError("cancelled, though nobody had asked for that")
+            record.error = error
+        except self._loop.cancelled:
+            record.silent_from = min(record.silent_from, time.monotonic())
+            if record.cancelled == math.inf:
+                record.foreign = RuntimeError("cancelled, but the run did not cancel it")
             raise
-        except BaseException as error:  # noqa: BLE001 - to find such is what this is for
-            note.silent_from = min(note.silent_from, time.monotonic())
-            _foreign(note, error)
+        except BaseException as error:  # noqa: BLE001 - the run must find these
+            record.silent_from = min(record.silent_from, time.monotonic())
+            _foreign(record, error)
 
 
 def run_in_threads(run: Run) -> None:
@@ -272,8 +272,8 @@ def run_in_threads(run: Run) -> None:
         client = run.open()
         for block in run.blocks():
             _join(_threads(run, client, block))
-        for block in run.musters():
-            time.sleep(CALM)
+        for block in run.full_pools():
+            time.sleep(IDLE_FAULTS)
             _join(_threads(run, client, block))
         block, seconds = run.last()
         threads = _threads(run, client, block)
@@ -296,15 +296,15 @@ def _threads(run: Run, client: Any, block: Block) -> list[threading.Thread]:
                 number = next(block.numbers, None)
             if number is None:
                 return
-            note, call = run.begin(number, client.protocol)
+            record, call = run.begin(number, client.protocol)
             try:
-                note.result = client.run(call)
+                record.result = client.run(call)
             except CreduseError as error:
-                note.error = error
-            except BaseException as error:  # noqa: BLE001 - to find such is what this is for
-                _foreign(note, error)
+                record.error = error
+            except BaseException as error:  # noqa: BLE001 - the run must find these
+                _foreign(record, error)
             with lock:
-                run.end(number, note, call)
+                run.end(number, record, call)
 
     threads = [threading.Thread(target=work) for _ in range(block.at_once)]
     for thread in threads:
@@ -327,20 +327,20 @@ def _settled(run: Run, before: judge.Resources) -> judge.Resources:
 
 
 class Client(NamedTuple):
-    """A client under test, and the way to run it."""
+    """A client under test, and how to run its calls."""
 
     made_by: str
     drive: Callable[[Run], None]
     complaints: str = r"(?!)"
-    """What its event loop is known to complain of, as a pattern."""
+    """A pattern of the known issues of its event loop."""
 
 
 _UVLOOPS: Final = (
     # See docs/limits.md.
     r"warning: unclosed <socket"
-    # It writes what TLS has still to say, though the transport was aborted in data_received.
+    # uvloop writes the rest of TLS after data_received has aborted the transport.
     r"|asyncio: Fatal error on SSL protocol: RuntimeError\('unable to perform operation on"
-    # Seen on a busy machine, after an abort. Where it comes from is not known.
+    # Seen on a busy machine after an abort. The cause is not known.
     r"|asyncio: Future exception was never retrieved: ConnectionResetError\(\)"
 )
 _ASYNCIO: Final = AsyncDriver(Asyncio(asyncio.new_event_loop))

@@ -1,7 +1,7 @@
-"""The invariants of a run, and the search for violations.
+"""The invariants of a run, and the functions that find violations.
 
-Nothing here runs a call. The rules take what a client has said of a call and what the server has
-recorded of it.
+These functions compare the client's report of a call with the server's record of it. Running calls does
+not belong here.
 """
 
 import math
@@ -15,32 +15,32 @@ UNKNOWN: Final = "UNKNOWN"
 SLACK: Final = 1.0
 """Seconds that a call may last beyond its timeout or its cancellation on a healthy machine."""
 LAG: Final = 3.0
-"""How many times the worst delay of the machine meanwhile is forgiven on top."""
+"""A call may be late by this many times the worst delay of the machine during the call."""
 RACE: Final = 0.02
-"""Seconds that a client may take from looking at an idle connection to writing on it; `LAG` again."""
+"""Seconds from a client's check of an idle connection to its write. `LAG` applies, too."""
 CLOCKS: Final = 0.001
-"""Seconds that the clocks of the kernel's stamps and of the client may differ."""
+"""Seconds by which the kernel's timestamps and the client's clock may differ."""
 BLOCKS: Final = 0.05
 """Blocks of memory that may be added for each call: one object in twenty calls."""
 BYTES: Final = 256
 """Bytes that the process may grow by for each call."""
 MARGIN_BLOCKS: Final = 10_000
-"""trio alone keeps up to some fourteen hundred deadlines of calls that are over."""
+"""trio keeps up to 1,400 deadlines of calls that have ended."""
 MARGIN: Final = 64 * 1024 * 1024
 
 
-class Said(NamedTuple):
+class Report(NamedTuple):
     """The client's report of a call that has ended."""
 
     number: int
     read: bool
     outcome: str
     sent: int
-    """Of how many attempts the client says that they may have been sent."""
+    """How many attempts may have been sent, according to the client."""
     silent_from: float = math.inf
-    """When the cancellation had reached the caller, or ``close()`` had returned; monotonic."""
+    """When the caller got the cancellation, or when ``close()`` returned, in monotonic seconds."""
     lag: float = 0.0
-    """The machine's worst meanwhile, in seconds."""
+    """The worst delay of the machine during the call, in seconds."""
 
 
 class Entry(NamedTuple):
@@ -52,37 +52,37 @@ class Entry(NamedTuple):
     fault: str
     applied: bool
     stray: float = math.inf
-    """How many seconds before a stray response was sent on the connection, if one was."""
+    """Seconds from a stray response on the connection to the request. Infinite without one."""
 
 
-def wrongs(said: Said, entries: Sequence[Entry]) -> Iterator[str]:
+def violations(report: Report, entries: Sequence[Entry]) -> Iterator[str]:
     """Return what is wrong about a call."""
-    # Where a stray response came between a client's look at the connection and its writing, nobody
-    # could have told it from the request's own.
-    if all(entry.stray > RACE + LAG * said.lag for entry in entries):
-        yield from _untruths(said, entries)
+    # If a stray response arrives between a client's check of the connection and its write, no client
+    # can know that it is not the response to the request.
+    if all(entry.stray > RACE + LAG * report.lag for entry in entries):
+        yield from _false_statements(report, entries)
     for entry in entries:
-        late = entry.sent - said.silent_from
+        late = entry.sent - report.silent_from
         if late > CLOCKS:
-            yield f"sent {late:.4f} s after the cancellation had reached the caller, or after close()"
+            yield f"sent {late:.4f} s after the caller got the cancellation, or after close()"
 
 
-def _untruths(said: Said, entries: Sequence[Entry]) -> Iterator[str]:
+def _false_statements(report: Report, entries: Sequence[Entry]) -> Iterator[str]:
     applied = sum(entry.applied for entry in entries)
     if applied > 1:
         yield f"applied {applied} times"
-    if said.read and said.outcome != NOT_APPLIED:
-        yield f"a read is said to be {said.outcome}"
-    if not said.read and said.outcome == APPLIED and not applied:
-        yield "said to be APPLIED, but never was"
-    if said.outcome == NOT_APPLIED and applied:
-        yield f"said to be NOT_APPLIED, but was applied (worst lag {said.lag:.3f} s)"
-    if len(entries) > said.sent:
-        yield f"{len(entries)} requests came in, where {said.sent} can have been sent"
+    if report.read and report.outcome != NOT_APPLIED:
+        yield f"the outcome of a read is {report.outcome}"
+    if not report.read and report.outcome == APPLIED and not applied:
+        yield "the outcome is APPLIED, but it was not applied"
+    if report.outcome == NOT_APPLIED and applied:
+        yield f"the outcome is NOT_APPLIED, but it was applied (worst lag {report.lag:.3f} s)"
+    if len(entries) > report.sent:
+        yield f"the server received {len(entries)} requests, but the client sent at most {report.sent}"
 
 
 def overrun(what: str, seconds: float, allowed: float, lag: float) -> str | None:
-    """Return how far a call exceeded its time; ``lag``: the machine's worst delay meanwhile."""
+    """Return how far a call exceeded its time. ``lag`` is the worst delay of the machine meanwhile."""
     beyond = seconds - allowed
     if beyond <= SLACK + LAG * lag:
         return None
@@ -93,27 +93,27 @@ class Resources(NamedTuple):
     """The resources that a process holds after its client has been closed."""
 
     calls: int
-    """How many have been made so far."""
+    """How many calls have been made so far."""
     descriptors: int
     tasks: int
     threads: int
     connections: int
-    """That the server still has open."""
+    """Connections that the server still has open."""
     blocks: int
     size: int
-    """Bytes of the process."""
+    """Resident memory of the process, in bytes."""
 
 
 def leftovers(before: Resources, after: Resources) -> Iterator[str]:
-    """Return what a closed client has left behind."""
+    """Return the resources that a closed client has not released."""
     for name in ("descriptors", "tasks", "threads", "connections"):
         was, now = getattr(before, name), getattr(after, name)
         if now != was:
-            yield f"{name} left behind by a closed client: {now}, before {was}"
+            yield f"{name} not released by a closed client: {now}, before {was}"
 
 
 def growth(samples: Sequence[Resources]) -> Iterator[str]:
-    """Return how memory grows from client to client; the first one warms up."""
+    """Return how memory grows from client to client. The first client warms up."""
     if len(samples) < 3:
         return
     first, last = samples[0], samples[-1]

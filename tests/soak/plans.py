@@ -1,7 +1,7 @@
-"""The plan of each call of a soak run, drawn from the run's seed and the call's number.
+"""The plan of each call of a soak run, drawn from the run's seed and the number of the call.
 
-A call has an id of its own, and the id tells the server which faults to inject. So the server needs
-no list of calls, and its record says which call each request belongs to.
+Each call has its own user id, which tells the server the number of the call and its faults. So the server
+needs no list of calls.
 """
 
 import random
@@ -10,7 +10,7 @@ from uuid import UUID
 
 FAULTS: Final = (
     "none",
-    # Nothing is applied, or not yet.
+    # The request is not applied, or applied later.
     "close",
     "reset",
     "hang",
@@ -30,7 +30,7 @@ FAULTS: Final = (
     "endless-interim",
     "endless-head",
     "endless-body",
-    # The response is late, or comes in pieces.
+    # The response is late, or arrives in pieces.
     "slow",
     "split",
     "drip-quickly",
@@ -38,7 +38,7 @@ FAULTS: Final = (
     "chunked",
     "chunked-with-length",
     "until-close",
-    # The response says something else.
+    # The response is another one.
     "402",
     "404",
     "408",
@@ -85,29 +85,29 @@ ENDLESS: Final = frozenset(
         "429-retry-after-1",
     }
 )
-"""Faults that only the call's timeout ends, so that timeout is short."""
+"""Faults that only the timeout of the call ends. The timeout is short then."""
 
-MUSTER: Final = "muster"
-"""Not a fault: the server holds the response until a hundred such requests are there."""
+FULL_POOL: Final = "full-pool"
+"""Not a fault: the server responds when it has `MAX_CONCURRENT` such requests."""
 MAX_CONCURRENT: Final = 100
-"""The connections of a client."""
+"""The size of a client's connection pool."""
 
-_NAMES: Final = (*FAULTS, MUSTER)
+_NAMES: Final = (*FAULTS, FULL_POOL)
 _CODES: Final = {name: code for code, name in enumerate(_NAMES)}
 _PAUSES: Final = 255
 
 
 class Script(NamedTuple):
-    """The server's behaviour in a call, encoded in the call's user id."""
+    """What the server does in a call. The user id of the call encodes it."""
 
     number: int
     faults: tuple[str, str, str]
-    """One for each attempt."""
+    """The faults of the three attempts."""
     pause: int
-    """From 0 to 255: how long, or where, where a fault has a choice."""
+    """From 0 to 255. It decides how long a fault waits, or where it cuts a response."""
 
     def encode(self) -> UUID:
-        """Return the user id that encodes this."""
+        """Return the user id that encodes this script."""
         codes = bytes(_CODES[name] for name in self.faults)
         return UUID(bytes=self.number.to_bytes(4) + codes + bytes([self.pause]) + bytes(8))
 
@@ -125,7 +125,7 @@ class Script(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """When the caller cancels the call, and in which way."""
+    """When and how the caller cancels the call."""
 
     way: Literal["steps", "seconds", "timeout"]
     """After some steps of the event loop, after some time, or by a timeout around the call."""
@@ -141,7 +141,7 @@ class Plan(NamedTuple):
     script: Script
     method: Method
     shared_user: int | None
-    """The call has an idempotency key, which is its id, and one of these users."""
+    """The user of a call with an idempotency key. Then the key encodes the script."""
     timeout: float
     cancel: Cancel | None
 
@@ -164,17 +164,17 @@ class Plan(NamedTuple):
 
     @property
     def amount(self) -> int:
-        """The amount, the same for all calls that share a user: each could take another's response."""
+        """The amount. It is the same for all calls with a shared user, which can get each other's response."""
         return 1 + self.script.number % 1000 if self.shared_user is None else 7
 
 
 PATIENT: Final = 5.0
-"""The timeout, in seconds, of calls that are meant to end before it."""
+"""The timeout, in seconds, of calls that should end before it."""
 _SHARED_USERS: Final = 4
 
 
 def draw(seed: int, number: int, faults: float) -> Plan:
-    """Draw the plan of a call; ``faults`` is the share of calls with a fault."""
+    """Draw the plan of a call. ``faults`` is the share of calls with a fault."""
     dice = random.Random(seed << 32 | number)  # noqa: S311 - nothing is secret here
     chosen = ("none", "none", "none")
     if dice.random() < faults:
@@ -198,16 +198,18 @@ def draw(seed: int, number: int, faults: float) -> Plan:
         timeout = dice.uniform(0.001, 0.1)
     methods: tuple[Method, ...] = ("add", "subtract", "subtract", "get_balance")
     method = dice.choice(methods)
-    keyed = method != "get_balance" and dice.random() < 0.3
+    has_key = method != "get_balance" and dice.random() < 0.3
     return Plan(
         Script(number, chosen, dice.randrange(_PAUSES + 1)),
         method,
-        dice.randrange(_SHARED_USERS) if keyed else None,
+        dice.randrange(_SHARED_USERS) if has_key else None,
         timeout,
         cancel,
     )
 
 
-def muster(number: int) -> Plan:
-    """Return the plan of a call that waits on the server for others like it."""
-    return Plan(Script(number, (MUSTER, MUSTER, MUSTER), 0), "subtract", None, PATIENT, None)
+def full_pool(number: int) -> Plan:
+    """Return the plan of a call to which the server responds when it has `MAX_CONCURRENT` of them."""
+    return Plan(
+        Script(number, (FULL_POOL, FULL_POOL, FULL_POOL), 0), "subtract", None, PATIENT, None
+    )

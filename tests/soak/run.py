@@ -1,4 +1,4 @@
-"""One run: its calls, the client's reports, and the machine's delays."""
+"""One run: its calls, the reports of the client, and the delays of the machine."""
 
 import gc
 import json
@@ -32,22 +32,22 @@ RETRY: Final = RetryPolicy(
 )
 AT_ONCE: Final = (50, 200)
 GENERATION: Final = 5000
-"""Calls in the life of a client, at least; there are `GENERATIONS` of them, or as many as fit."""
+"""The least calls of a client. A run has `GENERATIONS` clients, one after the other."""
 GENERATIONS: Final = range(3, 11)
 BLOCK: Final = 1000
 """Calls after which the number of calls at a time changes."""
-MUSTERS: Final = 3
-"""How often calls may try to have all connections of a client at the same time."""
+FULL_POOLS: Final = 3
+"""How often calls may try to use all connections of a client at the same time."""
 STALLED: Final = 120.0
-"""Seconds without the end of any call after which the run is given up."""
+"""Seconds in which no call ends, after which the run is aborted."""
 UNSENT: Final = frozenset({"not_sent", "unsendable"})
-"""The events of attempts of which the client says that nothing was sent."""
+"""The events of attempts that sent nothing, according to the client."""
 
 _OUTCOMES: Final = tuple(Outcome)
 
 
 def make_certificate(folder: Path) -> str:
-    """Make a certificate, have clients of this process trust it, and return the server's file."""
+    """Make a certificate that clients of this process trust, and return the server's file."""
     authority = trustme.CA()
     leaf = authority.issue_cert("127.0.0.1")
     trusted, own = folder / "ca.pem", folder / "server.pem"
@@ -58,7 +58,7 @@ def make_certificate(folder: Path) -> str:
 
 
 class Server:
-    """The server's process."""
+    """The process of the server."""
 
     def __init__(self, seed: int, share: float, certificate: str | None) -> None:
         extra = [] if certificate is None else [certificate]
@@ -84,12 +84,12 @@ class Server:
         return self._read()
 
     def close(self) -> None:
-        """Stop it."""
+        """Stop the process."""
         self._process.communicate()
 
 
 class Lag:
-    """The delay with which this process wakes, from a ticker beside the calls."""
+    """Measures how late this process wakes. A ticker runs beside the calls."""
 
     TICK: Final = 0.02
     _LEAST: Final = 0.02
@@ -97,10 +97,10 @@ class Lag:
     def __init__(self) -> None:
         self._due = math.inf
         self._late = deque([(0.0, 0.0)], maxlen=100)
-        """The worst delay within each second, and when that was."""
+        """Times and the worst delay in the second of each."""
 
     def tick(self) -> float:
-        """Note the time, and return the seconds until the next tick."""
+        """Record the delay, and return the seconds until the next tick."""
         now = time.monotonic()
         late = now - self._due
         if late > self._LEAST:
@@ -118,8 +118,8 @@ class Lag:
         return max(since, default=0.0) + max(0.0, time.monotonic() - self._due)
 
 
-class Note:
-    """The result of one call, as its caller sees it."""
+class CallRecord:
+    """What the caller of one call sees."""
 
     __slots__ = ("begun", "cancelled", "error", "foreign", "plan", "result", "silent_from")
 
@@ -130,13 +130,13 @@ class Note:
         self.error: CreduseError | None = None
         self.foreign: BaseException | None = None
         self.cancelled = math.inf
-        """When the caller was told to be cancelled."""
+        """When the run cancelled the caller."""
         self.silent_from = math.inf
-        """When the cancellation reached it, or ``close()`` had returned."""
+        """When the caller got the cancellation, or when ``close()`` returned."""
 
 
 class Block(NamedTuple):
-    """Calls in a row, so many at a time."""
+    """Some calls, and how many of them run at the same time."""
 
     at_once: int
     numbers: Iterator[int]
@@ -151,24 +151,26 @@ class Run:
         self._dice = random.Random(seed)  # noqa: S311 - nothing is secret here
         self._next = 0
         self.generations = min(max(GENERATIONS.start, calls // GENERATION), GENERATIONS[-1])
-        self._limit = 1 + calls + self.generations * (MUSTERS * plans.MAX_CONCURRENT + AT_ONCE[1])
-        # Allocated now, so that they do not look like growth later.
+        self._limit = (
+            1 + calls + self.generations * (FULL_POOLS * plans.MAX_CONCURRENT + AT_ONCE[1])
+        )
+        # Allocated now, so that they are not counted as growth.
         self._outcome = array("b", [-1]) * self._limit
         self._sent = array("b", [0]) * self._limit
         self._silent_from = array("d", [math.inf]) * self._limit
         self._lag = array("f", [0.0]) * self._limit
         self._ends: list[str] = []
         self._end = array("i", [-1]) * self._limit
-        self._mustered = bytearray(self._limit)
+        self._is_full_pool = bytearray(self._limit)
         self.lag = Lag()
-        self.flying: dict[int, Note] = {}
+        self.in_flight: dict[int, CallRecord] = {}
         self.faulty: dict[int, list[str]] = {}
-        """What is wrong, by call."""
+        """What is wrong, by number of the call."""
         self.wrong: list[str] = []
         """What is wrong with the run as a whole."""
         self.known: list[str] = []
-        """What the event loop has complained of and is known to."""
-        self.noise: Counter[str] = Counter()
+        """Known issues of the event loop that occurred."""
+        self.complaints: Counter[str] = Counter()
         self.samples: list[judge.Resources] = []
         self.ended_at = time.monotonic()
         self.ended = 0
@@ -187,7 +189,7 @@ class Run:
         return iter(range(begin, self._next))
 
     def first(self) -> Block:
-        """Return a first call to a client, which creates what an event loop keeps."""
+        """Return the first call, in which the event loop creates what it keeps."""
         return Block(1, self._numbers(1))
 
     def blocks(self) -> Iterator[Block]:
@@ -201,35 +203,37 @@ class Run:
         """Draw the number of concurrent calls."""
         return self._dice.randint(*AT_ONCE)
 
-    def musters(self) -> Iterator[Block]:
+    def full_pools(self) -> Iterator[Block]:
         """Return calls that need all connections of a client at the same time.
 
-        What an earlier call has done to a connection may still meet them: so there are three tries.
+        A connection that an earlier fault broke can fail one of them, so there are three tries.
         """
         met = 0
-        for _ in range(MUSTERS):
+        for _ in range(FULL_POOLS):
             numbers = range(self._next, self._next + plans.MAX_CONCURRENT)
-            self._mustered[numbers.start : numbers.stop] = b"\1" * plans.MAX_CONCURRENT
-            self.server.ask("calm")
+            self._is_full_pool[numbers.start : numbers.stop] = b"\1" * plans.MAX_CONCURRENT
+            self.server.ask("faults-off")
             yield Block(plans.MAX_CONCURRENT, self._numbers(plans.MAX_CONCURRENT))
-            self.server.ask("storm")
+            self.server.ask("faults-on")
             met = sum(self._end[number] < 0 for number in numbers)
             if met == plans.MAX_CONCURRENT:
                 return
-        self.wrong.append(f"of {plans.MAX_CONCURRENT} calls at a time only {met} met on the server")
+        self.wrong.append(
+            f"of {plans.MAX_CONCURRENT} calls at the same time, only {met} reached the server"
+        )
 
     def last(self) -> tuple[Block, float]:
-        """Return calls during which the client is closed, after so many seconds."""
+        """Return the last calls, and after how many seconds the client closes."""
         at_once = self.at_once()
         return Block(at_once, self._numbers(at_once)), self._dice.uniform(0, 0.1)
 
     def plan(self, number: int) -> Plan:
         """Return the plan of a call."""
-        if self._mustered[number]:
-            return plans.muster(number)
+        if self._is_full_pool[number]:
+            return plans.full_pool(number)
         return plans.draw(self.seed, number, self.share)
 
-    def begin(self, number: int, protocol: CreduseProtocol) -> tuple[Note, Call[Any]]:
+    def begin(self, number: int, protocol: CreduseProtocol) -> tuple[CallRecord, Call[Any]]:
         """Begin a call."""
         plan = self.plan(number)
         key = None if plan.shared_user is None else str(plan.script.encode())
@@ -238,63 +242,65 @@ class Run:
         else:
             make = protocol.add if plan.method == "add" else protocol.subtract
             call = make(plan.user, plan.amount, timeout=plan.timeout, idempotency_key=key)
-        note = self.flying[number] = Note(plan)
-        return note, call
+        record = self.in_flight[number] = CallRecord(plan)
+        return record, call
 
-    def end(self, number: int, note: Note, call: Call[Any]) -> None:
-        """Record how a call has ended."""
+    def end(self, number: int, record: CallRecord, call: Call[Any]) -> None:
+        """Record how a call ended."""
         now = self.ended_at = time.monotonic()
         self.ended += 1
-        del self.flying[number]
+        del self.in_flight[number]
         attempts = call.attempts
         self._outcome[number] = _OUTCOMES.index(call.outcome)
         self._sent[number] = sum(attempt.event not in UNSENT for attempt in attempts)
-        self._silent_from[number] = note.silent_from
-        self._lag[number] = self.lag.worst(note.begun)
-        if note.result is None:
-            raised = note.error or note.foreign
+        self._silent_from[number] = record.silent_from
+        self._lag[number] = self.lag.worst(record.begun)
+        if record.result is None:
+            raised = record.error or record.foreign
             what = "cancelled" if raised is None else type(raised).__name__
             events = ", ".join(attempt.event for attempt in attempts)
             self._write_end(number, f"{what} ({events})")
-            if note.plan.healthy and note.silent_from == math.inf:
+            if record.plan.healthy and record.silent_from == math.inf:
                 self.healthy_failed += 1
                 if not self.share:
-                    self.blame(number, f"a healthy call failed: {note.error!r}")
-        self._check(number, note, call, now)
+                    self.add_violation(number, f"a healthy call failed: {record.error!r}")
+        self._check(number, record, call, now)
 
-    def _check(self, number: int, note: Note, call: Call[Any], now: float) -> None:
-        if note.foreign is not None:
-            self.blame(number, f"a foreign exception: {note.foreign!r}")
-        if note.error is not None and note.error.outcome is not call.outcome:
-            self.blame(number, f"the error says {note.error.outcome!r}, the call {call.outcome!r}")
-        if note.result is not None:
-            wanted = {"end_user_id": note.plan.user, "amount": note.plan.amount}
-            if note.plan.read:
-                wanted = {"end_user_id": note.plan.user, "active_balance": number}
-            if any(getattr(note.result, name) != value for name, value in wanted.items()):
-                self.blame(number, f"another call's result: {note.result!r}")
-        seconds = now - note.begun
+    def _check(self, number: int, record: CallRecord, call: Call[Any], now: float) -> None:
+        if record.foreign is not None:
+            self.add_violation(number, f"a foreign exception: {record.foreign!r}")
+        if record.error is not None and record.error.outcome is not call.outcome:
+            self.add_violation(
+                number, f"the error says {record.error.outcome!r}, the call {call.outcome!r}"
+            )
+        if record.result is not None:
+            wanted = {"end_user_id": record.plan.user, "amount": record.plan.amount}
+            if record.plan.read:
+                wanted = {"end_user_id": record.plan.user, "active_balance": number}
+            if any(getattr(record.result, name) != value for name, value in wanted.items()):
+                self.add_violation(number, f"another call's result: {record.result!r}")
+        seconds = now - record.begun
         for what, lasted, allowed in (
-            ("its timeout", seconds, note.plan.timeout),
-            ("its cancellation", now - note.cancelled, 0.0),
+            ("its timeout", seconds, record.plan.timeout),
+            ("its cancellation", now - record.cancelled, 0.0),
         ):
             if wrong := judge.overrun(what, lasted, allowed, self._lag[number]):
-                self.blame(number, wrong)
+                self.add_violation(number, wrong)
 
     def _write_end(self, number: int, text: str) -> None:
         if text not in self._ends:
             self._ends.append(text)
         self._end[number] = self._ends.index(text)
 
-    def blame(self, number: int, wrong: str) -> None:
+    def add_violation(self, number: int, wrong: str) -> None:
         """Record what is wrong about a call."""
         self.faulty.setdefault(number, []).append(wrong)
 
     def closed(self) -> None:
         """Record that the client is closed."""
         now = time.monotonic()
-        for note in self.flying.values():
-            note.silent_from = min(note.silent_from, now)
+        for record in self.in_flight.values():
+            record.silent_from = min(record.silent_from, now)
 
     def end_of(self, number: int) -> str:
         """Return how a call ended."""
@@ -304,14 +310,14 @@ class Run:
         end = self._end[number]
         return f"{outcome}, {'a result' if end < 0 else self._ends[end]}"
 
-    # What is measured around them.
+    # Measurements.
 
     def resources(self, tasks: int) -> judge.Resources:
         """Return the resources that the process holds now."""
         gc.collect()
         return judge.Resources(
             self.ended,
-            len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - no more open descriptors than one
+            len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - it opens one descriptor only
             tasks,
             threading.active_count(),
             self.server.ask("stats")["open"],
@@ -319,17 +325,19 @@ class Run:
             int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"),
         )
 
-    def hear(self, text: str) -> None:
-        """Count the complaints of Python and libraries, without their digits."""
-        self.noise[re.sub(r"(0x)?[0-9a-f]*\d[0-9a-f]*", "#", text)[:300]] += 1
+    def count_complaint(self, text: str) -> None:
+        """Count a warning or error of Python or a library, without its digits."""
+        self.complaints[re.sub(r"(0x)?[0-9a-f]*\d[0-9a-f]*", "#", text)[:300]] += 1
 
-    def _hear_warning(self, message: Warning | str, *_: object, **__: object) -> None:
-        self.hear(f"warning: {message}")
+    def _count_warning(self, message: Warning | str, *_: object, **__: object) -> None:
+        self.count_complaint(f"warning: {message}")
 
     def __enter__(self) -> Self:
         warnings.simplefilter("always")
-        warnings.showwarning = self._hear_warning
-        sys.unraisablehook = lambda it: self.hear(f"unraisable: {it.exc_value!r} in {it.object!r}")
+        warnings.showwarning = self._count_warning
+        sys.unraisablehook = lambda it: self.count_complaint(
+            f"unraisable: {it.exc_value!r} in {it.object!r}"
+        )
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -339,28 +347,28 @@ class Run:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave the hooks: the process ends with the run."""
+        """Leave the hooks, since the process ends with the run."""
 
     def _watch(self) -> None:
-        begun = told = time.monotonic()
+        begun = reported = time.monotonic()
         while True:
             time.sleep(1)
             now = time.monotonic()
-            if now - told > 10:
-                told = now
+            if now - reported > 10:
+                reported = now
                 print(f"{now - begun:.0f} s, {self.ended} calls", file=sys.stderr, flush=True)
-            if self.flying and now - self.ended_at > STALLED:
-                for number, note in list(self.flying.items())[:10]:
-                    print(f"call {number} does not end: {note.plan}, {now - note.begun:.0f} s")
+            if self.in_flight and now - self.ended_at > STALLED:
+                for number, record in list(self.in_flight.items())[:10]:
+                    print(f"call {number} does not end: {record.plan}, {now - record.begun:.0f} s")
                 sys.stdout.flush()
                 os._exit(3)
 
-    # Afterwards.
+    # After the run.
 
     def judge(self, record: list[judge.Entry], complaints: str) -> Counter[str]:
-        """Compare the reports with the record, and return how many calls ended in which way.
+        """Compare the reports with the record, and return how many calls ended in each way.
 
-        ``complaints``: a pattern of what the event loop is known to complain of.
+        ``complaints`` is a pattern of the known issues of the event loop.
         """
         entries: dict[int, list[judge.Entry]] = {}
         for entry in record:
@@ -368,9 +376,9 @@ class Run:
         ends: Counter[str] = Counter()
         for number in range(self._next):
             if self._outcome[number] < 0:
-                self.blame(number, "never ended")
+                self.add_violation(number, "never ended")
                 continue
-            said = judge.Said(
+            report = judge.Report(
                 number,
                 self.plan(number).read,
                 _OUTCOMES[self._outcome[number]].name,
@@ -378,10 +386,10 @@ class Run:
                 self._silent_from[number],
                 self._lag[number],
             )
-            ends[said.outcome if self._end[number] >= 0 else "result"] += 1
-            for wrong in judge.wrongs(said, entries.get(number, [])):
-                self.blame(number, wrong)
+            ends[report.outcome if self._end[number] >= 0 else "result"] += 1
+            for wrong in judge.violations(report, entries.get(number, [])):
+                self.add_violation(number, wrong)
         self.wrong += judge.growth(self.samples)
-        for text, count in self.noise.items():
+        for text, count in self.complaints.items():
             (self.known if re.match(complaints, text) else self.wrong).append(f"{count} x {text}")
         return ends

@@ -1,13 +1,13 @@
 """The server of a soak run: raw sockets, faults at every stage, and its own record.
 
-It runs in a process of its own and knows nothing of creduse. It prints its port, and stops when its
-input ends. Each line of input is a command, which it responds to with a line of JSON: "stats", "record",
-"calm" (connections meet no misfortune from now on) and "storm" (they do again).
+It runs in its own process and uses no code of creduse. It prints its port, and stops when its input ends.
+Each line of input is a command: "stats", "record", "faults-off" (new connections have no faults) and
+"faults-on" (they have some again). The server responds to each with a line of JSON.
 
     python -m tests.soak.server SEED SHARE [CERTIFICATE]
 
-The kernel stamps what comes in. So the record says when a request was sent, however late this
-process gets to read it.
+The kernel adds a timestamp to incoming bytes. So the record says when a request was sent, even if this
+process reads it late.
 """
 
 import heapq
@@ -28,16 +28,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from tests.soak.plans import FAULTS, MAX_CONCURRENT, MUSTER, Script
+from tests.soak.plans import FAULTS, FULL_POOL, MAX_CONCURRENT, Script
 
-_SO_TIMESTAMPNS: Final = 35  # Linux's asm-generic/socket.h; the socket module does not have it
+_SO_TIMESTAMPNS: Final = 35  # from Linux's asm-generic/socket.h: the socket module lacks it
 _TIMESPEC: Final = struct.Struct("qq")
-_ESTABLISHED: Final = 1  # linux/tcp.h, like the offsets in its struct tcp_info
+_ESTABLISHED: Final = 1  # from linux/tcp.h, like the offsets in its struct tcp_info
 _JIFFY: Final = 0.01
-"""The kernel's coarse clock, in seconds, at its coarsest."""
+"""The lowest resolution of the kernel's coarse clock, in seconds."""
 _LINGER_0: Final = struct.pack("ii", 1, 0)
 _HANG: Final = 7.0
-"""Seconds after which the server ends what it has let hang: clients should not wait for that."""
+"""Seconds after which the server ends a hanging request. No client should wait so long."""
 
 _REQUEST: Final = re.compile(rb"(\w+) /([a-z-]+) HTTP/1\.1\r\n")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -68,11 +68,11 @@ class Entry:
     def __init__(self, number: int, sent: float, connection: int, fault: str) -> None:
         self.number = number
         self.sent = sent
-        """When it was sent, in monotonic seconds: its first byte, or what the kernel joined to that."""
+        """When its first byte was sent, in monotonic seconds."""
         self.connection = connection
         self.fault = fault
         self.stray = math.inf
-        """Seconds since a stray response on the connection, or less than none if it came later."""
+        """Seconds from a stray response on the connection to the request. Negative if it came later."""
         self.applied = False
 
     def row(self) -> tuple[int, float, int, str, bool, float]:
@@ -90,7 +90,7 @@ class Exchange:
         entry: Entry,
         script: Script,
         path: str,
-        asked: dict[str, object],
+        body: dict[str, object],
         key: bytes | None,
     ) -> None:
         self.server = server
@@ -98,35 +98,35 @@ class Exchange:
         self.entry = entry
         self.pause = script.fraction
         self.path = path
-        self.asked = asked
+        self.body = body
         self.key = key
         self.send = connection.send
 
     def apply(self) -> bytes:
-        """Apply the request, unless its key has been seen; return the response to it."""
-        replies = self.server.replies
+        """Apply the request, unless its key was used before, and return its response."""
+        responses = self.server.responses
         self.server.running.discard(self.key)
-        if self.key is not None and self.key in replies:
-            return replies[self.key]
+        if self.key is not None and self.key in responses:
+            return responses[self.key]
         self.entry.applied = self.path != "get-active-balance"
         made = response(200, self.result())
         if self.key is not None:
-            replies[self.key] = made
+            responses[self.key] = made
         return made
 
     def result(self) -> dict[str, object]:
-        """Return the body of the response to the request when it is applied."""
+        """Return the body of the response to an applied request."""
         if self.path != "get-active-balance":
-            return self.asked
-        return {**self.asked, "active_balance": self.entry.number, "active_balance_by_cycle": []}
+            return self.body
+        return {**self.body, "active_balance": self.entry.number, "active_balance_by_cycle": []}
 
     def hold_key(self) -> None:
         """Reject other requests with the same key until this one is applied."""
-        if self.key is not None and self.key not in self.server.replies:
+        if self.key is not None and self.key not in self.server.responses:
             self.server.running.add(self.key)
 
     def close(self) -> None:
-        """Close the connection; over TLS with a word or without."""
+        """Close the connection. Over TLS, every second time without close_notify."""
         self.connection.close(polite=self.entry.number % 2 == 0)
 
     def reset(self) -> None:
@@ -135,7 +135,7 @@ class Exchange:
 
 
 Steps = Iterator[float]
-"""What is done to a request; it yields the seconds until it goes on."""
+"""The steps of a fault. Between two steps it yields seconds to wait."""
 
 
 def none(x: Exchange) -> Steps:
@@ -204,7 +204,7 @@ def cut_in_body(x: Exchange) -> bytes:
 def cut(where: Callable[[Exchange], bytes], then: Callable[[Exchange], None]) -> "Fault":
     def steps(x: Exchange) -> Steps:
         x.send(where(x))
-        # A reset that comes at once would take along what has been sent.
+        # A reset at once would discard the bytes that were just sent.
         yield 0.001
         then(x)
 
@@ -336,7 +336,7 @@ def apply_then(made: bytes) -> "Fault":
 
 
 def surplus(more: bytes | None, seconds: float = 0, part: float = 1) -> "Fault":
-    """Respond, and send more: a response, or (`None`) the same once more, or a part of that."""
+    """Respond, and send ``more`` after it. ``None`` repeats the response. ``part`` cuts the surplus."""
 
     def steps(x: Exchange) -> Steps:
         made = x.apply()
@@ -390,13 +390,13 @@ def close_when_idle(x: Exchange) -> Steps:
         x.close()
 
 
-def muster(x: Exchange) -> Steps:
-    mustered = x.server.mustered
-    mustered.append(x)
-    if len(mustered) == MAX_CONCURRENT:
-        for each in mustered:
+def full_pool(x: Exchange) -> Steps:
+    waiting = x.server.waiting
+    waiting.append(x)
+    if len(waiting) == MAX_CONCURRENT:
+        for each in waiting:
             each.send(each.apply())
-        mustered.clear()
+        waiting.clear()
     yield from ()
 
 
@@ -458,42 +458,43 @@ DO: Final[dict[str, Fault]] = {
     "then-reset": then_reset,
     "connection-close": connection_close,
     "close-when-idle": close_when_idle,
-    MUSTER: muster,
+    FULL_POOL: full_pool,
     KEY_IN_USE: key_in_use,
 }
-assert [*DO] == [*FAULTS, MUSTER, KEY_IN_USE]
+assert [*DO] == [*FAULTS, FULL_POOL, KEY_IN_USE]
 
 
-class Misfortune(NamedTuple):
-    """A fault of a connection before its first request."""
+class ConnectionFault(NamedTuple):
+    """A fault of a connection before its first whole request."""
 
     name: str
-    deaf: bool = False
-    """Read nothing."""
+    reads_nothing: bool = False
     wait: float = 0
-    """Seconds until the end."""
+    """Seconds to wait before the end."""
     read: int = 0
-    """Bytes to read first."""
-    say: bytes = b""
+    """Bytes to read before the fault."""
+    send: bytes = b""
     reset: bool = True
     after_handshake: bool = False
 
 
-MISFORTUNES: Final = (
-    Misfortune("accept-then-close", deaf=True, reset=False),
-    Misfortune("accept-then-reset", deaf=True),
-    Misfortune("accept-then-hang", deaf=True, wait=1.0),
-    Misfortune("a-moment-then-reset", deaf=True, wait=0.002),
-    Misfortune("read-a-little-then-close", read=20, reset=False),
-    Misfortune("read-a-little-then-reset", read=20),
-    Misfortune("read-then-close", read=65536, reset=False),
-    Misfortune("read-then-hang", read=65536, wait=1.0),
-    Misfortune("not-http", read=65536, say=b"220 mail.invalid ESMTP\r\n", wait=0.001),
-    Misfortune("early-400", read=20, say=refusal(400, None, b"Connection: close"), wait=0.001),
-    Misfortune("handshake-then-close", after_handshake=True, reset=False),
-    Misfortune("handshake-then-reset", after_handshake=True),
+CONNECTION_FAULTS: Final = (
+    ConnectionFault("accept-then-close", reads_nothing=True, reset=False),
+    ConnectionFault("accept-then-reset", reads_nothing=True),
+    ConnectionFault("accept-then-hang", reads_nothing=True, wait=1.0),
+    ConnectionFault("a-moment-then-reset", reads_nothing=True, wait=0.002),
+    ConnectionFault("read-a-little-then-close", read=20, reset=False),
+    ConnectionFault("read-a-little-then-reset", read=20),
+    ConnectionFault("read-then-close", read=65536, reset=False),
+    ConnectionFault("read-then-hang", read=65536, wait=1.0),
+    ConnectionFault("not-http", read=65536, send=b"220 mail.invalid ESMTP\r\n", wait=0.001),
+    ConnectionFault(
+        "early-400", read=20, send=refusal(400, None, b"Connection: close"), wait=0.001
+    ),
+    ConnectionFault("handshake-then-close", after_handshake=True, reset=False),
+    ConnectionFault("handshake-then-reset", after_handshake=True),
 )
-"""What can happen to a connection. A request that it meets is never applied."""
+"""The faults of connections. The server applies no request on such a connection."""
 
 
 class Connection:
@@ -507,11 +508,11 @@ class Connection:
         self.number = number
         self.requests = 0
         self.sent_at = -math.inf
-        """When something was last sent on it."""
+        """When the server last sent something."""
         self.out_of_step = False
-        """Whether a stray response has been sent when the client may already have written its next
-        request. From then on each response may be taken for another's."""
-        self.misfortune: Misfortune | None = None
+        """Whether the server has sent a stray response when the client may already have sent its next
+        request. From then on the client cannot know which response belongs to a request."""
+        self.fault: ConnectionFault | None = None
         self._buffer = b""
         self._began = 0.0
         self._incoming = ssl.MemoryBIO()
@@ -519,15 +520,15 @@ class Connection:
         self._tls = (
             None if tls is None else tls.wrap_bio(self._incoming, self._outgoing, server_side=True)
         )
-        self._shaken = False
+        self._handshake_done = False
 
     @property
     def open(self) -> bool:
-        """Whether it is open on this side."""
+        """Whether the server has not closed it."""
         return self._socket.fileno() >= 0
 
     def send(self, data: bytes) -> None:
-        """Send what is short enough for the kernel to take at once."""
+        """Send bytes. The kernel must accept all of them at once."""
         if not self.open:
             return
         if self._tls is not None:
@@ -545,10 +546,10 @@ class Connection:
             self.close(polite=False)
 
     def close(self, *, polite: bool) -> None:
-        """Close it; ``polite``: say so over TLS."""
+        """Close it. If ``polite``, send close_notify over TLS."""
         if not self.open:
             return
-        if polite and self._tls is not None and self._shaken:
+        if polite and self._tls is not None and self._handshake_done:
             with suppress(ssl.SSLError):
                 self._tls.unwrap()
             with suppress(OSError):
@@ -563,20 +564,20 @@ class Connection:
             self.close(polite=False)
 
     def readable(self) -> None:
-        """Read what has come in."""
-        fate = self.misfortune
+        """Read the bytes that have arrived."""
+        fault = self.fault
         try:
             data, stamps, _, _ = self._socket.recvmsg(
-                fate.read if fate is not None and fate.read else 65536, 64
+                fault.read if fault is not None and fault.read else 65536, 64
             )
-        except BlockingIOError:  # the descriptor was another connection's a moment ago
+        except BlockingIOError:  # the descriptor belonged to another connection before
             return
         except OSError:
             data, stamps = b"", []
         if not data:
             self.close(polite=False)
-        elif fate is not None and fate.read:
-            self._server.later(self.meet(fate))
+        elif fault is not None and fault.read:
+            self._server.run_steps(self.run_fault(fault))
         else:
             try:
                 self._take(self._decrypted(data), self._sent(data, stamps[0][2]))
@@ -584,10 +585,10 @@ class Connection:
                 self.close(polite=False)
 
     def _sent(self, data: bytes, stamp: bytes) -> float:
-        """Return when the first byte that has just been read was sent, or a time before that.
+        """Return when the first of the bytes was sent, or an earlier time.
 
-        The kernel joins what waits to be read and keeps the last stamp, that of the end of the
-        connection included.
+        The kernel joins unread segments and keeps only the last timestamp, which can be that of the end
+        of the connection.
         """
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56)
         state, last_data = info[0], int.from_bytes(info[52:56], sys.byteorder) / 1000
@@ -597,15 +598,15 @@ class Connection:
             return float(seconds + nanoseconds / 1e9 - self._server.clock_offset)
         return time.monotonic() - last_data - _JIFFY if whole else 0.0
 
-    def meet(self, fate: Misfortune) -> Steps:
-        """Let misfortune have its way."""
-        self._server.hits[fate.name] += 1
+    def run_fault(self, fault: ConnectionFault) -> Steps:
+        """Run the fault of the connection."""
+        self._server.hits[fault.name] += 1
         self._server.ignore(self._socket.fileno())
-        if fate.wait:
-            if fate.say:
-                self._push(fate.say)
-            yield fate.wait
-        if fate.reset:
+        if fault.wait:
+            if fault.send:
+                self._push(fault.send)
+            yield fault.wait
+        if fault.reset:
             self.reset()
         else:
             self.close(polite=True)
@@ -616,9 +617,9 @@ class Connection:
         self._incoming.write(data)
         plain = b""
         try:
-            if not self._shaken:
+            if not self._handshake_done:
                 self._tls.do_handshake()
-                self._shaken = True
+                self._handshake_done = True
             while piece := self._tls.read(65536):
                 plain += piece
         except ssl.SSLWantReadError:
@@ -629,9 +630,13 @@ class Connection:
     def _take(self, data: bytes, sent: float) -> None:
         if not self.open:
             return
-        fate = self.misfortune
-        if fate is not None and fate.after_handshake and (self._shaken or self._tls is None):
-            self._server.later(self.meet(fate))
+        fault = self.fault
+        if (
+            fault is not None
+            and fault.after_handshake
+            and (self._handshake_done or self._tls is None)
+        ):
+            self._server.run_steps(self.run_fault(fault))
             return
         if not self._buffer:
             self._began = sent
@@ -653,10 +658,10 @@ class Server:
     def __init__(self, seed: int, share: float, tls: ssl.SSLContext | None) -> None:
         self._dice = random.Random(seed)  # noqa: S311 - nothing is secret here
         self._share = share
-        self._calm = False
+        self._faults_off = False
         self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        # Accepted sockets inherit it. Stamping begins before the first byte can be there.
+        # Accepted sockets inherit the option, so the first byte has a timestamp, too.
         self._listener.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._listener.settimeout(0)
         self._epoll = select.epoll()
@@ -667,35 +672,37 @@ class Server:
         self._order = itertools.count()
         self._record: list[Entry] = []
         self._seen: Counter[int] = Counter()
-        # What comes between the two makes it less.
+        # A delay between the two calls makes the difference smaller.
         self.clock_offset = max(time.time() - time.monotonic() for _ in range(100))
         self.hits: Counter[str] = Counter()
-        self.replies: dict[bytes, bytes] = {}
+        self.responses: dict[bytes, bytes] = {}
         """By idempotency key."""
         self.running: set[bytes | None] = set()
-        self.mustered: list[Exchange] = []
+        self.waiting: list[Exchange] = []
 
     def serve(self) -> None:
         """Print the port, and serve until the input ends."""
         print(self._listener.getsockname()[1], flush=True)
         self._epoll.register(sys.stdin, select.EPOLLIN)
         while True:
-            for descriptor, _ in self._epoll.poll(self._patience()):
+            for descriptor, _ in self._epoll.poll(self._time_to_wait()):
                 connection = self._connections.get(descriptor)
                 if connection is not None:
                     connection.readable()
                 elif descriptor == self._listener.fileno():
                     self._accept()
-                elif descriptor == sys.stdin.fileno() and not self._obey(sys.stdin.readline()):
+                elif descriptor == sys.stdin.fileno() and not self._run_command(
+                    sys.stdin.readline()
+                ):
                     return
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 self._step(heapq.heappop(self._timers)[2])
 
-    def _patience(self) -> float | None:
+    def _time_to_wait(self) -> float | None:
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
 
-    def _obey(self, command: str) -> bool:
+    def _run_command(self, command: str) -> bool:
         response: object
         if command == "stats\n":
             response = {
@@ -706,18 +713,18 @@ class Server:
             }
         elif command == "record\n":
             response = [entry.row() for entry in self._record]
-        elif command == "calm\n":
-            self._calm, response = True, None
-            self.mustered.clear()
-        elif command == "storm\n":
-            self._calm, response = False, None
+        elif command == "faults-off\n":
+            self._faults_off, response = True, None
+            self.waiting.clear()
+        elif command == "faults-on\n":
+            self._faults_off, response = False, None
         else:
             return False
         print(json.dumps(response), flush=True)
         return True
 
-    def later(self, steps: Steps) -> None:
-        """Begin with the steps."""
+    def run_steps(self, steps: Steps) -> None:
+        """Run the first step, and schedule the others."""
         self._step(steps)
 
     def _step(self, steps: Steps) -> None:
@@ -735,29 +742,29 @@ class Server:
                 self._accepted += 1
                 self._connections[accepted.fileno()] = connection
                 self._epoll.register(accepted, select.EPOLLIN)
-                if self._dice.random() < self._share / 3 and not self._calm:
-                    fate = connection.misfortune = self._dice.choice(MISFORTUNES)
-                    if fate.deaf:
-                        self.later(connection.meet(fate))
+                if self._dice.random() < self._share / 3 and not self._faults_off:
+                    fault = connection.fault = self._dice.choice(CONNECTION_FAULTS)
+                    if fault.reads_nothing:
+                        self.run_steps(connection.run_fault(fault))
 
     def ignore(self, descriptor: int) -> None:
         """Stop reading from a connection."""
         self._epoll.unregister(descriptor)
 
     def forget(self, descriptor: int) -> None:
-        """Drop a connection that is being closed."""
+        """Remove a connection that closes."""
         del self._connections[descriptor]
-        with suppress(FileNotFoundError):  # where it is ignored already
+        with suppress(FileNotFoundError):  # ignored before
             self._epoll.unregister(descriptor)
 
     def receive(self, connection: Connection, request: bytes, head: int, sent: float) -> None:
         """Record a whole request, and run its script."""
         line = _REQUEST.match(request)
         assert line is not None, request
-        asked: dict[str, object] = json.loads(request[head + 4 :])
+        body: dict[str, object] = json.loads(request[head + 4 :])
         found = _KEY.search(request, 0, head)
         key = None if found is None else found[1]
-        script = Script.decode(str(asked["end_user_id"]) if key is None else key.decode())
+        script = Script.decode(str(body["end_user_id"]) if key is None else key.decode())
         attempt = self._seen[script.number]
         self._seen[script.number] += 1
         fault = script.faults[min(attempt, 2)]
@@ -768,12 +775,12 @@ class Server:
         if connection.out_of_step:
             entry.stray = sent - connection.sent_at
         self._record.append(entry)
-        exchange = Exchange(self, connection, entry, script, line[2].decode(), asked, key)
+        exchange = Exchange(self, connection, entry, script, line[2].decode(), body, key)
         self._step(DO[fault](exchange))
 
 
 def main() -> None:
-    """Serve, with as many connections as the machine allows."""
+    """Serve as many connections as the machine allows."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     seed, share, *certificate = sys.argv[1:]

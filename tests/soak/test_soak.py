@@ -14,13 +14,22 @@ import pytest
 
 from tests.soak import plans
 from tests.soak.drivers import CLIENTS
-from tests.soak.judge import CLOCKS, Entry, Resources, Said, growth, leftovers, overrun, wrongs
-from tests.soak.plans import FAULTS, MUSTER, Script, draw
+from tests.soak.judge import (
+    CLOCKS,
+    Entry,
+    Report,
+    Resources,
+    growth,
+    leftovers,
+    overrun,
+    violations,
+)
+from tests.soak.plans import FAULTS, FULL_POOL, Script, draw
 from tests.soak.run import Server
 
 ROOT = Path(__file__).parents[2]
-WRITE = Said(7, read=False, outcome="APPLIED", sent=1)
-READ = Said(7, read=True, outcome="NOT_APPLIED", sent=1)
+WRITE = Report(7, read=False, outcome="APPLIED", sent=1)
+READ = Report(7, read=True, outcome="NOT_APPLIED", sent=1)
 HELD = Resources(1000, 9, 2, 3, 0, 100_000, 50 * 2**20)
 
 
@@ -29,7 +38,7 @@ def entry(*, applied: bool = True, stray: float = inf) -> Entry:
 
 
 @pytest.mark.parametrize(
-    ("said", "entries"),
+    ("report", "entries"),
     [
         (WRITE, [entry()]),
         (WRITE._replace(sent=2), [entry(applied=False), entry()]),
@@ -39,35 +48,63 @@ def entry(*, applied: bool = True, stray: float = inf) -> Entry:
         (WRITE._replace(outcome="UNKNOWN"), []),
         (WRITE._replace(outcome="UNKNOWN", silent_from=5.0), [entry()]),
         (READ, [entry(applied=False)]),
-        # Nobody could have told the stray response from the request's own.
+        # No client can know that the stray response is not the response to the request.
         (WRITE._replace(outcome="NOT_APPLIED"), [entry(stray=0.01)]),
         (WRITE._replace(outcome="NOT_APPLIED", lag=0.1), [entry(stray=0.3)]),
     ],
 )
-def test_true_outcomes(said: Said, entries: list[Entry]) -> None:
+def test_true_outcomes(report: Report, entries: list[Entry]) -> None:
     """A true outcome is not reported as wrong."""
-    assert not [*wrongs(said, entries)]
+    assert not [*violations(report, entries)]
 
 
 @pytest.mark.parametrize(
-    ("said", "entries", "wrong"),
+    ("report", "entries", "wrong"),
     [
         (WRITE._replace(sent=2), [entry(), entry()], "applied 2 times"),
-        (WRITE, [entry(applied=False)], "said to be APPLIED, but never was"),
-        (WRITE, [], "said to be APPLIED, but never was"),
-        (WRITE._replace(outcome="NOT_APPLIED"), [entry()], "said to be NOT_APPLIED, but was"),
-        (WRITE, [entry(), entry(applied=False)], "2 requests came in, where 1 can have been sent"),
-        (READ, [entry(applied=False)] * 2, "2 requests came in, where 1 can have been sent"),
-        (READ._replace(sent=0), [entry(applied=False)], "1 requests came in, where 0 can"),
-        (READ._replace(outcome="UNKNOWN"), [], "a read is said to be UNKNOWN"),
-        (WRITE._replace(silent_from=4.99), [entry()], "sent 0.0100 s after the cancellation"),
-        (WRITE._replace(outcome="NOT_APPLIED"), [entry(stray=0.03)], "said to be NOT_APPLIED, but"),
-        (WRITE._replace(silent_from=4.99), [entry(stray=0.01)], "sent 0.0100 s after the canc"),
+        (WRITE, [entry(applied=False)], "the outcome is APPLIED, but it was not applied"),
+        (WRITE, [], "the outcome is APPLIED, but it was not applied"),
+        (
+            WRITE._replace(outcome="NOT_APPLIED"),
+            [entry()],
+            "the outcome is NOT_APPLIED, but it was applied",
+        ),
+        (
+            WRITE,
+            [entry(), entry(applied=False)],
+            "the server received 2 requests, but the client sent at most 1",
+        ),
+        (
+            READ,
+            [entry(applied=False)] * 2,
+            "the server received 2 requests, but the client sent at most 1",
+        ),
+        (
+            READ._replace(sent=0),
+            [entry(applied=False)],
+            "the server received 1 requests, but the client sent at most 0",
+        ),
+        (READ._replace(outcome="UNKNOWN"), [], "the outcome of a read is UNKNOWN"),
+        (
+            WRITE._replace(silent_from=4.99),
+            [entry()],
+            "sent 0.0100 s after the caller got the cancellation",
+        ),
+        (
+            WRITE._replace(outcome="NOT_APPLIED"),
+            [entry(stray=0.03)],
+            "the outcome is NOT_APPLIED, but",
+        ),
+        (
+            WRITE._replace(silent_from=4.99),
+            [entry(stray=0.01)],
+            "sent 0.0100 s after the caller got the canc",
+        ),
     ],
 )
-def test_wrong_outcomes(said: Said, entries: list[Entry], wrong: str) -> None:
+def test_wrong_outcomes(report: Report, entries: list[Entry], wrong: str) -> None:
     """Each broken invariant is found, and nothing else."""
-    (found,) = wrongs(said, entries)
+    (found,) = violations(report, entries)
     assert found.startswith(wrong)
 
 
@@ -81,14 +118,14 @@ def test_overrun() -> None:
 
 @pytest.mark.parametrize("what", ["descriptors", "tasks", "threads", "connections"])
 def test_leftovers(what: str) -> None:
-    """What a closed client leaves behind is found."""
+    """Resources that a closed client does not release are found."""
     after = HELD._replace(**{what: 10}, blocks=10**9, calls=5000)
     (found,) = leftovers(HELD, after)
-    assert found == f"{what} left behind by a closed client: 10, before {getattr(HELD, what)}"
+    assert found == f"{what} not released by a closed client: 10, before {getattr(HELD, what)}"
 
 
 def test_growth() -> None:
-    """A lost object in every fifth call is found, and so are bytes outside Python's count."""
+    """A leak of one object in five calls is found, and so is memory that Python does not count."""
     steady = [HELD, HELD._replace(calls=50_000), HELD._replace(calls=101_000, blocks=102_000)]
     assert not [*growth(steady)]
     (found,) = growth([*steady, HELD._replace(calls=101_000, blocks=120_000)])
@@ -103,9 +140,9 @@ def test_a_plan_is_drawn_from_the_seed_alone() -> None:
     assert drawn == [draw(5, number, 0.5) for number in range(5000)]
     assert drawn != [draw(6, number, 0.5) for number in range(5000)]
     assert {plan.script.faults[0] for plan in drawn} == {*FAULTS}
-    for plan in [*drawn, plans.muster(3)]:
+    for plan in [*drawn, plans.full_pool(3)]:
         assert Script.decode(str(plan.script.encode())) == plan.script
-    assert plans.muster(3).script.faults[0] == MUSTER
+    assert plans.full_pool(3).script.faults[0] == FULL_POOL
 
 
 def test_the_server_knows_nothing_of_creduse() -> None:
@@ -119,7 +156,7 @@ def test_the_server_knows_nothing_of_creduse() -> None:
 
 @pytest.mark.parametrize("end", ["stays-open", "is-closed", "is-reset"])
 def test_when_a_request_was_sent(end: str) -> None:
-    """The record has the time at which a request was sent, however late it is read."""
+    """The record has the time at which a request was sent, even if the server reads it late."""
     server = Server(0, 0, None)
     address = urlsplit(server.url)
     body = f'{{"end_user_id": "{Script(1, ("none", "none", "none"), 0).encode()}", "amount": 1}}'
@@ -152,9 +189,9 @@ def test_when_a_request_was_sent(end: str) -> None:
 @pytest.mark.parametrize("wire", ["--plain", "--tls"])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_short_run(client: str, wire: str) -> None:
-    """Each client passes a short run, but for calls that end late.
+    """Each client passes a short run. Calls may end late, since other tests keep the machine busy.
 
-    Beside other tests the machine is busy. `nox -s soak` holds calls to their time.
+    `nox -s soak` also checks when calls end.
     """
     settings = ("--client", client, wire, "--calls", "300", "--seed", "11")
     done = subprocess.run(

@@ -2,9 +2,8 @@
 
 import gc
 import re
-import warnings
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ from creduse_sandbox.conformance import (
     check_interruption_on_asyncio,
     check_interruption_on_trio,
 )
+from tests.transports.kinds import Async, Authority, Sync
 
 if TYPE_CHECKING:
     from creduse_core import Attempt
@@ -68,11 +68,12 @@ def interruptions(some: Sequence[Interruption]) -> list[Any]:
 
 @pytest.mark.parametrize("scenario", ALL, ids=str)
 def test_conformance(
-    sync_kind: Any, scenario: Scenario, authority: Any, request: pytest.FixtureRequest
+    sync_kind: Sync, scenario: Scenario, authority: Authority, request: pytest.FixtureRequest
 ) -> None:
     """Whatever the server does, the call ends as it must, and its outcome is true."""
+    # SSLContext.wrap_socket leaks a socket that is reset as soon as it is connected.
     if scenario.certificate and "connect-then-reset" in scenario.name:
-        request.getfixturevalue("unclosed")
+        request.getfixturevalue("leaks")
     check(
         scenario,
         lambda protocol: sync_kind.open(protocol, authority.trust),
@@ -81,25 +82,14 @@ def test_conformance(
     )
 
 
-@pytest.fixture
-def unclosed() -> Iterator[None]:
-    """Ignore a socket that is left open when it is reset as soon as it is connected.
-
-    By SSLContext.wrap_socket, and by aiohttp where uvloop does not take the socket that it is given.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()
-
-
 @pytest.mark.parametrize("scenario", ALL, ids=str)
 def test_async_conformance(
-    async_kind: Any, scenario: Scenario, authority: Any, request: pytest.FixtureRequest
+    async_kind: Async, scenario: Scenario, authority: Authority, request: pytest.FixtureRequest
 ) -> None:
     """The same under an event loop."""
+    # So does aiohttp on uvloop.
     if async_kind.loop == "uvloop" and "connect-then-reset" in scenario.name:
-        request.getfixturevalue("unclosed")
+        request.getfixturevalue("leaks")
 
     async def main() -> None:
         await check_async(
@@ -116,13 +106,13 @@ def test_async_conformance(
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("level", CONCURRENCY_LEVELS, ids=str)
 def test_concurrency(
-    sync_kind: Any, level: ConcurrencyLevel, certificate: str | None, authority: Any
+    sync_kind: Sync, level: ConcurrencyLevel, certificate: str | None, authority: Authority
 ) -> None:
     """Threads can share a client."""
     check_concurrency(
         level,
         lambda protocol: sync_kind.open(protocol, authority.trust),
-        certificate=authority.certificates.get(certificate),
+        certificate=authority.certificate(certificate),
         limits=sync_kind.limits,
     )
 
@@ -131,7 +121,7 @@ def test_concurrency(
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("level", CONCURRENCY_LEVELS, ids=str)
 def test_async_concurrency(
-    async_kind: Any, level: ConcurrencyLevel, certificate: str | None, authority: Any
+    async_kind: Async, level: ConcurrencyLevel, certificate: str | None, authority: Authority
 ) -> None:
     """Tasks can share a client."""
 
@@ -139,7 +129,7 @@ def test_async_concurrency(
         await check_async_concurrency(
             level,
             async_kind.connect(authority.trust),
-            certificate=authority.certificates.get(certificate),
+            certificate=authority.certificate(certificate),
             limits=async_kind.limits,
         )
 
@@ -149,12 +139,14 @@ def test_async_concurrency(
 @pytest.mark.once
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
-def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, authority: Any) -> None:
+def test_closing(
+    sync_kind: Sync, closing: Closing, certificate: str | None, authority: Authority
+) -> None:
     """A client can be closed while threads call."""
     check_closing(
         closing,
         lambda protocol: sync_kind.open(protocol, authority.trust),
-        certificate=authority.certificates.get(certificate),
+        certificate=authority.certificate(certificate),
         limits=sync_kind.limits,
     )
 
@@ -163,7 +155,7 @@ def test_closing(sync_kind: Any, closing: Closing, certificate: str | None, auth
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_async_closing(
-    async_kind: Any, closing: Closing, certificate: str | None, authority: Any
+    async_kind: Async, closing: Closing, certificate: str | None, authority: Authority
 ) -> None:
     """A client can be closed while tasks call."""
 
@@ -171,7 +163,7 @@ def test_async_closing(
         await check_async_closing(
             closing,
             async_kind.connect(authority.trust),
-            certificate=authority.certificates.get(certificate),
+            certificate=authority.certificate(certificate),
         )
 
     async_kind.run(main)
@@ -181,7 +173,7 @@ def test_async_closing(
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing_with_one_connection(
-    narrow_kind: Any, closing: Closing, certificate: str | None, authority: Any
+    narrow_kind: Async, closing: Closing, certificate: str | None, authority: Authority
 ) -> None:
     """A client can be closed while a call waits for another's connection."""
 
@@ -189,19 +181,20 @@ def test_closing_with_one_connection(
         await check_async_closing(
             closing,
             narrow_kind.connect(authority.trust, connections=1),
-            certificate=authority.certificates.get(certificate),
+            certificate=authority.certificate(certificate),
         )
 
     narrow_kind.run(main)
 
 
 @pytest.mark.once
-# An object that is not initialized may fail as it goes, as http.client's response does.
+@pytest.mark.usefixtures("leaks")
+# An object whose initialization was interrupted may fail as it is collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @SOMETIMES_SECURE
 @pytest.mark.parametrize("interruption", interruptions(INTERRUPTIONS))
 def test_interruption(
-    sync_kind: Any, interruption: Interruption, certificate: str | None, authority: Any
+    sync_kind: Sync, interruption: Interruption, certificate: str | None, authority: Authority
 ) -> None:
     """Wherever a signal handler raises, the outcome is true, and the client still works."""
     if Limit.SIGNAL in sync_kind.limits:
@@ -217,7 +210,7 @@ def test_interruption(
     check_interruption(
         interruption,
         connect,
-        certificate=authority.certificates.get(certificate),
+        certificate=authority.certificate(certificate),
         limits=sync_kind.limits,
     )
     gc.collect()
@@ -225,13 +218,14 @@ def test_interruption(
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("leaks")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @SOMETIMES_SECURE
 @pytest.mark.parametrize(
     "interruption", interruptions([it for it in INTERRUPTIONS if not it.alarm])
 )
 def test_async_interruption(
-    narrow_kind: Any, interruption: Interruption, certificate: str | None, authority: Any
+    narrow_kind: Async, interruption: Interruption, certificate: str | None, authority: Authority
 ) -> None:
     """The same under an event loop."""
     if narrow_kind.loop == "uvloop":
@@ -242,14 +236,14 @@ def test_async_interruption(
     check(
         interruption,
         narrow_kind.connect(authority.trust, connections=1),
-        certificate=authority.certificates.get(certificate),
+        certificate=authority.certificate(certificate),
     )
 
 
 @pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
 @pytest.mark.parametrize("cancellation", CANCELLATIONS, ids=str)
 def test_cancellation(
-    narrow_kind: Any, cancellation: Cancellation, certificate: str | None, authority: Any
+    narrow_kind: Async, cancellation: Cancellation, certificate: str | None, authority: Authority
 ) -> None:
     """Wherever a call is cancelled, the outcome is true, and the client still works."""
     heard: list[Attempt] = []
@@ -259,7 +253,7 @@ def test_cancellation(
         calls = await check_cancellation(
             cancellation,
             narrow_kind.connect(authority.trust, heard.append, connections=1),
-            certificate=authority.certificates.get(certificate),
+            certificate=authority.certificate(certificate),
         )
         for call in calls:
             assert all(attempt in heard for attempt in call.attempts)

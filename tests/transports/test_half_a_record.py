@@ -5,7 +5,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import trio
@@ -15,10 +14,10 @@ from creduse_sandbox.conformance import Limit
 from tests.common import KEY, USER, credits_body, response
 from tests.servers import RawServer
 from tests.tls import TlsInParts
+from tests.transports.kinds import Async, Authority, Sync
 
-HALVES = [
-    pytest.param(half, id=f"{half} bytes") for half in (1, 5, 40)
-]  # of a header of five bytes, and of what comes behind it
+# A record begins with a header of five bytes. tests/core/test_tls.py proves every size.
+HALVES = pytest.mark.parametrize("half", [1, 5, 40], ids="{} bytes".format)
 
 
 class Server(RawServer):
@@ -67,14 +66,14 @@ class Server(RawServer):
         connection.sendall(surplus[self._half :])  # to a client that believed the early part
 
 
-@pytest.fixture(params=HALVES)
-def half(request: pytest.FixtureRequest) -> int:
-    size: int = request.param
-    return size
+@pytest.fixture
+def half() -> int:
+    """Return how many bytes of a record arrive early, unless the test has others."""
+    return 1
 
 
 @pytest.fixture(params=["with the handshake", "with a response", "while idle"])
-def server(request: pytest.FixtureRequest, authority: Any, half: int) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, authority: Authority, half: int) -> Iterator[Server]:
     context: ssl.SSLContext = authority.certificates["good"]
     newest = context.maximum_version
     if request.param == "with the handshake":
@@ -86,7 +85,8 @@ def server(request: pytest.FixtureRequest, authority: Any, half: int) -> Iterato
     context.maximum_version = newest
 
 
-def test_half_a_record(sync_kind: Any, server: Server, authority: Any) -> None:
+@HALVES
+def test_half_a_record(sync_kind: Sync, server: Server, authority: Authority) -> None:
     """A connection where part of a response has arrived gets no request; no request is lost."""
     if Limit.SURPLUS in sync_kind.limits or Limit.REUSE in sync_kind.limits:
         pytest.skip("it looks for nothing before it sends")
@@ -101,7 +101,7 @@ def call(client: CoreClient, amount: int) -> None:
     assert client.subtract(USER, amount).amount == amount
 
 
-def test_half_a_record_async(async_kind: Any, server: Server, authority: Any) -> None:
+def test_half_a_record_async(async_kind: Async, server: Server, authority: Authority) -> None:
     """The same on event loops, also where the loop has read it first."""
     seen_below = async_kind.name.startswith("httpx") and server.moment != "with the handshake"
     if not seen_below and not async_kind.name.endswith(("own", "trio")):

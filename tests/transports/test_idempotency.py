@@ -1,7 +1,6 @@
 """Idempotency keys over every client, against a server that replays."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -9,6 +8,7 @@ from creduse import APIError, Outcome, RetryPolicy
 from creduse_core import CreduseProtocol
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import KEY, USER
+from tests.transports.kinds import Async, Authority, Sync
 
 REPLAYS = RetryPolicy(initial_delay=0, server_replays=True)
 
@@ -24,7 +24,7 @@ class Clock:
         return self.now
 
 
-def test_replayed_for_a_day(async_kind: Any, authority: Any) -> None:
+def test_replayed_for_a_day(async_kind: Async, authority: Authority) -> None:
     """A key is applied once in 24 hours, and then forgotten."""
     clock = Clock()
 
@@ -50,7 +50,7 @@ def test_replayed_for_a_day(async_kind: Any, authority: Any) -> None:
         async_kind.run(main)
 
 
-def test_same_key_on_every_attempt(sync_kind: Any, authority: Any) -> None:
+def test_same_key_on_every_attempt(sync_kind: Sync, authority: Authority) -> None:
     """The client retries a call with a key under the same key, and it is applied once."""
     with SandboxServer() as server:
         protocol = CreduseProtocol(KEY, server.base_url, retry=REPLAYS)
@@ -68,15 +68,3 @@ def test_same_key_on_every_attempt(sync_kind: Any, authority: Any) -> None:
         ]
         assert keys == ["a-b~!"] * 3
         assert len(server.applied) == 1
-
-
-def test_rejected_unless_the_server_replays(sync_kind: Any, authority: Any) -> None:
-    """Without ``server_replays`` a key is a ValueError, and nothing is sent."""
-    with SandboxServer() as server:
-        protocol = CreduseProtocol(KEY, server.base_url)
-        with (
-            sync_kind.open(protocol, authority.trust) as client,
-            pytest.raises(ValueError, match="server_replays"),
-        ):
-            client.stop_cycle(USER, idempotency_key="a")
-        assert server.log == ()

@@ -11,9 +11,10 @@ import pytest
 import trio
 
 from creduse import CreduseError, Outcome, RetryPolicy
-from creduse_core import Call, CreduseProtocol, Request
+from creduse_core import AsyncCoreClient, Call, CreduseProtocol, Request
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import KEY, USER
+from tests.transports.kinds import Async, Authority
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +22,9 @@ CALLS = 1000
 MISFORTUNES = ("apply-then-close", "request-then-reset", "cut-body-then-close", "503", "429")
 
 
-async def run_asyncio(client: Any, calls: Sequence[Call[Any]], cancel: dict[int, float]) -> None:
+async def run_asyncio(
+    client: AsyncCoreClient, calls: Sequence[Call[Any]], cancel: dict[int, float]
+) -> None:
     """Run all calls at once, and cancel some after so many seconds."""
 
     async def run(call: Call[Any]) -> None:
@@ -36,7 +39,9 @@ async def run_asyncio(client: Any, calls: Sequence[Call[Any]], cancel: dict[int,
         assert result is None or isinstance(result, asyncio.CancelledError)
 
 
-async def run_trio(client: Any, calls: Sequence[Call[Any]], cancel: dict[int, float]) -> None:
+async def run_trio(
+    client: AsyncCoreClient, calls: Sequence[Call[Any]], cancel: dict[int, float]
+) -> None:
     """Run all calls at once on trio, and cancel some after so many seconds."""
 
     async def run(number: int, call: Call[Any]) -> None:
@@ -51,7 +56,7 @@ async def run_trio(client: Any, calls: Sequence[Call[Any]], cancel: dict[int, fl
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, 10))]
 )
-def test_load(async_kind: Any, seed: int, authority: Any) -> None:
+def test_load(async_kind: Async, seed: int, authority: Authority) -> None:
     """Of a thousand calls at once, half of them cancelled, each says the truth."""
     dice = random.Random(seed)  # noqa: S311 - nothing is secret here
 

@@ -1,7 +1,6 @@
 """Memory does not grow with connections, failures, cancellations and timeouts.
 
-A benchmark of warm calls on one connection cannot see that. The server is that of ``nox -s soak``,
-since it runs in a process of its own: what it remembers does not count.
+The server is that of ``nox -s soak``. It runs in its own process, so its memory does not count.
 """
 
 import asyncio
@@ -19,25 +18,26 @@ import pytest
 from creduse import CreduseError, RetryPolicy
 from creduse_core import Call, CreduseProtocol
 from tests.soak.drivers import Asyncio, Trio
-from tests.soak.plans import Cancel, Script, muster
-from tests.soak.run import Note, Server, make_certificate
+from tests.soak.plans import Cancel, Script, full_pool
+from tests.soak.run import CallRecord, Server, make_certificate
+from tests.transports.kinds import Async, Sync
 
 WARM, MORE = 300, 1000
 AT_ONCE = 5
 TIMEOUT = 0.5
-"""Seconds. Event loops keep the deadlines of calls that are over until they have passed."""
+"""Seconds. Event loops keep the deadline of an ended call until it passes."""
 AT_MOST = 0.5
 """Blocks of memory for each call: a leak of one object in every call makes one or more."""
 ROUNDS = 4
-"""What leaks does so in each of them; what a busy machine puts off is there in one or two."""
-IN_UVLOOP = "uvloop keeps what is cancelled in a TLS handshake, whoever makes the request"
+"""A leak shows in each of them. A delay of a busy machine shows in one or two."""
+IN_UVLOOP = "uvloop keeps the objects of a cancelled TLS handshake, with any client"
 
 
-class Fate(NamedTuple):
+class Use(NamedTuple):
     """What happens to each call."""
 
     faults: tuple[str, ...]
-    """One call after the other has one of these."""
+    """The calls have these in turn."""
     timeout: float = TIMEOUT
     cancel: bool = False
 
@@ -47,16 +47,16 @@ class Fate(NamedTuple):
         return self.cancel or self.timeout < TIMEOUT
 
 
-FATES = {
-    "new-connections": Fate(("connection-close",)),
-    "failures": Fate(
+USES = {
+    "new-connections": Use(("connection-close",)),
+    "failures": Use(
         ("reset", "apply-then-close", "cut-body-then-reset", "408-then-close", "302", "then-close")
     ),
-    "refusals": Fate(("402", "429", "503", "apply-then-not-json", "twice", "surplus-402")),
-    "timeouts": Fate(("apply-then-hang", "drip-head", "drip-body"), timeout=0.005),
-    "cancellations": Fate(("apply-then-hang", "none", "slow"), cancel=True),
+    "refusals": Use(("402", "429", "503", "apply-then-not-json", "twice", "surplus-402")),
+    "timeouts": Use(("apply-then-hang", "drip-head", "drip-body"), timeout=0.005),
+    "cancellations": Use(("apply-then-hang", "none", "slow"), cancel=True),
 }
-SYNC_FATES = {name: fate for name, fate in FATES.items() if not fate.cancel}
+SYNC_USES = {name: use for name, use in USES.items() if not use.cancel}
 
 
 @pytest.fixture(params=["plain", pytest.param("tls", marks=pytest.mark.exhaustive)])
@@ -75,10 +75,10 @@ def protocol(server: Server) -> CreduseProtocol:
     )
 
 
-def made(protocol: CreduseProtocol, number: int, fate: Fate) -> Call[Any]:
-    fault = fate.faults[number % len(fate.faults)]
+def made(protocol: CreduseProtocol, number: int, use: Use) -> Call[Any]:
+    fault = use.faults[number % len(use.faults)]
     user = Script(number, (fault, fault, fault), number % 256).encode()
-    return protocol.subtract(user, 1 + number, timeout=fate.timeout)
+    return protocol.subtract(user, 1 + number, timeout=use.timeout)
 
 
 def blocks() -> int:
@@ -98,9 +98,9 @@ def grows(counts: list[int]) -> bool:
 
 @pytest.mark.once
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("fate", SYNC_FATES.values(), ids=SYNC_FATES)
+@pytest.mark.parametrize("use", SYNC_USES.values(), ids=SYNC_USES)
 def test_growth_of_synchronous_clients(
-    sync_kind: Any, fate: Fate, server: Server, tmp_path: Path
+    sync_kind: Sync, use: Use, server: Server, tmp_path: Path
 ) -> None:
     """A synchronous client does not grow over a thousand connections and faults."""
     trust = ssl.create_default_context(cafile=tmp_path / "ca.pem" if "s:" in server.url else None)
@@ -109,7 +109,7 @@ def test_growth_of_synchronous_clients(
         def calls(first: int, last: int) -> int:
             for number in range(first, last):
                 with suppress(CreduseError):
-                    client.run(made(client.protocol, number, fate))
+                    client.run(made(client.protocol, number, use))
             return blocks()
 
         counts = [calls(0, WARM)]
@@ -122,18 +122,18 @@ def test_growth_of_synchronous_clients(
 
 @pytest.mark.once
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("fate", FATES.values(), ids=FATES)
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_growth_of_asynchronous_clients(
-    async_kind: Any, fate: Fate, server: Server, tmp_path: Path
+    async_kind: Async, use: Use, server: Server, tmp_path: Path
 ) -> None:
     """An asynchronous client does not grow either, with cancellations too."""
     tls = server.url.startswith("https:")
-    if async_kind.loop == "uvloop" and tls and fate.interrupts:
+    if async_kind.loop == "uvloop" and tls and use.interrupts:
         pytest.skip(IN_UVLOOP)
     trust = ssl.create_default_context(cafile=tmp_path / "ca.pem" if tls else None)
-    style = Trio() if async_kind.loop == "trio" else Asyncio(asyncio.new_event_loop)
+    loop = Trio() if async_kind.loop == "trio" else Asyncio(asyncio.new_event_loop)
 
-    note = Note(muster(0))
+    record = CallRecord(full_pool(0))
 
     async def main() -> None:
         async with async_kind.connect(trust)(protocol(server)) as client:
@@ -143,15 +143,17 @@ def test_growth_of_asynchronous_clients(
                     await client.run(call)
 
             async def one(number: int) -> None:
-                calling = partial(run, made(client.protocol, number, fate))
+                calling = partial(run, made(client.protocol, number, use))
                 await (
-                    style.cancelling(calling, cancel(number), note) if fate.cancel else calling()
+                    loop.run_and_cancel(calling, cancel(number), record)
+                    if use.cancel
+                    else calling()
                 )
 
             async def calls(first: int, last: int) -> int:
                 for number in range(first, last, AT_ONCE):
-                    await style.together([partial(one, number + n) for n in range(AT_ONCE)])
-                await style.sleep(2 * TIMEOUT)
+                    await loop.run_all([partial(one, number + n) for n in range(AT_ONCE)])
+                await loop.sleep(2 * TIMEOUT)
                 return blocks()
 
             counts = [await calls(0, WARM)]

@@ -19,15 +19,16 @@ from creduse_sandbox import CannedResponse, SandboxServer
 from creduse_trio import AsyncCreduseClient
 from tests.common import KEY, LAST_RESPONSE, NO_WAIT, RESPONSE, USER
 from tests.tls import client_context, server_context
+from tests.trio.wires import Site, Wires, wired
 
 
-async def respond(stream: trio.abc.Stream, wires: Any) -> None:
+async def respond(stream: trio.abc.Stream, wires: Wires) -> None:
     """Send the same response to every request."""
     while await wires.request(stream):
         await stream.send_all(RESPONSE)
 
 
-def test_five_calls(site: Any) -> None:
+def test_five_calls(site: Site) -> None:
     """Each of the five methods is applied once, on one connection."""
 
     async def main() -> None:
@@ -67,16 +68,16 @@ def test_headers_of_a_request(server: SandboxServer) -> None:
     assert dict(entry.headers)["Host"] == server.base_url.removeprefix("http://")
 
 
-def test_one_write(wire: Any) -> None:
+def test_one_write() -> None:
     """A request is sent in one write, to the path below the base URL's, with its key."""
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
-        wires.received.append(await stream.receive_some())
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
+        wires.received.append(bytes(await stream.receive_some()))
         await stream.send_all(RESPONSE)
 
     async def main() -> None:
         base_url = "http://api.localhost:8080/prefix"
-        async with wire(serve, base_url=base_url) as (client, wires):
+        async with wired(serve, base_url=base_url) as (client, wires):
             await client.add(USER, 5)
         assert wires.asked == [("api.localhost", 8080)]
         (received,) = wires.received
@@ -215,20 +216,20 @@ def test_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert connections == [3]
 
 
-def test_tls_over_connect(wire: Any, server_context: ssl.SSLContext, trust: ssl.SSLContext) -> None:
+def test_tls_over_connect(server_context: ssl.SSLContext, trust: ssl.SSLContext) -> None:
     """TLS runs over the stream of ``connect``, and checks the name in the URL."""
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         secure = trio.SSLStream(stream, server_context, server_side=True)
         await secure.do_handshake()
         await respond(secure, wires)
 
     async def main() -> None:
-        async with wire(serve, base_url="https://localhost", ssl_context=trust) as (client, wires):
+        async with wired(serve, base_url="https://localhost", ssl_context=trust) as (client, wires):
             for _ in range(3):
                 await client.add(USER, 5)
             assert wires.asked == [("localhost", 443)]
-        async with wire(serve, base_url="https://elsewhere.invalid", ssl_context=trust) as (
+        async with wired(serve, base_url="https://elsewhere.invalid", ssl_context=trust) as (
             client,
             wires,
         ):
@@ -241,11 +242,11 @@ def test_tls_over_connect(wire: Any, server_context: ssl.SSLContext, trust: ssl.
     trio.run(main)
 
 
-def test_memory_stream_is_used_again(wire: Any) -> None:
+def test_memory_stream_is_used_again() -> None:
     """A stream without a socket is used again."""
 
     async def main() -> None:
-        async with wire(respond) as (client, wires):
+        async with wired(respond) as (client, wires):
             for _ in range(3):
                 await client.add(USER, 5)
             assert wires.opened == 1
@@ -253,7 +254,7 @@ def test_memory_stream_is_used_again(wire: Any) -> None:
     trio.run(main)
 
 
-def test_untrusted_certificate(site: Any, server_context: ssl.SSLContext) -> None:
+def test_untrusted_certificate(site: Site, server_context: ssl.SSLContext) -> None:
     """An untrusted certificate is NOT_APPLIED, and not retried."""
     stranger = client_context(trustme.CA())
 
@@ -270,7 +271,7 @@ def test_untrusted_certificate(site: Any, server_context: ssl.SSLContext) -> Non
     trio.run(main)
 
 
-def test_other_protocol(wire: Any, server_context: ssl.SSLContext, authority: trustme.CA) -> None:
+def test_other_protocol(server_context: ssl.SSLContext, authority: trustme.CA) -> None:
     """If ALPN selects another protocol, nothing is sent, and the error says so."""
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(server_context)  # pyright: ignore[reportUnknownMemberType]  # it takes pyOpenSSL's contexts too
@@ -279,13 +280,13 @@ def test_other_protocol(wire: Any, server_context: ssl.SSLContext, authority: tr
     authority.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]  # as above
     context.set_alpn_protocols(["h2", "http/1.1"])
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         secure = trio.SSLStream(stream, server_context, server_side=True)
         await secure.do_handshake()
         await respond(secure, wires)
 
     async def main() -> None:
-        async with wire(serve, base_url="https://localhost", ssl_context=context) as (
+        async with wired(serve, base_url="https://localhost", ssl_context=context) as (
             client,
             wires,
         ):

@@ -14,6 +14,7 @@ from creduse_core import Call, CreditsAdded, CreduseError, Outcome, State
 from creduse_sandbox import FAULTS
 from creduse_trio import AsyncCreduseClient
 from tests.common import KEY, LAST_RESPONSE, ONCE, RESPONSE, USER
+from tests.trio.wires import Serve, Site, Steps, Wires, wired
 
 SWEPT = (
     "connect-then-hang",
@@ -38,8 +39,7 @@ ENDED = [
 @pytest.mark.parametrize(("name", "warm", "how"), ENDED)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ended_at_every_step(
-    site: Any,
-    stepping: Any,
+    site: Site,
     name: str,
     when: str,
     how: str,
@@ -54,7 +54,7 @@ def test_ended_at_every_step(
     async def run(client: AsyncCreduseClient, call: Call[CreditsAdded], steps: int) -> bool:
         scope, end = trio.CancelScope(), Ending(how)
         try:
-            with scope, stepping(steps, when, lambda: end(scope)):
+            with scope, Steps(steps, when, lambda: end(scope)):
                 try:
                     await client.run(call)
                 except trio.Cancelled:  # by itself, in no group
@@ -147,13 +147,13 @@ def test_what_ends_the_program_comes_alone(kind: type[BaseException]) -> None:
     trio.run(main)
 
 
-def test_a_hundred_calls_after_many_cancellations(site: Any, stepping: Any) -> None:
+def test_a_hundred_calls_after_many_cancellations(site: Site) -> None:
     """After calls cancelled at many times, a hundred calls share one connection."""
 
     async def main() -> None:
         async with site.client(max_connections=1) as client:
             for steps in range(60):
-                with trio.CancelScope() as scope, stepping(steps, "after", scope.cancel):
+                with trio.CancelScope() as scope, Steps(steps, "after", scope.cancel):
                     await client.add(USER, 77)
             for _ in range(100):
                 await client.add(USER, 5)
@@ -164,23 +164,25 @@ def test_a_hundred_calls_after_many_cancellations(site: Any, stepping: Any) -> N
     trio.run(main)
 
 
-async def respond(stream: trio.abc.Stream, wires: Any) -> None:
+async def respond(stream: trio.abc.Stream, wires: Wires) -> None:
     while await wires.request(stream):
         await stream.send_all(RESPONSE)
 
 
-def test_cancelled_while_others_wait(wire: Any, stepping: Any) -> None:
+def test_cancelled_while_others_wait() -> None:
     """Whichever calls are cancelled, and when, the others succeed."""
 
     async def main() -> None:
         for steps in range(1, 25):
-            async with wire(respond, max_connections=2) as (client, wires):
+            async with wired(respond, max_connections=2) as (client, wires):
                 served: list[int] = []
 
-                async def call(number: int, client: Any, served: list[int], steps: int) -> None:
+                async def call(
+                    number: int, client: AsyncCreduseClient, served: list[int], steps: int
+                ) -> None:
                     with trio.CancelScope() as scope:
                         if number % 2:
-                            with stepping(steps, "after", scope.cancel):
+                            with Steps(steps, "after", scope.cancel):
                                 await client.add(USER, 5)
                         else:
                             await client.add(USER, 5)
@@ -196,11 +198,11 @@ def test_cancelled_while_others_wait(wire: Any, stepping: Any) -> None:
     trio.run(main)
 
 
-def test_place_that_comes_with_the_cancellation(wire: Any) -> None:
+def test_place_that_comes_with_the_cancellation() -> None:
     """A place that a cancelled call gets goes to the next call."""
 
     async def main() -> None:
-        async with wire(respond, max_connections=1) as (client, wires):
+        async with wired(respond, max_connections=1) as (client, wires):
             done: list[str] = []
             scope = trio.CancelScope()
 
@@ -230,7 +232,7 @@ def test_place_that_comes_with_the_cancellation(wire: Any) -> None:
     trio.run(main)
 
 
-def test_response_is_not_lost_to_a_cancellation(wire: Any) -> None:
+def test_response_is_not_lost_to_a_cancellation() -> None:
     """A whole response counts, though its connection is cancelled while it closes."""
 
     class Closing(trio.abc.Stream):
@@ -256,19 +258,19 @@ def test_response_is_not_lost_to_a_cancellation(wire: Any) -> None:
             finally:
                 await self.stream.aclose()
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         while await wires.request(stream):
             await stream.send_all(LAST_RESPONSE)
 
     async def main() -> None:
         scope = trio.CancelScope()
 
-        async with wire(serve) as (_, wires):
+        async with wired(serve) as (_, wires):
 
             async def connect(host: str, port: int) -> trio.abc.Stream:
                 return Closing(await wires.connect(host, port), scope)
 
-            async with wire(serve, connect=connect) as (client, _):
+            async with wired(serve, connect=connect) as (client, _):
                 with scope:
                     assert (await client.add(USER, 5)).amount == 5
                 assert scope.cancel_called
@@ -309,10 +311,10 @@ class TimeLimitError(Exception):
 
 
 @pytest.mark.parametrize("kind", [TimeoutError, ValueError, TimeLimitError])
-# A line of the closing itself may be the one.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+# The signal can interrupt the lines that close a connection.
+@pytest.mark.usefixtures("leaks")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_exception_of_a_signal_handler(site: Any, kind: type[Exception]) -> None:
+def test_exception_of_a_signal_handler(site: Site, kind: type[Exception]) -> None:
     """An exception of a signal handler ends the call at any line, and reaches the caller."""
 
     async def once(at: int, *, warm: bool) -> bool:
@@ -401,21 +403,21 @@ async def attempt(client: AsyncCreduseClient) -> str:
         ("closing", 1),
     ],
 )
-def test_time_limit_of_a_task_runner(wire: Any, where: str, after: int) -> None:
+def test_time_limit_of_a_task_runner(where: str, after: int) -> None:
     """An exception that other code raises within a stream reaches the caller; the place is free."""
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         while await wires.request(stream):
             await stream.send_all(LAST_RESPONSE if len(wires.received) == 2 else RESPONSE)
 
     async def main() -> None:
-        async with wire(serve) as (_, wires):
+        async with wired(serve) as (_, wires):
 
             async def connect(host: str, port: int) -> trio.abc.Stream:
                 stream = await wires.connect(host, port)
                 return Struck(stream, where, after) if wires.opened == 1 else stream
 
-            async with wire(serve, connect=connect, max_connections=1) as (client, _):
+            async with wired(serve, connect=connect, max_connections=1) as (client, _):
                 results = [await attempt(client) for _ in range(4)]
                 assert results.count("the time limit") == 1
                 assert "the time limit" in results[:2]
@@ -424,7 +426,7 @@ def test_time_limit_of_a_task_runner(wire: Any, where: str, after: int) -> None:
     trio.run(main)
 
 
-async def respond_twice(stream: trio.abc.Stream, wires: Any) -> None:
+async def respond_twice(stream: trio.abc.Stream, wires: Wires) -> None:
     """Send a response, and another one that nobody requested."""
     while await wires.request(stream):
         await stream.send_all(RESPONSE)
@@ -434,7 +436,7 @@ async def respond_twice(stream: trio.abc.Stream, wires: Any) -> None:
 
 @pytest.mark.parametrize("where", ["before", "after", "at a line"])
 @pytest.mark.parametrize("serve", [respond, respond_twice])
-def test_interrupted_anywhere(wire: Any, stepping: Any, where: str, serve: Any) -> None:
+def test_interrupted_anywhere(where: str, serve: Serve) -> None:
     """A KeyboardInterrupt at any line leaves no connection open and loses no place."""
 
     async def once(at: int) -> bool:
@@ -445,12 +447,10 @@ def test_interrupted_anywhere(wire: Any, stepping: Any, where: str, serve: Any) 
             signal.raise_signal(signal.SIGINT)
 
         caught = False
-        async with wire(serve, max_connections=1) as (client, wires):
+        async with wired(serve, max_connections=1) as (client, wires):
             await client.add(USER, 5)
             try:
-                with (
-                    Lines(at, interrupt) if where == "at a line" else stepping(at, where, interrupt)
-                ):
+                with Lines(at, interrupt) if where == "at a line" else Steps(at, where, interrupt):
                     await client.add(USER, 5)
                 await trio.lowlevel.checkpoint()  # where it comes at the latest
             except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 import trio
@@ -21,14 +21,13 @@ from creduse_core import (
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from creduse_trio import AsyncCreduseClient
 from tests.common import GOOD, KEY, NO_WAIT, ONCE, RESPONSE, USER
-
-Serve: TypeAlias = Callable[[trio.abc.Stream, Any], Awaitable[None]]
+from tests.trio.wires import Serve, Site, Wires, wired
 
 
 def says(data: bytes, *, close: bool = False) -> Serve:
     """Make a server that sends this to each request, and may then close."""
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         while await wires.request(stream):
             await stream.send_all(data)
             if close:
@@ -46,7 +45,7 @@ THROWN_AWAY = {name: FAULTS[name] for name in ("close-after", "no-length")}
 
 
 @pytest.mark.parametrize("name", [*KEPT, *THROWN_AWAY])
-def test_which_connections_are_used_again(site: Any, name: str) -> None:
+def test_which_connections_are_used_again(site: Site, name: str) -> None:
     """A connection is used again after a whole response, unless either side must close it."""
 
     async def main() -> None:
@@ -65,13 +64,13 @@ def test_which_connections_are_used_again(site: Any, name: str) -> None:
     assert [entry.connection for entry in site.server.log] == expected
 
 
-def test_length_beside_chunks(wire: Any) -> None:
+def test_length_beside_chunks() -> None:
     """A response with two framings counts, and its connection is not used again."""
     length = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
 
     async def main() -> None:
         response = b"HTTP/1.1 200 OK\r\n" + length % (len(GOOD), GOOD)
-        async with wire(says(response)) as (client, wires):
+        async with wired(says(response)) as (client, wires):
             for _ in range(2):
                 await client.add(USER, 5)
             assert wires.opened == 2
@@ -79,7 +78,7 @@ def test_length_beside_chunks(wire: Any) -> None:
     trio.run(main)
 
 
-def test_discarding_without_descriptors(site: Any) -> None:
+def test_discarding_without_descriptors(site: Site) -> None:
     """A connection can be closed when the process may open no file."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -107,14 +106,13 @@ def test_discarding_without_descriptors(site: Any) -> None:
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_surplus_in_one_segment(
-    wire: Any,
     secure: bool,  # noqa: FBT001 - pytest's parameter
     server_context: ssl.SSLContext,
     trust: ssl.SSLContext,
 ) -> None:
     """A surplus in the response's own segment is found, in a TLS record of its own too."""
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         gathered = stream = _Gathered(stream)
         if secure:
             stream = trio.SSLStream(gathered, server_context, server_side=True)
@@ -129,7 +127,7 @@ def test_surplus_in_one_segment(
     async def main() -> None:
         scheme = "https" if secure else "http"
         context = trust if secure else None
-        async with wire(serve, base_url=f"{scheme}://localhost", ssl_context=context) as (
+        async with wired(serve, base_url=f"{scheme}://localhost", ssl_context=context) as (
             client,
             wires,
         ):
@@ -168,16 +166,16 @@ class _Gathered(trio.abc.Stream):
         await self.stream.aclose()
 
 
-def test_idle_connection_that_was_closed(wire: Any) -> None:
+def test_idle_connection_that_was_closed() -> None:
     """An idle connection that the server has closed is not used."""
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         await wires.request(stream)
         await stream.send_all(RESPONSE)
         await stream.aclose()
 
     async def main() -> None:
-        async with wire(serve) as (client, wires):
+        async with wired(serve) as (client, wires):
             for _ in range(3):
                 await client.add(USER, 5)
                 await trio.testing.wait_all_tasks_blocked()
@@ -224,11 +222,11 @@ FRAMES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("data", "said"), FRAMES.values(), ids=FRAMES)
-def test_framing(wire: Any, data: bytes, said: str) -> None:
+def test_framing(data: bytes, said: str) -> None:
     """A response that is whole by its framing counts; else the error says what came."""
 
     async def main() -> None:
-        async with wire(says(data, close=True), retry=ONCE) as (client, _):
+        async with wired(says(data, close=True), retry=ONCE) as (client, _):
             call = client.protocol.add(USER, 5)
             if said == WHOLE:
                 await client.run(call)
@@ -244,14 +242,13 @@ def test_framing(wire: Any, data: bytes, said: str) -> None:
 
 @pytest.mark.parametrize("polite", [True, False])
 def test_cut_over_tls(
-    wire: Any,
     polite: bool,  # noqa: FBT001 - pytest's parameter
     server_context: ssl.SSLContext,
     trust: ssl.SSLContext,
 ) -> None:
     """A response that ends with the connection is whole with a close_notify, and cut without."""
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         secure = trio.SSLStream(stream, server_context, server_side=True)
         await secure.do_handshake()
         await wires.request(secure)
@@ -259,7 +256,7 @@ def test_cut_over_tls(
         await (secure if polite else stream).aclose()
 
     async def main() -> None:
-        async with wire(serve, base_url="https://localhost", ssl_context=trust) as (client, _):
+        async with wired(serve, base_url="https://localhost", ssl_context=trust) as (client, _):
             call = client.protocol.add(USER, 5)
             if polite:
                 await client.run(call)

@@ -19,6 +19,7 @@ from creduse_core import CreduseError, Outcome, RetryPolicy, TransportError
 from creduse_sandbox import FAULTS, SandboxServer
 from creduse_trio import AsyncCreduseClient
 from tests.common import KEY, ONCE, RESPONSE, USER
+from tests.trio.wires import Site, Wires, wired
 
 
 def contexts() -> int:
@@ -193,7 +194,7 @@ async def settled_growth(before: int) -> int:
     return count_objects() - before
 
 
-def test_nothing_grows(site: Any) -> None:
+def test_nothing_grows(site: Site) -> None:
     """Connections, failures and cancellations leave no objects."""
 
     async def once(client: AsyncCreduseClient) -> None:
@@ -226,7 +227,7 @@ def test_nothing_grows(site: Any) -> None:
     trio.run(main)
 
 
-def test_closed_client(site: Any) -> None:
+def test_closed_client(site: Site) -> None:
     """A closed client sends nothing, and the error says so; it can be closed again."""
 
     async def main() -> None:
@@ -252,17 +253,17 @@ def test_unused_client() -> None:
     trio.run(main)
 
 
-def test_closed_while_calls_are_in_flight(wire: Any) -> None:
+def test_closed_while_calls_are_in_flight() -> None:
     """Closing waits for calls in flight; a call that waits for a place sends nothing."""
     go_on = trio.Event()
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         await wires.request(stream)
         await go_on.wait()
         await stream.send_all(RESPONSE)
 
     async def main() -> None:
-        async with wire(serve, max_connections=1) as (client, wires):
+        async with wired(serve, max_connections=1) as (client, wires):
             results: list[object] = []
 
             async def call() -> None:
@@ -316,16 +317,16 @@ def test_closed_while_a_call_connects(server: SandboxServer) -> None:
     assert server.log == ()
 
 
-def test_closed_within_a_cancelled_scope(wire: Any) -> None:
+def test_closed_within_a_cancelled_scope() -> None:
     """Leaving ``async with`` by a cancellation closes the connections."""
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         while await wires.request(stream):
             await stream.send_all(RESPONSE)
 
     async def main() -> None:
         with trio.CancelScope() as scope:
-            async with wire(serve) as (client, wires):
+            async with wired(serve) as (client, wires):
                 async with trio.open_nursery() as nursery:
                     for _ in range(3):
                         nursery.start_soon(client.add, USER, 5)
@@ -477,7 +478,7 @@ def test_cached_heads_are_bounded(server: SandboxServer) -> None:
     trio.run(main)
 
 
-def test_many_tasks_share_a_client(site: Any) -> None:
+def test_many_tasks_share_a_client(site: Site) -> None:
     """Tasks can share a client; connections never exceed the maximum."""
 
     async def main() -> None:

@@ -13,6 +13,7 @@ from creduse_core import CreduseError, exception_chain
 from creduse_sandbox import FAULTS
 from creduse_trio import AsyncCreduseClient
 from tests.common import KEY, ONCE, USER
+from tests.trio.wires import Site, Steps
 
 
 def held(error: BaseException) -> str:
@@ -49,7 +50,7 @@ def test_the_search_finds_a_key() -> None:
 
 @pytest.mark.parametrize("how", ["cancelled", "interrupted"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_ended_at_every_step(site: Any, stepping: Any, how: str, when: str) -> None:
+def test_ended_at_every_step(site: Site, how: str, when: str) -> None:
     """A cancellation or Ctrl-C at any step leaves unchanged and shows no key."""
     texts: list[str] = []
     kinds: set[type[BaseException]] = set()
@@ -61,7 +62,7 @@ def test_ended_at_every_step(site: Any, stepping: Any, how: str, when: str) -> N
             if warm:
                 await client.add(USER, 5)
             try:
-                with stepping(steps, when, end[how]), scope:
+                with Steps(steps, when, end[how]), scope:
                     try:
                         await client.add(USER, 5)
                     except BaseException as error:
@@ -104,7 +105,7 @@ MET = ("request-then-close", "apply-then-reset", "request-then-hang", "not-http"
 
 
 @pytest.mark.parametrize("name", MET)
-def test_failures(site: Any, name: str) -> None:
+def test_failures(site: Site, name: str) -> None:
     """A failure shows no key, on a new or a used connection."""
 
     async def main() -> None:

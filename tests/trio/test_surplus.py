@@ -14,14 +14,11 @@ from tests.common import KEY, ONCE, RESPONSE, USER, response
 REFUSED = response(b'{"error_code":"INSUFFICIENT_FUNDS","message":"no"}', 402)
 
 # What comes with the first response, later than it, and in response to the second request. Where
-# the surplus says one thing, the true response says the other.
+# the surplus says one thing, the true response says the other. The conformance kit proves whole
+# responses and one and a half, without TLS and in one record.
 FORMS: dict[str, tuple[bytes, bytes, bytes]] = {
     "twice": (RESPONSE + RESPONSE, b"", REFUSED),
-    "a refusal": (RESPONSE + REFUSED, b"", RESPONSE),
-    "half": (RESPONSE + RESPONSE[:40], b"", REFUSED),
     "half a refusal": (RESPONSE + REFUSED[:-1], b"", RESPONSE),
-    "later": (RESPONSE, RESPONSE, REFUSED),
-    "a refusal later": (RESPONSE, REFUSED, RESPONSE),
     "half later": (RESPONSE, RESPONSE[:-1], REFUSED),
     "one byte later": (RESPONSE, b"H", REFUSED),
 }
@@ -64,8 +61,17 @@ class Server:
             await stream.send_all(self.later)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("records", [0, 1, 2], ids=["plain", "one record", "two records"])
+@pytest.mark.parametrize(
+    ("form", "records"),
+    [
+        ("twice", 2),
+        ("half a refusal", 2),
+        ("half later", 0),
+        ("half later", 1),
+        ("one byte later", 0),
+        ("one byte later", 1),
+    ],
+)
 def test_surplus(
     form: str, records: int, server_context: ssl.SSLContext, trust: ssl.SSLContext
 ) -> None:

@@ -14,6 +14,7 @@ import trustme
 from creduse_core import CreduseTimeoutError, Outcome, TransportError
 from creduse_trio import AsyncCreduseClient
 from tests.common import GOOD, KEY, ONCE, RESPONSE, USER
+from tests.trio.wires import Wires, wired
 
 
 @asynccontextmanager
@@ -33,7 +34,7 @@ async def served(
 @pytest.mark.parametrize("whose", ["call", "caller"])
 @pytest.mark.parametrize("over", ["socket", "memory"])
 def test_records_without_end(
-    wire: Any, over: str, whose: str, server_context: ssl.SSLContext, trust: ssl.SSLContext
+    over: str, whose: str, server_context: ssl.SSLContext, trust: ssl.SSLContext
 ) -> None:
     """A timeout of the call or its caller ends a response of endless records."""
     later: list[int] = []
@@ -56,7 +57,7 @@ def test_records_without_end(
         async with (
             served(serve, trust)
             if over == "socket"
-            else wire(serve, base_url="https://localhost", ssl_context=trust, retry=ONCE)
+            else wired(serve, base_url="https://localhost", ssl_context=trust, retry=ONCE)
         ) as (client, _):
             call = client.protocol.add(USER, 5, timeout=0.2 if whose == "call" else 60)
             with scope, pytest.raises(CreduseTimeoutError) if whose == "call" else nullcontext():
@@ -69,12 +70,10 @@ def test_records_without_end(
 
 
 @pytest.mark.parametrize("after", [1, 4, 5, 6, 40], ids=lambda after: f"after {after}")
-def test_half_a_record(
-    wire: Any, after: int, server_context: ssl.SSLContext, trust: ssl.SSLContext
-) -> None:
+def test_half_a_record(after: int, server_context: ssl.SSLContext, trust: ssl.SSLContext) -> None:
     """Part of a record before the next request is not its response."""
 
-    async def serve(stream: trio.abc.Stream, wires: Any) -> None:
+    async def serve(stream: trio.abc.Stream, wires: Wires) -> None:
         split = _Split(stream)
         secure = trio.SSLStream(split, server_context, server_side=True)
         while await wires.request(secure):
@@ -87,7 +86,7 @@ def test_half_a_record(
             await stream.send_all(split.rest)
 
     async def main() -> None:
-        async with wire(serve, base_url="https://localhost", ssl_context=trust) as (client, wires):
+        async with wired(serve, base_url="https://localhost", ssl_context=trust) as (client, wires):
             for _ in range(3):
                 await client.add(USER, 5)
                 await trio.testing.wait_all_tasks_blocked()
@@ -162,11 +161,11 @@ def test_missing_client_certificate(
 
 
 def test_end_that_leaves_the_socket_open(
-    wire: Any, server_context: ssl.SSLContext, trust: ssl.SSLContext
+    server_context: ssl.SSLContext, trust: ssl.SSLContext
 ) -> None:
     """A response that a close_notify ends is whole, though the stream stays open."""
 
-    async def serve(stream: trio.abc.Stream, _: Any) -> None:
+    async def serve(stream: trio.abc.Stream, _: Wires) -> None:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = server_context.wrap_bio(incoming, outgoing, server_side=True)
 
@@ -188,7 +187,7 @@ def test_end_that_leaves_the_socket_open(
         await trio.sleep_forever()
 
     async def main() -> None:
-        async with wire(serve, base_url="https://localhost", ssl_context=trust) as (client, _):
+        async with wired(serve, base_url="https://localhost", ssl_context=trust) as (client, _):
             await client.add(USER, 5, timeout=5)
 
     trio.run(main)
