@@ -50,6 +50,10 @@ ALL = (
     *(it for it in SCENARIOS if not ALIKE.search(it.name)),
     *(it for it in TLS_SCENARIOS if not SAME_OVER_TLS.search(it.name)),
 )
+PLAIN_AND_SECURE = pytest.mark.parametrize(
+    "certificate",
+    [pytest.param(None, id="plain"), pytest.param("good", id="tls", marks=pytest.mark.slow)],
+)
 SOMETIMES_SECURE = pytest.mark.parametrize(
     "certificate",
     [pytest.param(None, id="plain"), pytest.param("good", id="tls", marks=pytest.mark.exhaustive)],
@@ -103,7 +107,7 @@ def test_async_conformance(
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@PLAIN_AND_SECURE
 @pytest.mark.parametrize("level", CONCURRENCY_LEVELS, ids=str)
 def test_concurrency(
     sync_kind: Sync, level: ConcurrencyLevel, certificate: str | None, authority: Authority
@@ -118,7 +122,7 @@ def test_concurrency(
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@PLAIN_AND_SECURE
 @pytest.mark.parametrize("level", CONCURRENCY_LEVELS, ids=str)
 def test_async_concurrency(
     async_kind: Async, level: ConcurrencyLevel, certificate: str | None, authority: Authority
@@ -137,7 +141,7 @@ def test_async_concurrency(
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@PLAIN_AND_SECURE
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing(
     sync_kind: Sync, closing: Closing, certificate: str | None, authority: Authority
@@ -152,7 +156,7 @@ def test_closing(
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@PLAIN_AND_SECURE
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_async_closing(
     async_kind: Async, closing: Closing, certificate: str | None, authority: Authority
@@ -170,7 +174,7 @@ def test_async_closing(
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@PLAIN_AND_SECURE
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing_with_one_connection(
     narrow_kind: Async, closing: Closing, certificate: str | None, authority: Authority
@@ -240,7 +244,7 @@ def test_async_interruption(
     )
 
 
-@pytest.mark.parametrize("certificate", [None, "good"], ids=["plain", "tls"])
+@PLAIN_AND_SECURE
 @pytest.mark.parametrize("cancellation", CANCELLATIONS, ids=str)
 def test_cancellation(
     narrow_kind: Async, cancellation: Cancellation, certificate: str | None, authority: Authority

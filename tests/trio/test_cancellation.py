@@ -310,6 +310,7 @@ class TimeLimitError(Exception):
     """A task runner's exception."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TimeoutError, ValueError, TimeLimitError])
 # The signal can interrupt the lines that close a connection.
 @pytest.mark.usefixtures("leaks")
@@ -434,6 +435,7 @@ async def respond_twice(stream: trio.abc.Stream, wires: Wires) -> None:
         await stream.send_all(RESPONSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["before", "after", "at a line"])
 @pytest.mark.parametrize("serve", [respond, respond_twice])
 def test_interrupted_anywhere(where: str, serve: Serve) -> None:

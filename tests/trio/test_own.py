@@ -194,6 +194,7 @@ async def settled_growth(before: int) -> int:
     return count_objects() - before
 
 
+@pytest.mark.slow
 def test_nothing_grows(site: Site) -> None:
     """Connections, failures and cancellations leave no objects."""
 
