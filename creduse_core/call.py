@@ -275,6 +275,10 @@ class Call(Generic[T]):
         jitter: float = 1.0,
     ) -> None:
         if given not in TRANSITIONS[self._state]:
+            if given is Input.START:
+                raise LocalProtocolError(
+                    f"a call runs only once, and this one is already {self._state}: make a new call"
+                )
             raise LocalProtocolError(f"{given}() is not allowed while the call is {self._state}")
         if not isinstance(message, wanted):
             kind = "None" if message is None else f"a {type(message).__name__}"
