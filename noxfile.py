@@ -24,8 +24,13 @@ STRICT = {"PYTHONDEVMODE": "1"}
 # More than there are processors: most tests wait for servers that misbehave.
 AT_ONCE = ("-n", "6")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
-# Tests that take long and do the same on each Python run on the newest one.
-LIGHT = (*AT_ONCE, "-m", "not exhaustive and not once")
+# Tests that take long and do the same on each Python run on the newest one. What needs no dependency,
+# or only h11, is left to the other sessions.
+ON_FLOORS = (
+    *AT_ONCE,
+    *("-m", "not exhaustive and not once"),
+    *("--ignore", "tests/core", "--ignore", "tests/sandbox"),
+)
 # The rest runs on the newest Python, and most of it in the session "oldest", too.
 QUICK = (
     *AT_ONCE,
@@ -109,7 +114,7 @@ def oldest(session: nox.Session) -> None:
     claimed = [*project["dependencies"], *extras["aiohttp"], *extras["trio"]]
     floors = [requirement.split(",")[0].replace(">=", "==") for requirement in claimed]
     session.install("-e", ".", *group("test"), *floors)
-    session.run("pytest", *(session.posargs or LIGHT))
+    session.run("pytest", *(session.posargs or ON_FLOORS))
 
 
 @nox.session(python=OLDEST)
@@ -129,7 +134,8 @@ def wheel(session: nox.Session) -> None:
     with session.chdir(session.create_tmp()):
         session.run("creduse", "demo")
         session.install("pytest", "pytest-timeout", "sybil", f"{built}[all]")
-        session.run("pytest", *map(str, sorted(tests.glob("test_*.py"))), env=STRICT)
+        if session.python == NEWEST:
+            session.run("pytest", *map(str, sorted(tests.glob("test_*.py"))), env=STRICT)
         shutil.copy(tests / "typing" / "usage.py", ".")
         session.install(*(it for it in group("types") if it.startswith(("mypy", "pyright"))))
         session.run("mypy", "--strict", "usage.py")

@@ -234,7 +234,8 @@ class _Exchange(BytesPayload):
         forget_frames(error)
         if isinstance(error, aiohttp.ClientResponseError):
             # aiohttp raises it for an invalid response or a proxy's refusal. It holds the API key.
-            error.request_info = error.request_info._replace(headers=_NO_HEADERS)
+            if error.request_info is not None:  # as a mock's can be
+                error.request_info = error.request_info._replace(headers=_NO_HEADERS)
             error.args = (error.request_info, error.history)
         return Failure(
             Delivery.MAYBE_SENT if self.consumed else Delivery.NOT_SENT,

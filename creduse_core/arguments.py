@@ -1,8 +1,8 @@
 """Checks of the arguments that callers pass.
 
 Each check raises ``TypeError`` or ``ValueError``. The message names the argument, what was wrong
-with it and what would be right. Of a subclass's instance, only the inherited value is used, since
-the subclass can claim anything. What the arguments are used for does not belong here.
+with it and what would be right. Of an instance of a subclass of UUID, str or int, only the inherited
+value is sent, since the subclass can claim anything. What the arguments are used for does not belong here.
 """
 
 import functools
@@ -51,7 +51,7 @@ def _check_seconds(name: str, value: object, *, allow_zero: bool) -> None:
     if not 0 <= value <= MAX_SECONDS or (value == 0 and not allow_zero):
         bound = "at least 0" if allow_zero else "above 0"
         raise ValueError(
-            f"{name} must be {bound} and at most {MAX_SECONDS:,} seconds, not {value!r}"
+            f"{name} must be {bound} and at most {MAX_SECONDS:,} seconds, not {_shown(value)}"
         )
 
 
@@ -59,7 +59,13 @@ def check_max_attempts(value: object) -> None:
     """Accept a number of attempts: at least one."""
     check_type("max_attempts", value, int)
     if isinstance(value, int) and value < 1:
-        raise ValueError(f"max_attempts must be at least 1, not {value}")
+        raise ValueError(f"max_attempts must be at least 1, not {_shown(value)}")
+
+
+def _shown(number: float) -> str:
+    if isinstance(number, int) and number.bit_length() > _MAX_BITS:
+        return f"a number of {number.bit_length()} bits"
+    return repr(number)
 
 
 def checked_user_id(value: object) -> tuple[UUID, str]:
@@ -87,7 +93,7 @@ def checked_count(name: str, value: object) -> int:
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
     value = value if type(value) is int else int.__int__(value)
     if value < 0:
-        raise ValueError(f"{name} must not be negative, but is {value}")
+        raise ValueError(f"{name} must be at least 0, not {_shown(value)}")
     if value.bit_length() > _MAX_BITS:
         raise ValueError(f"{name} must have at most {_MAX_BITS} bits")
     return value

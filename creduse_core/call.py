@@ -84,7 +84,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Input, tuple[State, ...]]]] = {
 """The states that can follow a state and an input. An input without a row is an error."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would take longer to make
 class Send:
     """Send ``request`` now, and report to the call what happened."""
 
@@ -109,15 +109,16 @@ class Wait:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done(Generic[T]):
     """The call has succeeded."""
 
     result: T
 
 
-# The fields of an `Attempt`. Most calls are never asked for their attempts, so these are made late.
-_Record: TypeAlias = tuple[int, str, str, int | None, str, Outcome, str | None, float, float]
+# What an `Attempt` is made of: its status, event, outcome, error, start and end. Most calls are never
+# asked for their attempts, so these are made late.
+_Record: TypeAlias = tuple[int | None, str, Outcome, str | None, float, float]
 
 
 class Call(Generic[T]):
@@ -198,15 +199,18 @@ class Call(Generic[T]):
         return tuple(
             Attempt(
                 number,
-                method,
-                path,
+                self._request.method,
+                self._path,
                 status,
                 event,
                 outcome,
                 None if error is None else quote(error, self._secret),
-                *times,
+                started,
+                ended,
             )
-            for number, method, path, status, event, outcome, error, *times in self._records
+            for number, (status, event, outcome, error, started, ended) in enumerate(
+                self._records, start=1
+            )
         )
 
     @property
@@ -225,61 +229,62 @@ class Call(Generic[T]):
 
     def start(self, now: float) -> Send:
         """Begin the call. Its time runs from ``now``."""
-        self._check(Input.START)
+        self._move(Input.START, State.IN_FLIGHT)
         self._deadline = now + self._timeout
-        return self._send(Input.START, now)
+        return self._send(now)
 
     def receive_response(
         self, response: Response, now: float, jitter: float = 1.0
     ) -> Done[T] | Wait:
         """Report a whole response. ``jitter``, from 0 to 1, is the part of a delay to wait."""
-        self._check(Input.RECEIVE_RESPONSE, response, Response, jitter)
+        self._check_report(Input.RECEIVE_RESPONSE, response, Response, jitter)
         reading = self._reading(response)
         self._response = response
         if isinstance(reading, InvalidResult):
             problem = problem_of_response(response, reading)
             return self._retry_or_fail(Input.RECEIVE_RESPONSE, problem, now, jitter)
+        self._problem = None  # an earlier attempt's, with its response
         self._record(EVENTS["done"], response.status, None, now)
         self._move(Input.RECEIVE_RESPONSE, State.SUCCEEDED)
         return Done(reading)
 
     def receive_failure(self, failure: Failure, now: float, jitter: float = 1.0) -> Wait:
         """Report why there is no whole response. ``jitter``: as in ``receive_response``."""
-        self._check(Input.RECEIVE_FAILURE, failure, Failure, jitter)
+        self._check_report(Input.RECEIVE_FAILURE, failure, Failure, jitter)
         problem = problem_of_failure(failure)
         self._response = problem.response or self._response
         return self._retry_or_fail(Input.RECEIVE_FAILURE, problem, now, jitter)
 
     def wake(self, now: float) -> Send:
         """Go on after a `Wait`, or raise the last error if the call's time is over."""
-        self._check(Input.WAKE)
         if now >= self._deadline:
             self._move(Input.WAKE, State.FAILED)
             raise self._last_error()
-        return self._send(Input.WAKE, now)
+        self._move(Input.WAKE, State.IN_FLIGHT)
+        return self._send(now)
 
     def abandon(self, now: float) -> None:
         """End the call because its caller was cancelled. A request in flight counts as sent."""
-        self._check(Input.ABANDON)
-        if self._state is State.IN_FLIGHT:
-            self._record(EVENTS["abandoned"], None, "abandoned by the caller", now)
+        in_flight = self._state is State.IN_FLIGHT
         self._move(Input.ABANDON, State.ABANDONED)
+        if in_flight:
+            self._record(EVENTS["abandoned"], None, "abandoned by the caller", now)
 
     # How they work.
 
-    def _check(
-        self,
-        given: Input,
-        message: object = None,
-        wanted: type = object,
-        jitter: float = 1.0,
-    ) -> None:
-        if given not in TRANSITIONS[self._state]:
+    def _states_after(self, given: Input) -> tuple[State, ...]:
+        """Return the states that can follow, or raise if the input is not allowed now."""
+        states = TRANSITIONS[self._state].get(given)
+        if states is None:
             if given is Input.START:
                 raise LocalProtocolError(
                     f"a call runs only once, and this one is already {self._state}: make a new call"
                 )
             raise LocalProtocolError(f"{given}() is not allowed while the call is {self._state}")
+        return states
+
+    def _check_report(self, given: Input, message: object, wanted: type, jitter: float) -> None:
+        self._states_after(given)
         if not isinstance(message, wanted):
             kind = "None" if message is None else f"a {type(message).__name__}"
             raise LocalProtocolError(f"{given}() needs a {wanted.__name__}, not {kind}")
@@ -288,12 +293,11 @@ class Call(Generic[T]):
 
     def _move(self, given: Input, state: State) -> None:
         """Go to the next state. Nothing else sets it."""
-        if state not in TRANSITIONS[self._state][given]:
+        if state not in self._states_after(given):
             raise AssertionError(f"{given} does not lead from {self._state} to {state}")
         self._state = state
 
-    def _send(self, given: Input, now: float) -> Send:
-        self._move(given, State.IN_FLIGHT)
+    def _send(self, now: float) -> Send:
         self._started = now
         bounded = min(self._deadline, now + self._policy.attempt_timeout)
         return Send(
@@ -349,19 +353,7 @@ class Call(Generic[T]):
     def _record(self, event: Event, status: int | None, error: str | None, now: float) -> None:
         proved = event.proves(self._kind)
         self._evidence = max(self._evidence, proved)
-        self._records.append(
-            (
-                len(self._records) + 1,
-                self._request.method,
-                self._path,
-                status,
-                event.name,
-                proved,
-                error,
-                self._started,
-                now,
-            )
-        )
+        self._records.append((status, event.name, proved, error, self._started, now))
 
 
 def _is_framed_once(response: Response) -> bool:

@@ -192,10 +192,11 @@ def _time(data: Fields, name: str, *, end: bool = False) -> datetime:
     value = data.get(name)
     if type(value) is str:
         try:
-            if len(value) <= len("2024-02-29"):
+            if len(value) > len("2024-02-29"):
+                moment = _moment(value)
+            else:
                 day = date.fromisoformat(value)
-                return datetime.combine(day, time.max if end else time.min, UTC)
-            moment = _moment(value)
+                moment = datetime.combine(day, time.max if end else time.min, UTC)
         except (ValueError, OverflowError):
             pass
         else:

@@ -19,6 +19,24 @@ HeaderPairs = tuple[tuple[str, str], ...]
 _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization"})
 
 
+class HiddenHeaders(tuple[tuple[str, str | Secret], ...]):
+    """Header fields in which each credential is a `Secret`."""
+
+    __slots__ = ()
+
+
+def hide_credentials(headers: Iterable[tuple[str, str | Secret]]) -> HiddenHeaders:
+    """Return the header fields with each credential hidden. `HiddenHeaders` are returned as they are."""
+    if type(headers) is HiddenHeaders:
+        return headers
+    return HiddenHeaders(
+        (name, Secret(value))
+        if name.lower() in _SECRET_HEADERS and isinstance(value, str)
+        else (name, value)
+        for name, value in headers
+    )
+
+
 @dataclass(frozen=True, init=False, slots=True, repr=False)
 class Request:
     """A whole HTTP request, ready to be sent.
@@ -30,7 +48,7 @@ class Request:
 
     method: str
     url: str
-    hidden_headers: tuple[tuple[str, str | Secret], ...]
+    hidden_headers: HiddenHeaders
     """The same as ``headers``, but each credential is a `Secret`. All requests of one
     `CreduseProtocol` without an idempotency key share this object."""
     body: bytes
@@ -39,10 +57,11 @@ class Request:
         self, method: str, url: str, headers: Iterable[tuple[str, str | Secret]], body: bytes
     ) -> None:
         """Hide the credentials among ``headers``."""
-        object.__setattr__(self, "method", method)
-        object.__setattr__(self, "url", url)
-        object.__setattr__(self, "hidden_headers", _hide(headers))
-        object.__setattr__(self, "body", body)
+        set_field = object.__setattr__
+        set_field(self, "method", method)
+        set_field(self, "url", url)
+        set_field(self, "hidden_headers", hide_credentials(headers))
+        set_field(self, "body", body)
 
     @property
     def headers(self) -> HeaderPairs:
@@ -60,21 +79,6 @@ class Request:
         return f"<Request {self.method} {self.url}, {len(self.body)} bytes>"
 
     __reduce__ = no_pickle
-
-
-def _hide(headers: Iterable[tuple[str, str | Secret]]) -> tuple[tuple[str, str | Secret], ...]:
-    given = headers if isinstance(headers, tuple) else tuple(headers)
-    if any(name.lower() in _SECRET_HEADERS and isinstance(value, str) for name, value in given):
-        return tuple(
-            (
-                name,
-                Secret(value)
-                if name.lower() in _SECRET_HEADERS and isinstance(value, str)
-                else value,
-            )
-            for name, value in given
-        )
-    return given
 
 
 @dataclass(frozen=True, init=False, slots=True, repr=False)

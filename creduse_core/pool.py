@@ -44,14 +44,19 @@ class Idle(Generic[C]):
 
         So no connection is lost if a signal handler raises in between.
         """
+        before = users.get(user)
         while self._idle:
-            last = self._idle[-1]
-            users[user] = last[0]
             try:
+                last = self._idle[-1]
+                users[user] = last[0]
                 self._idle.remove(last)
-            except ValueError:  # another thread has taken it
-                continue
-            return last[0]
+            except (IndexError, ValueError):  # another thread has taken it
+                if before is None:
+                    users.pop(user, None)
+                else:
+                    users[user] = before
+            else:
+                return last[0]
         return None
 
     def __contains__(self, connection: C) -> bool:

@@ -20,7 +20,7 @@ from .arguments import (
 )
 from .call import Call
 from .decoding import Expected
-from .messages import Request
+from .messages import HiddenHeaders, Request, hide_credentials
 from .models import ActiveBalance, CreditsAdded, CreditsSubtracted, Cycle
 from .retry import Kind, RetryPolicy
 from .secret import Secret, no_pickle
@@ -61,7 +61,7 @@ class CreduseProtocol:
     plain_loopback: bool
     """Whether plain http is allowed only because the host is this machine. A transport must then
     connect to loopback addresses alone."""
-    _headers: tuple[tuple[str, str | Secret], ...]
+    _headers: HiddenHeaders
 
     def __init__(
         self,
@@ -85,13 +85,15 @@ class CreduseProtocol:
             "timeout": timeout,
             "loopback": loopback,
             "plain_loopback": loopback and not allow_http and base_url.startswith("http:"),
-            "_headers": (
-                ("Authorization", Secret(f"Bearer {api_key.reveal()}")),
-                ("Content-Type", "application/json"),
-                ("Accept", "application/json"),
-                # A compressed response of a few bytes can have any size when it is unpacked.
-                ("Accept-Encoding", "identity"),
-                ("User-Agent", f"creduse/{__version__}"),
+            "_headers": hide_credentials(
+                (
+                    ("Authorization", Secret(f"Bearer {api_key.reveal()}")),
+                    ("Content-Type", "application/json"),
+                    ("Accept", "application/json"),
+                    # A compressed response of a few bytes can have any size when it is unpacked.
+                    ("Accept-Encoding", "identity"),
+                    ("User-Agent", f"creduse/{__version__}"),
+                )
             ),
         }
         for name, value in given.items():
@@ -210,7 +212,8 @@ class CreduseProtocol:
         headers, kind = self._headers, Kind.READ if method == "GET" else Kind.WRITE
         if idempotency_key is not None:
             key = checked_idempotency_key(idempotency_key, server_replays=self.retry.server_replays)
-            headers, kind = (*headers, ("Idempotency-Key", key)), Kind.REPLAYABLE
+            headers = hide_credentials((*headers, ("Idempotency-Key", key)))
+            kind = Kind.REPLAYABLE
         if timeout is None:
             timeout = self.timeout
         else:

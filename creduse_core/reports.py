@@ -212,8 +212,8 @@ def _endpoint(url: str, via: str | None) -> str:
     port = "" if parts.port else ":443" if parts.scheme == "https" else ":80"
     if via is None:
         return f"{parts.netloc}{port}"
-    scheme, _, rest = via.rpartition("://")
-    return f"{parts.netloc}{port} through proxy {scheme}://{rest.rpartition('@')[2]}"
+    scheme, separator, rest = via.rpartition("://")
+    return f"{parts.netloc}{port} through proxy {scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 def _printable(character: str) -> str:

@@ -27,11 +27,15 @@ class AsyncClock:
 
     _loop: object = None
 
-    def is_on_other_loop(self) -> bool:
-        """Return whether the first call of this method was on another event loop."""
+    def loop_problem(self) -> str | None:
+        """Return why the client cannot be used here, or `None`. The first call decides its loop."""
         loop = current_loop()
+        if loop is None:
+            return "no event loop runs: await the call in asyncio or trio"
         self._loop = self._loop or loop
-        return self._loop is not loop
+        if self._loop is not loop:
+            return "the client belongs to another event loop: make one client for each"
+        return None
 
     async def sleep(self, seconds: float) -> None:
         """Wait for this time."""
@@ -61,9 +65,12 @@ def protect_from_interrupts(*functions: Any) -> None:
 
 
 def current_loop() -> object:
-    """Return an object that identifies the running event loop."""
+    """Return an object that identifies the running event loop, or `None` if none runs."""
     if under_trio():
         return sys.modules["trio"].lowlevel.current_trio_token()
     import asyncio  # noqa: PLC0415 - the synchronous client does not need it
 
-    return asyncio.get_running_loop()
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -176,7 +176,6 @@ class Exchange:
 
 
 CLOSED: Final = "the client is closed: was it used after its 'with' block?"
-OTHER_LOOP: Final = "the client belongs to another event loop: make one client for each"
 
 NO_CONNECTION: Final = "no connection was available in time"
 NO_TIME_TO_SEND: Final = "no time was left to send the request"

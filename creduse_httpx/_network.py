@@ -250,10 +250,9 @@ class Backend(httpcore.NetworkBackend):
         ):
             try:
                 sock = socket.socket(family, kind, protocol)  # not every machine has each family
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 # An address that does not respond must leave time for the others.
                 self._state.run_connect_step(
-                    sock, partial(sock.connect, address), self._lock, share=1 / left
+                    sock, partial(_connect, sock, address), self._lock, share=1 / left
                 )
             except OSError as error:
                 failure = error
@@ -263,6 +262,11 @@ class Backend(httpcore.NetworkBackend):
             httpcore.ConnectTimeout if isinstance(failure, TimeoutError) else httpcore.ConnectError
         )
         raise kind_of(failure) from failure
+
+
+def _connect(sock: socket.socket, address: Any) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.connect(address)
 
 
 class AsyncStream(httpcore.AsyncNetworkStream):

@@ -34,7 +34,6 @@ from ._clocks import AsyncClock, Clock, current_loop, protect_from_interrupts
 from ._exchange import (
     CLOSED,
     NO_CONNECTION,
-    OTHER_LOOP,
     BodyIterator,
     Exchange,
     HeaderCache,
@@ -353,8 +352,8 @@ class AsyncOwnTransport(AsyncClock):
         """Send once. See `creduse_core.AsyncTransport`."""
         if self._closed:
             return not_sent(CLOSED)
-        if self.is_on_other_loop():
-            return not_sent(OTHER_LOOP)
+        if (problem := self.loop_problem()) is not None:
+            return not_sent(problem)
         exchange = Exchange(send, self.now)
         self._active += 1
         try:

@@ -27,7 +27,6 @@ from ._exchange import (
     CLOSED,
     NO_TIME_TO_SEND,
     NO_WHOLE_RESPONSE,
-    OTHER_LOOP,
     BodyIterator,
     Exchange,
     HeaderCache,
@@ -182,8 +181,7 @@ class TracedExchange(Exchange):
         self._latest_stream: Any = None
         """The same stream, with TLS if that is on."""
         self._supplied = supplied
-        connect, whole = send.connect_by - now(), send.deadline - now()
-        self._timeouts = _WatchedTimeouts(pool=connect, connect=connect, write=whole, read=whole)
+        self._timeouts = _WatchedTimeouts()
         self._stopped = False
         self._step: str | None = None
 
@@ -191,6 +189,9 @@ class TracedExchange(Exchange):
         """Return the library's request, which reports to ``trace``."""
         if self._stopped:
             raise TimeoutError(NO_TIME_TO_SEND)
+        # The exchange can have waited for its turn since it was made.
+        connect, whole = max(self.send.connect_by - self.now(), 0.0), self.time_left()
+        self._timeouts = _WatchedTimeouts(pool=connect, connect=connect, write=whole, read=whole)
         supplied = self._supplied
         body = _body_class(supplied.library)(self.send.request.body)
         extensions = {"trace": trace, "timeout": self._timeouts}
@@ -383,8 +384,8 @@ class AsyncSuppliedTransport(AsyncClock):
         """Send once. See `creduse_core.AsyncTransport`."""
         if (failure := self._supplied.closed_failure(closed=self._closed)) is not None:
             return failure
-        if self.is_on_other_loop():
-            return not_sent(OTHER_LOOP)
+        if (problem := self.loop_problem()) is not None:
+            return not_sent(problem)
         self._tasks = self._tasks or new_tasks()
         exchange = TracedExchange(send, self._supplied, self.now)
         try:
@@ -433,7 +434,7 @@ class AsyncSuppliedTransport(AsyncClock):
                     await exchange.unused_stream.aclose()
 
     async def aclose(self) -> None:
-        """Send nothing more, and wait for the tasks of cancelled calls."""
+        """Send nothing more, and wait until all calls in flight have ended."""
         self._closed = True
         if self._tasks is not None and self._loop is current_loop():
             await self._tasks.drain()

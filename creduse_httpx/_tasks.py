@@ -119,10 +119,10 @@ class TrioTasks:
             self._limit.release()
             done.set()
 
-        self._events.add(done)
         # A KeyboardInterrupt in a system task would end trio's run.
         protected = trio.lowlevel.enable_ki_protection(main)
         trio.lowlevel.spawn_system_task(protected, context=copy_context())
+        self._events.add(done)
         try:
             with trio.move_on_after(exchange.time_left()):
                 await done.wait()

@@ -140,10 +140,8 @@ def pytest_runtest_makereport(
         outcome.get_result().sections.append(("creduse", hint))
 
 
-def _is_caused_by_a_transport_error(error: BaseException | None) -> bool:
+def _is_caused_by_a_transport_error(error: BaseException) -> bool:
     core = sys.modules.get("creduse_core")
-    if core is None:
-        return False
-    while error is not None and not isinstance(error, core.TransportError):
-        error = error.__cause__ or error.__context__
-    return error is not None
+    return core is not None and any(
+        isinstance(link, core.TransportError) for link in core.exception_chain(error)
+    )

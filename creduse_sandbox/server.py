@@ -72,7 +72,8 @@ class SandboxServer:
     The server listens from `start` to `close`, or inside a ``with`` block, and only once. With
     ``port`` 0 the system chooses a port. ``api_key`` and ``clock`` are those of `Sandbox`. With
     ``ssl_context``, a server's context with its certificate, the server speaks TLS. Every method
-    is safe to call from any thread.
+    is safe to call from any thread. Those that wait for the server raise ``RuntimeError`` in a
+    ``when`` function, which runs in the server's own thread.
 
     ``direct`` is a client for the test itself, to add credits before and read balances after. It
     has the five methods and their errors. It needs no socket and never waits, so a coroutine can
@@ -145,7 +146,7 @@ class SandboxServer:
 
         Stop a client and call this, and what appears in the log later was sent later.
         """
-        self._call(_run_loop_turns())
+        self._call(_run_loop_turns)
 
     def handle(self, request: Request) -> Response:
         """Return the response to a request, as `Sandbox.handle` does. The `log` omits it."""
@@ -245,6 +246,7 @@ class SandboxServer:
             ExceptionGroup: The server's own code, a ``when`` or a fault's function raised. Clients
                 only saw a lost connection.
         """
+        self._check_thread()
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -263,12 +265,12 @@ class SandboxServer:
         """
         if not self._is_running():
             raise RuntimeError("the server does not run; call start() or use 'with'")
-        self._call(self._refuse())
+        self._call(self._refuse)
         try:
             yield
         finally:
             if self._is_running():
-                self._call(self._listen())
+                self._call(self._listen)
 
     @contextmanager
     def stalling(self) -> Generator[None, None, None]:
@@ -290,8 +292,16 @@ class SandboxServer:
     def _is_running(self) -> bool:
         return self._thread is not None
 
-    def _call(self, task: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(task, self._loop.result()).result()
+    def _check_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "a when function runs in the server's thread, so it cannot wait for the server: "
+                "settle(), refusing(), stalling() and close() would never return"
+            )
+
+    def _call(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._check_thread()
+        asyncio.run_coroutine_threadsafe(task(), self._loop.result()).result()
 
     def __enter__(self) -> Self:
         self.start()

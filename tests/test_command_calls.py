@@ -313,7 +313,7 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "negative amount": (["add", USER, "-5"], "creduse: amount must not be negative, but is -5"),
+    "negative amount": (["add", USER, "-5"], "creduse: amount must be at least 0, not -5"),
     "fraction": (["add", USER, "5.5"], "argument AMOUNT: invalid whole number value ("),
     "negative fraction": (
         ["subtract", USER, "-5.5"],
@@ -321,7 +321,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "days": (
         ["add", USER, "5", "--validity-days", "-1"],
-        "creduse: validity_days must not be negative, but is -1",
+        "creduse: validity_days must be at least 0, not -1",
     ),
     "user": (
         ["balance", "me"],

@@ -87,12 +87,22 @@ def test_behind_another():
     except CreduseError as error:
         raise ValueError from error
 
+def test_in_a_group():
+    try:
+        CreduseClient().add(USER, 5)
+    except CreduseError as error:
+        raise ExceptionGroup("tasks", [error])
+
 def test_with(creduse_sandbox):
     creduse_sandbox.inject(FAULTS["apply-then-close"])
     CreduseClient().add(USER, 5)
 
 def test_of_its_own():
     raise ValueError
+
+def test_its_own_cause():
+    error = ValueError()
+    raise error from error
 """
 
 OPTED_OUT = """
@@ -338,8 +348,8 @@ def test_hint(pytester: pytest.Pytester) -> None:
     """A test that fails for want of the fixture says so, and no other."""
     pytester.makepyfile(BEGINNING + HINT)
     result = pytester.runpytest_subprocess()
-    result.assert_outcomes(failed=4)
-    assert result.stdout.str().count("Use the fixture creduse_sandbox, which listens there") == 2
+    result.assert_outcomes(failed=6)
+    assert result.stdout.str().count("Use the fixture creduse_sandbox, which listens there") == 3
     result.stdout.fnmatch_lines(
         ["In tests without the fixture creduse_sandbox, http://127.0.0.1:* refuses connections."]
     )

@@ -13,7 +13,7 @@ import pytest
 from creduse import InsufficientFundsError, InvalidResponseError, Outcome, TransportError
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
-from tests.common import KEY, RESPONSE, USER
+from tests.common import KEY, ONCE, RESPONSE, USER
 
 COUNT = '{"end_user_id": "12345678-1234-5678-1234-567812345678", "amount": 10}'
 
@@ -168,6 +168,23 @@ def test_session_of_another_loop(server: SandboxServer) -> None:
 
     asyncio.run(main())
     assert server.log == ()
+
+
+def test_error_without_a_request(run: Any) -> None:
+    """A mock's ``ClientResponseError`` can have no ``request_info``."""
+
+    class Failing(aiohttp.TCPConnector):
+        async def connect(self, *_: Any, **__: Any) -> Any:
+            raise aiohttp.ClientResponseError(None, ())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # what is tested
+
+    async def main() -> None:
+        async with aiohttp.ClientSession(connector=Failing()) as session:
+            client = AsyncCreduseClient(KEY, session, base_url="http://127.0.0.1:1", retry=ONCE)
+            with pytest.raises(TransportError, match="ClientResponseError") as caught:
+                await client.add(USER, 1)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+    run(main)
 
 
 def test_not_a_session() -> None:

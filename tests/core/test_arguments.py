@@ -135,21 +135,30 @@ def test_number_that_cannot_be_written(method: str) -> None:
     """A number with more digits than Python prints is rejected, by the argument's name."""
     with rejected((ValueError, "amount must have at most 10000 bits")):
         make(method, USER_ID, 10**5000)
+    with rejected((ValueError, "amount must be at least 0, not a number of 16610 bits")):
+        make(method, USER_ID, -(10**5000))
+    with rejected(
+        (
+            ValueError,
+            "timeout must be above 0 and at most 1,000,000 seconds, not a number of 16610 bits",
+        )
+    ):
+        make(method, USER_ID, 1, timeout=10**5000)
 
 
 @pytest.mark.parametrize("value", [-1, -(10**30)])
 @pytest.mark.parametrize("method", WITH_DAYS)
 def test_negative_numbers(method: str, value: int) -> None:
     """Negative amounts and days are rejected."""
-    with rejected((ValueError, f"amount must not be negative, but is {value}")):
+    with rejected((ValueError, f"amount must be at least 0, not {value}")):
         make(method, USER_ID, value)
-    with rejected((ValueError, f"validity_days must not be negative, but is {value}")):
+    with rejected((ValueError, f"validity_days must be at least 0, not {value}")):
         make(method, USER_ID, 7, value)
 
 
 def test_negative_amount_to_subtract() -> None:
     """A negative amount is rejected by ``subtract``."""
-    with rejected((ValueError, "amount must not be negative, but is -7")):
+    with rejected((ValueError, "amount must be at least 0, not -7")):
         make("subtract", USER_ID, -7)
 
 
@@ -234,7 +243,7 @@ def test_subclass_of_a_number() -> None:
     """A number of a subclass is sent by its value, whatever its methods return."""
     body = make("add", USER_ID, OddInt(7), OddInt(5)).request.body
     assert body.endswith(b'"amount":7,"validity_days":5}')
-    with rejected((ValueError, "amount must not be negative, but is -7")):
+    with rejected((ValueError, "amount must be at least 0, not -7")):
         make("subtract", USER_ID, OddInt(-7))
     with rejected((ValueError, "amount must have at most 10000 bits")):
         make("subtract", USER_ID, OddInt(2**10_000))

@@ -207,6 +207,11 @@ def test_message(given: Response | Failure, said: str, meant: str) -> None:
         ),
         (
             "https://api.creduse.com",
+            "proxy.example:3128",
+            "api.creduse.com:443 through proxy proxy.example:3128",
+        ),
+        (
+            "https://api.creduse.com",
             "http://user:p@ss/word@[::1]:3128",
             "api.creduse.com:443 through proxy http://[::1]:3128",
         ),

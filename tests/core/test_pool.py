@@ -127,17 +127,17 @@ class Racing(dict[str, str]):
 
     def __init__(self, idle: Idle[str], times: int) -> None:
         super().__init__()
-        self._idle, self._times = idle, times
+        self._idle, self.times = idle, times
 
     def __setitem__(self, user: str, connection: str) -> None:
-        if self._times:
-            self._times -= 1
+        if self.times:
+            self.times -= 1
             assert self._idle.take() == connection
         super().__setitem__(user, connection)
 
 
 def test_taken_while_it_is_noted() -> None:
-    """A connection is noted before it leaves the idle ones; another thread may be faster."""
+    """A connection is noted before it leaves the idle ones, and only if no other thread was faster."""
     idle: Idle[str] = Idle(3.0)
     users: dict[str, str] = {}
     assert idle.take_into(users, "thread") is None
@@ -151,7 +151,15 @@ def test_taken_while_it_is_noted() -> None:
     assert idle.take_into(racing, "thread") == "first"
     assert racing == {"thread": "first"}
     idle.keep("last", 0.0)
-    assert idle.take_into(Racing(idle, 1), "thread") is None
+    racing = Racing(idle, 1)
+    assert idle.take_into(racing, "thread") is None
+    assert racing == {}
+    idle.keep("last", 0.0)
+    racing = Racing(idle, 0)
+    racing["thread"] = "outer"
+    racing.times = 1
+    assert idle.take_into(racing, "thread") is None
+    assert racing == {"thread": "outer"}
 
 
 def test_expired_and_taken_meanwhile() -> None:

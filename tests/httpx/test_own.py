@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
@@ -77,6 +78,15 @@ def test_fork(server: SandboxServer) -> None:
 
 
 RUNNERS: dict[str, Callable[..., Any]] = {"asyncio": asyncio.run, "trio": trio.run}
+
+
+@pytest.mark.parametrize("http_client", [None, httpx.AsyncClient()], ids=["own", "supplied"])
+def test_no_loop(http_client: httpx.AsyncClient | None) -> None:
+    """A coroutine that no event loop runs sends nothing, and the error says so."""
+    client = AsyncCreduseClient(KEY, base_url="http://127.0.0.1:1", http_client=http_client)
+    with pytest.raises(TransportError, match="no event loop runs") as caught:
+        client.add(USER, 1).send(None)
+    assert caught.value.outcome is Outcome.NOT_APPLIED
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

@@ -24,9 +24,10 @@ from creduse import (
     ServerError,
     TransportError,
 )
-from creduse_core import Request
+from creduse_core import CreduseProtocol, Request
+from creduse_httpx._supplied import SuppliedClient, TracedExchange
 from creduse_sandbox import FAULTS, CannedResponse, Sandbox, SandboxServer
-from tests.common import NO_WAIT, USER
+from tests.common import KEY, NO_WAIT, USER
 from tests.servers import RawServer
 from tests.tls import client_context, server_context
 
@@ -184,6 +185,20 @@ def test_full_pool(supplied: Any, raw: Any) -> None:
 
     supplied.run(main)
     assert len(server.received) == 1
+
+
+def test_time_in_our_own_queue() -> None:
+    """The time that an exchange waits for its turn is not given to the pool again."""
+    protocol = CreduseProtocol(KEY)
+    send = protocol.add(USER, 1).start(0.0)
+    moment = 0.0
+    with httpx.Client() as http_client:
+        supplied = SuppliedClient(http_client, protocol, "Client")
+        exchange = TracedExchange(send, supplied, lambda: moment)
+        moment = send.connect_by - 1
+        request = exchange.traced_request(None)
+    timeout = {"pool": 1.0, "connect": 1.0, "write": send.deadline - moment}
+    assert request.extensions["timeout"] == {**timeout, "read": timeout["write"]}
 
 
 def refuse_connect(connection: socket.socket, server: Any) -> None:

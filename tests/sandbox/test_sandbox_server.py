@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -612,6 +612,23 @@ def test_failure_inside_is_raised_by_close() -> None:
     (error,) = caught.value.exceptions
     assert isinstance(error, LookupError)
     assert server.log[0].status is None
+
+
+@pytest.mark.parametrize("method", ["settle", "close", "refusing", "stalling"])
+def test_waiting_for_the_server_in_its_own_thread(server: SandboxServer, method: str) -> None:
+    """A ``when`` function that waits for the server gets an error, not a deadlock."""
+
+    def wait(_: Request) -> bool:
+        with getattr(server, method)() or nullcontext():
+            return True
+
+    server.inject(CannedResponse(503), when=wait)
+    with dial(server) as stream:
+        stream.sendall(message())
+        assert stream.recv(1) == b""
+    with pytest.raises(ExceptionGroup) as caught:
+        server.reset()
+    assert caught.group_contains(RuntimeError, match="it cannot wait for the server")
 
 
 def test_failure_inside_is_raised_by_reset(server: SandboxServer) -> None:
