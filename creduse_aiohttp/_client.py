@@ -340,7 +340,7 @@ class AiohttpTransport:
     def get_session(self) -> aiohttp.ClientSession:
         """Return the session, or raise if the client cannot send."""
         if self._closed:
-            raise RuntimeError("the client is closed")
+            raise RuntimeError("the client is closed: was it used after its 'with' block?")
         if self._supplied is not None and self._supplied.closed:
             raise RuntimeError("the session is closed")
         loop = asyncio.get_running_loop()
@@ -376,7 +376,7 @@ class AiohttpTransport:
     def check_connection(self, connection: asyncio.WriteTransport) -> None:
         """Raise if a request must not be written on ``connection``."""
         if self._closed:
-            raise RuntimeError("the client is closed")
+            raise RuntimeError("the client is closed: was it used after its 'with' block?")
         peer: tuple[str, ...] | str | None = connection.get_extra_info("peername")
         # A session's proxy can be on another machine. A Unix socket's peer is not a tuple.
         if (

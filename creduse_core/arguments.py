@@ -28,10 +28,11 @@ _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[
 _AUTHORITY: Final = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 
 
-def check_type(name: str, value: object, wanted: type) -> None:
+def check_type(name: str, value: object, wanted: type, example: str = "") -> None:
     """Accept instances of ``wanted`` alone. A bool is not an int here."""
     if not isinstance(value, wanted) or (type(value) is bool and wanted is not bool):
-        raise TypeError(f"{name} must be {wanted.__name__}, not {type(value).__name__}")
+        such_as = f", such as {example}" if example else ""
+        raise TypeError(f"{name} must be {wanted.__name__}{such_as}, not {type(value).__name__}")
 
 
 def check_seconds(name: str, value: object) -> None:
@@ -124,6 +125,10 @@ def checked_api_key(api_key: object) -> Secret:
         raise TypeError(f"{name} must be str, not {type(api_key).__name__}")
     if not api_key.strip():
         raise ValueError(f"{name} is blank")
+    if api_key != api_key.strip():
+        raise ValueError(f"{name} has white space at an end: remove it, such as with .strip()")
+    if api_key[:7].lower() == "bearer ":
+        raise ValueError(f'{name} must be the key alone, without "Bearer "')
     if not _VISIBLE.fullmatch(api_key):
         raise ValueError(
             f"{name} must be visible ASCII characters without white space or control characters"

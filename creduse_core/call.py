@@ -276,6 +276,10 @@ class Call(Generic[T]):
         """Return the states that can follow, or raise if the input is not allowed now."""
         states = TRANSITIONS[self._state].get(given)
         if states is None:
+            if given is Input.START:
+                raise LocalProtocolError(
+                    f"a call runs only once, and this one is already {self._state}: make a new call"
+                )
             raise LocalProtocolError(f"{given}() is not allowed while the call is {self._state}")
         return states
 

@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
-from .arguments import check_on_attempt
+from .arguments import check_on_attempt, check_type
 from .call import Call, Done, Send, State, Wait
 from .errors import CreduseError, LocalProtocolError
 from .foreign import ForeignError, forget_frames, is_foreign
 from .messages import Delivery, Failure, Response
 from .models import ActiveBalance, Attempt, CreditsAdded, CreditsSubtracted, Cycle
 from .protocol import CreduseProtocol
+from .secret import no_pickle
 
 if TYPE_CHECKING:
     from typing import Self
@@ -100,6 +101,7 @@ class _ClientBase:
         on_attempt: Callable[[Attempt], object] | None = None,
         jitter: Callable[[], float] = _no_jitter,
     ) -> None:
+        check_type("protocol", protocol, CreduseProtocol, 'CreduseProtocol("your-api-key")')
         check_on_attempt(on_attempt)
         # Imported here to keep the import of the core fast.
         import logging  # noqa: PLC0415
@@ -116,12 +118,15 @@ class _ClientBase:
         where = "not initialized" if protocol is None else protocol.base_url
         return f"<{type(self).__name__} {where}>"
 
+    __reduce__ = no_pickle
+
     @property
     def protocol(self) -> CreduseProtocol:
         """The protocol, which makes the calls for ``run``."""
         return self._protocol
 
     def _start(self, call: Call[Any], now: float) -> Send:
+        check_type("call", call, Call, "client.protocol.add(…)")
         # The transport was made for one host, with its TLS settings and its proxy.
         if not call.request.url.startswith(self._prefix):
             raise ValueError(

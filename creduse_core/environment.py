@@ -22,8 +22,8 @@ def protocol_from_environment(
 ) -> CreduseProtocol:
     """Return a protocol. Arguments that are ``None`` are read from the environment.
 
-    The variables are ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL`` and ``CREDUSE_ALLOW_HTTP`` (``1``).
-    An empty key or URL raises ``ValueError``.
+    The variables are ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL`` and ``CREDUSE_ALLOW_HTTP`` (``1`` or
+    ``0``). An empty key or URL, or another value, raises ``ValueError``.
     """
     if api_key is None:
         api_key = os.environ.get("CREDUSE_API_KEY")
@@ -32,7 +32,10 @@ def protocol_from_environment(
     if base_url is None:
         base_url = os.environ.get("CREDUSE_BASE_URL", BASE_URL)
     if allow_http is None:
-        allow_http = os.environ.get("CREDUSE_ALLOW_HTTP") == "1"
+        value = os.environ.get("CREDUSE_ALLOW_HTTP", "")
+        if value not in {"", "0", "1"}:
+            raise ValueError(f"CREDUSE_ALLOW_HTTP must be 1, 0 or empty, not {value[:20]!r}")
+        allow_http = value == "1"
     return CreduseProtocol(api_key, base_url, retry=retry, timeout=timeout, allow_http=allow_http)
 
 

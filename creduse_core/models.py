@@ -18,7 +18,7 @@ class Outcome(enum.IntEnum):
     NOT_APPLIED = 0
     """No credits moved. It is safe to call again."""
     UNKNOWN = 1
-    """Credits may have moved. Read the balance before you call again."""
+    """Credits may have moved. Find out more before you call again. The balance alone is not conclusive."""
     APPLIED = 2
     """Credits moved. Do not call again."""
 

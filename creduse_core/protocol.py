@@ -76,7 +76,7 @@ class CreduseProtocol:
         api_key = checked_api_key(api_key)
         check_type("allow_http", allow_http, bool)
         base_url, loopback = checked_base_url(base_url, allow_http=allow_http)
-        check_type("retry", retry, RetryPolicy)
+        check_type("retry", retry, RetryPolicy, "RetryPolicy(max_attempts=3)")
         check_timeout("timeout", timeout)
         given: dict[str, object] = {
             "api_key": api_key,

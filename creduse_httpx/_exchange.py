@@ -175,7 +175,7 @@ class Exchange:
         )
 
 
-CLOSED: Final = "the client is closed"
+CLOSED: Final = "the client is closed: was it used after its 'with' block?"
 
 NO_CONNECTION: Final = "no connection was available in time"
 NO_TIME_TO_SEND: Final = "no time was left to send the request"

@@ -45,6 +45,19 @@ class Action(enum.Enum):
     """Reset it. The peer may lose what it has not yet received."""
 
 
+def _check_type(name: str, value: object, wanted: type) -> None:
+    if not isinstance(value, wanted):
+        raise TypeError(f"{name} must be {wanted.__name__}, not {type(value).__name__}")
+
+
+def _check_header(header: object) -> None:
+    match header:
+        case (str(), str()):
+            pass
+        case _:
+            raise TypeError("headers must be pairs of str, such as (('Retry-After', '1'),)")
+
+
 @dataclass(frozen=True, slots=True)
 class CannedResponse:
     """A fault: the server sends this response and does not apply the request.
@@ -52,6 +65,7 @@ class CannedResponse:
     The server adds the framing, and ``Date`` where it is missing.
 
     Raises:
+        TypeError: An argument has another type than its field.
         ValueError: ``status`` is not from 200 to 999, so not a final status code. Or ``headers``
             contain ``Content-Length`` or ``Transfer-Encoding``.
     """
@@ -63,9 +77,13 @@ class CannedResponse:
 
     def __post_init__(self) -> None:
         """Reject what the server could not send."""
+        _check_type("status", self.status, int)
+        _check_type("body", self.body, bytes)
         if not 200 <= self.status <= 999:
             raise ValueError(f"status must be a final one, from 200 to 999, not {self.status}")
-        for name, _ in self.headers:
+        for header in self.headers:
+            _check_header(header)
+            name, _ = header
             if name.lower() in {"content-length", "transfer-encoding"}:
                 raise ValueError(f"headers must not contain {name}: the server adds the framing")
 

@@ -32,6 +32,21 @@ def _check_fault(fault: object) -> None:
         )
 
 
+def _check_times(times: object) -> None:
+    if not isinstance(times, int) or isinstance(times, bool):
+        raise TypeError(f"times must be int, not {type(times).__name__}")
+    if times < 1:
+        raise ValueError(f"times must be at least 1, not {times}")
+
+
+def _check_when(when: object) -> None:
+    if when is not None and not callable(when):
+        raise TypeError(
+            "when must be a function of a Request, such as "
+            f"lambda request: request.url == '/add', not {type(when).__name__}"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _DirectTransport:
     """A transport that calls the sandbox without a socket."""
@@ -152,10 +167,14 @@ class SandboxServer:
         the next ``times`` connections.
 
         Raises:
-            TypeError: ``fault`` is not a fault, such as a fault's name.
-            ValueError: ``when`` is supplied for a `Drop` at CONNECTED, before any request.
+            TypeError: ``fault`` is not a fault, such as a fault's name. Or ``times`` is not an
+                ``int``, or ``when`` not a function.
+            ValueError: ``when`` is supplied for a `Drop` at CONNECTED, before any request. Or
+                ``times`` is below 1.
         """
         _check_fault(fault)
+        _check_times(times)
+        _check_when(when)
         if fault.stage is Stage.CONNECTED and when is not None:
             raise ValueError(
                 "when must be None for a Drop at CONNECTED: the connection has no request yet"

@@ -189,7 +189,7 @@ class TrioTransport:
 
     def _check_usable(self) -> None:
         if self._closed:
-            raise RuntimeError("the client is closed")
+            raise RuntimeError("the client is closed: was it used after its 'with' block?")
         if not self._is_current_loop():
             if not trio.lowlevel.in_trio_run():
                 raise RuntimeError(

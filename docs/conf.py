@@ -28,6 +28,8 @@ nitpick_ignore = [
     ("py:class", "creduse_core.client.T"),
     # The decoding of a response is private: only `CreduseProtocol` makes a `Call`.
     ("py:class", "creduse_core.decoding.Expected"),
+    # A private tuple of pairs: only `Request` makes it.
+    ("py:class", "creduse_core.messages.HiddenHeaders"),
 ]
 
 autodoc_class_signature = "mixed"

@@ -15,6 +15,8 @@ Limits:
 - Bytes after a response are dropped unseen, and the connection is reused.
 - No proxies, not even those of the environment.
 - ``REQUESTS_CA_BUNDLE`` has no effect: set ``session.verify``.
+
+For `creduse_sandbox.conformance`, its limits are ``TIME``, ``INTERIM``, ``SURPLUS``, ``CLOSE`` and ``SIGNAL``.
 """
 
 import ssl

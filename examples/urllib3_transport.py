@@ -11,6 +11,8 @@ Limits:
   is then UNKNOWN.
 - Bytes after a response are dropped unseen, and the connection is reused.
 - No proxies, not even those of the environment.
+
+For `creduse_sandbox.conformance`, its limits are ``TIME``, ``INTERIM``, ``SURPLUS``, ``CLOSE`` and ``SIGNAL``.
 """
 
 import ssl

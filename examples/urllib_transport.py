@@ -10,6 +10,8 @@ Limits:
 - http.client takes an interim response other than 100, such as 103, for the final one. The outcome
   is then UNKNOWN.
 - No proxies, not even those of the environment.
+
+For `creduse_sandbox.conformance`, its limits are ``TIME``, ``INTERIM``, ``REUSE``, ``CLOSE`` and ``SIGNAL``.
 """
 
 import http.client

@@ -75,6 +75,7 @@ def check(
     Raises:
         AssertionError: The client broke a promise. The message says which, what the server did
             and what it received.
+        ValueError: ``certificates`` lack the one that the scenario needs.
     """
     with _run_of(scenario, certificates, limits) as run:
         with connect(run.protocol) as client:
@@ -163,7 +164,12 @@ def make_protocol(server: SandboxServer, attempt_timeout: float) -> CreduseProto
 def _run_of(
     scenario: Scenario, certificates: Certificates | None, limits: Sequence[Limit]
 ) -> Generator["_ScenarioRun", None, None]:
-    context = (certificates or {})[scenario.certificate] if scenario.certificate else None
+    name = scenario.certificate
+    if name and name not in (certificates or {}):
+        raise ValueError(
+            f"{scenario} needs certificates with the key {name!r}, which is a server's SSLContext"
+        )
+    context = (certificates or {})[name] if name else None
     with SandboxServer(api_key=API_KEY, ssl_context=context) as server:
         yield _ScenarioRun(scenario, server, limits)
 

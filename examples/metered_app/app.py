@@ -45,11 +45,12 @@ async def summarize(request: web.Request) -> web.Response:
     except (InsufficientFundsError, CreditExpiredError, UserDoesNotExistError):
         return web.json_response({"error": f"a summary costs {PRICE} credits"}, status=402)
     except CreduseError as error:
-        # It is not certain that the credits were taken, so do no work. They may have been taken,
-        # so do not retry. Let a person look at it.
-        if error.outcome is not Outcome.NOT_APPLIED:
-            logging.getLogger(__name__).warning("look at the balance of %s: %s", user, error)
-        return web.json_response({"error": "try again later"}, status=503)
+        # It is not certain that the credits were taken, so do no work.
+        if error.outcome is Outcome.NOT_APPLIED:
+            return web.json_response({"error": "try again later"}, status=503)
+        # They may have been taken, so do not invite a retry. Let a person look at it.
+        logging.getLogger(__name__).warning("look at the balance of %s: %s", user, error)
+        return web.json_response({"error": "we will check your credits"}, status=500)
     return web.json_response({"summary": text[:20], "cost": PRICE})
 
 

@@ -241,7 +241,9 @@ def test_closed_client(run: Run, connect: Connect, server: SandboxServer) -> Non
     async def main() -> None:
         async with connect(server.base_url) as client:
             pass
-        with pytest.raises(TransportError, match="the client is closed") as caught:
+        with pytest.raises(
+            TransportError, match="client is closed: was it used after its 'with'"
+        ) as caught:
             await client.add(USER, 5)
         assert caught.value.outcome is Outcome.NOT_APPLIED
         assert len(caught.value.attempts) == 1

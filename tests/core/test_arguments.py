@@ -268,7 +268,10 @@ def test_subclasses_of_text() -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", 0, 1, "1", [1]], ids=repr)
-@pytest.mark.parametrize(("name", "wanted"), [("retry", "RetryPolicy"), ("allow_http", "bool")])
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("retry", "RetryPolicy, such as RetryPolicy(max_attempts=3)"), ("allow_http", "bool")],
+)
 def test_options_of_another_type(name: str, wanted: str, value: object) -> None:
     """A policy must be a `RetryPolicy`, and a switch a ``bool``."""
     options: dict[str, Any] = {name: value}

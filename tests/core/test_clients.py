@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import traceback
 from typing import Any
 from uuid import UUID
@@ -361,10 +362,28 @@ def test_call_that_has_run(play: Play, event: object) -> None:
     call = subtract()
     end(player, call)
     before = call.attempts, call.outcome, call.state
-    with pytest.raises(LocalProtocolError, match="not allowed while the call is"):
+    with pytest.raises(LocalProtocolError, match=f"^a call runs only once, and .* {call.state}: "):
         player.do("run", call)
     assert (call.attempts, call.outcome, call.state) == before
     assert len(player.script.sent) == 1
+
+
+@pytest.mark.parametrize("given", [RESULT, None, "add"], ids=lambda it: type(it).__name__)
+def test_run_of_another_object(play: Play, given: Any) -> None:
+    """``run`` rejects what is not a call, such as a result, and says what to pass."""
+    player = play(GOOD)
+    message = f"call must be Call, such as client.protocol.add(…), not {type(given).__name__}"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        player.do("run", given)
+    assert not player.script.sent
+
+
+@pytest.mark.parametrize("kind", [CoreClient, AsyncCoreClient])
+def test_client_without_a_protocol(kind: Any) -> None:
+    """A client rejects an API key in place of a protocol, and does not show it."""
+    message = 'protocol must be CreduseProtocol, such as CreduseProtocol("your-api-key"), not str'
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        kind("sk-secret-0123", object())
 
 
 def test_close(play: Play) -> None:

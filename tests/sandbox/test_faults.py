@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -446,6 +447,52 @@ def test_inject_rejects_other_objects(server: SandboxServer, given: Any, hint: s
     with dial(server) as stream:
         stream.sendall(message())
         assert read(stream, len(response())) == response()
+
+
+WHEN = "when must be a function of a Request, such as lambda request: request.url == '/add'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"times": "2"}, "times must be int, not str"),
+        ({"times": True}, "times must be int, not bool"),
+        ({"times": 0}, "times must be at least 1, not 0"),
+        ({"times": -1}, "times must be at least 1, not -1"),
+        ({"when": "/add"}, f"{WHEN}, not str"),
+    ],
+    ids=str,
+)
+def test_inject_rejects_other_arguments(
+    server: SandboxServer, arguments: dict[str, Any], said: str
+) -> None:
+    """``inject`` rejects a number of times or a condition that could not work, and injects nothing."""
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(said)}$"):
+        server.inject(FAULTS["503"], **arguments)
+    with dial(server) as stream:
+        stream.sendall(message())
+        assert read(stream, len(response())) == response()
+
+
+PAIRS = "headers must be pairs of str, such as (('Retry-After', '1'),)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("418",), "status must be int, not str"),
+        ((418, (), "text"), "body must be bytes, not str"),
+        ((418, (), None), "body must be bytes, not NoneType"),
+        ((418, {"Retry-After": "1"}), PAIRS),
+        ((418, ("Retry-After", "1")), PAIRS),
+        ((418, (("Retry-After", 1),)), PAIRS),
+    ],
+    ids=str,
+)
+def test_canned_response_of_other_types(arguments: tuple[Any, ...], message: str) -> None:
+    """A canned response rejects what the server could not send."""
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        CannedResponse(*arguments)
 
 
 def test_connected_takes_no_predicate(server: SandboxServer) -> None:

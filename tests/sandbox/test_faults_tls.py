@@ -1,6 +1,7 @@
 """The server and its faults over TLS."""
 
 import json
+import re
 import socket
 import ssl
 import threading
@@ -14,6 +15,7 @@ import trustme
 
 from creduse_core import MAX_BODY_SIZE
 from creduse_sandbox import FAULTS, Action, Drop, SandboxServer, Stage
+from creduse_sandbox.conformance import TLS_SCENARIOS, check
 
 USER = "12345678-1234-5678-1234-567812345678"
 BODY = json.dumps({"end_user_id": USER, "amount": 5, "validity_days": 2}).encode()
@@ -256,6 +258,15 @@ def test_handshakes_do_not_hold_up_close(server: SandboxServer) -> None:
     for stream in streams:
         with stream, suppress(ConnectionResetError):
             assert stream.recv(1) == b""
+
+
+@pytest.mark.parametrize("certificates", [None, {}], ids=["none", "empty"])
+def test_conformance_without_certificates(certificates: dict[str, ssl.SSLContext] | None) -> None:
+    """`check` says which certificate a scenario over TLS needs."""
+    scenario = TLS_SCENARIOS[0]
+    said = f"{scenario} needs certificates with the key 'good', which is a server's SSLContext"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        check(scenario, lambda _: pytest.fail("it connects"), certificates=certificates)
 
 
 def test_refusing(server: SandboxServer, context: ssl.SSLContext) -> None:

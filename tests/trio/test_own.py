@@ -235,7 +235,9 @@ def test_closed_client(site: Site) -> None:
         async with site.client() as client:
             await client.add(USER, 5)
         await client.aclose()
-        with pytest.raises(TransportError, match="the client is closed") as caught:
+        with pytest.raises(
+            TransportError, match="client is closed: was it used after its 'with'"
+        ) as caught:
             await client.add(USER, 5)
         assert caught.value.outcome is Outcome.NOT_APPLIED
         assert len(caught.value.attempts) == 1
