@@ -234,7 +234,7 @@ class _Exchange(BytesPayload):
         forget_frames(error)
         if isinstance(error, aiohttp.ClientResponseError):
             # aiohttp raises it for an invalid response or a proxy's refusal. It holds the API key.
-            if error.request_info is not None:  # as a mock's can be
+            if error.request_info is not None:  # pyright: ignore[reportUnnecessaryComparison]  # a mock's can be None
                 error.request_info = error.request_info._replace(headers=_NO_HEADERS)
             error.args = (error.request_info, error.history)
         return Failure(

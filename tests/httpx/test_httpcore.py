@@ -5,19 +5,25 @@ docstring says.
 """
 
 import socket
+import threading
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import anyio
+import httpcore
 import httpx
 import httpx2
 import pytest
+import trustme
 
 from creduse import CreduseClient, Outcome, TransportError
 from creduse_core import CoreClient, CreduseProtocol, RetryPolicy
 from creduse_httpx import _httpcore, _own
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import USER, response
-from tests.servers import RawServer, Start
+from tests.servers import RawServer, Start, raw_servers
+from tests.tls import client_context, server_context
 
 
 @pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
@@ -102,6 +108,39 @@ def test_not_drained_without_the_private_names() -> None:
     """Without a private name, or with a mock, a connection does not count as drained."""
     assert not _httpcore.is_drained(object())
     assert not _httpcore.is_response_drained(SimpleNamespace(stream=object()))
+
+
+@pytest.mark.parametrize(
+    ("loop", "backend"), [("asyncio", httpcore.AnyIOBackend), ("trio", httpcore.TrioBackend)]
+)
+def test_unread_record_is_found(
+    loop: str, backend: Callable[[], httpcore.AsyncNetworkBackend]
+) -> None:
+    """A TLS record that has been received and not read is found, on asyncio and on trio."""
+    authority = trustme.CA()
+    sent = threading.Event()
+
+    def respond(connection: socket.socket, running: RawServer) -> None:
+        for data in (b"first", b"second"):  # each becomes a record
+            connection.sendall(data)
+        sent.set()
+        running.stopping.wait()
+
+    async def main() -> None:
+        port = int(server.base_url.rpartition(":")[2])
+        plain = await backend().connect_tcp("127.0.0.1", port)
+        stream = await plain.start_tls(client_context(authority), "127.0.0.1")
+        sent.wait()
+        # So many bytes are received at once that both records are among them.
+        assert await stream.read(65536) == b"first"
+        assert not _httpcore.are_buffers_empty(stream)
+        assert await stream.read(65536) == b"second"
+        assert _httpcore.are_buffers_empty(stream)
+        await stream.aclose()
+
+    with raw_servers(server_context(authority)) as raw:
+        server = raw(respond)
+        anyio.run(main, backend=loop)
 
 
 def test_lock_is_removed() -> None:
