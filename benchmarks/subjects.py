@@ -266,7 +266,7 @@ def core_client(url: str) -> Any:
 
     def exchange(send: "Send") -> "Response":
         response = Response(200, headers, responses[send.request.url])
-        assert send.belongs(response)
+        assert send.allows_reuse(response)
         return response
 
     transport: Any = SimpleNamespace(send=exchange, now=lambda: 0.0, close=lambda: None)

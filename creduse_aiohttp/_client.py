@@ -168,7 +168,7 @@ class _Exchange(BytesPayload):
             async with self._timeout:
                 self._response = await self._request()
                 response = await self._read(self._response)
-            keep = self._send.belongs(response)
+            keep = self._send.allows_reuse(response)
             return response
         finally:
             if self._timer is not None:

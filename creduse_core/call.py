@@ -94,12 +94,13 @@ class Send:
     To wait for a connection in a pool is part of connecting."""
     deadline: float
     """When the whole response must have arrived, on the same clock."""
-    belongs: Callable[[Response], bool] = field(repr=False, compare=False)
-    """Return whether the connection can be used again after this response. It is a pure function.
+    allows_reuse: Callable[[Response], bool] = field(repr=False, compare=False)
+    """Return whether the connection can carry another request after this response. It is a pure
+    function.
 
-    The connection cannot be used again if the response is another request's, or if its framing is
-    in doubt. After 408 and 5xx it is not used again either: an unrequested one would shift all
-    further responses. Other error statuses name no user, so they count as this request's own."""
+    True after a 2xx response that names the request's user and amount, and after any 4xx but 408.
+    False if the response has both Content-Length and Transfer-Encoding, as its end is then in doubt.
+    All other responses may be those of an earlier request, and would shift all further ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +305,7 @@ class Call(Generic[T]):
             self._request,
             connect_by=bounded,
             deadline=self._deadline if self._kind is Kind.WRITE else bounded,
-            belongs=self._belongs,
+            allows_reuse=self._allows_reuse,
         )
 
     def _retry_or_fail(self, given: Input, problem: Problem, now: float, jitter: float) -> Wait:
@@ -342,7 +343,7 @@ class Call(Generic[T]):
             self._read = (response, read_response(response, self._expected))
         return self._read[1]
 
-    def _belongs(self, response: Response) -> bool:
+    def _allows_reuse(self, response: Response) -> bool:
         status = response.status
         if 400 <= status < 500:
             return status != 408 and _is_framed_once(response)

@@ -35,7 +35,7 @@ class Transport(Protocol):
         - Return `Delivery.NOT_SENT` only if not one byte of the request can have left.
         - Do not follow redirects, add credentials or cookies, or send the request a second time.
         - Stop reading a body that is larger than ``MAX_BODY_SIZE``, and return what you have read.
-        - Do not use the connection again if ``send.belongs(response)`` is false.
+        - Do not use the connection again if ``send.allows_reuse(response)`` is false.
         - Raise only exceptions that cancel the caller, and `ForeignError`. The client takes any
           other exception, and any other value, for a failure that is maybe sent and not transient.
           If the transport has an attribute ``libraries``, the top-level names of modules, then

@@ -293,7 +293,7 @@ class OwnTransport(Clock):
                     self._factory, self._is_closed, process.lock
                 )
             response = connection.exchange(exchange)
-            keep = exchange.send.belongs(response) and connection.is_reusable()
+            keep = exchange.send.allows_reuse(response) and connection.is_reusable()
             return response
         finally:
             # Not ``connection``: a signal handler can raise before it is assigned.
@@ -377,7 +377,7 @@ class AsyncOwnTransport(AsyncClock):
             try:
                 response = await connection.exchange(exchange)
                 keep = (
-                    exchange.send.belongs(response)
+                    exchange.send.allows_reuse(response)
                     and connection.is_reusable()
                     and not self._closed
                 )

@@ -289,7 +289,7 @@ class TracedExchange(Exchange):
             not is_response_drained(response)
             or not are_buffers_empty(stream)
             or has_unread_tls_data(stream)
-            or not self.send.belongs(whole)
+            or not self.send.allows_reuse(whole)
         ):
             shut_down_connection(response)
         return whole

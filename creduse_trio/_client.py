@@ -230,7 +230,9 @@ class TrioTransport:
         try:
             self._check_usable()  # again, since the client can close while this call connects
             response = await connection.exchange(head, send.request.body, progress)
-            keep = not self._closed and send.belongs(response) and connection.prepare_for_reuse()
+            keep = (
+                not self._closed and send.allows_reuse(response) and connection.prepare_for_reuse()
+            )
             return response
         finally:
             if keep:

@@ -96,7 +96,7 @@ class RequestsTransport:
                 else Response(head.status_code, head.raw.headers.items(), bytes(read)),
             )
         response = Response(head.status_code, head.raw.headers.items(), bytes(read))
-        if send.belongs(response):
+        if send.allows_reuse(response):
             body.trusted_until = self.now() + 3  # servers close idle connections after 5 or more
         return response
 

@@ -88,7 +88,7 @@ class Urllib3Transport:
                 else Response(head.status, head.headers.items(), bytes(read)),
             )
         response = Response(head.status, head.headers.items(), bytes(read))
-        if send.belongs(response):
+        if send.allows_reuse(response):
             body.trusted_until = self.now() + 3  # servers close idle connections after 5 or more
         return response
 

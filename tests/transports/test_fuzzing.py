@@ -130,14 +130,14 @@ def test_fuzzed_core(status: int, headers: list[tuple[str, str]], body: bytes, m
     call: Call[Any] = getattr(protocol, method)(USER, *arguments)
     send = call.start(0.0)
     response = Response(status, headers, body)
-    belongs = send.belongs(response)
+    allowed = send.allows_reuse(response)
     try:
         action = call.receive_response(response, 1.0)
     except CreduseError as error:
         str(error)
         return
     if isinstance(action, Done):
-        assert belongs
+        assert allowed
         assert action.result.end_user_id == USER
     else:
         assert isinstance(action, Wait)

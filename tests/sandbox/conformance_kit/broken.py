@@ -127,10 +127,10 @@ def send_cookies(transport: SendsOtherwise, send: Send) -> Result:
 def reuse_every_connection(transport: SendsOtherwise, send: Send) -> Result:
     """Reuse every connection."""
 
-    def belongs(_: Response) -> bool:
+    def allows_reuse(_: Response) -> bool:
         return True
 
-    return transport.send_normally(replace(send, belongs=belongs))
+    return transport.send_normally(replace(send, allows_reuse=allows_reuse))
 
 
 def replace_user(transport: SendsOtherwise, send: Send) -> Result:
@@ -200,10 +200,10 @@ class ReusesEveryConnection(IgnoresSurplus):
     """Reuses a connection also after a server error."""
 
     def send(self, send: Send) -> Result:
-        def belongs(_: Response) -> bool:
+        def allows_reuse(_: Response) -> bool:
             return True
 
-        return super().send(replace(send, belongs=belongs))
+        return super().send(replace(send, allows_reuse=allows_reuse))
 
 
 class DropsSurplus(IgnoresSurplus):

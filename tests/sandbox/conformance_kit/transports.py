@@ -115,7 +115,7 @@ class Good:
             link = self.take() or self.open(by)
             by = send.deadline
             response = self.exchange(link, send, by, progress)
-            if send.belongs(response) and self.is_clean(link):
+            if send.allows_reuse(response) and self.is_clean(link):
                 link.http.start_next_cycle()
                 self.keep(link)
                 link = None
@@ -251,7 +251,7 @@ class AsyncGood:
             with anyio.fail_after(send.connect_by - self.now()):
                 link = self.idle.pop() if self.idle else await self.open()
             response = await self.exchange(link, send, progress)
-            if send.belongs(response) and self.is_clean(link):
+            if send.allows_reuse(response) and self.is_clean(link):
                 link.http.start_next_cycle()
                 self.keep(link)
                 link = None

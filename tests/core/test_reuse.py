@@ -1,4 +1,4 @@
-"""A transport can ask whether a response belongs to the request."""
+"""A transport can ask whether its connection can carry another request after a response."""
 
 import contextlib
 import json
@@ -65,31 +65,31 @@ RESPONSES = {
 }
 
 
-@pytest.mark.parametrize(("response", "belongs"), RESPONSES.values(), ids=RESPONSES)
-def test_belongs(response: Response, belongs: bool) -> None:  # noqa: FBT001 - a column
-    """A result belongs if it names our user and amount. A refusal always belongs. Nothing else does."""
+@pytest.mark.parametrize(("response", "allowed"), RESPONSES.values(), ids=RESPONSES)
+def test_allows_reuse(response: Response, allowed: bool) -> None:  # noqa: FBT001 - a column
+    """A result that names our user and amount allows reuse, and so does a refusal. Nothing else does."""
     _, send = subtract()
-    assert send.belongs(response) is belongs
+    assert send.allows_reuse(response) is allowed
 
 
 def test_unreadable_response_of_ours() -> None:
-    """A response that names our user belongs, even if the rest of it cannot be read."""
+    """A response that names our user allows reuse, even if the rest of it cannot be read."""
     send = PROTOCOL.get_balance(USER_ID).start(0.0)
-    assert send.belongs(response(200, end_user_id=USER_ID))
-    assert not send.belongs(response(200, end_user_id=OTHER))
+    assert send.allows_reuse(response(200, end_user_id=USER_ID))
+    assert not send.allows_reuse(response(200, end_user_id=OTHER))
 
 
 def test_asking_changes_nothing() -> None:
     """Asking about a response, at any time and any number of times, does not change the call."""
     call, send = subtract()
-    for response, belongs in (*RESPONSES.values(), *RESPONSES.values()):
-        assert send.belongs(response) is belongs
+    for response, allowed in (*RESPONSES.values(), *RESPONSES.values()):
+        assert send.allows_reuse(response) is allowed
         assert (call.attempts, call.response) == ((), None)
     ours, _ = RESPONSES["ours"]
     other, _ = RESPONSES["another user"]
-    assert send.belongs(other) is False
+    assert send.allows_reuse(other) is False
     assert isinstance(call.receive_response(ours, 1.0), Done)
-    assert send.belongs(other) is False
+    assert send.allows_reuse(other) is False
 
 
 @pytest.mark.parametrize("name", ["ours", "another user", "a refusal"])
@@ -99,8 +99,8 @@ def test_decoded_once(name: str) -> None:
     body = CountedBody(found.body)
     response = Response(found.status, (), body)
     call, send = subtract()
-    send.belongs(response)
-    send.belongs(response)
+    send.allows_reuse(response)
+    send.allows_reuse(response)
     with contextlib.suppress(CreduseError):
         call.receive_response(response, 1.0)
     assert body.reads == 1
