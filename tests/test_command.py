@@ -1,4 +1,4 @@
-"""The ``creduse`` command, as a person or a script meets it."""
+"""Tests of the ``creduse`` command itself, its sandbox and its demo."""
 
 import http.client
 import json
@@ -40,7 +40,7 @@ Start = Callable[..., tuple["subprocess.Popen[str]", str]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start ``creduse sandbox``, and give the process and the URL that it prints first."""
+    """Start ``creduse sandbox``, and yield its process and the URL that it prints first."""
     running: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str, **environment: str) -> tuple["subprocess.Popen[str]", str]:
@@ -96,7 +96,7 @@ def test_sandbox_serves_and_stops(start: Start, number: signal.Signals) -> None:
 
 
 def test_sandbox_serves_others(start: Start) -> None:
-    """What is no client of ours is responded as the API's documentation says, GET with a body too."""
+    """Any HTTP client gets the documented responses, even for GET with a body."""
     _, url = start(CREDUSE_SANDBOX_API_KEY="sesame")
 
     def ask(method: str, path: str, **body: Any) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def test_sandbox_serves_others(start: Start) -> None:
 
 
 def test_sandbox_with_a_key(start: Start) -> None:
-    """With CREDUSE_SANDBOX_API_KEY set, the sandbox accepts that key alone."""
+    """With CREDUSE_SANDBOX_API_KEY set, the sandbox accepts only that key."""
     _, url = start(CREDUSE_SANDBOX_API_KEY="sesame")
     with CreduseClient("another", base_url=url) as client, pytest.raises(AuthenticationError):
         client.add(USER, 1)
@@ -128,7 +128,7 @@ def test_sandbox_with_a_key(start: Start) -> None:
 
 
 def test_sandbox_with_faults(start: Start) -> None:
-    """A fault is met with as often as was said, one without a number for ever after."""
+    """A fault occurs as often as its number says, and without a number for every request."""
     process, url = start("--fault", "429:2", "--fault", "503")
 
     def ask() -> int:
@@ -143,7 +143,7 @@ def test_sandbox_with_faults(start: Start) -> None:
 
 
 def test_list_of_faults(capsys: pytest.CaptureFixture[str]) -> None:
-    """There is a line about each, which says whether the request is applied."""
+    """Each fault has a line, which says whether the request is applied."""
     assert main(["sandbox", "--list-faults"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*FAULTS]
@@ -217,7 +217,7 @@ def test_wrong_usage(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is wrong is said in one line, with exit status 2 and without a traceback."""
+    """A wrong argument is one line on standard error, without a traceback, and exit status 2."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     try:
@@ -232,7 +232,7 @@ def test_wrong_usage(
 
 
 def test_port_in_use() -> None:
-    """A port in use is one line that names it, and exit status 2."""
+    """A port in use is one line that names the port, and exit status 2."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = creduse("sandbox", "--port", port)
@@ -245,7 +245,7 @@ def test_port_in_use() -> None:
 
 
 def test_sandbox_outside_of_the_main_thread(capsys: pytest.CaptureFixture[str]) -> None:
-    """No signal would end a sandbox there, so the command says what to use instead."""
+    """Outside the main thread no signal ends a sandbox, so the command says what to use instead."""
     assert in_a_thread(["sandbox"]) == 2
     assert "use creduse_sandbox.SandboxServer" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The five calls on the command line, as a person or a script meets them."""
+"""Tests of the five calls on the command line."""
 
 import dataclasses
 import io
@@ -33,7 +33,7 @@ BUSY_FOR_LONG = CannedResponse(429, (("Retry-After", "20"),))
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[SandboxServer]:
-    """A sandbox to which the environment points, on the twelfth of August 2025."""
+    """Yield a sandbox that the environment names, whose date is 12 August 2025."""
     with SandboxServer(api_key=KEY, clock=lambda: NOON) as running:
         monkeypatch.setenv("CREDUSE_API_KEY", KEY)
         monkeypatch.setenv("CREDUSE_BASE_URL", running.base_url)
@@ -46,7 +46,7 @@ Ask = Callable[..., Told]
 
 @pytest.fixture
 def ask(server: SandboxServer, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Run the command in this process: give its exit status, output and standard error."""
+    """Run the command in this process, and return its exit status, output and standard error."""
     assert server.base_url
 
     def run(*arguments: str) -> Told:
@@ -60,7 +60,7 @@ def ask(server: SandboxServer, capsys: pytest.CaptureFixture[str]) -> Ask:
 
 
 def test_texts(ask: Ask) -> None:
-    """Each call that succeeds tells a person so in a sentence, and a balance in a table."""
+    """A call that succeeds prints a sentence. A balance is a table."""
     end = "2025-09-12 23:59:59 UTC"
     assert ask("add", USER, "100") == (0, "Added 100 credits, valid for 31 days.\n", "")
     assert ask("add", USER, "1", "--validity-days", "1") == (
@@ -95,7 +95,7 @@ def _answer(**fields: Any) -> CannedResponse:
 
 
 def test_balance_of_anything(server: SandboxServer, ask: Ask) -> None:
-    """What ends soonest comes first; zones, words and gaps of the service's are shown as they are."""
+    """Cycles are sorted by their end. Unknown words, other time zones and missing fields are shown unchanged."""
     cycles = [
         _cycle("9999-12-31T23:59:59-05:00", 5, status="\x1b[31m☃", cycle_type="one-time"),
         _cycle("2025-08-14T23:59:59Z", 43),
@@ -113,7 +113,7 @@ def test_balance_of_anything(server: SandboxServer, ask: Ask) -> None:
 
 
 def test_days_that_the_service_does_not_tell(server: SandboxServer, ask: Ask) -> None:
-    """Days are told where the response tells them."""
+    """The output has the days if the response has them."""
     server.inject(_answer(amount=5))
     assert ask("add", USER, "5") == (0, "Added 5 credits.\n", "")
 
@@ -123,7 +123,7 @@ def _names(model: type) -> list[str]:
 
 
 def test_json(ask: Ask) -> None:
-    """With ``--json`` a result is one JSON object under the wire's names, its times ISO 8601."""
+    """With ``--json`` a result is one JSON object with the API's names. Its times are ISO 8601."""
 
     def fields(*arguments: str) -> dict[str, Any]:
         status, out, err = ask(*arguments, "--json")
@@ -152,7 +152,7 @@ def test_json(ask: Ask) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failing:
-    """A command that fails, once the user has a thousand credits, and how that is told."""
+    """A command that fails after the user has got a thousand credits, and its output."""
 
     arguments: list[str]
     fault: Fault | None
@@ -230,7 +230,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failing", FAILURES.values(), ids=FAILURES)
 def test_failures(server: SandboxServer, ask: Ask, failing: Failing) -> None:
-    """The exit status says the outcome; so does a line on stderr, or an object on stdout."""
+    """The exit status shows the outcome. So does a line on stderr, or an object on stdout."""
     ask("add", USER, "1000")
     if failing.fault is not None:
         server.inject(failing.fault, times=2)
@@ -265,7 +265,7 @@ def test_error_code(server: SandboxServer, ask: Ask) -> None:
 
 
 def test_verbose(server: SandboxServer, ask: Ask) -> None:
-    """With ``--verbose`` each attempt is a line on standard error; the output is as without."""
+    """With ``--verbose`` each attempt is a line on standard error, and the output stays the same."""
     server.inject(BUSY_AT_ONCE)
     status, out, err = ask("add", USER, "5", "--verbose")
     assert (status, out) == (0, "Added 5 credits, valid for 31 days.\n")
@@ -277,7 +277,7 @@ def test_verbose(server: SandboxServer, ask: Ask) -> None:
 def test_key_that_is_not_known(
     ask: Ask, monkeypatch: pytest.MonkeyPatch, server: SandboxServer
 ) -> None:
-    """A key that the server refuses, and repeats in its words, is not shown."""
+    """A key that the server refuses and repeats is not shown."""
     monkeypatch.setenv("CREDUSE_API_KEY", "sk-another-0123")
     envelope = {"error_code": "UNAUTHORIZED", "message": "No such key: sk-another-0123"}
     server.inject(CannedResponse(401, (), json.dumps(envelope).encode()), times=2)
@@ -290,7 +290,7 @@ def test_key_that_is_not_known(
 
 
 def test_idempotency_key(server: SandboxServer, ask: Ask) -> None:
-    """``--idempotency-key`` has a call that may have been applied tried again, under that key."""
+    """With ``--idempotency-key`` a call that may have been applied is retried with that key."""
     server.inject(FAILED_AT_ONCE, times=2)
     assert ask("add", USER, "5")[0] == 3
     assert ask("add", USER, "5", "--idempotency-key", "order-17")[0] == 0
@@ -301,7 +301,7 @@ def test_idempotency_key(server: SandboxServer, ask: Ask) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """``--help`` of the command and of each call tells every exit status and no flag for the key."""
+    """``--help`` of the command and of each call lists every exit status, and no option for the key."""
     for arguments in ["--help"], [name, "--help"]:
         with pytest.raises(SystemExit) as end:
             main(arguments)
@@ -351,7 +351,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
 def test_wrong_usage(
     server: SandboxServer, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is wrong is one line, with ``--json`` too; the exit status is 2 and nothing is sent."""
+    """A wrong argument is one line, even with ``--json``. The exit status is 2, and nothing is sent."""
     try:
         status: object = main([*arguments, "--json"])
     except SystemExit as end:
@@ -367,7 +367,7 @@ def test_wrong_usage(
 def test_no_key(
     server: SandboxServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a key in the environment, the line says where it goes."""
+    """Without a key in the environment, the error names the variable."""
     monkeypatch.delenv("CREDUSE_API_KEY")
     assert main(["balance", USER]) == 2
     expected = "creduse: no API key: set CREDUSE_API_KEY in the environment\n"
@@ -376,7 +376,7 @@ def test_no_key(
 
 
 def test_plain_http(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The line on plain http says what can be done about it here."""
+    """The error about plain http names what to set on the command line."""
     monkeypatch.setenv("CREDUSE_API_KEY", "any")
     assert main(["balance", USER, "--base-url", "http://api.creduse.com"]) == 2
     out, err = capsys.readouterr()
@@ -440,7 +440,7 @@ def test_key_in_a_wrong_place(
 def test_key_in_an_unknown_flag(
     server: SandboxServer, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where a flag could have been meant for the key, the error says where that comes from."""
+    """If an option looks like one for the key, the error names the variable."""
     with pytest.raises(SystemExit):
         main(["balance", USER, flag, KEY])
     assert "set CREDUSE_API_KEY for that" in capsys.readouterr().err
@@ -503,7 +503,7 @@ def test_password_of_a_proxy(
 
 
 class Acting(io.StringIO):
-    """A stream that does something of its own when a line is written."""
+    """A stream that calls a function when a line is written."""
 
     def __init__(self, act: Callable[[str], object]) -> None:
         super().__init__()
@@ -530,7 +530,7 @@ def in_a_thread(*arguments: str) -> int:
 def test_outside_of_the_main_thread(
     server: SandboxServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In any thread the exit status says the outcome, and the end is told."""
+    """In any thread the exit status shows the outcome, and the result is printed."""
     before = signal.getsignal(signal.SIGINT)
     assert in_a_thread("add", USER, "5") == 0
     assert in_a_thread("subtract", USER, "6") == 1
@@ -547,7 +547,7 @@ def test_outside_of_the_main_thread(
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL])
 def test_signal_handler_is_put_back(ask: Ask, handler: Any) -> None:
-    """A program that runs the command has its own handler for Ctrl-C again afterwards."""
+    """The command restores the program's handler for Ctrl-C."""
     before = signal.signal(signal.SIGINT, handler)
     try:
         assert ask("add", USER, "5")[0] == 0
@@ -561,7 +561,7 @@ def test_signal_handler_is_put_back(ask: Ask, handler: Any) -> None:
 def test_interrupted_once_it_has_ended(
     server: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C after the call's end keeps nobody from hearing of it."""
+    """Ctrl-C after the call's end does not keep the result from being printed."""
     out, err = Acting(interrupt), Acting(interrupt)
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr("sys.stderr", err)
@@ -579,7 +579,7 @@ def test_interrupted_once_it_has_ended(
 def test_stream_that_fails(
     ask: Ask, arguments: list[str], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stream of the program's that raises a ValueError does not mean that nothing was sent."""
+    """A ValueError of the program's own stream is not reported as a wrong argument."""
     ask("add", USER, "5")
     err = io.StringIO()
     with monkeypatch.context() as patched:
@@ -594,7 +594,7 @@ def test_stream_that_fails(
 
 @pytest.fixture
 def alarm() -> Iterator[None]:
-    """Have SIGALRM raise a ValueError, as a program's own deadline may raise anything."""
+    """Make SIGALRM raise a ValueError, as a program's own time limit can."""
 
     def handle(*_: object) -> None:
         raise ValueError("out of time")
@@ -613,7 +613,7 @@ def test_exception_of_a_signal_handler_while_waiting(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What is raised between two attempts ends the call, and the status says its outcome."""
+    """An exception between two attempts ends the call, and the exit status shows its outcome."""
     server.inject(BUSY_FOR_LONG)
 
     def arm(text: str) -> None:  # the wait of 20 seconds begins when this has been written
@@ -638,7 +638,7 @@ def test_exception_of_a_signal_handler_while_waiting(
 def test_exception_of_a_signal_handler_in_flight(
     server: SandboxServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is raised while a request is in flight does not hide that it may have been applied."""
+    """An exception while a request is in flight does not hide that it may have been applied."""
     server.inject(FAULTS["apply-then-hang"])
 
     def ring() -> None:
@@ -665,7 +665,7 @@ def creduse(*arguments: str, **streams: Any) -> "subprocess.Popen[str]":
 
 
 def _arrived(server: SandboxServer) -> None:
-    """Wait until a whole request has."""
+    """Wait until a whole request has arrived."""
     while not any(entry.body is not None for entry in server.log):
         time.sleep(0.01)
 
@@ -693,7 +693,7 @@ INTERRUPTED: dict[str, tuple[list[str], Fault, int, str]] = {
 def test_interrupted(
     server: SandboxServer, arguments: list[str], fault: Fault, status: int, said: str
 ) -> None:
-    """Ctrl-C in the middle of a call says whether it may have been applied, in words and status."""
+    """After Ctrl-C during a call, the text and the exit status say whether it may have been applied."""
     server.inject(fault)
     with creduse(*arguments, "--verbose") as process:
         assert process.stderr is not None
@@ -713,7 +713,7 @@ def test_interrupted(
 
 
 def test_interrupted_json(server: SandboxServer) -> None:
-    """With ``--json`` the end of an interrupted call is an object, too."""
+    """With ``--json`` an interrupted call prints an object, too."""
     server.inject(FAULTS["request-then-hang"])
     with creduse("add", USER, "5", "--json") as process:
         _arrived(server)
@@ -726,7 +726,7 @@ def test_interrupted_json(server: SandboxServer) -> None:
 
 
 def test_interrupted_elsewhere() -> None:
-    """Ctrl-C where no call is at stake is a line and status 130."""
+    """Ctrl-C outside a call is one line and exit status 130."""
     # Development mode has asyncio complain of slow machines.
     with creduse("demo", env=os.environ | {"PYTHONDEVMODE": ""}) as process:
         assert process.stdout is not None
@@ -738,7 +738,7 @@ def test_interrupted_elsewhere() -> None:
 
 @pytest.mark.parametrize("arguments", [["balance", USER], ["add", USER, "5"]])
 def test_reader_has_left(server: SandboxServer, ask: Ask, arguments: list[str]) -> None:
-    """Whoever reads the output may leave early, as ``head`` does: what is done stays done."""
+    """If the reader of the output ends early, as ``head`` does, the exit status stays the same."""
     ask("add", USER, "1000")
     reader, writer = os.pipe()
     os.close(reader)
@@ -754,7 +754,7 @@ def test_reader_has_left(server: SandboxServer, ask: Ask, arguments: list[str]) 
     [(["balance", USER], 1, ""), (["add", USER, "5"], 4, "; do not do it again")],
 )
 def test_full_disk(ask: Ask, arguments: list[str], status: int, advice: str) -> None:
-    """A result that cannot be written is like a response that could not be read."""
+    """A result that cannot be written has the exit status of a response that could not be read."""
     ask("add", USER, "1000")
     with open("/dev/full", "w") as full, creduse(*arguments, stdout=full) as process:  # noqa: PTH123 - a device
         expected = f"creduse: the result cannot be written: No space left on device{advice}\n"
@@ -763,7 +763,7 @@ def test_full_disk(ask: Ask, arguments: list[str], status: int, advice: str) -> 
 
 
 def test_standard_error_that_fails(server: SandboxServer) -> None:
-    """That nothing can be said on standard error changes neither the call nor the exit status."""
+    """If standard error cannot be written, the call and the exit status stay the same."""
     server.inject(FAULTS["503"])
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
         for status in 3, 0:
@@ -776,7 +776,7 @@ def test_standard_error_that_fails(server: SandboxServer) -> None:
 
 
 def test_streams_that_are_closed(server: SandboxServer) -> None:
-    """Closed streams get nothing, and what was meant for one does not turn up on the other."""
+    """Nothing is written to closed streams, and their text does not go to the other stream."""
     command = f"'{sys.executable}' -m creduse add {USER} 5 --verbose"
     for closed in ">&-", "2>&-":
         done = subprocess.run(
@@ -793,7 +793,7 @@ def test_streams_that_are_closed(server: SandboxServer) -> None:
 
 
 def test_interrupted_until_the_process_has_ended(server: SandboxServer) -> None:
-    """Ctrl-C while Python ends does not take the place of the exit status."""
+    """Ctrl-C while Python exits does not replace the exit status."""
     with creduse("add", USER, "5") as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("Added")

@@ -61,7 +61,7 @@ RESPONSES = (
 
 Calls = Sequence[tuple[Any, ...]]
 Ask = Callable[[Calls], list[Any]]
-"""Makes calls with a client of one kind, and gives the result of each or its error."""
+"""Makes calls with a client of one kind, and returns the result or the error of each."""
 
 
 def ask_sync(calls: Calls, *, supplied: bool) -> list[Any]:
@@ -105,7 +105,7 @@ async def ask_aiohttp(calls: Calls, *, supplied: bool) -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have clients call the service, which a mock replaces."""
+    """Make clients call the service's URL, which a mock replaces."""
     monkeypatch.setenv("CREDUSE_BASE_URL", URL)
 
 

@@ -1,4 +1,4 @@
-"""The pytest plugin, in this test run and in some of their own.
+"""Tests of the pytest plugin, in this test run and in runs of their own.
 
 Plugins for asynchronous tests get in each other's way: ``nox -s plugins`` has one at a time.
 """
@@ -274,14 +274,14 @@ RUNS = {
 
 @pytest.fixture
 def pytester(pytester: pytest.Pytester) -> pytest.Pytester:
-    """Give each run a project of its own, wherever temporary files are kept."""
+    """Keep pytest from using settings above the temporary directory."""
     pytester.makeini("[pytest]")
     return pytester
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_under_others(run: Run, pytester: pytest.Pytester) -> None:
-    """The fixture is the same under each plugin for asynchronous tests, and in processes."""
+    """The fixture works under each plugin for asynchronous tests, and under xdist."""
     pytest.importorskip(run.plugin)
     if "-n" in run.settings:
         pytest.importorskip("xdist")
@@ -291,7 +291,7 @@ def test_under_others(run: Run, pytester: pytest.Pytester) -> None:
 
 
 def test_reaches_the_sandbox(creduse_sandbox: SandboxServer) -> None:
-    """A client that is told nothing talks to the sandbox."""
+    """A client without arguments uses the sandbox."""
     creduse_sandbox.direct.add(USER, 100)
     with CreduseClient() as client:
         client.subtract(USER, 30)
@@ -300,7 +300,7 @@ def test_reaches_the_sandbox(creduse_sandbox: SandboxServer) -> None:
 
 
 def test_clean_in_each_test(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One server serves all tests, empty and on time in each, and the environment is put back."""
+    """One server serves all tests. It is empty and at the present time in each. The environment is restored."""
     monkeypatch.setenv("CREDUSE_BASE_URL", "https://credits.invalid")
     monkeypatch.delenv("CREDUSE_API_KEY", raising=False)
     pytester.makepyfile(BEGINNING + MESS)
@@ -309,7 +309,7 @@ def test_clean_in_each_test(pytester: pytest.Pytester, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the environment of one who has not thought of creduse."""
+    """Remove creduse's variables from the environment."""
     for name in os.environ:
         if "CREDUSE" in name:
             monkeypatch.delenv(name)
@@ -332,7 +332,7 @@ def test_client_at_the_top_of_a_module(
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It reaches the sandbox in a test that has the fixture, and nothing in one that has not."""
+    """A client made at import uses the sandbox in tests with the fixture, and reaches nothing in others."""
     if settings:
         pytest.importorskip("xdist")
     if key is not None:
@@ -345,7 +345,7 @@ def test_client_at_the_top_of_a_module(
 
 @pytest.mark.usefixtures("bare")
 def test_hint(pytester: pytest.Pytester) -> None:
-    """A test that fails for want of the fixture says so, and no other."""
+    """Only a test that fails because it lacks the fixture gets the hint."""
     pytester.makepyfile(BEGINNING + HINT)
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(failed=6)
@@ -356,7 +356,7 @@ def test_hint(pytester: pytest.Pytester) -> None:
 
 
 def test_opting_out(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A URL in the environment of the run is the user's choice, and the key is left alone, too."""
+    """The plugin changes neither URL nor key if the environment of the run sets the URL."""
     monkeypatch.setenv("CREDUSE_BASE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("CREDUSE_API_KEY", "sk-real")
     pytester.makepyfile(BEGINNING + OPTED_OUT)
@@ -367,21 +367,21 @@ def test_opting_out(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("bare")
 def test_environment_is_put_back(pytester: pytest.Pytester) -> None:
-    """A program that runs pytest has its environment again afterwards, and the port is free."""
+    """After pytest.main() the environment is as before, and the port is free."""
     pytester.makepyfile(app=AT_THE_TOP, test_module=BEGINNING + WITH_AND_WITHOUT, program=PROGRAM)
     assert pytester.runpython(pytester.path / "program.py").ret == 0
 
 
 @pytest.mark.usefixtures("bare")
 def test_pytest_inside_pytest(pytester: pytest.Pytester) -> None:
-    """A pytest that a test starts has a port of its own, and leaves that of the other alone."""
+    """A pytest that a test starts has its own port, and does not change that of the outer run."""
     pytester.makepyfile(app=AT_THE_TOP, test_module=BEGINNING + WITH_AND_WITHOUT + INSIDE)
     pytester.runpytest_subprocess().assert_outcomes(passed=8)
 
 
 @pytest.mark.usefixtures("bare")
 def test_without_a_network(pytester: pytest.Pytester) -> None:
-    """Where no port can be bound, a run that does not need one is as it would be."""
+    """If no port can be bound, tests that do not need one still run."""
     pytester.syspathinsert()
     pytester.makepyfile(no_network=NO_NETWORK, test_module=NOWHERE)
     result = pytester.runpytest_subprocess("-p", "no_network", "-W", "error")
@@ -391,7 +391,7 @@ def test_without_a_network(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.usefixtures("bare")
 def test_loaded_by_a_conftest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a conftest.py loads the plugin, what is imported after it is kept from the service."""
+    """If a conftest.py loads the plugin, modules imported later do not reach the service."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeconftest("pytest_plugins = ['creduse_pytest']")
     pytester.makepyfile(app=AT_THE_TOP, test_module=BEGINNING + WITH_AND_WITHOUT)
@@ -399,7 +399,7 @@ def test_loaded_by_a_conftest(pytester: pytest.Pytester, monkeypatch: pytest.Mon
 
 
 def test_error_in_its_place(pytester: pytest.Pytester) -> None:
-    """What goes wrong inside the server is an error of the test that brought it about."""
+    """An internal error of the server is an error of the test that caused it."""
     pytester.makepyfile(BEGINNING + WRONG)
     result = pytester.runpytest_subprocess("-v")
     result.assert_outcomes(passed=2, errors=1)
@@ -407,13 +407,13 @@ def test_error_in_its_place(pytester: pytest.Pytester) -> None:
 
 
 def test_what_is_left_under_way(pytester: pytest.Pytester) -> None:
-    """What a test has sent, and not waited for the response to, does not come in during the next."""
+    """A request whose response a test did not await is not in the next test's log."""
     pytester.makepyfile(BEGINNING + LEFT)
     pytester.runpytest_subprocess().assert_outcomes(passed=20)
 
 
 def test_costs_nothing_unused(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in which nobody asks for the fixture loads the plugin's module, and sockets for it."""
+    """A run without the fixture loads only the plugin's module and sockets."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile("def test_it():\n    import sys\n    print('loaded', *sys.modules)")
 
@@ -426,6 +426,6 @@ def test_costs_nothing_unused(pytester: pytest.Pytester, monkeypatch: pytest.Mon
 
 
 def test_is_found(pytester: pytest.Pytester) -> None:
-    """Wherever creduse is installed, ``pytest --fixtures`` tells of the fixture."""
+    """``pytest --fixtures`` lists the fixture."""
     result = pytester.runpytest_subprocess("--fixtures")
     result.stdout.fnmatch_lines(["creduse_sandbox -- *", "    A local Creduse server, *"])

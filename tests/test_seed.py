@@ -1,4 +1,4 @@
-"""The examples that the project began with run word for word, against one sandbox.
+"""The examples that the project began with run unchanged, against one sandbox.
 
 They are kept here as they were given; only the indentation of one function's body, which the text
 had lost, is put back. All they need is CREDUSE_BASE_URL.
@@ -93,7 +93,7 @@ def run(program: str, **environment: str) -> str:
 
 
 def test_the_two_long_examples() -> None:
-    """Against one sandbox, the two long examples print 1050 and then 1100."""
+    """Against one sandbox, the two long examples print 1050, then 1100."""
     with SandboxServer(api_key="your-api-key") as server:
         assert run(SYNC, CREDUSE_BASE_URL=server.base_url) == "Current balance: 1050\n"
         assert run(ASYNC, CREDUSE_BASE_URL=server.base_url) == "Current balance: 1100\n"
