@@ -207,7 +207,7 @@ def test_guide_for_transports(names: dict[str, Any], monkeypatch: pytest.MonkeyP
         check(
             scenario,
             lambda protocol: CoreClient(protocol, names["MyTransport"](names["trust"])),
-            certificates=names["certificates"],
+            ssl_contexts=names["ssl_contexts"],
         )
 
 

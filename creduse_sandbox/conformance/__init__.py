@@ -25,8 +25,8 @@ from creduse_sandbox.conformance.cancellation import (
 )
 from creduse_sandbox.conformance.checks import (
     AsyncConnect,
-    Certificates,
     Connect,
+    SSLContexts,
     check,
     check_async,
 )
@@ -60,13 +60,13 @@ __all__ = [
     "TLS_SCENARIOS",
     "AsyncConnect",
     "Cancellation",
-    "Certificates",
     "Closing",
     "ConcurrencyLevel",
     "Connect",
     "Ending",
     "Interruption",
     "Limit",
+    "SSLContexts",
     "Scenario",
     "check",
     "check_async",

@@ -26,7 +26,7 @@ from creduse_sandbox.conformance.checks import (
     sleep,
     waits_until_closed,
 )
-from creduse_sandbox.conformance.scenarios import AMOUNT, API_KEY, PLENTY, USER, in_words
+from creduse_sandbox.conformance.scenarios import AMOUNT, API_KEY, LONG_TIMEOUT, USER, describe
 from creduse_sandbox.faults import FAULTS, Fault
 from creduse_sandbox.server import SandboxServer
 
@@ -66,7 +66,7 @@ async def check_cancellation(
     cancellation: Cancellation,
     connect: AsyncConnect,
     *,
-    certificate: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> tuple[Call[Any], ...]:
     """Cancel one call at its first step, the next at its second, until calls end before that.
 
@@ -74,7 +74,7 @@ async def check_cancellation(
     after that. A hundred calls at the end must succeed, and the client must close all connections.
 
     ``connect`` makes a client with at most one connection: if the client loses its only
-    connection slot, later calls fail. With ``certificate``, a server's context, the server speaks
+    connection slot, later calls fail. With ``ssl_context``, a server's context, the server speaks
     TLS.
 
     Returns:
@@ -85,8 +85,8 @@ async def check_cancellation(
             and what it received.
     """
     calls: list[Call[Any]] = []
-    with SandboxServer(api_key=API_KEY, ssl_context=certificate) as server:
-        protocol = make_protocol(server, PLENTY)
+    with SandboxServer(api_key=API_KEY, ssl_context=ssl_context) as server:
+        protocol = make_protocol(server, LONG_TIMEOUT)
         async with connect(protocol) as client:
             uncancelled = 0
             for step in range(_MAX_STEPS):
@@ -137,7 +137,7 @@ async def _cancel_one(
     if problems:
         title = f"cancelled at step {step}, {cancellation}"
         log = (*before, *server.log)
-        raise AssertionError(report(title, in_words(cancellation.fault), problems, log))
+        raise AssertionError(report(title, describe(cancellation.fault), problems, log))
     return cancelled
 
 
@@ -152,7 +152,7 @@ async def _make_a_hundred(
     if len(server.applied) != 100:
         problems.append(f"the server applied {len(server.applied)} of a hundred later calls")
     if problems:
-        words = in_words(cancellation.fault)
+        words = describe(cancellation.fault)
         raise AssertionError(report(str(cancellation), words, problems, server.log))
 
 

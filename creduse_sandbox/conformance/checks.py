@@ -39,11 +39,11 @@ from creduse_core import (
 from creduse_sandbox.conformance.scenarios import (
     API_KEY,
     BALANCE,
-    HELD,
-    PLENTY,
-    SOON,
+    LONG_TIMEOUT,
+    MAX_SECONDS,
+    SERVER_DELAY,
+    SHORT_TIMEOUT,
     USER,
-    WITHIN,
     Limit,
     Scenario,
     in_numbers,
@@ -54,7 +54,7 @@ from creduse_sandbox.server import SandboxServer
 
 T = TypeVar("T")
 
-Certificates: TypeAlias = Mapping[str, ssl.SSLContext]
+SSLContexts: TypeAlias = Mapping[str, ssl.SSLContext]
 Connect: TypeAlias = Callable[[CreduseProtocol], AbstractContextManager[CoreClient]]
 AsyncConnect: TypeAlias = Callable[[CreduseProtocol], AbstractAsyncContextManager[AsyncCoreClient]]
 
@@ -63,21 +63,21 @@ def check(
     scenario: Scenario,
     connect: Connect,
     *,
-    certificates: Certificates | None = None,
+    ssl_contexts: SSLContexts | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
     """Run a scenario with a synchronous client.
 
-    ``connect`` makes a client for one scenario. ``certificates`` are needed for `TLS_SCENARIOS`:
+    ``connect`` makes a client for one scenario. ``ssl_contexts`` are needed for `TLS_SCENARIOS`:
     servers' contexts with the keys ``good``, ``untrusted``, ``misnamed`` and ``expired``. The
     client must trust ``good`` for 127.0.0.1. ``limits`` are the known limits of the HTTP library.
 
     Raises:
         AssertionError: The client broke a promise. The message says which, what the server did
             and what it received.
-        ValueError: ``certificates`` lack the one that the scenario needs.
+        ValueError: ``ssl_contexts`` lack the one that the scenario needs.
     """
-    with _run_of(scenario, certificates, limits) as run:
+    with _run_of(scenario, ssl_contexts, limits) as run:
         with connect(run.protocol) as client:
             for call in run.calls():
                 with run.recording(call):
@@ -92,11 +92,11 @@ async def check_async(
     scenario: Scenario,
     connect: AsyncConnect,
     *,
-    certificates: Certificates | None = None,
+    ssl_contexts: SSLContexts | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
     """Run a scenario with an asynchronous client, on asyncio or trio. See `check`."""
-    with _run_of(scenario, certificates, limits) as run:
+    with _run_of(scenario, ssl_contexts, limits) as run:
         async with connect(run.protocol) as client:
             for call in run.calls():
                 with run.recording(call):
@@ -108,8 +108,8 @@ async def check_async(
 
 
 def waits_until_closed(server: SandboxServer) -> Iterator[float]:
-    """Yield seconds to sleep until no connection is open, for at most WITHIN seconds."""
-    deadline = time.monotonic() + WITHIN
+    """Yield seconds to sleep until no connection is open, for at most MAX_SECONDS seconds."""
+    deadline = time.monotonic() + MAX_SECONDS
     while server.connections and time.monotonic() < deadline:
         yield 0.01
 
@@ -157,19 +157,19 @@ class _Record:
 def make_protocol(server: SandboxServer, attempt_timeout: float) -> CreduseProtocol:
     """Return a protocol for this server that retries at once and trusts idempotency keys."""
     policy = RetryPolicy(initial_delay=0, attempt_timeout=attempt_timeout, server_replays=True)
-    return CreduseProtocol(API_KEY, server.base_url, retry=policy, timeout=PLENTY)
+    return CreduseProtocol(API_KEY, server.base_url, retry=policy, timeout=LONG_TIMEOUT)
 
 
 @contextmanager
 def _run_of(
-    scenario: Scenario, certificates: Certificates | None, limits: Sequence[Limit]
+    scenario: Scenario, ssl_contexts: SSLContexts | None, limits: Sequence[Limit]
 ) -> Generator["_ScenarioRun", None, None]:
     name = scenario.certificate
-    if name and name not in (certificates or {}):
+    if name and name not in (ssl_contexts or {}):
         raise ValueError(
-            f"{scenario} needs certificates with the key {name!r}, which is a server's SSLContext"
+            f"{scenario} needs ssl_contexts with the key {name!r}, which is a server's SSLContext"
         )
-    context = (certificates or {})[name] if name else None
+    context = (ssl_contexts or {})[name] if name else None
     with SandboxServer(api_key=API_KEY, ssl_context=context) as server:
         yield _ScenarioRun(scenario, server, limits)
 
@@ -179,7 +179,7 @@ class _ScenarioRun:
 
     def __init__(self, scenario: Scenario, server: SandboxServer, limits: Sequence[Limit]) -> None:
         self.protocol = make_protocol(server, scenario.attempt_timeout)
-        self._unhurried = make_protocol(server, PLENTY)
+        self._unhurried = make_protocol(server, LONG_TIMEOUT)
         self._scenario = scenario
         self.server = server
         self.pause_after = scenario.pause_after
@@ -192,7 +192,7 @@ class _ScenarioRun:
     def _record_request(self, request: Request) -> bool:
         """Record the API key and the query, which the log omits. Never inject the fault."""
         if self._scenario.followed_by is not None and self._requests:
-            time.sleep(HELD)
+            time.sleep(SERVER_DELAY)
         self._requests.append((request, time.monotonic()))
         return False
 
@@ -250,8 +250,8 @@ class _ScenarioRun:
             problems += false_claims(call, entries)
             problems += _changed_requests(call, entries)
             problems += self._premature_responses(record)
-            if seconds > WITHIN:
-                problems.append(f"{call} took {seconds:.1f} s, more than {WITHIN:g} s")
+            if seconds > MAX_SECONDS:
+                problems.append(f"{call} took {seconds:.1f} s, more than {MAX_SECONDS:g} s")
             response = call.response
             if error is None and (response is None or response.header("Date") is None):
                 problems.append(
@@ -298,14 +298,14 @@ class _ScenarioRun:
             and applied == ending.applied
             and (
                 requests == ending.requests
-                or (requests > ending.requests and self._scenario.attempt_timeout == SOON)
+                or (requests > ending.requests and self._scenario.attempt_timeout == SHORT_TIMEOUT)
             )
             for ending in endings
         ):
             end = "returned a result" if error is None else f"raised {error!r}"
             yield f"the call {end}, {in_numbers(call.outcome, requests, applied)}"
             yield "it must " + ", or ".join(map(str, endings))
-        low, high = self._scenario.at_least, WITHIN if limit else self._scenario.at_most
+        low, high = self._scenario.at_least, MAX_SECONDS if limit else self._scenario.at_most
         seconds = record.ended - record.begun
         if not low <= seconds <= high:
             yield f"the call took {seconds:.2f} s, but must take from {low:g} to {high:g} s"

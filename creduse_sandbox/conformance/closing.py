@@ -23,13 +23,13 @@ from creduse_sandbox.conformance.checks import (
 )
 from creduse_sandbox.conformance.scenarios import (
     API_KEY,
-    PLENTY,
-    SLACK,
-    SOON,
+    LONG_TIMEOUT,
+    MAX_OVERRUN,
+    MAX_SECONDS,
+    SHORT_TIMEOUT,
     USER,
-    WITHIN,
     Limit,
-    in_words,
+    describe,
 )
 from creduse_sandbox.connection import LogEntry
 from creduse_sandbox.faults import FAULTS, Fault
@@ -52,7 +52,7 @@ class Closing:
     @property
     def description(self) -> str:
         """What the server does, in words."""
-        return in_words(self.fault) or "let connections hang until the client is closed"
+        return describe(self.fault) or "let connections hang until the client is closed"
 
 
 CLOSINGS: Final = (
@@ -82,13 +82,13 @@ def check_closing(
     closing: Closing,
     connect: Connect,
     *,
-    certificate: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
     """Close a synchronous client while two threads make a call each.
 
     The calls must end at once, with a true outcome. After ``close()`` the client must send no
-    request, and a further call must raise a `TransportError` that says so. With ``certificate``,
+    request, and a further call must raise a `TransportError` that says so. With ``ssl_context``,
     a server's context, the server speaks TLS.
 
     Raises:
@@ -96,8 +96,8 @@ def check_closing(
             and what it received.
     """
     # With the limit, calls end only by their timeout.
-    timeout = 2 * (SOON if Limit.CLOSE in limits else SLACK)
-    with _run_of(closing, certificate, timeout) as run:
+    timeout = 2 * (SHORT_TIMEOUT if Limit.CLOSE in limits else MAX_OVERRUN)
+    with _run_of(closing, ssl_context, timeout) as run:
         with connect(run.protocol) as client:
 
             def make(call: Call[Any]) -> None:
@@ -114,7 +114,7 @@ def check_closing(
                     time.sleep(seconds)
                 with run.closing():
                     client.close()
-                deadline = time.monotonic() + SLACK
+                deadline = time.monotonic() + MAX_OVERRUN
                 for thread in threads:
                     thread.join(max(0.0, deadline - time.monotonic()))
                 run.went_on = any(thread.is_alive() for thread in threads)
@@ -132,15 +132,15 @@ async def check_async_closing(
     closing: Closing,
     connect: AsyncConnect,
     *,
-    certificate: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> None:
     """Close an asynchronous client while two tasks make a call each. See `check_closing`.
 
     Here the calls may go on until they end by themselves, and ``aclose()`` may wait for them.
     """
     # A call that connects must last until it is connected, which is after the client is closed.
-    timeout = SOON if closing.fault is not None else 2 * SLACK
-    with _run_of(closing, certificate, timeout) as run, ExitStack() as stalling:
+    timeout = SHORT_TIMEOUT if closing.fault is not None else 2 * MAX_OVERRUN
+    with _run_of(closing, ssl_context, timeout) as run, ExitStack() as stalling:
         stalling.enter_context(run.stalling())
         async with connect(run.protocol) as client:
 
@@ -182,9 +182,9 @@ async def _run(step: Callable[[], Awaitable[None]]) -> None:
 
 @contextmanager
 def _run_of(
-    closing: Closing, certificate: ssl.SSLContext | None, timeout: float
+    closing: Closing, ssl_context: ssl.SSLContext | None, timeout: float
 ) -> Generator["_ClosingRun", None, None]:
-    with SandboxServer(api_key=API_KEY, ssl_context=certificate) as server:
+    with SandboxServer(api_key=API_KEY, ssl_context=ssl_context) as server:
         if closing.fault is not None:
             server.inject(closing.fault, _CALLS)
         yield _ClosingRun(closing, server, timeout)
@@ -194,14 +194,14 @@ class _ClosingRun:
     """One run: the calls of a client that is closed, and the problems found."""
 
     def __init__(self, closing: Closing, server: SandboxServer, timeout: float) -> None:
-        self.protocol: CreduseProtocol = make_protocol(server, PLENTY)
+        self.protocol: CreduseProtocol = make_protocol(server, LONG_TIMEOUT)
         self.server = server
         self.calls = [
             self.protocol.add(USER, 1 + number, timeout=timeout) for number in range(_CALLS)
         ]
         self.later_call = self.protocol.add(USER, 1 + _CALLS)
         self.went_on = False
-        """Whether calls were still in flight SLACK seconds after the client was closed."""
+        """Whether calls were still in flight MAX_OVERRUN seconds after the client was closed."""
         self._closing = closing
         self._errors: dict[Call[Any], BaseException] = {}
         self._begun = time.monotonic()
@@ -214,7 +214,7 @@ class _ClosingRun:
 
     def waits_until_in_flight(self) -> Iterator[float]:
         """Yield seconds to sleep until the calls are in flight."""
-        deadline = time.monotonic() + WITHIN
+        deadline = time.monotonic() + MAX_SECONDS
         while self._closing.fault is not None and time.monotonic() < deadline:
             if any(entry.fault is not None for entry in self.server.log):
                 break
@@ -257,14 +257,14 @@ class _ClosingRun:
                 if entry.number not in self._known
             ),
         ]
-        if self._seconds > SLACK:
-            problems.append(f"close() took {self._seconds:.1f} s, more than {SLACK:g} s")
+        if self._seconds > MAX_OVERRUN:
+            problems.append(f"close() took {self._seconds:.1f} s, more than {MAX_OVERRUN:g} s")
         problems += left_open(self.server)
         if self.went_on and Limit.CLOSE not in limits:
             if not problems:
                 hint = f"This is allowed with limits=[Limit.CLOSE]: {Limit.CLOSE.value}."
                 problems.append(hint)
-            problems.insert(0, f"calls were still in flight {SLACK:g} s after close()")
+            problems.insert(0, f"calls were still in flight {MAX_OVERRUN:g} s after close()")
         if problems:
             name, words = str(self._closing), self._closing.description
             raise AssertionError(report(name, words, problems, log))

@@ -20,7 +20,7 @@ from creduse_sandbox.conformance.checks import (
     sleep,
     waits_until_closed,
 )
-from creduse_sandbox.conformance.scenarios import API_KEY, PLENTY, USER, WITHIN, Limit
+from creduse_sandbox.conformance.scenarios import API_KEY, LONG_TIMEOUT, MAX_SECONDS, USER, Limit
 from creduse_sandbox.faults import Shaped
 from creduse_sandbox.server import SandboxServer
 
@@ -54,20 +54,20 @@ def check_concurrency(
     level: ConcurrencyLevel,
     connect: Connect,
     *,
-    certificate: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
     """Use one synchronous client in many threads at once.
 
     Each call must return a result, and the client must open no more connections than there are
-    threads. ``connect`` makes a client that may open as many. With ``certificate``, a server's
+    threads. ``connect`` makes a client that may open as many. With ``ssl_context``, a server's
     context, the server speaks TLS.
 
     Raises:
         AssertionError: The client broke a promise. The message says which, and what the server
             received.
     """
-    with _run_of(level, certificate, limits) as run:
+    with _run_of(level, ssl_context, limits) as run:
         with connect(run.protocol) as client:
             start = threading.Barrier(level.callers)
 
@@ -93,11 +93,11 @@ async def check_async_concurrency(
     level: ConcurrencyLevel,
     connect: AsyncConnect,
     *,
-    certificate: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
     """Use one asynchronous client in many tasks at once. See `check_concurrency`."""
-    with _run_of(level, certificate, limits) as run:
+    with _run_of(level, ssl_context, limits) as run:
         async with connect(run.protocol) as client:
 
             async def make(calls: Iterable[Call[Any]]) -> None:
@@ -124,9 +124,9 @@ _IDLE: Final = 2.5
 
 @contextmanager
 def _run_of(
-    level: ConcurrencyLevel, certificate: ssl.SSLContext | None, limits: Sequence[Limit]
+    level: ConcurrencyLevel, ssl_context: ssl.SSLContext | None, limits: Sequence[Limit]
 ) -> Generator["_ConcurrencyRun", None, None]:
-    with SandboxServer(api_key=API_KEY, ssl_context=certificate) as server:
+    with SandboxServer(api_key=API_KEY, ssl_context=ssl_context) as server:
         server.inject(_DELAYED, level.callers * level.calls)
         yield _ConcurrencyRun(level, server, limits)
 
@@ -137,7 +137,7 @@ class _ConcurrencyRun:
     def __init__(
         self, level: ConcurrencyLevel, server: SandboxServer, limits: Sequence[Limit]
     ) -> None:
-        self.protocol: CreduseProtocol = make_protocol(server, PLENTY)
+        self.protocol: CreduseProtocol = make_protocol(server, LONG_TIMEOUT)
         self.server = server
         self._level = level
         self._limits = limits
@@ -163,8 +163,8 @@ class _ConcurrencyRun:
         except Exception as error:  # noqa: BLE001 - it is reported
             self._problems.append(f"{call} raised {error!r}")
         seconds = time.monotonic() - begun
-        if seconds > WITHIN:
-            self._problems.append(f"{call} took {seconds:.1f} s, more than {WITHIN:g} s")
+        if seconds > MAX_SECONDS:
+            self._problems.append(f"{call} took {seconds:.1f} s, more than {MAX_SECONDS:g} s")
 
     def verify(self) -> None:
         """Raise `AssertionError` with all problems."""

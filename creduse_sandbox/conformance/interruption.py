@@ -33,12 +33,12 @@ from creduse_sandbox.conformance.checks import (
 from creduse_sandbox.conformance.scenarios import (
     AMOUNT,
     API_KEY,
-    PLENTY,
-    SOON,
+    LONG_TIMEOUT,
+    MAX_SECONDS,
+    SHORT_TIMEOUT,
     USER,
-    WITHIN,
     Limit,
-    in_words,
+    describe,
 )
 from creduse_sandbox.faults import FAULTS, Fault
 from creduse_sandbox.server import SandboxServer
@@ -80,21 +80,21 @@ def check_interruption(
     interruption: Interruption,
     connect: Connect,
     *,
-    certificate: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | None = None,
     limits: Sequence[Limit] = (),
 ) -> None:
     """Interrupt calls of a synchronous client. Run this in the main thread, which gets signals.
 
     The call must raise the exception of the signal handler unchanged, and have a true outcome. The
     client must send no request after that. A call after each interruption must succeed, and a
-    hundred at the end. With ``certificate``, a server's context, the server speaks TLS.
+    hundred at the end. With ``ssl_context``, a server's context, the server speaks TLS.
 
     Raises:
         AssertionError: The client broke a promise. The message says which, what the server did
             and what it received.
         ValueError: This is not the main thread.
     """
-    with _run_of(interruption, certificate, limits) as run:
+    with _run_of(interruption, ssl_context, limits) as run:
         if run.limited:
             _interrupt_many_clients(run, connect)
         else:
@@ -137,14 +137,14 @@ def check_interruption_on_asyncio(
     interruption: Interruption,
     connect: AsyncConnect,
     *,
-    certificate: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | None = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> None:
     """Interrupt calls under `asyncio.Runner`, which turns Ctrl-C into a cancellation.
 
     See `check_interruption`. This function runs the event loop itself, so do not await it.
     """
-    with _run_of(interruption, certificate) as run:
+    with _run_of(interruption, ssl_context) as run:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             manager = connect(run.protocol)
             client = runner.run(_coroutine(manager.__aenter__))
@@ -190,7 +190,7 @@ def check_interruption_on_trio(
     interruption: Interruption,
     connect: AsyncConnect,
     *,
-    certificate: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> None:
     """Interrupt calls in trio's main task. See `check_interruption`.
 
@@ -224,7 +224,7 @@ def check_interruption_on_trio(
             for call in run.hundred_calls():
                 await client.run(call)
 
-    with _run_of(interruption, certificate) as run:
+    with _run_of(interruption, ssl_context) as run:
         try:
             trio.run(main)
         except (trio.TrioInternalError, _Hung) as error:
@@ -277,7 +277,7 @@ def _place(
     return frame.f_code, frame.f_lasti, event, caller and caller.f_code
 
 
-def _place_in_words(
+def _describe_place(
     frame: FrameType | None, event: str
 ) -> str:  # pragma: no cover - see `_InterruptionRun.step`
     """Return a place for the report."""
@@ -314,12 +314,12 @@ def _is_dropped(frame: FrameType | None) -> bool:  # pragma: no cover - see `_In
 @contextmanager
 def _run_of(
     interruption: Interruption,
-    certificate: ssl.SSLContext | None,
+    ssl_context: ssl.SSLContext | None,
     limits: Sequence[Limit] = (),
 ) -> Generator["_InterruptionRun", None, None]:
     with (
         warnings.catch_warnings(),
-        SandboxServer(api_key=API_KEY, ssl_context=certificate) as server,
+        SandboxServer(api_key=API_KEY, ssl_context=ssl_context) as server,
     ):
         # No client can close a socket that is interrupted before the client has stored it.
         warnings.simplefilter("ignore", ResourceWarning)
@@ -347,10 +347,10 @@ class _InterruptionRun:
     """One run: the calls that are interrupted, and the problems found."""
 
     def __init__(self, interruption: Interruption, server: SandboxServer, *, limited: bool) -> None:
-        self.protocol: CreduseProtocol = make_protocol(server, PLENTY)
+        self.protocol: CreduseProtocol = make_protocol(server, LONG_TIMEOUT)
         self.limited = limited
         """Whether `Limit.SIGNAL` excuses problems."""
-        self._patience = 2 * SOON if limited else WITHIN
+        self._patience = 2 * SHORT_TIMEOUT if limited else MAX_SECONDS
         self._armed = False
         self.came_after_call = False
         """Whether the event loop raised the interruption after the call."""
@@ -429,7 +429,7 @@ class _InterruptionRun:
                 server.inject(interruption.fault)
             self._where, self._caught, self.came_after_call = None, None, False
             self._problems, self._excusable = [], []
-            self._call = self.protocol.add(USER, AMOUNT, timeout=WITHIN)
+            self._call = self.protocol.add(USER, AMOUNT, timeout=MAX_SECONDS)
             yield self._call
             if self._warm and self._where is None:
                 return
@@ -446,7 +446,7 @@ class _InterruptionRun:
         if place in self._places or _is_dropped(frame):
             return
         self._places.add(place)
-        self._where = _place_in_words(frame, event)
+        self._where = _describe_place(frame, event)
         guarded = self._interruption.alarm and _is_guarded(frame)
         self._delivered = self.is_delivered() and not guarded
         sys.setprofile(None)
@@ -545,7 +545,7 @@ class _InterruptionRun:
 
     def fail(self, *problems: str) -> None:
         """Raise `AssertionError` with these problems."""
-        title, words = str(self._interruption), in_words(self._interruption.fault)
+        title, words = str(self._interruption), describe(self._interruption.fault)
         if self._where is not None:
             title += f", interrupted in {self._where}"
         raise AssertionError(report(title, words, problems, (*self._before, *self._server.log)))

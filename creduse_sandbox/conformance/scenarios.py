@@ -52,16 +52,16 @@ STRANGER: Final = UUID("99999999-9999-5999-8999-999999999999")
 AMOUNT: Final = 7
 BALANCE: Final = 1000
 
-SOON: Final = 0.5
+SHORT_TIMEOUT: Final = 0.5
 """Seconds: a timeout that should expire."""
-PLENTY: Final = 20.0
+LONG_TIMEOUT: Final = 20.0
 """Seconds: a timeout that should not expire."""
-WITHIN: Final = 15.0
+MAX_SECONDS: Final = 15.0
 """Seconds that a call may take. No call needs nearly as many, so this finds calls that never end."""
-SLACK: Final = 2.5
+MAX_OVERRUN: Final = 2.5
 """Seconds that a call may exceed its timeout: a library may give the last read the whole timeout
 again, and test machines are slow."""
-HELD: Final = 0.05
+SERVER_DELAY: Final = 0.05
 """Seconds that the server waits before it processes a request, so that a surplus arrives first."""
 
 
@@ -124,7 +124,7 @@ class Scenario:
     """The call must end in one of these ways."""
     faults: tuple[Fault, ...] = ()
     """The faults of the call's first requests, in order. No fault affects further requests."""
-    attempt_timeout: float = PLENTY
+    attempt_timeout: float = LONG_TIMEOUT
     """Seconds, for the `RetryPolicy`."""
     used: bool = False
     """Another call runs before it, so the client may have an idle connection."""
@@ -140,7 +140,7 @@ class Scenario:
     """Seconds between calls, in which a surplus may arrive."""
     at_least: float = 0.0
     """Seconds that the call must take."""
-    at_most: float = WITHIN
+    at_most: float = MAX_SECONDS
     """Seconds that the call may take."""
     must_reuse: bool = False
     """The client must reuse the connection of the call before."""
@@ -160,14 +160,14 @@ class Scenario:
     @property
     def description(self) -> str:
         """What the server does, in words."""
-        faults = self.words or "; then ".join(map(in_words, self.faults))
+        faults = self.words or "; then ".join(map(describe, self.faults))
         return ". ".join(
             text
             for applies, text in (
                 (self.certificate not in {"", "good"}, f"Its certificate is {self.certificate}"),
                 (self.refuse, "It refuses connections"),
                 (self.used, "The client may have an idle connection of another call"),
-                (self.before is not None, f"For that call: {in_words(self.before)}"),
+                (self.before is not None, f"For that call: {describe(self.before)}"),
                 (bool(faults), f"For the call's requests: {faults}"),
             )
             if applies
@@ -180,7 +180,7 @@ _WORDS: Final[Mapping[Fault | None, str]] = {
 }
 
 
-def in_words(fault: Fault | None) -> str:
+def describe(fault: Fault | None) -> str:
     """Return what the server does for one of `FAULTS`, in words."""
     return _WORDS[fault]
 
@@ -197,7 +197,7 @@ def _add_with_key(protocol: CreduseProtocol) -> Call[Any]:
 
 
 def _add_briefly(protocol: CreduseProtocol) -> Call[Any]:
-    return protocol.add(USER, AMOUNT, timeout=2 * SOON)
+    return protocol.add(USER, AMOUNT, timeout=2 * SHORT_TIMEOUT)
 
 
 def _add_at_once(protocol: CreduseProtocol) -> Call[Any]:
@@ -239,7 +239,7 @@ _CALLS: Final[Mapping[Kind, tuple[str, Callable[[CreduseProtocol], Call[Any]]]]]
 }
 
 # The same idempotency key would get the stored response.
-_AGAIN: Final = {Kind.WRITE: _add, Kind.READ: _get_balance, Kind.REPLAYABLE: _add}
+_FOLLOWING_CALLS: Final = {Kind.WRITE: _add, Kind.READ: _get_balance, Kind.REPLAYABLE: _add}
 
 
 # What each fault proves, and how a call may then end
@@ -256,7 +256,7 @@ class _Row:
     """A retry can help."""
     kinds: tuple[Kind, ...] = (Kind.WRITE, Kind.READ, Kind.REPLAYABLE)
     """The kinds of call to test."""
-    foreign: bool = False
+    must_not_reuse: bool = False
     """The response may belong to another request, so the client must not reuse the connection."""
     timed: bool = False
     """The attempt ends by its timeout."""
@@ -269,7 +269,7 @@ class _Row:
 _NOT, _UNKNOWN, _APPLIED = Outcome.NOT_APPLIED, Outcome.UNKNOWN, Outcome.APPLIED
 
 _GOOD = _Row((), _APPLIED, transient=False)
-_SURPLUS = replace(_GOOD, foreign=True, surplus=True)
+_SURPLUS = replace(_GOOD, must_not_reuse=True, surplus=True)
 _SILENT = _Row((CreduseTimeoutError,), _UNKNOWN, transient=True, timed=True)
 _LOST = _Row((TransportError,), _UNKNOWN, transient=True)
 _CUT = _Row((InvalidResponseError,), _UNKNOWN, transient=True)
@@ -277,13 +277,13 @@ _CUT = _Row((InvalidResponseError,), _UNKNOWN, transient=True)
 _CUT_OR_LOST = replace(_CUT, errors=(InvalidResponseError, TransportError))
 # http.client accepts a head that the end of the stream cuts.
 _HALF_A_HEAD = replace(_CUT_OR_LOST, given_up=(InvalidResponseError,))
-_FOREIGN = _Row((InvalidResponseError,), _UNKNOWN, transient=False, foreign=True)
+_MISMATCHED = _Row((InvalidResponseError,), _UNKNOWN, transient=False, must_not_reuse=True)
 _MISREAD = _Row((InvalidResponseError,), _APPLIED, transient=False)
 _REFUSED = _Row((APIError,), _NOT, transient=False)
 _LIMITED = _Row((RateLimitError,), _NOT, transient=True)
 # The response may belong to an earlier request on the connection. Such responses are rare, so the
 # client can afford a new connection.
-_FAILED = _Row((ServerError,), _UNKNOWN, transient=True, foreign=True)
+_FAILED = _Row((ServerError,), _UNKNOWN, transient=True, must_not_reuse=True)
 _UNABLE = replace(_FAILED, transient=False)
 _STRAY = replace(_FAILED, surplus=True)
 
@@ -305,12 +305,12 @@ _ROWS: Final[Mapping[str, _Row]] = {
     **dict.fromkeys(("surplus", "surplus-later"), _SURPLUS),
     **dict.fromkeys(("surplus-whole", "surplus-whole-later", "surplus-half"), _SURPLUS),
     "stray-503": _STRAY,
-    "wrong-user": _FOREIGN,
-    "wrong-amount": replace(_FOREIGN, kinds=_WRITES),
+    "wrong-user": _MISMATCHED,
+    "wrong-amount": replace(_MISMATCHED, kinds=_WRITES),
     "mistyped-field": _MISREAD,
-    **dict.fromkeys(("deep", "not-json", "gzip", "gzip-undeclared"), _FOREIGN),
-    **dict.fromkeys(("huge-body", "huge-chunks"), replace(_FOREIGN, kinds=_ONE_WRITE)),
-    **dict.fromkeys(("200-error", "204", "301", "302", "303", "307", "308"), _FOREIGN),
+    **dict.fromkeys(("deep", "not-json", "gzip", "gzip-undeclared"), _MISMATCHED),
+    **dict.fromkeys(("huge-body", "huge-chunks"), replace(_MISMATCHED, kinds=_ONE_WRITE)),
+    **dict.fromkeys(("200-error", "204", "301", "302", "303", "307", "308"), _MISMATCHED),
     "408": replace(_FAILED, errors=(APIError,)),
     **dict.fromkeys(("421", "425"), _REFUSED),
     "429": _LIMITED,
@@ -346,22 +346,22 @@ _RETRY_AFTER: Final = {"429-seconds": 1.0, "429-date": 1.0}
 def _scenario(kind: Kind, name: str, row: _Row) -> Scenario:
     fault = FAULTS[name]
     call, make = _CALLS[kind]
-    at_least, at_most = _RETRY_AFTER.get(name, 0.0), WITHIN
+    at_least, at_most = _RETRY_AFTER.get(name, 0.0), MAX_SECONDS
     if row.timed and kind is Kind.WRITE:
         make = _add_briefly
         # No earlier: each timeout of a write is an UNKNOWN.
-        at_least, at_most = 2 * SOON, 2 * SOON + SLACK
+        at_least, at_most = 2 * SHORT_TIMEOUT, 2 * SHORT_TIMEOUT + MAX_OVERRUN
     return Scenario(
         f"{call}-meets-{name}",
         make,
         _endings(kind, row, fault),
         (fault,),
-        attempt_timeout=SOON if row.timed else PLENTY,
-        must_not_reuse=row.foreign,
+        attempt_timeout=SHORT_TIMEOUT if row.timed else LONG_TIMEOUT,
+        must_not_reuse=row.must_not_reuse,
         pause_after=0.1 if name.endswith("-later") else 0.0,
         at_least=at_least,
         at_most=at_most,
-        followed_by=_AGAIN[kind] if row.surplus else None,
+        followed_by=_FOLLOWING_CALLS[kind] if row.surplus else None,
         limit=Limit.SURPLUS if row is _SURPLUS else None,
     )
 
@@ -401,7 +401,7 @@ def _faults(*names: str) -> tuple[Fault, ...]:
     return tuple(FAULTS[name] for name in names)
 
 
-_LONG: Final = 2 * SOON + SLACK + 2.0
+_LONG: Final = 2 * SHORT_TIMEOUT + MAX_OVERRUN + 2.0
 """Seconds that a slow response lasts at least. A call must end far earlier."""
 _PAUSE: Final = 0.05
 """Seconds between the pieces of a slow response."""
@@ -410,25 +410,25 @@ _PAUSE: Final = 0.05
 _FOR_LONG: Final = f"for more than {_LONG:g} s"
 
 
-def _drops(piece: bytes) -> Iterable[bytes]:
+def _slow_pieces(piece: bytes) -> Iterable[bytes]:
     return itertools.repeat(piece, int(_LONG / _PAUSE))
 
 
 def _drip_head(head: bytes, body: bytes) -> Iterable[bytes]:
-    return itertools.chain((head[:-2] + b"Padding: ",), _drops(b"x"), (b"\r\n\r\n" + body,))
+    return itertools.chain((head[:-2] + b"Padding: ",), _slow_pieces(b"x"), (b"\r\n\r\n" + body,))
 
 
 def _drip_interim_head(head: bytes, body: bytes) -> Iterable[bytes]:
     begun = b"HTTP/1.1 100 Continue\r\nPadding: "
-    return itertools.chain((begun,), _drops(b"x"), (b"\r\n\r\n" + head + body,))
+    return itertools.chain((begun,), _slow_pieces(b"x"), (b"\r\n\r\n" + head + body,))
 
 
 def _drip_interim(head: bytes, body: bytes) -> Iterable[bytes]:
-    return itertools.chain(_drops(b"HTTP/1.1 100 Continue\r\n\r\n"), (head + body,))
+    return itertools.chain(_slow_pieces(b"HTTP/1.1 100 Continue\r\n\r\n"), (head + body,))
 
 
 def _drip_body(head: bytes, body: bytes) -> Iterable[bytes]:
-    padding = [*_drops(b" ")]
+    padding = [*_slow_pieces(b" ")]
     longer = b"Content-Length: %d\r\n" % (len(body) + len(padding))
     return (head.replace(b"Content-Length: %d\r\n" % len(body), longer), *padding, body)
 
@@ -436,7 +436,7 @@ def _drip_body(head: bytes, body: bytes) -> Iterable[bytes]:
 def _drip_chunk_size(head: bytes, body: bytes) -> Iterable[bytes]:
     length = b"Content-Length: %d\r\n" % len(body)
     head = head.replace(length, b"Transfer-Encoding: chunked\r\n")
-    return (head, *_drops(b"0"), b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    return (head, *_slow_pieces(b"0"), b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
 
 
 def _trickle_body(head: bytes, body: bytes) -> Iterable[bytes]:
@@ -467,8 +467,8 @@ def _drips(what: str, words: str, shape: Shape, pause: float = _PAUSE) -> Scenar
         _add_briefly,
         (_LATE,),
         (Shaped(shape, pause=pause),),
-        at_least=2 * SOON,
-        at_most=2 * SOON + SLACK,
+        at_least=2 * SHORT_TIMEOUT,
+        at_most=2 * SHORT_TIMEOUT + MAX_OVERRUN,
         limit=Limit.TIME,
         endings_at_limit=(_done(),),
         words=words,
@@ -488,7 +488,7 @@ _CHALLENGED: Final = "send 401 with a WWW-Authenticate challenge"
 _CHALLENGE: Final = CannedResponse(401, (("WWW-Authenticate", 'Basic realm="x"'),))
 _LAST_OF_ITS_CONNECTION: Final = CannedResponse(503, (("Connection", "close"),))
 
-_FURTHER: Final = (
+_OTHER_SCENARIOS: Final = (
     # No fault
     Scenario("add", _add, (_done(),)),
     Scenario("subtract", _subtract, (_done(),)),
@@ -700,9 +700,9 @@ _FURTHER: Final = (
         "add-waits-for-its-response",
         _add,
         (_done(),),
-        (Shaped(_body_later, pause=1.5 * SOON),),
-        attempt_timeout=SOON,
-        words=f"send the head, and {1.5 * SOON:g} s later the body",
+        (Shaped(_body_later, pause=1.5 * SHORT_TIMEOUT),),
+        attempt_timeout=SHORT_TIMEOUT,
+        words=f"send the head, and {1.5 * SHORT_TIMEOUT:g} s later the body",
     ),
     # The timeout expires while bytes still arrive.
     _drips("a-head", f"send the head byte by byte, {_FOR_LONG}", _drip_head),
@@ -731,9 +731,9 @@ _FURTHER: Final = (
         _get_balance,
         (_done(2, 0),),
         (Shaped(_drip_head, pause=_PAUSE),),
-        attempt_timeout=SOON,
-        at_least=SOON,
-        at_most=SOON + SLACK,
+        attempt_timeout=SHORT_TIMEOUT,
+        at_least=SHORT_TIMEOUT,
+        at_most=SHORT_TIMEOUT + MAX_OVERRUN,
         limit=Limit.TIME,
         endings_at_limit=(_done(1, 0),),
         words=f"send the head byte by byte, {_FOR_LONG}",
@@ -756,7 +756,9 @@ def _connecting(*, secure: bool) -> Iterator[Scenario]:
         for kind in Kind:
             scenario = _scenario(kind, name, row)
             if secure and row.timed:
-                scenario = replace(scenario, make=_CALLS[kind][1], at_least=SOON, at_most=WITHIN)
+                scenario = replace(
+                    scenario, make=_CALLS[kind][1], at_least=SHORT_TIMEOUT, at_most=MAX_SECONDS
+                )
             elif not secure and not row.timed and kind is Kind.WRITE:
                 # The client may notice before it sends the request.
                 endings = (*scenario.endings, *_endings(kind, unsent, FAULTS[name]))
@@ -764,7 +766,7 @@ def _connecting(*, secure: bool) -> Iterator[Scenario]:
             yield scenario
 
 
-_EVERYWHERE: Final = (*_FURTHER, *_BY_FAULT, *_USED)
+_EVERYWHERE: Final = (*_OTHER_SCENARIOS, *_BY_FAULT, *_USED)
 
 SCENARIOS: Final[tuple[Scenario, ...]] = (*_EVERYWHERE, *_connecting(secure=False))
 """All scenarios over plain HTTP."""

@@ -260,13 +260,13 @@ def test_handshakes_do_not_hold_up_close(server: SandboxServer) -> None:
             assert stream.recv(1) == b""
 
 
-@pytest.mark.parametrize("certificates", [None, {}], ids=["none", "empty"])
-def test_conformance_without_certificates(certificates: dict[str, ssl.SSLContext] | None) -> None:
-    """`check` says which certificate a scenario over TLS needs."""
+@pytest.mark.parametrize("ssl_contexts", [None, {}], ids=["none", "empty"])
+def test_conformance_without_ssl_contexts(ssl_contexts: dict[str, ssl.SSLContext] | None) -> None:
+    """`check` says which SSL context a scenario over TLS needs."""
     scenario = TLS_SCENARIOS[0]
-    said = f"{scenario} needs certificates with the key 'good', which is a server's SSLContext"
+    said = f"{scenario} needs ssl_contexts with the key 'good', which is a server's SSLContext"
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
-        check(scenario, lambda _: pytest.fail("it connects"), certificates=certificates)
+        check(scenario, lambda _: pytest.fail("it connects"), ssl_contexts=ssl_contexts)
 
 
 def test_refusing(server: SandboxServer, context: ssl.SSLContext) -> None:

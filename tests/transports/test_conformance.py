@@ -81,7 +81,7 @@ def test_conformance(
     check(
         scenario,
         lambda protocol: sync_kind.open(protocol, authority.trust),
-        certificates=authority.certificates,
+        ssl_contexts=authority.certificates,
         limits=sync_kind.limits,
     )
 
@@ -99,7 +99,7 @@ def test_async_conformance(
         await check_async(
             scenario,
             async_kind.connect(authority.trust),
-            certificates=authority.certificates,
+            ssl_contexts=authority.certificates,
             limits=async_kind.limits,
         )
 
@@ -116,7 +116,7 @@ def test_concurrency(
     check_concurrency(
         level,
         lambda protocol: sync_kind.open(protocol, authority.trust),
-        certificate=authority.certificate(certificate),
+        ssl_context=authority.certificate(certificate),
         limits=sync_kind.limits,
     )
 
@@ -133,7 +133,7 @@ def test_async_concurrency(
         await check_async_concurrency(
             level,
             async_kind.connect(authority.trust),
-            certificate=authority.certificate(certificate),
+            ssl_context=authority.certificate(certificate),
             limits=async_kind.limits,
         )
 
@@ -150,7 +150,7 @@ def test_closing(
     check_closing(
         closing,
         lambda protocol: sync_kind.open(protocol, authority.trust),
-        certificate=authority.certificate(certificate),
+        ssl_context=authority.certificate(certificate),
         limits=sync_kind.limits,
     )
 
@@ -167,7 +167,7 @@ def test_async_closing(
         await check_async_closing(
             closing,
             async_kind.connect(authority.trust),
-            certificate=authority.certificate(certificate),
+            ssl_context=authority.certificate(certificate),
         )
 
     async_kind.run(main)
@@ -185,7 +185,7 @@ def test_closing_with_one_connection(
         await check_async_closing(
             closing,
             narrow_kind.connect(authority.trust, connections=1),
-            certificate=authority.certificate(certificate),
+            ssl_context=authority.certificate(certificate),
         )
 
     narrow_kind.run(main)
@@ -214,7 +214,7 @@ def test_interruption(
     check_interruption(
         interruption,
         connect,
-        certificate=authority.certificate(certificate),
+        ssl_context=authority.certificate(certificate),
         limits=sync_kind.limits,
     )
     gc.collect()
@@ -240,7 +240,7 @@ def test_async_interruption(
     check(
         interruption,
         narrow_kind.connect(authority.trust, connections=1),
-        certificate=authority.certificate(certificate),
+        ssl_context=authority.certificate(certificate),
     )
 
 
@@ -257,7 +257,7 @@ def test_cancellation(
         calls = await check_cancellation(
             cancellation,
             narrow_kind.connect(authority.trust, heard.append, connections=1),
-            certificate=authority.certificate(certificate),
+            ssl_context=authority.certificate(certificate),
         )
         for call in calls:
             assert all(attempt in heard for attempt in call.attempts)

@@ -104,7 +104,7 @@ def test_call_without_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_open_connection(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed client that leaves a connection open is found out."""
-    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.3)
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.MAX_SECONDS", 0.3)
 
     async def main() -> None:
         never = Cancellation("meeting-with-nothing")

@@ -88,7 +88,7 @@ def test_broken_promise(
     transport: MakeTransport, name: str, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check of a broken promise fails, and the message names the promise."""
-    monkeypatch.setattr("creduse_sandbox.conformance.closing.WITHIN", 1.0)
+    monkeypatch.setattr("creduse_sandbox.conformance.closing.MAX_SECONDS", 1.0)
     with pytest.raises(AssertionError, match=found) as caught:
         check_end(name, transport)
     assert "What the server does: " in str(caught.value)
@@ -103,14 +103,14 @@ def test_limit_of_closing() -> None:
 
 def test_slow_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """A `close()` that takes too long is found out."""
-    monkeypatch.setattr("creduse_sandbox.conformance.closing.SLACK", 0.0)
+    monkeypatch.setattr("creduse_sandbox.conformance.closing.MAX_OVERRUN", 0.0)
     with pytest.raises(AssertionError, match=r"close\(\) took \d+\.\d s"):
         check_end("close-while-meeting-request-then-hang", Good, Limit.CLOSE)
 
 
 def test_open_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed client that leaves a connection open is found out."""
-    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.3)
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.MAX_SECONDS", 0.3)
     with pytest.raises(AssertionError, match=r"did not close all connections: [12] are open"):
         check_end("close-while-meeting-429-seconds", LeavesConnectionsOpen)
 
@@ -158,7 +158,7 @@ def test_async_broken_promise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The check of an asynchronous transport finds the same."""
-    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 1.0)
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.MAX_SECONDS", 1.0)
 
     async def main() -> None:
         await check_async_closing(CLOSED[name], async_over(transport))

@@ -59,7 +59,7 @@ def test_broken_promise(
     transport: MakeTransport, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check of a broken promise fails, and the message names the promise."""
-    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 1.0)
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.MAX_SECONDS", 1.0)
     with pytest.raises(AssertionError, match=found):
         check_level("four-callers", transport)
 
@@ -73,7 +73,7 @@ def test_limit_of_reuse() -> None:
 
 def test_slow_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that takes too long is found out."""
-    monkeypatch.setattr("creduse_sandbox.conformance.concurrency.WITHIN", 0.0)
+    monkeypatch.setattr("creduse_sandbox.conformance.concurrency.MAX_SECONDS", 0.0)
     with pytest.raises(AssertionError, match=r"succeeded> took \d+\.\d s"):
         check_level("four-callers", Good)
 
@@ -101,7 +101,7 @@ def test_async_broken_promise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The check of an asynchronous transport finds the same."""
-    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 1.0)
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.MAX_SECONDS", 1.0)
 
     async def main() -> None:
         await check_async_concurrency(LEVELS["four-callers"], async_over(transport))

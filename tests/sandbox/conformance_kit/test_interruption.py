@@ -106,9 +106,9 @@ def test_broken_promise(
     transport: MakeTransport, name: str, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check of a broken promise fails, and the message names the promise."""
-    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 1.0)
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.MAX_SECONDS", 1.0)
     if "in time" in found:
-        monkeypatch.setattr("creduse_sandbox.conformance.interruption.WITHIN", 1.0)
+        monkeypatch.setattr("creduse_sandbox.conformance.interruption.MAX_SECONDS", 1.0)
     with pytest.raises(AssertionError, match=found):
         check_signal(name, transport)
 
@@ -124,7 +124,7 @@ def test_limit_of_signals(
     transport: MakeTransport, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Limit.SIGNAL` allows a lost alarm or a deadlock, and no Ctrl-C without an effect."""
-    monkeypatch.setattr("creduse_sandbox.conformance.interruption.SOON", 0.5)
+    monkeypatch.setattr("creduse_sandbox.conformance.interruption.SHORT_TIMEOUT", 0.5)
     check_signal(name, transport, Limit.SIGNAL)
     with pytest.raises(AssertionError, match="must raise the KeyboardInterrupt"):
         check_signal("ctrl-c-meeting-with-nothing", SwallowsSignals, Limit.SIGNAL)
@@ -204,6 +204,6 @@ def test_async_broken_promise(
 ) -> None:
     """The check of a broken promise fails, and the message names the promise."""
     if "in time" in found:
-        monkeypatch.setattr("creduse_sandbox.conformance.interruption.WITHIN", 1.0)
+        monkeypatch.setattr("creduse_sandbox.conformance.interruption.MAX_SECONDS", 1.0)
     with pytest.raises(AssertionError, match=found):
         check(INTERRUPTED["ctrl-c-meeting-with-nothing"], async_over(transport))

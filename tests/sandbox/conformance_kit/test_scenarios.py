@@ -353,7 +353,7 @@ def test_wrong_outcome_of_an_error() -> None:
 
 def test_slow_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that takes too long is found out."""
-    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.0)
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.MAX_SECONDS", 0.0)
     with pytest.raises(
         AssertionError, match=r"<Call POST /add, succeeded> took \d+\.\d s, more than 0 s"
     ):
@@ -383,7 +383,7 @@ def test_body_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_open_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed client that leaves a connection open is found out."""
-    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.3)
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.MAX_SECONDS", 0.3)
     with pytest.raises(AssertionError, match="did not close all connections: 1 are open"):
         check_scenario("add", LeavesConnectionsOpen)
 
@@ -415,7 +415,7 @@ def test_async_broken_promise(
 
 def test_async_open_connection(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed asynchronous client that leaves a connection open is found out."""
-    monkeypatch.setattr("creduse_sandbox.conformance.checks.WITHIN", 0.3)
+    monkeypatch.setattr("creduse_sandbox.conformance.checks.MAX_SECONDS", 0.3)
 
     async def main() -> None:
         await check_async(NAMED["add"], async_over(AsyncLeavesConnectionsOpen))
