@@ -1,5 +1,6 @@
 """A transport that breaks a promise when a signal interrupts a call is found out."""
 
+import gc
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,16 @@ def check_signal(name: str, transport: MakeTransport, *limits: Limit) -> None:
 def test_good_transport(name: str) -> None:
     """A transport that keeps every promise passes."""
     check_signal(name, Good)
+
+
+def test_collector_stays_off() -> None:
+    """The check does not turn on a garbage collector that was off."""
+    gc.disable()
+    try:
+        check_signal("ctrl-c-on-a-new-connection", Good)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
