@@ -5,7 +5,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -15,9 +15,9 @@ from creduse import Attempt, Outcome, RetryPolicy
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_core import Call
 from creduse_sandbox import SandboxServer, Shaped
-from tests.aiohttp.clients import Run, until
-from tests.common import KEY, RESPONSE, USER
-from tests.servers import RawServer, Start, wait_for_end
+from tests.aiohttp.clients import Run
+from tests.common import KEY, USER
+from tests.servers import Start, never_respond
 
 pytestmark = pytest.mark.slow
 
@@ -102,92 +102,6 @@ def test_cancelled_at_every_step(
     assert seen >= {(False, True), (True, False)}
 
 
-def silent_at_first(connection: socket.socket, server: RawServer) -> None:
-    """Do not respond to the first request; respond to all others."""
-    while server.request(connection):
-        if len(server.received) == 1:
-            with suppress(ConnectionResetError):
-                wait_for_end(connection)
-            server.received.append(b"gone")
-        else:
-            connection.sendall(RESPONSE)
-
-
-def test_cancelled_while_waiting_for_the_response(run: Run, raw: Start) -> None:
-    """A call that is cancelled while it waits for its response closes its connection at once."""
-
-    async def main() -> None:
-        async with narrow(server.base_url) as client:
-            call = client.protocol.add(USER, 5)
-            task = asyncio.create_task(client.run(call))
-            await until(lambda: server.received)
-            task.cancel()
-            await asyncio.wait({task})
-            assert call.outcome is Outcome.UNKNOWN
-            await asyncio.wait_for(until(lambda: server.received[-1] == b"gone"), 30)
-            await client.add(USER, 5, timeout=30)
-
-    server = raw(silent_at_first)
-    run(main)
-
-
-def test_cancelled_while_waiting_for_a_connection(run: Run, raw: Start) -> None:
-    """A call that is cancelled while it waits for a connection sends nothing."""
-
-    async def main() -> None:
-        async with narrow(server.base_url) as client:
-            holding = asyncio.create_task(client.add(USER, 5))
-            await until(lambda: server.received)
-            waiting = client.protocol.add(USER, 6)
-            assert await cancel(client, waiting, 20)
-            holding.cancel()
-            await asyncio.wait({holding})
-            await client.add(USER, 5, timeout=30)
-            assert not any(b'"amount":6' in received for received in server.received)
-
-    server = raw(silent_at_first)
-    run(main)
-
-
-def test_cancelled_within_the_handshake(run: Run, raw: Start) -> None:
-    """A call that is cancelled during the TLS handshake leaves no socket open."""
-    gone: list[bool] = []
-
-    def behave(connection: socket.socket, server: RawServer) -> None:
-        server.received.append(connection.recv(1))
-        with suppress(ConnectionResetError):
-            wait_for_end(connection)
-        gone.append(True)
-
-    async def main() -> None:
-        async with narrow(server.base_url.replace("http:", "https:")) as client:
-            for count in (1, 2):
-                call = client.protocol.add(USER, 5)
-                task = asyncio.create_task(client.run(call))
-                await until(lambda: len(server.received) == count)  # noqa: B023 - awaited here
-                task.cancel()
-                await asyncio.wait({task})
-                assert task.cancelled()
-                await asyncio.wait_for(until(lambda: len(gone) == count), 30)  # noqa: B023 - as above
-
-    server = raw(behave)
-    run(main)
-
-
-def test_closed_right_after_a_cancellation(run: Run, raw: Start) -> None:
-    """A client can be closed right after a cancellation; no connection stays open."""
-
-    async def main() -> None:
-        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            task = asyncio.create_task(client.add(USER, 5))
-            await until(lambda: server.received)
-            task.cancel()
-        await asyncio.wait_for(until(lambda: server.received[-1] == b"gone"), 30)
-
-    server = raw(silent_at_first)
-    run(main)
-
-
 def test_cancelled_before_it_begins(run: Run, server: SandboxServer) -> None:
     """A task that was cancelled before its call sends nothing."""
 
@@ -219,7 +133,7 @@ def test_timeout_of_the_caller(run: Run, raw: Start) -> None:
                     await client.run(call)
             assert call.outcome is Outcome.UNKNOWN
 
-    server = raw(silent_at_first)
+    server = raw(never_respond)
     run(main)
 
 
