@@ -25,19 +25,12 @@ STRICT = {"PYTHONDEVMODE": "1"}
 # More than there are processors: most tests wait for servers that misbehave.
 AT_ONCE = ("-n", "6")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
-# Tests that take long and do the same on each Python run on the newest one. What needs no dependency,
-# or only h11, is left to the other sessions.
-ON_FLOORS = (
-    *AT_ONCE,
-    *("-m", "not exhaustive and not once"),
-    *("--ignore", "tests/core", "--ignore", "tests/sandbox"),
-)
-# The rest runs on the newest Python, and most of it in the session "oldest", too.
-QUICK = (
-    *AT_ONCE,
-    *("-m", "not exhaustive and not once and not slow"),
-    *("-k", "not over-tls and not conformance_kit and not urllib3"),
-)
+# Tests that take long and do the same on each Python run on the newest one.
+LIGHT = (*AT_ONCE, "-m", "not exhaustive and not slow")
+# What needs no dependency, or only h11, is left to the other sessions.
+ON_FLOORS = (*LIGHT, "--ignore", "tests/core", "--ignore", "tests/sandbox")
+# TLS is also left to the newest Python, and to the session "oldest".
+QUICK = (*LIGHT, "-k", "not over-tls and not conformance_kit and not urllib3")
 
 
 def group(name: str) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 introduced sys.monitoring")
-@pytest.mark.once  # the limits are those of the newest Python
 def test_lines_of_a_call() -> None:
     """A call of each client runs no more lines than its limit."""
     command = [sys.executable, "-m", "benchmarks.lines"]

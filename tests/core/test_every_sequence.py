@@ -266,6 +266,7 @@ def waits(kind: Kind) -> list[tuple[tuple[Beat, ...], Play]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", Kind)
 def test_every_sequence(kind: Kind) -> None:
     """In every sequence of events, a write is sent once, the outcome is true, and time is kept."""

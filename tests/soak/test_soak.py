@@ -185,7 +185,7 @@ def test_when_a_request_was_sent(end: str) -> None:
         assert found.sent >= before - CLOCKS
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.parametrize("wire", ["--plain", "--tls"])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_short_run(client: str, wire: str) -> None:

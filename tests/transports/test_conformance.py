@@ -106,7 +106,7 @@ def test_async_conformance(
     async_kind.run(main)
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @PLAIN_AND_SECURE
 @pytest.mark.parametrize("level", CONCURRENCY_LEVELS, ids=str)
 def test_concurrency(
@@ -121,7 +121,7 @@ def test_concurrency(
     )
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @PLAIN_AND_SECURE
 @pytest.mark.parametrize("level", CONCURRENCY_LEVELS, ids=str)
 def test_async_concurrency(
@@ -140,7 +140,7 @@ def test_async_concurrency(
     async_kind.run(main)
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @PLAIN_AND_SECURE
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing(
@@ -155,7 +155,7 @@ def test_closing(
     )
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @PLAIN_AND_SECURE
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_async_closing(
@@ -173,7 +173,7 @@ def test_async_closing(
     async_kind.run(main)
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @PLAIN_AND_SECURE
 @pytest.mark.parametrize("closing", CLOSINGS, ids=str)
 def test_closing_with_one_connection(
@@ -191,7 +191,7 @@ def test_closing_with_one_connection(
     narrow_kind.run(main)
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaks")
 # An object whose initialization was interrupted may fail as it is collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -221,7 +221,7 @@ def test_interruption(
     assert not opened, "a client that the check has kept warns of its sockets in another test"
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaks")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @SOMETIMES_SECURE

@@ -96,7 +96,7 @@ def grows(counts: list[int]) -> bool:
     return counts[-1] - counts[-2] >= AT_MOST * MORE
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("use", SYNC_USES.values(), ids=SYNC_USES)
 def test_growth_of_synchronous_clients(
@@ -120,7 +120,7 @@ def test_growth_of_synchronous_clients(
         pytest.fail(f"blocks of memory, every {MORE} calls: {counts}")
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_growth_of_asynchronous_clients(

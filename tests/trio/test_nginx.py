@@ -81,7 +81,7 @@ def nginx(upstream: SandboxServer, tmp_path: Path) -> Generator[tuple[str, ssl.S
         process.wait()
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # a thousand handshakes, on a machine that has other things to do
 @pytest.mark.parametrize("idle_timeout", [KEEPALIVE / 8, 3 * KEEPALIVE], ids=["less", "more"])
 def test_thousand_calls(idle_timeout: float, tmp_path: Path) -> None:
