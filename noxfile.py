@@ -23,7 +23,7 @@ OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 # errors in all sessions, even those about sockets that are left open.
 STRICT = {"PYTHONDEVMODE": "1"}
 # More than there are processors: most tests wait for servers that misbehave.
-AT_ONCE = ("-n", "6")
+AT_ONCE = ("-n", "6", "--dist", "worksteal")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
 # Tests that take long and do the same on each Python run on the newest one.
 LIGHT = (*AT_ONCE, "-m", "not exhaustive and not slow")
