@@ -200,6 +200,19 @@ def test_time_in_our_own_queue() -> None:
     assert request.extensions["timeout"] == {**timeout, "read": timeout["write"]}
 
 
+def test_stopped_before_its_turn() -> None:
+    """An exchange that is stopped before its task runs makes no request."""
+    protocol = CreduseProtocol(KEY)
+    send = protocol.add(USER, 1).start(0.0)
+    with httpx.Client() as http_client:
+        exchange = TracedExchange(
+            send, SuppliedClient(http_client, protocol, "Client"), lambda: 0.0
+        )
+        assert exchange.stop() == 0.0
+        with pytest.raises(TimeoutError, match="no time was left to send the request"):
+            exchange.traced_request(None)
+
+
 def refuse_connect(connection: socket.socket, server: RawServer) -> None:
     """Act as a proxy that refuses every CONNECT."""
     server.received.append(connection.recv(65536))
