@@ -33,9 +33,12 @@ def is_usable(transport: asyncio.BaseTransport) -> bool:
     aiohttp would read those bytes as the next response. Its compiled parser knows whether a
     response has begun. The parser in Python, which replaces it, shows that only by its lines.
     """
+    # asyncio's TLS transport raises in get_extra_info if it has been closed twice.
+    if transport.is_closing():
+        return False
     ssl_object = transport.get_extra_info("ssl_object")
     # uvloop can leave a whole record within TLS when the machine is busy.
-    if transport.is_closing() or (ssl_object is not None and has_unread(ssl_object)):
+    if ssl_object is not None and has_unread(ssl_object):
         return False
     protocol: Any = transport.get_protocol()
     parser = getattr(protocol, "_parser", None)

@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from creduse import (
     TransportError,
 )
 from creduse_aiohttp import AsyncCreduseClient
+from creduse_aiohttp._private_api import prepare_for_reuse
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.aiohttp.clients import Connect, Run, until
 from tests.common import GOOD, KEY, NO_WAIT, ONCE, RESPONSE, USER
@@ -363,3 +365,29 @@ def test_without_aiohttp(missing: str, said: str) -> None:
         [sys.executable, "-c", PROGRAM, missing], capture_output=True, check=True, env=os.environ
     )
     assert done.stdout.decode() == said
+
+
+@pytest.mark.usefixtures("trusted")
+def test_result_over_a_lost_connection(
+    run: Run, secure_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole response counts, even if its TLS connection is lost before it could be reused.
+
+    aiohttp and the loss can both close the transport. asyncio's TLS transport then has no state left.
+    """
+
+    def lose(transport: asyncio.WriteTransport) -> bool:
+        transport.abort()
+        transport.close()
+        return prepare_for_reuse(transport)
+
+    monkeypatch.setattr("creduse_aiohttp._client.prepare_for_reuse", lose)
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            assert (await client.add(USER, 5)).amount == 5
+            assert (await client.add(USER, 6)).amount == 6
+
+    with SandboxServer(ssl_context=secure_context) as server:
+        run(main)
+        assert [entry.connection for entry in server.applied] == [1, 2]
