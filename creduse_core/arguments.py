@@ -1,16 +1,16 @@
 """Checks of the arguments that callers pass.
 
 Each check raises ``TypeError`` or ``ValueError``. The message names the argument, what was wrong
-with it and what would be right. Of an instance of a subclass of UUID, str or int, only the inherited
-value is sent, since the subclass can claim anything. What the arguments are used for does not belong here.
+with it and what would be right. A subclass of UUID, str or int can override any method, so only the
+base class's value is sent. What the arguments are used for does not belong here.
+
+Modules that only some of the checks need are imported there, since they make half of the core's
+import.
 """
 
 import functools
-import inspect
-import ipaddress
 import re
 from typing import Final
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from .secret import Secret
@@ -138,6 +138,8 @@ def checked_api_key(api_key: object) -> Secret:
 
 def checked_base_url(url: str, *, allow_http: bool) -> tuple[str, bool]:
     """Return a base URL without a slash at its end, and whether its host is this machine."""
+    from urllib.parse import urlsplit  # noqa: PLC0415 - see the module's docstring
+
     name = "base_url (or CREDUSE_BASE_URL)"
     check_type(name, url, str)
     url = str.__str__(url)
@@ -181,6 +183,8 @@ def is_loopback(host: str) -> bool:
     """
     if host == "localhost" or host.endswith(".localhost"):
         return True
+    import ipaddress  # noqa: PLC0415 - see the module's docstring
+
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -197,24 +201,24 @@ def not_loopback_message(host: str, address: str) -> str:
     )
 
 
-# Calling one of these only makes a coroutine or generator.
-_NEVER_RUN: Final = (
-    inspect.iscoroutinefunction,
-    inspect.isgeneratorfunction,
-    inspect.isasyncgenfunction,
-)
-
-
 def check_on_attempt(value: object) -> None:
     """Accept ``None`` or a plain callable.
 
-    Reject coroutine and generator functions, even inside a partial.
+    Reject coroutine and generator functions, even inside a partial. To call one only makes a
+    coroutine or a generator.
     """
+    if value is None:
+        return
+    import inspect  # noqa: PLC0415 - see the module's docstring
+
+    never_run = (
+        inspect.iscoroutinefunction,
+        inspect.isgeneratorfunction,
+        inspect.isasyncgenfunction,
+    )
     function = value
     while isinstance(function, functools.partial):
         function = function.func
     method = getattr(function, "__call__", None)  # noqa: B004 - the method is checked, too
-    if value is not None and (
-        method is None or any(never(it) for never in _NEVER_RUN for it in (function, method))
-    ):
+    if method is None or any(never(it) for never in never_run for it in (function, method)):
         raise TypeError("on_attempt must be a plain function that takes an Attempt, or None")

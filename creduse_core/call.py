@@ -11,8 +11,9 @@ something is proved. The caller then reports what happened, in one of three ways
 After a response or failure that is not a success, the call either ends in FAILED and raises its
 error, or it is WAITING: it returns a `Wait`, and after that time the caller calls ``wake``. The call
 then returns the next `Send`, or raises the error if its time is over. The table `EVENTS` in
-`creduse_core.retry` decides which: a write goes to WAITING only while it is proved that no credits
-have moved. So no path through this machine applies a call twice.
+`creduse_core.retry` decides which. A write goes to WAITING only while it is proved that no credits have
+moved. A write with an idempotency key can go there after any event that a retry can help, since the
+server applies each key once. So no path through this machine applies a call twice.
 
 `TRANSITIONS` has every transition. An input that the state does not allow raises
 `LocalProtocolError`, and the call stays as it was.
@@ -23,13 +24,13 @@ of errors are in `creduse_core.reports`.
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from .decoding import Expected, InvalidResult, read_response
 from .errors import CreduseError, LocalProtocolError
 from .messages import Failure, Request, Response
 from .models import Attempt, Outcome
+from .records import dataclass
 from .reports import Context, Problem, error_of, problem_of_failure, problem_of_response, quote
 from .retry import EVENTS, Event, Kind, RetryPolicy, may_retry
 from .secret import Secret, no_pickle
@@ -84,7 +85,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Input, tuple[State, ...]]]] = {
 """The states that can follow a state and an input. An input without a row is an error."""
 
 
-@dataclass(slots=True)  # not frozen, which would take longer to make
+@dataclass(frozen=True, slots=True)
 class Send:
     """Send ``request`` now, and report to the call what happened."""
 
@@ -94,13 +95,16 @@ class Send:
     To wait for a connection in a pool is part of connecting."""
     deadline: float
     """When the whole response must have arrived, on the same clock."""
-    allows_reuse: Callable[[Response], bool] = field(repr=False, compare=False)
+    allows_reuse: Callable[[Response], bool]
     """Return whether the connection can carry another request after this response. It is a pure
     function.
 
     True after a 2xx response that names the request's user and amount, and after any 4xx but 408.
     False if the response has both Content-Length and Transfer-Encoding, as its end is then in doubt.
     All other responses may be those of an earlier request, and would shift all further ones."""
+
+    def __repr__(self) -> str:
+        return f"<Send {self.request!r}, connect by {self.connect_by}, deadline {self.deadline}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ class Wait:
     seconds: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Done(Generic[T]):
     """The call has succeeded."""
 
@@ -145,6 +149,7 @@ class Call(Generic[T]):
         "_request",
         "_response",
         "_secret",
+        "_sent",
         "_started",
         "_state",
         "_timeout",
@@ -171,6 +176,7 @@ class Call(Generic[T]):
         self._secret = secret
         self._state = State.READY
         self._records: list[_Record] = []
+        self._sent = 0
         self._evidence = Outcome.NOT_APPLIED
         self._response: Response | None = None
         self._read: tuple[Response, T | InvalidResult] | None = None
@@ -266,9 +272,10 @@ class Call(Generic[T]):
 
     def abandon(self, now: float) -> None:
         """End the call because its caller was cancelled. A request in flight counts as sent."""
-        in_flight = self._state is State.IN_FLIGHT
         self._move(Input.ABANDON, State.ABANDONED)
-        if in_flight:
+        # Not by the state: a signal handler can raise when an attempt has been recorded, and the
+        # state has not been moved yet.
+        if len(self._records) < self._sent:
             self._record(EVENTS["abandoned"], None, "abandoned by the caller", now)
 
     # How they work.
@@ -300,6 +307,7 @@ class Call(Generic[T]):
 
     def _send(self, now: float) -> Send:
         self._started = now
+        self._sent += 1
         bounded = min(self._deadline, now + self._policy.attempt_timeout)
         return Send(
             self._request,

@@ -3,11 +3,10 @@
 How to send and how to wait does not belong here: only a transport knows it.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Container
 from contextlib import suppress
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
@@ -190,7 +189,7 @@ class _ClientBase:
             return
         try:
             returned = self._on_attempt(call.attempts[-1])
-            if inspect.iscoroutine(returned):
+            if isinstance(returned, CoroutineType):
                 returned.close()
                 raise TypeError("on_attempt returned a coroutine, which the client does not await")  # noqa: TRY301 - logged below
         except Exception as error:  # noqa: BLE001 - it is logged

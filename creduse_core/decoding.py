@@ -8,7 +8,6 @@ the response belongs to the request. What a response means for the call does not
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final, Generic, NamedTuple, TypeGuard, TypeVar
 from uuid import UUID
@@ -23,6 +22,7 @@ from .models import (
     CycleStatus,
     CycleType,
 )
+from .records import dataclass
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -43,13 +43,16 @@ class Expected(NamedTuple, Generic[T]):
     decode: Callable[[Fields, UUID], T]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Envelope:
     """The fields of the service's error body. Each can be missing, and ``repr`` quotes none."""
 
     error_code: str | None = None
     message: str | None = None
     timestamp: datetime | None = None
+
+    def __repr__(self) -> str:
+        return "<Envelope>"
 
 
 @dataclass(frozen=True, slots=True)

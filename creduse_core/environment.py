@@ -4,10 +4,9 @@ Only this module and `creduse_core.tls` read it. I/O does not belong here.
 """
 
 import os
-from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from .protocol import BASE_URL, CreduseProtocol
+from .records import dataclass
 from .retry import RetryPolicy
 from .secret import Secret
 
@@ -59,6 +58,7 @@ def proxy_from_environment(base_url: str) -> Proxy | None:
         ValueError: The value is not the URL of a proxy.
     """
     # Imported here, since it loads sockets and TLS, which only a client needs.
+    from urllib.parse import urlsplit  # noqa: PLC0415
     from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415, TID251
 
     parts = urlsplit(base_url)
@@ -77,6 +77,8 @@ def proxy_from_environment(base_url: str) -> Proxy | None:
 
 
 def _proxy(given: Secret) -> Proxy | None:
+    from urllib.parse import urlsplit  # noqa: PLC0415 - loaded anyway by now
+
     url = given.reveal()
     url = url if "://" in url else f"http://{url}"
     try:

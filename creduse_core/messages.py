@@ -6,8 +6,8 @@ and the meaning of a response do not.
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from .records import dataclass
 from .secret import Secret, no_pickle
 
 MAX_BODY_SIZE = 1024 * 1024
@@ -37,7 +37,7 @@ def hide_credentials(headers: Iterable[tuple[str, str | Secret]]) -> HiddenHeade
     )
 
 
-@dataclass(frozen=True, init=False, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Request:
     """A whole HTTP request, ready to be sent.
 
@@ -81,7 +81,7 @@ class Request:
     __reduce__ = no_pickle
 
 
-@dataclass(frozen=True, init=False, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Response:
     """A whole HTTP response: final status code, header fields in their order, undecoded body.
 
@@ -130,7 +130,7 @@ class Delivery(enum.Enum):
     """It can have, or the transport does not know."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Failure:
     """What a transport returns if there is no whole response.
 

@@ -4,9 +4,10 @@ These are frozen data. Results have the field names of the API. Decoding and dec
 """
 
 import enum
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
+
+from .records import dataclass
 
 
 class Outcome(enum.IntEnum):

@@ -3,7 +3,6 @@
 Request bodies and headers belong here. I/O and the environment do not.
 """
 
-from dataclasses import dataclass
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from .call import Call
 from .decoding import Expected
 from .messages import HiddenHeaders, Request, hide_credentials
 from .models import ActiveBalance, CreditsAdded, CreditsSubtracted, Cycle
+from .records import dataclass
 from .retry import Kind, RetryPolicy
 from .secret import Secret, no_pickle
 
@@ -37,7 +37,7 @@ DEFAULT_RETRY: Final = RetryPolicy()
 """The default policy of protocols and clients."""
 
 
-@dataclass(frozen=True, init=False, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class CreduseProtocol:
     """Makes the calls of the Creduse API. It is immutable, so threads can share it.
 

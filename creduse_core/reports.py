@@ -5,9 +5,7 @@ the client retries, does not belong here.
 """
 
 import errno
-from dataclasses import dataclass
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
 from .decoding import Envelope, InvalidResult
 from .errors import (
@@ -22,6 +20,7 @@ from .errors import (
 from .foreign import exception_chain
 from .messages import Delivery, Failure, Request, Response
 from .models import Attempt, Outcome
+from .records import dataclass
 from .retry import EVENTS, Event, Kind, event_of_failure, event_of_response, retry_after
 from .secret import Secret
 
@@ -37,7 +36,7 @@ _PHRASES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Why an attempt has no result. Its ``repr`` quotes nothing."""
 
@@ -208,6 +207,8 @@ def _errno_of(error: BaseException) -> int:
 
 def _endpoint(url: str, via: str | None) -> str:
     """Return the host and port of a request, and its proxy."""
+    from urllib.parse import urlsplit  # noqa: PLC0415 - only failed calls need it
+
     parts = urlsplit(url)
     port = "" if parts.port else ":443" if parts.scheme == "https" else ":80"
     if via is None:

@@ -6,7 +6,6 @@ random numbers and state do not belong here.
 
 import enum
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from .arguments import check_max_attempts, check_seconds, check_timeout, check_type
@@ -14,6 +13,7 @@ from .decoding import InvalidResult
 from .errors import ERROR_CODES
 from .messages import Delivery, Failure, Response
 from .models import Outcome
+from .records import dataclass
 
 
 class Kind(enum.StrEnum):
@@ -92,7 +92,7 @@ EVENTS: dict[str, Event] = {
         ("unproven", _U, _U, False),
     )
 }
-"""NOT_APPLIED and APPLIED need proof. Everything else is UNKNOWN."""
+"""Every event by its name. NOT_APPLIED and APPLIED need proof. Everything else is UNKNOWN."""
 
 _STATUS_EVENTS: dict[int, Event] = (
     dict.fromkeys(range(500, 600), EVENTS["server_error"])
@@ -196,7 +196,8 @@ def retry_after(response: Response) -> float | None:
     value = value.strip()
     if _SECONDS.fullmatch(value):
         return min(float(value), _MAX_RETRY_AFTER)
-    then, now = _http_date(value), _http_date(response.header("Date") or "")
+    now = _http_date(response.header("Date") or "", None)
+    then = _http_date(value, now)
     if then is None or now is None:
         return None
     return min(max(0.0, (then - now).total_seconds()), _MAX_RETRY_AFTER)
@@ -214,12 +215,14 @@ _DATES = tuple(
 )
 
 
-def _http_date(text: str) -> datetime | None:
+def _http_date(text: str, now: datetime | None) -> datetime | None:
     for pattern in _DATES:
         if match := pattern.fullmatch(text.strip()):
             year = int(match["year"])
-            # A year of two digits is never in the last century.
-            year += 2000 if year < 100 else 0
+            if len(match["year"]) == 2:
+                year += 2000
+                # One that seems more than 50 years ahead has passed (RFC 9110, 5.6.7).
+                year -= 100 if now and year > now.year + 50 else 0
             hour, minute, second = map(int, match["time"].split(":"))
             try:
                 return datetime(

@@ -3,8 +3,8 @@
 Only `Secret.reveal` returns the key as text. The words of errors do not belong here.
 """
 
-import base64
 import re
+from binascii import b2a_base64
 from collections.abc import Iterable, Sequence
 from typing import Final, NoReturn
 
@@ -61,9 +61,9 @@ class Secret:
         """Return ``text`` without the secret, in whatever form it appears.
 
         Each character can appear as itself or escaped once or twice, for JSON, URLs, HTML,
-        quoted-printable or source code. The secret is also found in hexadecimal, in Base64, in misread UTF-16 and
-        across line breaks. Its first 8 characters, or 4 at the end of the text, count as the
-        secret.
+        quoted-printable or source code. The secret is also found in hexadecimal, in Base64, in
+        misread UTF-16 and across line breaks. Its first 8 characters, or 4 at the end of the text,
+        count as the secret. An empty secret is in no text.
         """
         if self._patterns is None:  # made late, since few calls fail
             self._patterns = tuple(_patterns_of(self._text))
@@ -100,6 +100,8 @@ class _Pattern:
 
 def _patterns_of(api_key: str) -> Iterable[_Pattern]:
     parts = _escaped_forms(api_key)
+    if not parts:
+        return
     if len(parts) < _MIN_LENGTH:
         yield _Pattern(rf"(?<!\w){''.join(parts)}(?!\w)")
         return
@@ -113,7 +115,7 @@ def _patterns_of(api_key: str) -> Iterable[_Pattern]:
     for offset in range(3):
         # A character of Base64 is six bits. The bytes before and after the key decide some bits of
         # the first and the last character.
-        encoded = base64.b64encode(bytes(offset) + data).decode("ascii").rstrip("=")
+        encoded = b2a_base64(bytes(offset) + data, newline=False).decode("ascii").rstrip("=")
         inner = encoded[-(-offset * 8 // 6) : (offset + len(data)) * 8 // 6]
         yield _pattern_of_parts([odd.get(letter, letter) for letter in inner], least, least_at_end)
 

@@ -41,7 +41,7 @@ IMPURE = {
     "ssl": {"tls"},
 }
 PURE = {
-    "base64",
+    "binascii",
     "collections",
     "contextlib",
     "dataclasses",

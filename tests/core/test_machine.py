@@ -1,11 +1,14 @@
 """A call's state machine: every state with every input."""
 
+import functools
+import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -48,7 +51,9 @@ LEGAL = {
     State.FAILED: set[Input](),
     State.ABANDONED: set[Input](),
 }
-ILLEGAL = [(state, given) for state, given in product(State, Input) if given not in LEGAL[state]]
+ILLEGAL = [
+    (state, given) for state, given in itertools.product(State, Input) if given not in LEGAL[state]
+]
 
 
 def subtract() -> Call[Any]:
@@ -151,8 +156,8 @@ def seen(call: Call[Any]) -> tuple[object, ...]:
     return call.state, call.attempts, call.outcome, call.response, call.request, repr(call)
 
 
-def rest(call: Call[Any]) -> list[object]:
-    """Drive a call to its end, and return all its actions, which show hidden state."""
+def rest(call: Call[Any]) -> list[str]:
+    """Drive a call to its end, and return all its actions as text. They show hidden state."""
     responses: list[object] = []
     if call.state is State.READY:
         responses.append(call.start(0.0))
@@ -160,7 +165,7 @@ def rest(call: Call[Any]) -> list[object]:
         responses.append(call.receive_failure(NOT_SENT, 3.0))
     if call.state is State.WAITING:
         responses += [call.wake(4.0), call.receive_response(GOOD, 5.0), call.attempts]
-    return responses
+    return [*map(repr, responses)]
 
 
 def test_table() -> None:
@@ -336,3 +341,54 @@ def test_history() -> None:
 def test_repr() -> None:
     """A call's repr shows its request and its state."""
     assert repr(waiting()) == "<Call POST /subtract, waiting>"
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+def interrupted_at(step: int, act: Callable[[], object]) -> bool:
+    """Raise before this line or return of the core runs. Return whether there are that many."""
+    left = step
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if "creduse_core" not in frame.f_code.co_filename:
+            return None
+        if event in {"line", "return"}:
+            left -= 1
+            if left < 0:
+                raise Interrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except (Interrupt, CreduseError):
+        pass
+    finally:
+        sys.settrace(before)
+    return left < 0
+
+
+@pytest.mark.parametrize(
+    ("reported", "proved"),
+    [(GOOD, "done"), (BUSY, "rate_limited"), (REFUSED, "rejected"), (NOT_SENT, "not_sent")],
+)
+def test_interrupted_anywhere(reported: Response | Failure, proved: str) -> None:
+    """Wherever a signal handler raises, an attempt is recorded once, and as what is known of it."""
+    names: list[str] = []
+    for step in itertools.count():
+        call = in_flight()
+        is_failure = isinstance(reported, Failure)
+        give: Any = call.receive_failure if is_failure else call.receive_response
+        if not interrupted_at(step, functools.partial(give, reported, 1.0)):
+            break
+        if call.state.live:
+            call.abandon(2.0)
+        (attempt,) = call.attempts
+        assert call.outcome >= attempt.outcome
+        names.append(attempt.event)
+    assert names == sorted(names, key=["abandoned", proved].index)
+    assert set(names) == {"abandoned", proved}

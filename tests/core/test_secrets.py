@@ -286,6 +286,11 @@ def test_short_key(key: str) -> None:
     assert error.message == words.get(key, "the key ***, kept in 404")
 
 
+def test_empty_secret() -> None:
+    """An empty secret is in no text, so redaction changes nothing."""
+    assert Secret("").redact("a text\n") == "a text\n"
+
+
 def test_raw_response_is_unchanged() -> None:
     """The raw response, for debugging, is unchanged."""
     call = call_in_flight()

@@ -245,6 +245,15 @@ def test_date_against_any_date(date: str) -> None:
     assert [retry_after(asking(form, date=date)) for form in forms] == [30.0, 30.0, 30.0]
 
 
+@pytest.mark.parametrize(
+    ("year", "seconds"), [("76", 1e9), ("75", 1e9), ("77", 0.0), ("94", 0.0), ("26", 0.0)]
+)
+def test_two_digit_year(year: str, seconds: float) -> None:
+    """A two-digit year that seems more than 50 years ahead has passed (RFC 9110, 5.6.7)."""
+    response = asking(f"Sunday, 06-Nov-{year} 08:49:37 GMT", date="Fri, 06 Nov 2026 08:49:37 GMT")
+    assert retry_after(response) == seconds
+
+
 @pytest.mark.parametrize("date", [None, "", "yesterday", "1994"])
 def test_date_without_date(date: str | None) -> None:
     """A date is ignored if the response has no Date."""
