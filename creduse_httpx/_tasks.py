@@ -101,8 +101,11 @@ class TrioTasks:
         self._trio = trio
         self._limit = trio.Semaphore(MAX_CONCURRENT)
         self._events: set[trio.Event] = set()
+        # A KeyboardInterrupt then comes only while `run` waits. At any other moment it could leave a
+        # task that sends, or a place that nobody gives back.
+        self.run = trio.lowlevel.enable_ki_protection(self._run)
 
-    async def run(self, exchange: "TracedExchange", run: RunExchange) -> Result:
+    async def _run(self, exchange: "TracedExchange", run: RunExchange) -> Result:
         trio = self._trio
         with trio.move_on_at(exchange.send.connect_by) as waiting:
             await self._limit.acquire()
