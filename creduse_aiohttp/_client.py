@@ -40,8 +40,8 @@ from creduse_core import (
     protocol_from_environment,
     proxy_from_environment,
 )
-from creduse_core.arguments import not_loopback_message
 from creduse_core.pool import IDLE_TIMEOUT
+from creduse_core.problems import CLOSED, OTHER_EVENT_LOOP, not_loopback_message
 from creduse_core.tls import WholeRecords, client_context
 
 from ._private_api import (
@@ -340,7 +340,7 @@ class AiohttpTransport:
     def get_session(self) -> aiohttp.ClientSession:
         """Return the session, or raise if the client cannot send."""
         if self._closed:
-            raise RuntimeError("the client is closed: was it used after its 'with' block?")
+            raise RuntimeError(CLOSED)
         if self._supplied is not None and self._supplied.closed:
             raise RuntimeError("the session is closed")
         loop = asyncio.get_running_loop()
@@ -348,7 +348,7 @@ class AiohttpTransport:
             self._session = self._new_session()
             self._loop = loop
         elif loop is not self._loop:
-            raise RuntimeError("the client belongs to another event loop: make one client for each")
+            raise RuntimeError(OTHER_EVENT_LOOP)
         return self._session
 
     def url(self, request: Request) -> URL:
@@ -376,7 +376,7 @@ class AiohttpTransport:
     def check_connection(self, connection: asyncio.WriteTransport) -> None:
         """Raise if a request must not be written on ``connection``."""
         if self._closed:
-            raise RuntimeError("the client is closed: was it used after its 'with' block?")
+            raise RuntimeError(CLOSED)
         peer: tuple[str, ...] | str | None = connection.get_extra_info("peername")
         # A session's proxy can be on another machine. A Unix socket's peer is not a tuple.
         if (

@@ -7,8 +7,8 @@ pass it to `CoreClient`; or drive a `Call` by hand::
     send = call.start(now)                      # send.request is what to send
     call.receive_response(Response(…), now)     # Done(result), Wait(seconds), or raises
 
-Modules, each importing only those before it: records, secret, foreign, messages, models, errors, arguments,
-decoding, retry, reports, call, protocol, environment, pool, tls, client.
+Modules, each importing only those before it: records, secret, foreign, messages, models, errors,
+arguments, decoding, retry, reports, call, protocol, environment, pool, tls, problems, client.
 """
 
 from ._version import __version__

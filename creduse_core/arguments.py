@@ -35,6 +35,13 @@ def check_type(name: str, value: object, wanted: type, example: str = "") -> Non
         raise TypeError(f"{name} must be {wanted.__name__}{such_as}, not {type(value).__name__}")
 
 
+def check_at_least_one(name: str, value: object) -> None:
+    """Accept an int from 1 on."""
+    check_type(name, value, int)
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"{name} must be at least 1, not {_shown(value)}")
+
+
 def check_seconds(name: str, value: object) -> None:
     """Accept a number of seconds from 0 on."""
     _check_seconds(name, value, allow_zero=True)
@@ -57,9 +64,7 @@ def _check_seconds(name: str, value: object, *, allow_zero: bool) -> None:
 
 def check_max_attempts(value: object) -> None:
     """Accept a number of attempts: at least one."""
-    check_type("max_attempts", value, int)
-    if isinstance(value, int) and value < 1:
-        raise ValueError(f"max_attempts must be at least 1, not {_shown(value)}")
+    check_at_least_one("max_attempts", value)
 
 
 def _shown(number: float) -> str:
@@ -90,7 +95,7 @@ def checked_user_id(value: object) -> tuple[UUID, str]:
 def checked_count(name: str, value: object) -> int:
     """Return a number of credits or days: an int from 0 on."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+        raise TypeError(f"{name} must be int, not {type(value).__name__}")
     value = value if type(value) is int else int.__int__(value)
     if value < 0:
         raise ValueError(f"{name} must be at least 0, not {_shown(value)}")
@@ -191,14 +196,6 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
-
-
-def not_loopback_message(host: str, address: str) -> str:
-    """Return what an error says if plain http is allowed only to this machine, and ``host`` is not."""
-    return (
-        f"{host} is at {address}, which is not this machine: over plain http, anyone on the way can "
-        "read the API key; use https, or pass allow_http=True"
-    )
 
 
 def check_on_attempt(value: object) -> None:

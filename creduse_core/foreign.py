@@ -1,6 +1,6 @@
 """Tell a transport's own exceptions from those of other code, such as a signal handler's.
 
-Walk and clean chains of exceptions. What an exception means for a call does not belong here.
+Walk and clean chains and groups of exceptions. What an exception means for a call does not belong here.
 """
 
 import sys
@@ -85,3 +85,22 @@ def forget_frames(error: BaseException) -> None:
     """
     for link in exception_chain(error):
         link.with_traceback(None)  # not by assignment, which an exception's class can forbid
+
+
+def members(error: BaseException) -> list[BaseException]:
+    """Return the exceptions in a group and its subgroups, or else the exception itself."""
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return [leaf for member in inner for leaf in members(member)] or [error]
+
+
+def single_of_group(
+    group: BaseExceptionGroup[BaseException], cancelled: type[BaseException]
+) -> BaseException:
+    """Return the exception to raise in place of a group. Callers do not expect groups.
+
+    A nursery, such as that of ``trio.open_tcp_stream``, can put a cancellation into a group. Return
+    first what ends the program, then an instance of ``cancelled``. A group of errors only stays a
+    group.
+    """
+    ends = [leaf for leaf in members(group) if not isinstance(leaf, Exception)]
+    return min(ends, key=lambda leaf: isinstance(leaf, cancelled), default=group)

@@ -13,8 +13,8 @@ W = TypeVar("W")
 
 
 IDLE_TIMEOUT: Final = 3.0
-"""Seconds for which a client keeps an idle connection. Most servers keep one for at least 5 seconds. The
-client closes it earlier, because a request on a connection that is closing ends as UNKNOWN."""
+"""Seconds for which a client keeps an idle connection. Most servers keep one for at least 5 seconds.
+The client closes it earlier, because a request on a connection that is closing ends as UNKNOWN."""
 
 
 class Idle(Generic[C]):
@@ -63,8 +63,8 @@ class Idle(Generic[C]):
         """Return whether a connection is idle."""
         return any(connection is other for other, _ in tuple(self._idle))
 
-    def expired(self, now: float) -> C | None:
-        """Return a connection that has been idle for too long, to be closed. Repeat until ``None``."""
+    def take_expired(self, now: float) -> C | None:
+        """Take a connection that has been idle for too long, to be closed. Repeat until ``None``."""
         try:
             oldest = self._idle[0]
             if oldest[1] > now:
@@ -97,7 +97,7 @@ class Pool(Idle[C], Generic[C, W]):
         self._free -= 1
         return True
 
-    def wait(self, waiter: W) -> None:
+    def enqueue(self, waiter: W) -> None:
         """Queue for a place, if `enter` found none."""
         self._queue[waiter] = None
 

@@ -17,6 +17,7 @@ from creduse_core import (
     CoreClient,
     CreduseProtocol,
     RetryPolicy,
+    Secret,
     Transport,
     protocol_from_environment,
 )
@@ -73,7 +74,7 @@ class CreduseClient(CoreClient):
 
     def __init__(
         self,
-        api_key: str | None = None,
+        api_key: str | Secret | None = None,
         http_client: HTTPXClient | None = None,
         *,
         base_url: str | None = None,
@@ -122,7 +123,7 @@ class AsyncCreduseClient(AsyncCoreClient):
 
     def __init__(
         self,
-        api_key: str | None = None,
+        api_key: str | Secret | None = None,
         http_client: AsyncHTTPXClient | None = None,
         *,
         base_url: str | None = None,

@@ -9,6 +9,8 @@ from typing import Any
 
 import anyio
 
+from creduse_core.problems import OTHER_EVENT_LOOP
+
 
 class Clock:
     """The clock of a synchronous transport."""
@@ -34,7 +36,7 @@ class AsyncClock:
             return "no event loop runs: await the call in asyncio or trio"
         self._loop = self._loop or loop
         if self._loop is not loop:
-            return "the client belongs to another event loop: make one client for each"
+            return OTHER_EVENT_LOOP
         return None
 
     async def sleep(self, seconds: float) -> None:

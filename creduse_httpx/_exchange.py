@@ -35,7 +35,7 @@ _EXCEPTIONS: Final[Mapping[str, tuple[bool, bool]]] = {
 
 
 class HeaderCache:
-    """A cache of the library's URL and headers for each request.
+    """A cache of the URL and headers for each request, as objects of ``library``: httpx or httpx2.
 
     All calls of a protocol have the same headers, except those with an idempotency key. It has no
     ``repr`` of its own, since the headers hold the API key.
@@ -44,7 +44,6 @@ class HeaderCache:
     __slots__ = ("_cached", "_library")
 
     def __init__(self, library: ModuleType) -> None:
-        """Make them with ``library``, which is httpx or httpx2."""
         self._library = library
         self._cached: dict[tuple[str, int], tuple[object, Any, Any]] = {}
 
@@ -66,13 +65,12 @@ class HeaderCache:
 
 
 class BodyIterator(AsyncIterator[bytes]):
-    """An asynchronous iterator over a body.
+    """An asynchronous iterator over a body, in one piece.
 
     It is not an asynchronous generator, since that stays open if a write fails.
     """
 
     def __init__(self, body: bytes) -> None:
-        """Yield ``body`` in one piece."""
         self._pieces = [body]
 
     async def __anext__(self) -> bytes:
@@ -174,8 +172,6 @@ class Exchange:
             via=self.via,
         )
 
-
-CLOSED: Final = "the client is closed: was it used after its 'with' block?"
 
 NO_CONNECTION: Final = "no connection was available in time"
 NO_TIME_TO_SEND: Final = "no time was left to send the request"

@@ -133,8 +133,8 @@ def has_part_of_record(stream: Any) -> bool:
     """Return whether a TLS layer of a stream holds part of a record.
 
     The layers of anyio and trio have private names; see `are_buffers_empty`. Without them, and
-    with TLS objects that are not `creduse_core.tls.WholeRecords`, return ``False``: the limit of
-    supplied clients is back.
+    with TLS objects that are not `creduse_core.tls.WholeRecords`, return ``False``. Part of a
+    record is then not detected: see docs/limits.md.
     """
     layer = getattr(stream, "_stream", stream)
     while layer is not None:

@@ -6,15 +6,19 @@ here. HTTP does not: httpcore and h11 do that.
 
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from threading import RLock
 from typing import Any, Final
 
+import anyio
 import httpcore
 
+from creduse_core.foreign import single_of_group
+from creduse_core.problems import CLOSED
+
 from ._clocks import under_trio
-from ._exchange import CLOSED, NO_CONNECTION, NO_TIME_TO_SEND, NO_WHOLE_RESPONSE, Exchange
+from ._exchange import NO_CONNECTION, NO_TIME_TO_SEND, NO_WHOLE_RESPONSE, Exchange
 from ._foreign import RAISE_FOREIGN
 from ._httpcore import are_buffers_empty, stream_on
 from ._sockets import (
@@ -33,11 +37,11 @@ _READ_GRACE: Final = 0.05
 class ConnectionState:
     """The state and the rules of one connection. It serves one exchange at a time.
 
-    Its only I/O is to check whether bytes have arrived.
+    Its only I/O is to check whether bytes have arrived. Once ``is_closed()``, nothing is sent. With
+    ``loopback_only``, the peer must be this machine.
     """
 
     def __init__(self, is_closed: Callable[[], bool], *, loopback_only: bool) -> None:
-        """Send nothing once ``is_closed()``. With ``loopback_only``, use only loopback."""
         self.stream: Any = None
         """httpcore's current stream, TLS included. It is not our `Stream`, which refers to this
         object: without that cycle, Python closes a connection at once if a signal handler's
@@ -155,10 +159,12 @@ class ConnectionState:
 
 
 class Stream(httpcore.NetworkStream):
-    """An httpcore stream that follows the rules of its `ConnectionState`."""
+    """An httpcore stream that follows the rules of its `ConnectionState`.
+
+    It holds ``lock`` to close the socket, so that no thread shuts down a reused descriptor.
+    """
 
     def __init__(self, stream: httpcore.NetworkStream, state: ConnectionState, lock: RLock) -> None:
-        """Hold ``lock`` to close the socket, so that no thread shuts down a reused descriptor."""
         self._inner = stream
         self._state = state
         self._lock = lock
@@ -217,10 +223,12 @@ class Stream(httpcore.NetworkStream):
 
 
 class Backend(httpcore.NetworkBackend):
-    """Connects to one address after the other, within the time for all of them."""
+    """Connects to one address after the other, within the time for all of them.
+
+    ``state`` gets each new stream.
+    """
 
     def __init__(self, state: ConnectionState, lock: RLock) -> None:
-        """Store each new stream in ``state``."""
         self._state = state
         self._lock = lock
 
@@ -273,7 +281,6 @@ class AsyncStream(httpcore.AsyncNetworkStream):
     """Like `Stream`, for asyncio and trio."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, state: ConnectionState) -> None:
-        """Follow the rules of ``state``."""
         self._inner = stream
         self._state = state
 
@@ -311,17 +318,13 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         await self._inner.aclose()
 
 
-def _first_member(error: BaseException) -> BaseException:
-    """Return one exception of a group. Callers that cancel do not expect a group."""
-    members: Sequence[BaseException] = getattr(error, "exceptions", ())
-    return _first_member(members[0]) if members else error
-
-
 class AsyncBackend(httpcore.AsyncNetworkBackend):
-    """Connects over asyncio or trio."""
+    """Connects over asyncio or trio. ``state`` gets each new stream.
+
+    It must be made on the event loop on which it runs.
+    """
 
     def __init__(self, state: ConnectionState) -> None:
-        """Store each new stream in ``state``. An event loop must be running."""
         self._state = state
         # httpcore's types do not say that anyio is installed.
         self._httpcore: Any = httpcore.TrioBackend() if under_trio() else httpcore.AnyIOBackend()
@@ -341,6 +344,6 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
                     host, port, state.connect_timeout(), local_address, socket_options
                 )
             except BaseExceptionGroup as group:  # trio connects in a nursery
-                raise _first_member(group.split(Exception)[1] or group) from None
+                raise single_of_group(group, anyio.get_cancelled_exc_class()) from None
         state.set_stream(connected)
         return AsyncStream(connected, state)

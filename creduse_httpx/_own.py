@@ -28,17 +28,11 @@ from creduse_core import (
     proxy_from_environment,
 )
 from creduse_core.pool import IDLE_TIMEOUT, Idle, Pool
+from creduse_core.problems import CLOSED
 from creduse_core.tls import WholeRecords
 
 from ._clocks import AsyncClock, Clock, current_loop, protect_from_interrupts
-from ._exchange import (
-    CLOSED,
-    NO_CONNECTION,
-    BodyIterator,
-    Exchange,
-    HeaderCache,
-    not_sent,
-)
+from ._exchange import NO_CONNECTION, BodyIterator, Exchange, HeaderCache, not_sent
 from ._foreign import IGNORE_LIBRARY_ERRORS, LIBRARIES
 from ._httpcore import is_drained, remove_lock, set_backend
 from ._network import AsyncBackend, Backend, ConnectionState
@@ -117,12 +111,11 @@ class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Connection:
-    """A connection to the server, for the synchronous client."""
+    """A connection to the server, for the synchronous client. It is opened at the first request."""
 
     def __init__(
         self, factory: TransportFactory, is_closed: Callable[[], bool], lock: RLock
     ) -> None:
-        """Connect at the first request."""
         self._factory = factory
         self._lock = lock
         self._state = ConnectionState(is_closed, loopback_only=factory.loopback_only)
@@ -176,10 +169,9 @@ class Connection:
 
 
 class AsyncConnection:
-    """A connection to the server, for the asynchronous client."""
+    """A connection to the server, for the asynchronous client. It is opened at the first request."""
 
     def __init__(self, factory: TransportFactory, is_closed: Callable[[], bool]) -> None:
-        """Connect at the first request."""
         self._factory = factory
         self._state = ConnectionState(is_closed, loopback_only=factory.loopback_only)
         self._transport = factory.new_transport(httpx.AsyncHTTPTransport)
@@ -281,7 +273,7 @@ class OwnTransport(Clock):
 
     def _send(self, exchange: Exchange) -> Response:
         process, thread = self._process(), get_ident()
-        while (stale := process.idle.expired(self.now())) is not None:
+        while (stale := process.idle.take_expired(self.now())) is not None:
             stale.close()
         # A signal handler can make a call within this thread's call.
         before, users = process.active.get(thread), process.active
@@ -315,7 +307,8 @@ class OwnTransport(Clock):
         self._closed = True
         process = self._process()
         try:
-            for connection in tuple(process.active.copy().values()):
+            # A copy, since other threads change it.
+            for connection in process.active.copy().values():
                 connection.shut_down()
             process.close_idle()
         except ForeignError as foreign:
@@ -393,7 +386,7 @@ class AsyncOwnTransport(AsyncClock):
     async def _wait_for_place(self, exchange: Exchange) -> None:
         """Wait for a place in the pool."""
         waiter = anyio.Event()
-        self._pool.wait(waiter)
+        self._pool.enqueue(waiter)
         try:
             with anyio.move_on_after(exchange.send.connect_by - self.now()):
                 await waiter.wait()
@@ -408,7 +401,7 @@ class AsyncOwnTransport(AsyncClock):
         raise TimeoutError(NO_CONNECTION)
 
     async def _take_connection(self) -> AsyncConnection:
-        while (stale := self._pool.expired(self.now())) is not None:
+        while (stale := self._pool.take_expired(self.now())) is not None:
             await stale.aclose()
         return self._pool.take() or AsyncConnection(self._factory, self._is_sending_stopped)
 

@@ -20,11 +20,11 @@ from creduse_core import (
     Send,
     proxy_from_environment,
 )
+from creduse_core.problems import CLOSED
 
 from ._clients import AsyncHTTPXClient, HTTPXClient
 from ._clocks import AsyncClock, Clock, current_loop
 from ._exchange import (
-    CLOSED,
     NO_TIME_TO_SEND,
     NO_WHOLE_RESPONSE,
     BodyIterator,

@@ -22,14 +22,17 @@ from creduse_core import (
     Request,
     Response,
     RetryPolicy,
+    Secret,
     Send,
     forget_frames,
     is_foreign,
     is_loopback,
     protocol_from_environment,
 )
-from creduse_core.arguments import check_timeout, not_loopback_message
+from creduse_core.arguments import check_at_least_one, check_timeout
+from creduse_core.foreign import members, single_of_group
 from creduse_core.pool import IDLE_TIMEOUT, Pool
+from creduse_core.problems import CLOSED, not_loopback_message
 from creduse_core.tls import client_context, is_certificate_error
 
 from ._connection import Connection, Progress, RequestHead
@@ -84,17 +87,18 @@ class TrioTransport:
         self._owner: object = None
         self._closed = False
 
-    def _is_current_loop(self) -> bool:
+    def _bind_to_run(self) -> None:
+        """Make the first call decide in which run and process the client can be used."""
+        if self._owner is None:
+            self._owner = _current_run()
+
+    def _is_current_run(self) -> bool:
         """Return whether this is the run and the process of the first call.
 
         Sockets belong to the run that opened them. A forked child shares them with its parent. If
         both used a connection, each could read the other's responses.
         """
-        if not trio.lowlevel.in_trio_run():
-            return False
-        here = (trio.lowlevel.current_trio_token(), os.getpid())
-        self._owner = self._owner or here
-        return self._owner == here
+        return self._owner is not None and self._owner == _current_run()
 
     # With this, trio raises a KeyboardInterrupt only at checkpoints, like a cancellation. Without
     # it, one can strike between any two instructions.
@@ -106,14 +110,13 @@ class TrioTransport:
         """
         progress = Progress()
         try:
+            self._bind_to_run()
             self._check_usable()
             with trio.CancelScope(deadline=send.deadline) as scope:
                 try:
                     return await self._attempt(send, scope, progress)
                 except BaseExceptionGroup as group:
-                    if (single := _without_group(group)) is group:
-                        raise
-                    raise single from None
+                    raise single_of_group(group, trio.Cancelled) from None
         except BaseException as error:
             foreign = None if progress.connecting else self._foreign_error(error)
             forget_frames(error)
@@ -147,7 +150,7 @@ class TrioTransport:
 
     def _foreign_error(self, error: BaseException) -> Exception | None:
         """Return the first foreign exception, even inside a group, or ``None``."""
-        for leaf in _members(error):
+        for leaf in members(error):
             if isinstance(leaf, Exception) and is_foreign(leaf, self._libraries):
                 return leaf
         return None
@@ -179,7 +182,7 @@ class TrioTransport:
     async def _wait_for_place(self) -> None:
         """Wait for a place in the pool."""
         waiter = trio.Event()
-        self._pool.wait(waiter)
+        self._pool.enqueue(waiter)
         try:
             await waiter.wait()
             self._check_usable()
@@ -189,8 +192,8 @@ class TrioTransport:
 
     def _check_usable(self) -> None:
         if self._closed:
-            raise RuntimeError("the client is closed: was it used after its 'with' block?")
-        if not self._is_current_loop():
+            raise RuntimeError(CLOSED)
+        if not self._is_current_run():
             if not trio.lowlevel.in_trio_run():
                 raise RuntimeError(
                     "creduse_trio runs only under trio; for asyncio, use creduse.AsyncCreduseClient"
@@ -201,7 +204,7 @@ class TrioTransport:
 
     async def _take_idle(self) -> Connection | None:
         """Return an idle connection that can be used again, or ``None``."""
-        while (stale := self._pool.expired(trio.current_time())) is not None:
+        while (stale := self._pool.take_expired(trio.current_time())) is not None:
             await stale.wire.close()
         while (idle := self._pool.take()) is not None:
             with idle.wire.ignoring_errors():  # a broken connection is not used
@@ -255,26 +258,18 @@ class TrioTransport:
     async def aclose(self) -> None:
         """Close the idle connections. Calls that have begun to send continue."""
         self._closed = True
-        if self._is_current_loop():  # another run or process must not use these sockets
+        if self._is_current_run():  # another run or process must not use these sockets
             while (idle := self._pool.take()) is not None:
                 await idle.wire.close()
+        if trio.lowlevel.in_trio_run():
             await trio.lowlevel.checkpoint()  # as in each of trio's own async functions
 
 
-def _members(error: BaseException) -> list[BaseException]:
-    """Return the exceptions in a group and its subgroups, or else the exception itself."""
-    members: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return [leaf for member in members for leaf in _members(member)] or [error]
-
-
-def _without_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the exception to raise in place of a group. Callers do not expect groups.
-
-    A nursery, such as that of `trio.open_tcp_stream`, can put a cancellation into a group. Return
-    first what ends the program, then a cancellation. A group of errors only stays a group.
-    """
-    ends = [leaf for leaf in _members(group) if not isinstance(leaf, Exception)]
-    return min(ends, key=lambda leaf: isinstance(leaf, trio.Cancelled), default=group)
+def _current_run() -> object:
+    """Return what identifies the running ``trio.run`` and this process, or ``None`` outside."""
+    if not trio.lowlevel.in_trio_run():
+        return None
+    return trio.lowlevel.current_trio_token(), os.getpid()
 
 
 async def _close_unless_quiet(connection: Connection) -> bool:
@@ -338,7 +333,8 @@ class AsyncCreduseClient(AsyncCoreClient):
 
     - ``api_key``: the API key. Default: ``CREDUSE_API_KEY`` from the environment.
     - ``ssl_context``: the TLS settings for https. Default: a context that trusts the system's
-      certificates, or those in ``SSL_CERT_FILE``.
+      certificates, and those in ``SSL_CERT_FILE``. To trust only your own, set ``SSL_CERT_DIR`` to
+      an empty directory too, or pass a context.
     - ``base_url``: the URL of the API. Default: ``CREDUSE_BASE_URL`` from the environment, or else
       Creduse's own service.
     - ``timeout``: seconds for a whole call, with its retries and waits.
@@ -363,7 +359,7 @@ class AsyncCreduseClient(AsyncCoreClient):
 
     def __init__(  # noqa: PLR0913 - each has a default
         self,
-        api_key: str | None = None,
+        api_key: str | Secret | None = None,
         ssl_context: ssl.SSLContext | None = None,
         *,
         base_url: str | None = None,
@@ -399,10 +395,7 @@ def _check_arguments(ssl_context: object, max_connections: object, connect: obje
         raise TypeError(f"ssl_context must be an SSLContext, not {type(ssl_context).__name__}")
     if ssl_context is not None and ssl_context.protocol is ssl.PROTOCOL_TLS_SERVER:
         raise ValueError("ssl_context must be a client's, not one made with PROTOCOL_TLS_SERVER")
-    if isinstance(max_connections, bool) or not isinstance(max_connections, int):
-        raise TypeError(f"max_connections must be an int, not {type(max_connections).__name__}")
-    if max_connections < 1:
-        raise ValueError(f"max_connections must be at least 1, not {max_connections}")
+    check_at_least_one("max_connections", max_connections)
     if connect is not None and not callable(connect):
         raise TypeError(
             "connect must be a coroutine function that takes a host and a port, "

@@ -124,14 +124,14 @@ def test_end_user_id_of_another_type(method: str, value: object) -> None:
 )
 def test_number_of_another_type(method: str, name: str, value: object) -> None:
     """Amounts and days must be integers; other numbers, booleans and text are rejected."""
-    with rejected((TypeError, f"{name} must be an int, not {type(value).__name__}")):
+    with rejected((TypeError, f"{name} must be int, not {type(value).__name__}")):
         make(method, **{name: value}) if name == "amount" else make(method, USER_ID, 7, value)
 
 
 @pytest.mark.parametrize("method", WITH_AMOUNT)
 def test_missing_amount(method: str) -> None:
     """An amount is required."""
-    with rejected((TypeError, "amount must be an int, not NoneType")):
+    with rejected((TypeError, "amount must be int, not NoneType")):
         make(method, USER_ID, None)
 
 
@@ -344,7 +344,7 @@ def test_zero_times() -> None:
     ids=repr,
 )
 def test_max_attempts(value: Any, wrong: Wrong) -> None:
-    """``max_attempts`` must be an integer of at least 1."""
+    """``max_attempts`` must be integer of at least 1."""
     with rejected(wrong):
         RetryPolicy(max_attempts=value)
 

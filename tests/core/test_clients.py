@@ -108,7 +108,7 @@ def test_days_by_default(play: Play) -> None:
 def test_wrong_argument(play: Play) -> None:
     """Nothing is sent when an argument is wrong."""
     player = play()
-    with pytest.raises(TypeError, match="amount must be an int"):
+    with pytest.raises(TypeError, match="amount must be int"):
         player.do("subtract", USER_ID, "7")
     with pytest.raises(ValueError, match="end_user_id must be a UUID"):
         player.do("get_balance", "x")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from creduse_core import is_foreign
+from creduse_core.foreign import members, single_of_group
 
 LIBRARIES = {"library", "helper"}
 
@@ -79,3 +80,50 @@ def test_class_of_another_raised_in_a_library() -> None:
 def test_never_raised() -> None:
     """An exception that was never raised interrupts nothing."""
     assert not is_foreign(TimeoutError(), LIBRARIES)
+
+
+class Cancelled(BaseException):
+    """A cancellation, as a library has its own."""
+
+
+LEAVES: dict[str, BaseException] = {
+    "error": OSError("odd"),
+    "cancelled": Cancelled(),
+    "interrupted": KeyboardInterrupt(),
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["cancelled"], "cancelled"),
+        (["error", "cancelled"], "cancelled"),
+        (["cancelled", "error", "interrupted"], "interrupted"),
+        (["interrupted", "cancelled"], "interrupted"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_group_that_ends_something(
+    names: list[str],
+    wanted: str,
+    nested: bool,  # noqa: FBT001 - a column
+) -> None:
+    """What ends the program replaces its group, then a cancellation, and errors are left out."""
+    leaves = [LEAVES[name] for name in names]
+    inner = BaseExceptionGroup("inner", leaves)
+    group = BaseExceptionGroup("outer", [inner, OSError("even")]) if nested else inner
+    assert single_of_group(group, Cancelled) is LEAVES[wanted]
+
+
+def test_group_of_errors() -> None:
+    """A group of errors only stays as it is."""
+    group = ExceptionGroup("outer", [OSError("odd"), ExceptionGroup("inner", [OSError("even")])])
+    assert single_of_group(group, Cancelled) is group
+
+
+def test_members() -> None:
+    """The members of a group are those of its subgroups; any other exception is its own one."""
+    odd, even = OSError("odd"), OSError("even")
+    assert members(ExceptionGroup("outer", [odd, ExceptionGroup("inner", [even])])) == [odd, even]
+    assert members(odd) == [odd]

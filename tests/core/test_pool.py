@@ -31,14 +31,14 @@ class Model:
             self.admit(caller)
         else:
             assert not self.pool.enter()
-            self.pool.wait(caller)
+            self.pool.enqueue(caller)
             self.queue.append(caller)
 
     def admit(self, caller: int) -> None:
         """Supply a connection to a caller who has a place."""
         while self.idle and self.idle[0][1] + IDLE_TIMEOUT <= self.now:
-            assert self.pool.expired(self.now) == self.idle.pop(0)[0]
-        assert self.pool.expired(self.now) is None
+            assert self.pool.take_expired(self.now) == self.idle.pop(0)[0]
+        assert self.pool.take_expired(self.now) is None
         taken = self.pool.take()
         assert taken == (self.idle.pop()[0] if self.idle else None)
         self.inside.append((caller, next(self.connections) if taken is None else taken))
@@ -176,5 +176,5 @@ def test_expired_and_taken_meanwhile() -> None:
     idle: Idle[str] = Idle(Late(0.0))
     idle.keep("first", 0.0)
     idle._idle[0] = ("first", Late(0.0))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the moment between two steps
-    assert idle.expired(1.0) is None
+    assert idle.take_expired(1.0) is None
     assert taken == ["first"]

@@ -122,3 +122,28 @@ def test_closed_within_a_cancelled_scope(server: SandboxServer) -> None:
 
     trio.run(main)
     assert len(server.applied) == 1
+
+
+def test_what_ends_the_program_comes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KeyboardInterrupt in a group with a cancellation, as a nursery makes it, reaches the caller."""
+
+    async def fail() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyboardInterrupt
+
+    async def connect(*_: object, **__: object) -> trio.abc.Stream:
+        async with trio.open_nursery(), trio.open_nursery() as inner:
+            inner.start_soon(trio.sleep_forever)
+            inner.start_soon(fail)
+        raise AssertionError
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url="http://127.0.0.1:1") as client:
+            with pytest.raises(KeyboardInterrupt), trio.move_on_after(0.01):
+                await client.add(USER, 5)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", connect)
+    for _ in range(10):  # a nursery's order of exceptions is random
+        trio.run(main)

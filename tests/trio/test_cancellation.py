@@ -139,7 +139,7 @@ def test_what_ends_the_program_comes_alone(kind: type[BaseException]) -> None:
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url="http://localhost", connect=connect) as client:
             call = client.protocol.add(USER, 5)
-            with trio.move_on_after(0.01), pytest.raises(kind, match="here"):
+            with pytest.raises(kind, match="here"), trio.move_on_after(0.01):
                 await client.run(call)
             assert call.outcome is Outcome.UNKNOWN
             assert call.state is State.ABANDONED

@@ -42,6 +42,7 @@ from creduse_core import (
     Done,
     Failure,
     Response,
+    Secret,
     Send,
     Wait,
 )
@@ -118,6 +119,14 @@ def settings(heard: Callable[[Attempt], None]) -> None:
         core: CoreClient = client
         assert_type(core.protocol, CreduseProtocol)
     AsyncCreduseClient(http_client=httpx.AsyncClient())
+
+
+def hidden_key(key: Secret) -> None:
+    CreduseClient(key)
+    AsyncCreduseClient(key)
+    creduse_aiohttp.AsyncCreduseClient(key)
+    creduse_trio.AsyncCreduseClient(key)
+    creduse_aiohttp.setup(web.Application(), key)
 
 
 async def handler(request: web.Request) -> web.Response:

@@ -1,0 +1,18 @@
+"""Texts of errors that several adapters raise, so that they read the same with each adapter.
+
+Texts of one adapter alone, and those that the core raises, do not belong here.
+"""
+
+from typing import Final
+
+CLOSED: Final = "the client is closed: was it used after its 'with' block?"
+
+OTHER_EVENT_LOOP: Final = "the client belongs to another event loop: make one client for each"
+
+
+def not_loopback_message(host: str, address: str) -> str:
+    """Return what an error says if plain http is allowed only to this machine, and ``host`` is not."""
+    return (
+        f"{host} is at {address}, which is not this machine: over plain http, anyone on the way can "
+        "read the API key; use https, or pass allow_http=True"
+    )
