@@ -93,14 +93,12 @@ def members(error: BaseException) -> list[BaseException]:
     return [leaf for member in inner for leaf in members(member)] or [error]
 
 
-def single_of_group(
-    group: BaseExceptionGroup[BaseException], cancelled: type[BaseException]
-) -> BaseException:
-    """Return the exception to raise in place of a group. Callers do not expect groups.
+def single_of_group(error: BaseException, cancelled: type[BaseException]) -> BaseException:
+    """Return the exception to raise in place of one that can be a group. Callers expect no groups.
 
     A nursery, such as that of ``trio.open_tcp_stream``, can put a cancellation into a group. Return
     first what ends the program, then an instance of ``cancelled``. A group of errors only stays a
     group.
     """
-    ends = [leaf for leaf in members(group) if not isinstance(leaf, Exception)]
-    return min(ends, key=lambda leaf: isinstance(leaf, cancelled), default=group)
+    ends = [leaf for leaf in members(error) if not isinstance(leaf, Exception)]
+    return min(ends, key=lambda leaf: isinstance(leaf, cancelled), default=error)

@@ -12,6 +12,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from creduse_core import Failure, ForeignError, Response
+from creduse_core.foreign import single_of_group
 
 from ._clocks import under_trio
 from ._exchange import NO_CONNECTION, NO_WHOLE_RESPONSE
@@ -113,16 +114,21 @@ class TrioTasks:
             return exchange.result_of(_pool_timeout())
         scope, done = trio.CancelScope(), trio.Event()
         result: Result | None = None
+        interrupts: list[BaseException] = []
 
         async def main() -> None:
             nonlocal result
-            with scope:
-                result = await run()
+            try:
+                with scope:
+                    result = await run()
+            except (KeyboardInterrupt, BaseExceptionGroup) as error:
+                # httpcore connects in tasks of its own, which are not protected. The caller raises
+                # it: here it would end trio's event loop.
+                interrupts.append(error)
             self._events.discard(done)
             self._limit.release()
             done.set()
 
-        # A KeyboardInterrupt in a system task would end trio's run.
         protected = trio.lowlevel.enable_ki_protection(main)
         trio.lowlevel.spawn_system_task(protected, context=copy_context())
         self._events.add(done)
@@ -135,6 +141,8 @@ class TrioTasks:
         except BaseException:  # after a KeyboardInterrupt, too, no task may send
             self._cancel(scope, exchange.stop())
             raise
+        for interrupt in interrupts:
+            raise single_of_group(interrupt, trio.Cancelled) from None
         return exchange.result_of(_response_timeout()) if result is None else result
 
     def _cancel(self, scope: "trio.CancelScope", seconds: float) -> None:

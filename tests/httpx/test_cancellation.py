@@ -147,3 +147,29 @@ def test_what_ends_the_program_comes_alone(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(trio, "open_tcp_stream", connect)
     for _ in range(10):  # a nursery's order of exceptions is random
         trio.run(main)
+
+
+def test_interrupt_while_a_supplied_client_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KeyboardInterrupt in a task that trio started to connect reaches the caller, who waits."""
+
+    async def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def connect(*_: object, **__: object) -> trio.abc.Stream:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(interrupted)
+        raise AssertionError
+
+    async def main() -> None:
+        async with (
+            httpx.AsyncClient() as http_client,
+            AsyncCreduseClient(
+                KEY, base_url="http://127.0.0.1:1", http_client=http_client
+            ) as client,
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                await client.add(USER, 5)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", connect)
+    trio.run(main)
