@@ -27,9 +27,10 @@ AT_ONCE = ("-n", "6", "--dist", "worksteal")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
 # Tests that take long and do the same on each Python run on the newest one.
 LIGHT = (*AT_ONCE, "-m", "not exhaustive and not slow")
-# What needs no dependency, or only h11, is left to the other sessions.
+# The core and the sandbox need at most h11. Old versions of the other packages cannot break them.
 ON_FLOORS = (*LIGHT, "--ignore", "tests/core", "--ignore", "tests/sandbox")
-# TLS is also left to the newest Python, and to the session "oldest".
+# The newest Python also runs TLS, as "oldest" does, and the slow tests of the conformance kit. The
+# example over urllib3 is much like the one over requests.
 QUICK = (*LIGHT, "-k", "not over-tls and not conformance_kit and not urllib3")
 
 
@@ -56,9 +57,9 @@ def check(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run all tests on the newest Python, with branch coverage, and the quick ones on the others.
+    """Run the tests except the core's on the newest Python, with coverage; elsewhere the quick ones.
 
-    The core's own tests on the newest Python are in the session "core".
+    The session "core" runs the core's own tests on the newest Python.
     """
     session.install("-e", ".", *group("test"))
     if session.python == NEWEST and not session.posargs:
@@ -148,7 +149,8 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", *session.posargs)
     session.run("lint-imports")
     # Misspelled words, and words that this project does not use.
-    files = session.run("git", "ls-files", "*.py", "*.md", external=True, silent=True)
+    kinds = ("*.py", "*.md", "*.toml", ".ci/run")
+    files = session.run("git", "ls-files", *kinds, external=True, silent=True)
     session.run("codespell", "-D", "-", "-D", "codespell.txt", *(files or "").split())
 
 

@@ -3,8 +3,8 @@
 It has the parser and its help texts. How the command shows the end of a call (`_calls`) does not
 belong here.
 
-An error is one line, without a traceback. It repeats no argument, as any could be the API key. A
-command has two parts. ``prepare`` checks arguments and settings and sends nothing, so its errors
+An error is one line, without a traceback. It repeats no text argument, as any could be the API key.
+A command has two parts. ``prepare`` checks arguments and settings and sends nothing, so its errors
 have exit status 2. The function that it returns does the work.
 """
 
@@ -61,7 +61,7 @@ def _without_values(message: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line and repeat no argument. It rejects ``--api-key``."""
+    """A parser whose errors are one line and repeat no text argument. It rejects ``--api-key``."""
 
     def __init__(self, *, key_variable: str = "CREDUSE_API_KEY", **settings: Any) -> None:
         # The error for an ambiguous abbreviation repeats its value.

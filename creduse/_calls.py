@@ -36,7 +36,7 @@ STATUSES: Final = {
     0: "done",
     1: "not applied: refused, or not sent; for balance, any failure",
     2: "wrong usage or settings; nothing was sent",
-    3: "unknown: it may have been applied; read the balance before doing it again",
+    3: "unknown: it may have been applied; find out whether it was before doing it again",
     4: "applied, but the response could not be read or written; do not do it again",
     130: "interrupted (Ctrl-C); nothing was applied",
 }
@@ -63,7 +63,7 @@ class _End:
 _ENDS: Final = {
     Outcome.NOT_APPLIED: _End(1, "nothing was applied"),
     Outcome.UNKNOWN: _End(
-        3, "it may have been applied", "; read the balance before doing it again"
+        3, "it may have been applied", "; find out whether it was before doing it again"
     ),
     Outcome.APPLIED: _End(4, "it was applied", "; do not do it again"),
 }

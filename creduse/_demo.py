@@ -1,4 +1,7 @@
-"""``creduse demo``: all five methods on a sandbox, with the synchronous and the asynchronous client."""
+"""``creduse demo``: all five methods on a sandbox, with both clients.
+
+Arguments and exit statuses (`__main__`) do not belong here.
+"""
 
 import asyncio
 from collections.abc import Callable

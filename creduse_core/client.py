@@ -414,7 +414,7 @@ class CoreClient(_ClientBase):
 
 
 class AsyncCoreClient(_ClientBase):
-    """An asynchronous client over your own transport. Use it with ``async with``, or await ``aclose()``.
+    """An asynchronous client over your own transport. Use ``async with``, or await ``aclose()``.
 
     - ``protocol``: makes the calls.
     - ``transport``: has four methods; see `AsyncTransport`.

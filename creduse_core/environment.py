@@ -1,6 +1,6 @@
 """Settings and the proxy that clients read from the environment.
 
-Only this module and `creduse_core.tls` read it. I/O does not belong here.
+In the core, only this module and `creduse_core.tls` read it. I/O does not belong here.
 """
 
 import os

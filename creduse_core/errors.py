@@ -149,7 +149,7 @@ class InvalidResponseError(CreduseError):
 
 
 class TransportError(CreduseError):
-    """No response arrived. The HTTP library's own exception is the ``__cause__``."""
+    """No whole response arrived. The HTTP library's own exception is the ``__cause__``."""
 
 
 class CreduseTimeoutError(TransportError):

@@ -1,6 +1,7 @@
 """Tell a transport's own exceptions from those of other code, such as a signal handler's.
 
-Walk and clean chains and groups of exceptions. What an exception means for a call does not belong here.
+Walk and clean chains and groups of exceptions. What an exception means for a call does not belong
+here.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """The bookkeeping of a connection pool: which caller gets a connection, and which one.
 
-I/O, waiting and clocks do not belong here. So nothing here can be cancelled, and a test can run every
-sequence of operations.
+I/O, waiting and clocks do not belong here. So nothing here can be cancelled, and a test can run
+every sequence of operations.
 """
 
 from collections import deque
@@ -13,8 +13,8 @@ W = TypeVar("W")
 
 
 IDLE_TIMEOUT: Final = 3.0
-"""Seconds for which a client keeps an idle connection. Most servers keep one for at least 5 seconds.
-The client closes it earlier, because a request on a connection that is closing ends as UNKNOWN."""
+"""Seconds for which a client keeps an idle connection. Most servers keep one for at least 5. The
+client closes it earlier, because a request on a connection that is closing ends as UNKNOWN."""
 
 
 class Idle(Generic[C]):

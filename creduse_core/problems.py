@@ -11,7 +11,7 @@ OTHER_EVENT_LOOP: Final = "the client belongs to another event loop: make one cl
 
 
 def not_loopback_message(host: str, address: str) -> str:
-    """Return what an error says if plain http is allowed only to this machine, and ``host`` is not."""
+    """Return why a request over plain http, allowed only to this machine, is not sent to ``host``."""
     return (
         f"{host} is at {address}, which is not this machine: over plain http, anyone on the way can "
         "read the API key; use https, or pass allow_http=True"

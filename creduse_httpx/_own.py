@@ -111,7 +111,7 @@ class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Connection:
-    """A connection to the server, for the synchronous client. It is opened at the first request."""
+    """A connection to the server, for the synchronous client. The first request opens it."""
 
     def __init__(
         self, factory: TransportFactory, is_closed: Callable[[], bool], lock: RLock
@@ -169,7 +169,7 @@ class Connection:
 
 
 class AsyncConnection:
-    """A connection to the server, for the asynchronous client. It is opened at the first request."""
+    """A connection to the server, for the asynchronous client. The first request opens it."""
 
     def __init__(self, factory: TransportFactory, is_closed: Callable[[], bool]) -> None:
         self._factory = factory

@@ -310,7 +310,8 @@ class Connection(asyncio.Protocol):
             headers.append(("Date", format_datetime(now, usegmt=True)))
         if response.status not in _NO_BODY:
             headers.append(("Content-Length", str(len(response.body))))
-        head = self._http.send(h11.Response(status_code=response.status, headers=headers))
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        head = self._http.send(h11.Response(status_code=response.status, headers=raw))
         body = b""
         if self._request.method != "HEAD" and response.status not in _NO_BODY:
             body = self._http.send(h11.Data(data=response.body))

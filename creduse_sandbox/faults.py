@@ -8,13 +8,15 @@ import enum
 import gzip
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from creduse_core import MAX_BODY_SIZE, HeaderPairs, Response
+from creduse_core.arguments import check_seconds, check_type
 
 
 class Stage(enum.Enum):
@@ -45,17 +47,24 @@ class Action(enum.Enum):
     """Reset it. The peer may lose what it has not yet received."""
 
 
-def _check_type(name: str, value: object, wanted: type) -> None:
-    if not isinstance(value, wanted):
-        raise TypeError(f"{name} must be {wanted.__name__}, not {type(value).__name__}")
+# RFC 9110, 5.1 and 5.5. h11 sends nothing else.
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD_VALUE: Final = re.compile(r"(?![ \t])[\t -~\x80-\xff]*(?<![ \t])")
 
 
 def _check_header(header: object) -> None:
     match header:
-        case (str(), str()):
+        case (str(name), str(value)):
             pass
         case _:
             raise TypeError("headers must be pairs of str, such as (('Retry-After', '1'),)")
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"a header's name must be a token such as Retry-After, not {name!r}")
+    if not _FIELD_VALUE.fullmatch(value):
+        raise ValueError(
+            f"the value of {name} must be Latin-1 text without control characters, and without "
+            f"white space at an end, not {value!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,7 @@ class CannedResponse:
     Raises:
         TypeError: An argument has another type than its field.
         ValueError: ``status`` is not from 200 to 999, so not a final status code. Or ``headers``
-            contain ``Content-Length`` or ``Transfer-Encoding``.
+            contain ``Content-Length`` or ``Transfer-Encoding``, or a name or value that is invalid.
     """
 
     status: int
@@ -77,8 +86,8 @@ class CannedResponse:
 
     def __post_init__(self) -> None:
         """Reject what the server could not send."""
-        _check_type("status", self.status, int)
-        _check_type("body", self.body, bytes)
+        check_type("status", self.status, int)
+        check_type("body", self.body, bytes)
         if not 200 <= self.status <= 999:
             raise ValueError(f"status must be a final one, from 200 to 999, not {self.status}")
         for header in self.headers:
@@ -93,6 +102,7 @@ class Drop:
     """A fault: the server stops at ``stage`` and does ``action`` in place of a response.
 
     Raises:
+        TypeError: An argument has another type than its field.
         ValueError: ``action`` is KEEP. The request would never get a response.
     """
 
@@ -100,7 +110,9 @@ class Drop:
     action: Action
 
     def __post_init__(self) -> None:
-        """Reject KEEP."""
+        """Reject KEEP and other types."""
+        check_type("stage", self.stage, Stage, "Stage.HEAD")
+        check_type("action", self.action, Action, "Action.CLOSE")
         if self.action is Action.KEEP:
             raise ValueError("action of a Drop must be HANG, CLOSE, CUT or RESET, not KEEP")
 
@@ -281,6 +293,10 @@ class Shaped:
 
     The server writes all pieces at once, over TLS each as a record. With ``pause`` it writes them
     one by one, and there may be endlessly many. It stops when the client ends its stream.
+
+    Raises:
+        TypeError: ``response``, ``pause`` or ``then`` has another type than its field.
+        ValueError: ``pause`` is negative or too long.
     """
 
     shape: Shape = _whole
@@ -293,6 +309,14 @@ class Shaped:
     """Seconds after each piece."""
     then: Action = Action.KEEP
     """What the server does after the last piece."""
+
+    def __post_init__(self) -> None:
+        """Reject what the server could not do."""
+        if self.response is not None:
+            check_type("response", self.response, CannedResponse)
+        if self.pause is not None:
+            check_seconds("pause", self.pause)
+        check_type("then", self.then, Action, "Action.CLOSE")
 
     @property
     def stage(self) -> Stage:

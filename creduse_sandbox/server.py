@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from creduse_core import CoreClient, CreduseProtocol, Request, Response, Send
+from creduse_core.arguments import check_at_least_one
 from creduse_sandbox.connection import Connection, InjectedFault, LogEntry, ServerState
 from creduse_sandbox.faults import FAULTS, Fault, Stage
 from creduse_sandbox.sandbox import Clock, Sandbox, utc_now
@@ -30,13 +31,6 @@ def _check_fault(fault: object) -> None:
             f"fault must be one of FAULTS, a CannedResponse, a Drop or a Shaped, not "
             f"{type(fault).__name__}{hint}"
         )
-
-
-def _check_times(times: object) -> None:
-    if not isinstance(times, int) or isinstance(times, bool):
-        raise TypeError(f"times must be int, not {type(times).__name__}")
-    if times < 1:
-        raise ValueError(f"times must be at least 1, not {times}")
 
 
 def _check_when(when: object) -> None:
@@ -173,7 +167,7 @@ class SandboxServer:
                 ``times`` is below 1.
         """
         _check_fault(fault)
-        _check_times(times)
+        check_at_least_one("times", times)
         _check_when(when)
         if fault.stage is Stage.CONNECTED and when is not None:
             raise ValueError(

@@ -1,7 +1,8 @@
 """The server's side of TLS on one connection, without a socket.
 
 The faults need more than asyncio's TLS can do. That hides a connection until its handshake ends,
-reports each failed handshake as an error, and always sends ``close_notify``.
+reports each failed handshake as an error, and always sends ``close_notify``. What the
+bytes mean (`connection`) does not belong here.
 """
 
 import ssl

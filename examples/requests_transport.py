@@ -16,10 +16,10 @@ Limits:
 - No proxies, not even those of the environment.
 - ``REQUESTS_CA_BUNDLE`` has no effect: set ``session.verify``.
 
-For `creduse_sandbox.conformance`, its limits are ``TIME``, ``INTERIM``, ``SURPLUS``, ``CLOSE`` and ``SIGNAL``.
+For `creduse_sandbox.conformance`, its limits are ``TIME``, ``INTERIM``, ``SURPLUS``, ``CLOSE`` and
+``SIGNAL``.
 """
 
-import ssl
 import time
 from typing import Any
 
@@ -38,6 +38,7 @@ from creduse_core import (
     Send,
     forget_frames,
 )
+from creduse_core.tls import is_certificate_error
 from creduse_sandbox import SandboxServer
 
 
@@ -89,7 +90,7 @@ class RequestsTransport:
             return Failure(
                 Delivery.MAYBE_SENT if body.sent else Delivery.NOT_SENT,
                 error,
-                transient=_may_pass(error),
+                transient=_is_transient(error),
                 timed_out=self.now() >= (body.deadline if body.sent else send.connect_by),
                 response=None
                 if head is None
@@ -120,13 +121,11 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = _POOLS
 
 
-def _may_pass(error: BaseException | None) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Return whether a retry could help."""
     if isinstance(error, ValueError | RuntimeError):  # not a URL, or a closed transport
         return False
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
-        error = error.__cause__ or error.__context__
-    return error is None
+    return not is_certificate_error(error)
 
 
 class _Body(bytes):

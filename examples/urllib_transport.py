@@ -11,7 +11,8 @@ Limits:
   is then UNKNOWN.
 - No proxies, not even those of the environment.
 
-For `creduse_sandbox.conformance`, its limits are ``TIME``, ``INTERIM``, ``REUSE``, ``CLOSE`` and ``SIGNAL``.
+For `creduse_sandbox.conformance`, its limits are ``TIME``, ``INTERIM``, ``REUSE``, ``CLOSE`` and
+``SIGNAL``.
 """
 
 import http.client
@@ -30,6 +31,7 @@ from creduse_core import (
     Send,
     forget_frames,
 )
+from creduse_core.tls import is_certificate_error
 from creduse_sandbox import SandboxServer
 
 
@@ -37,7 +39,7 @@ class UrllibTransport:
     """Sends over urllib; see `creduse_core.Transport`. Threads can share it."""
 
     def __init__(self, ssl_context: ssl.SSLContext | None = None) -> None:
-        # An opener with no other handlers: no redirects, proxies or cookies, no errors by status code.
+        # An opener with no other handlers: no redirects, proxies, cookies or errors by status code.
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(_Handler(ssl_context or ssl.create_default_context()))
         self._closed = False
@@ -53,20 +55,21 @@ class UrllibTransport:
             request = urllib.request.Request(  # noqa: S310 - the core accepts only http and https
                 ours.url, body, dict(ours.headers), method=ours.method
             )
-            with self._opener.open(request, timeout=connect_timeout) as reply:
-                head = reply
-                while len(read) <= MAX_BODY_SIZE and (piece := reply.read1(65536)):
+            with self._opener.open(request, timeout=connect_timeout) as response:
+                head = response
+                while len(read) <= MAX_BODY_SIZE and (piece := response.read1(65536)):
                     read += piece
-                    if reply.length != 0 and self.now() >= body.deadline:
+                    if response.length != 0 and self.now() >= body.deadline:
                         raise TimeoutError("no whole response arrived in time")
-                if reply.length and len(read) <= MAX_BODY_SIZE:  # read1 does not report a cut body
-                    raise http.client.IncompleteRead(b"", reply.length)
+                # read1 does not report a cut body.
+                if response.length and len(read) <= MAX_BODY_SIZE:
+                    raise http.client.IncompleteRead(b"", response.length)
         except Exception as error:
             forget_frames(error)  # they hold the API key
             return Failure(
                 Delivery.MAYBE_SENT if body.sent else Delivery.NOT_SENT,
                 error,
-                transient=_may_pass(error),
+                transient=_is_transient(error),
                 timed_out=self.now() >= (body.deadline if body.sent else send.connect_by),
                 response=None
                 if head is None
@@ -98,13 +101,11 @@ class _Handler(urllib.request.AbstractHTTPHandler):
         return self.do_open(_SecureConnection, request, context=self._context)
 
 
-def _may_pass(error: BaseException | None) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Return whether a retry could help."""
     if isinstance(error, ValueError | RuntimeError):  # not a URL, or a closed transport
         return False
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
-        error = error.__cause__ or error.__context__
-    return error is None
+    return not is_certificate_error(error)
 
 
 class _Body(bytes):

@@ -163,7 +163,7 @@ class Failing:
     advice: str = ""
 
 
-LOOK = "; read the balance before doing it again"
+LOOK = "; find out whether it was before doing it again"
 FAILURES = {
     "refused": Failing(
         ["subtract", USER, "9000"],
@@ -651,7 +651,7 @@ def test_exception_of_a_signal_handler_in_flight(
     out, err = capsys.readouterr()
     assert out == ""
     assert "ValueError" in err
-    assert err.endswith("; read the balance before doing it again\n")
+    assert err.endswith("; find out whether it was before doing it again\n")
 
 
 # From here on each is a process of its own.
@@ -675,7 +675,7 @@ INTERRUPTED: dict[str, tuple[list[str], Fault, int, str]] = {
         ["add", USER, "5"],
         FAULTS["apply-then-hang"],
         3,
-        "interrupted: it may have been applied; read the balance before doing it again",
+        "interrupted: it may have been applied; find out whether it was before doing it again",
     ),
     "waiting": (["add", USER, "5"], BUSY_FOR_LONG, 130, "interrupted: nothing was applied"),
     "reading": (

@@ -1,7 +1,6 @@
-"""The examples that the project began with run unchanged, against one sandbox.
+"""The first examples of the project, unchanged, run against one sandbox.
 
-They are kept here as they were given; only the indentation of one function's body, which the text
-had lost, is put back. All they need is CREDUSE_BASE_URL.
+Only the indentation of one function was lost and is restored. They need only CREDUSE_BASE_URL.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Check calls that are cancelled at every step of the event loop, on asyncio and trio."""
+"""Check calls that are cancelled at every step of the event loop, on asyncio and trio.
+
+How a single call may end (`scenarios`), and what all checks share (`checks`), do not belong here.
+"""
 
 import asyncio
 import itertools
@@ -37,7 +40,7 @@ class Cancellation:
 
     name: str
     fault: Fault | None = None
-    new: bool = False
+    new_connection: bool = False
     """Each call opens a new connection."""
 
     def __str__(self) -> str:
@@ -46,8 +49,10 @@ class Cancellation:
 
 CANCELLATIONS: Final = (
     Cancellation("meeting-with-nothing"),
-    Cancellation("on-a-new-connection", new=True),
-    Cancellation("meeting-with-connect-then-hang", FAULTS["connect-then-hang"], new=True),
+    Cancellation("on-a-new-connection", new_connection=True),
+    Cancellation(
+        "meeting-with-connect-then-hang", FAULTS["connect-then-hang"], new_connection=True
+    ),
     *(
         Cancellation(f"meeting-with-{name}", FAULTS[name])
         for name in (
@@ -90,7 +95,7 @@ async def check_cancellation(
         async with connect(protocol) as client:
             uncancelled = 0
             for step in range(_MAX_STEPS):
-                if cancellation.new:
+                if cancellation.new_connection:
                     with server.refusing():
                         pass
                 calls.append(protocol.add(USER, AMOUNT, timeout=_TIMEOUT))
@@ -152,8 +157,8 @@ async def _make_a_hundred(
     if len(server.applied) != 100:
         problems.append(f"the server applied {len(server.applied)} of a hundred later calls")
     if problems:
-        words = describe(cancellation.fault)
-        raise AssertionError(report(str(cancellation), words, problems, server.log))
+        behavior = describe(cancellation.fault)
+        raise AssertionError(report(str(cancellation), behavior, problems, server.log))
 
 
 async def _failure(client: AsyncCoreClient, call: Call[Any]) -> AsyncIterator[str]:

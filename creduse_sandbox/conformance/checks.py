@@ -199,7 +199,7 @@ class _ScenarioRun:
     def calls(self) -> Iterator[Call[Any]]:
         """Yield the calls to run, one after the other, and inject the faults of each."""
         scenario, server = self._scenario, self.server
-        if scenario.used:
+        if scenario.on_used_connection:
             if scenario.before is not None:
                 server.inject(scenario.before)
             yield self._unhurried.get_balance(USER)
@@ -243,7 +243,7 @@ class _ScenarioRun:
         received = [
             log[record.first : end] for record, end in zip(self._records, ends, strict=True)
         ]
-        main = int(self._scenario.used)
+        main = int(self._scenario.on_used_connection)
         problems = [*self._wrong_ending(self._records[main], received[main], limit)]
         for number, (record, entries) in enumerate(zip(self._records, received, strict=True)):
             call, error, seconds = record.call, record.error, record.ended - record.begun
@@ -389,7 +389,9 @@ def _wrong_keys_and_queries(requests: Iterable[Request]) -> Iterator[str]:
             yield f"{request} had a query, which the core does not send"
 
 
-def report(name: str, words: str, problems: Sequence[str], log: Sequence[LogEntry]) -> str:
+def report(
+    title: str, server_behavior: str, problems: Sequence[str], log: Sequence[LogEntry]
+) -> str:
     """Return a report: the problems, what the server did and what it received."""
     lines = (
         f"request {entry.number} on connection {entry.connection}: {entry.method} {entry.path}, "
@@ -398,9 +400,9 @@ def report(name: str, words: str, problems: Sequence[str], log: Sequence[LogEntr
     )
     return "\n  ".join(
         [
-            f"{name}:",
+            f"{title}:",
             *problems,
-            f"What the server does: {words or 'no fault'}.",
+            f"What the server does: {server_behavior or 'no fault'}.",
             "What the server received:",
             *lines,
         ]

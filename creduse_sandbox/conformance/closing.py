@@ -1,4 +1,7 @@
-"""Check a client that is closed while calls are in flight, and a call after that."""
+"""Check a client that is closed while calls are in flight, and a call after that.
+
+How a single call may end (`scenarios`), and what all checks share (`checks`), do not belong here.
+"""
 
 import ssl
 import threading
@@ -266,8 +269,8 @@ class _ClosingRun:
                 problems.append(hint)
             problems.insert(0, f"calls were still in flight {MAX_OVERRUN:g} s after close()")
         if problems:
-            name, words = str(self._closing), self._closing.description
-            raise AssertionError(report(name, words, problems, log))
+            title, behavior = str(self._closing), self._closing.description
+            raise AssertionError(report(title, behavior, problems, log))
 
     def _may_succeed(self, entries: Sequence[LogEntry]) -> bool:
         """Return whether the client sent a call before it was closed, with no fault to meet."""

@@ -1,4 +1,7 @@
-"""Check one client that many threads or tasks use at once, without faults."""
+"""Check one client that many threads or tasks use at once, without faults.
+
+How a single call may end (`scenarios`), and what all checks share (`checks`), do not belong here.
+"""
 
 import ssl
 import threading

@@ -3,6 +3,8 @@
 Python runs signal handlers where a function begins, where a C function has returned, and in C
 functions that wait. Each call raises a real signal at the first such place that no call before had,
 until a call finds no new place.
+
+How a single call may end (`scenarios`), and what all checks share (`checks`), do not belong here.
 """
 
 import asyncio
@@ -53,7 +55,7 @@ class Interruption:
 
     name: str
     fault: Fault | None = None
-    new: bool = False
+    new_connection: bool = False
     """Each call opens a new connection."""
     alarm: bool = False
     """A signal handler that raises `TimeoutError` interrupts them, not Ctrl-C."""
@@ -64,7 +66,7 @@ class Interruption:
 
 def _interruptions(name: str, *, alarm: bool) -> Iterator[Interruption]:
     yield Interruption(f"{name}-meeting-with-nothing", alarm=alarm)
-    yield Interruption(f"{name}-on-a-new-connection", new=True, alarm=alarm)
+    yield Interruption(f"{name}-on-a-new-connection", new_connection=True, alarm=alarm)
     for fault in ("cut-body-then-close", "429"):
         yield Interruption(f"{name}-meeting-with-{fault}", FAULTS[fault], alarm=alarm)
 
@@ -421,7 +423,7 @@ class _InterruptionRun:
         interruption, server = self._interruption, self._server
         self._warm = False
         while True:
-            if interruption.new:
+            if interruption.new_connection:
                 with server.refusing():
                     pass
             server.reset()
@@ -545,7 +547,7 @@ class _InterruptionRun:
 
     def fail(self, *problems: str) -> None:
         """Raise `AssertionError` with these problems."""
-        title, words = str(self._interruption), describe(self._interruption.fault)
+        title, behavior = str(self._interruption), describe(self._interruption.fault)
         if self._where is not None:
             title += f", interrupted in {self._where}"
-        raise AssertionError(report(title, words, problems, (*self._before, *self._server.log)))
+        raise AssertionError(report(title, behavior, problems, (*self._before, *self._server.log)))

@@ -1,8 +1,8 @@
 """The scenarios: one call each, what the server does to it, and how the call may end.
 
-It has the table of faults, and the rules that turn a fault into a scenario for each kind of call. How
-a scenario runs (`checks`) does not belong here. The rules come from the documentation, not from the core's
-own tables, because these scenarios test those tables.
+It has the table of faults, and the rules that turn a fault into a scenario for each kind of call.
+How a scenario runs (`checks`) does not belong here. The rules come from the documentation, not from
+the core's own tables, because these scenarios test those tables.
 """
 
 import enum
@@ -126,14 +126,14 @@ class Scenario:
     """The faults of the call's first requests, in order. No fault affects further requests."""
     attempt_timeout: float = LONG_TIMEOUT
     """Seconds, for the `RetryPolicy`."""
-    used: bool = False
+    on_used_connection: bool = False
     """Another call runs before it, so the client may have an idle connection."""
     before: Fault | None = None
     """The fault of that other call."""
     refuse: bool = False
     """The server refuses connections."""
     certificate: str = ""
-    """The key of the server's certificate in `check`'s ``certificates``. Empty: plain HTTP."""
+    """The key of the server's certificate in `check`'s ``ssl_contexts``. Empty: plain HTTP."""
     must_not_reuse: bool = False
     """The client must not reuse the connection of a request with a fault."""
     pause_after: float = 0.0
@@ -151,7 +151,7 @@ class Scenario:
     """A limit that excuses what this scenario would find."""
     endings_at_limit: tuple[Ending, ...] = ()
     """Further ways in which the call may end under that limit."""
-    words: str = ""
+    fault_description: str = ""
     """What the server does, in words, if ``faults`` are not in `FAULTS`."""
 
     def __str__(self) -> str:
@@ -160,13 +160,13 @@ class Scenario:
     @property
     def description(self) -> str:
         """What the server does, in words."""
-        faults = self.words or "; then ".join(map(describe, self.faults))
+        faults = self.fault_description or "; then ".join(map(describe, self.faults))
         return ". ".join(
             text
             for applies, text in (
                 (self.certificate not in {"", "good"}, f"Its certificate is {self.certificate}"),
                 (self.refuse, "It refuses connections"),
-                (self.used, "The client may have an idle connection of another call"),
+                (self.on_used_connection, "The client may have an idle connection of another call"),
                 (self.before is not None, f"For that call: {describe(self.before)}"),
                 (bool(faults), f"For the call's requests: {faults}"),
             )
@@ -367,7 +367,7 @@ def _scenario(kind: Kind, name: str, row: _Row) -> Scenario:
 
 
 def _on_a_used_connection(scenario: Scenario) -> Scenario:
-    return replace(scenario, name=f"{scenario.name}-on-a-used-connection", used=True)
+    return replace(scenario, name=f"{scenario.name}-on-a-used-connection", on_used_connection=True)
 
 
 _BY_FAULT: Final = tuple(
@@ -461,7 +461,7 @@ def _switching(_: bytes, __: bytes) -> Iterable[bytes]:
 _LATE: Final = Ending((CreduseTimeoutError,), _UNKNOWN, 1, 1)
 
 
-def _drips(what: str, words: str, shape: Shape, pause: float = _PAUSE) -> Scenario:
+def _drips(what: str, description: str, shape: Shape, pause: float = _PAUSE) -> Scenario:
     return Scenario(
         f"add-meets-{what}-that-drips-too-long",
         _add_briefly,
@@ -471,7 +471,7 @@ def _drips(what: str, words: str, shape: Shape, pause: float = _PAUSE) -> Scenar
         at_most=2 * SHORT_TIMEOUT + MAX_OVERRUN,
         limit=Limit.TIME,
         endings_at_limit=(_done(),),
-        words=words,
+        fault_description=description,
     )
 
 
@@ -498,7 +498,7 @@ _OTHER_SCENARIOS: Final = (
         "add-on-a-used-connection",
         _add,
         (_done(),),
-        used=True,
+        on_used_connection=True,
         must_reuse=True,
         limit=Limit.REUSE,
     ),
@@ -522,7 +522,7 @@ _OTHER_SCENARIOS: Final = (
         _add,
         (_failed(_NOT, 1, 0, AuthenticationError),),
         (_CHALLENGE,),
-        words=_CHALLENGED,
+        fault_description=_CHALLENGED,
     ),
     # A refusal proves nothing about an earlier request with the same idempotency key.
     Scenario(
@@ -530,7 +530,7 @@ _OTHER_SCENARIOS: Final = (
         _add_with_key,
         (_failed(_UNKNOWN, 1, 0, AuthenticationError),),
         (_CHALLENGE,),
-        words=_CHALLENGED,
+        fault_description=_CHALLENGED,
     ),
     Scenario(
         "add-with-key-is-limited-to-the-end",
@@ -543,14 +543,14 @@ _OTHER_SCENARIOS: Final = (
         _add_with_key,
         (_done(2),),
         (_KEY_IN_USE,),
-        words="send 409 with the error that the idempotency key is in use",
+        fault_description="send 409 with the error that the idempotency key is in use",
     ),
     Scenario(
         "add-with-key-is-in-use-to-the-end",
         _add_with_key,
         (_failed(_UNKNOWN, 3, 0, APIError),),
         (_KEY_IN_USE,) * 3,
-        words="send 409 three times, with the error that the idempotency key is in use",
+        fault_description="send 409 three times, with the error that the idempotency key is in use",
     ),
     # The client cannot send a request.
     Scenario(
@@ -615,7 +615,7 @@ _OTHER_SCENARIOS: Final = (
         # InsufficientFundsError would say that no credits moved. They may have.
         (_failed(_UNKNOWN, 2, 1, APIError),),
         (FAULTS["apply-then-close"], _NO_FUNDS),
-        words=(
+        fault_description=(
             "apply the request and send no response, then close the connection; then send 402 with "
             "the error that funds are insufficient"
         ),
@@ -640,14 +640,18 @@ _OTHER_SCENARIOS: Final = (
     ),
     # What libraries may do by themselves
     Scenario(
-        "add-is-given-a-cookie", _add, (_done(2),), (_COOKIE,), words="send 429 with a cookie"
+        "add-is-given-a-cookie",
+        _add,
+        (_done(2),),
+        (_COOKIE,),
+        fault_description="send 429 with a cookie",
     ),
     Scenario(
         "get_balance-meets-a-503-that-closes",
         _get_balance,
         (_done(2, 0),),
         (_LAST_OF_ITS_CONNECTION,),
-        words="send 503 with Connection: close",
+        fault_description="send 503 with Connection: close",
     ),
     Scenario(
         "add-meets-101",
@@ -655,14 +659,14 @@ _OTHER_SCENARIOS: Final = (
         (_failed(_UNKNOWN, 1, 1, InvalidResponseError, TransportError),),
         (Shaped(_switching),),
         must_not_reuse=True,
-        words="send 101 Switching Protocols",
+        fault_description="send 101 Switching Protocols",
     ),
     Scenario(
         "add-right-after-close-after",
         _add,
         # The client may or may not notice the end of the connection in time.
         (_done(), _failed(_UNKNOWN, 0, 0, TransportError), _failed(_UNKNOWN, 1, 0, TransportError)),
-        used=True,
+        on_used_connection=True,
         before=FAULTS["close-after"],
     ),
     Scenario(
@@ -677,7 +681,7 @@ _OTHER_SCENARIOS: Final = (
         (_failed(_UNKNOWN, 1, 1, InvalidResponseError),),
         (Shaped(_body_without_end, then=Action.HANG),),
         must_not_reuse=True,
-        words=f"send more than {MAX_BODY_SIZE} bytes of a body and never its end",
+        fault_description=f"send more than {MAX_BODY_SIZE} bytes of a body and never its end",
     ),
     # RFC 9112, 6.3: the client may accept or reject it, and must not reuse the connection.
     Scenario(
@@ -702,7 +706,7 @@ _OTHER_SCENARIOS: Final = (
         (_done(),),
         (Shaped(_body_later, pause=1.5 * SHORT_TIMEOUT),),
         attempt_timeout=SHORT_TIMEOUT,
-        words=f"send the head, and {1.5 * SHORT_TIMEOUT:g} s later the body",
+        fault_description=f"send the head, and {1.5 * SHORT_TIMEOUT:g} s later the body",
     ),
     # The timeout expires while bytes still arrive.
     _drips("a-head", f"send the head byte by byte, {_FOR_LONG}", _drip_head),
@@ -736,7 +740,7 @@ _OTHER_SCENARIOS: Final = (
         at_most=SHORT_TIMEOUT + MAX_OVERRUN,
         limit=Limit.TIME,
         endings_at_limit=(_done(1, 0),),
-        words=f"send the head byte by byte, {_FOR_LONG}",
+        fault_description=f"send the head byte by byte, {_FOR_LONG}",
     ),
 )
 
@@ -787,4 +791,4 @@ TLS_SCENARIOS: Final[tuple[Scenario, ...]] = (
         for call, make in _CALLS.values()
     ),
 )
-"""All scenarios over TLS. `Scenario.certificate` says which of ``certificates`` each needs."""
+"""All scenarios over TLS. `Scenario.certificate` says which of ``ssl_contexts`` each needs."""

@@ -1,4 +1,7 @@
-"""Cancelled calls: nothing is first sent afterwards, and nothing is left behind."""
+"""Cancellation that is special to aiohttp: its steps, and the caller's timeouts.
+
+What holds for every client is in tests/transports/test_cancellation.py.
+"""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""A supplied session is used for its connections only. Its settings do not change a request."""
+"""A supplied session of aiohttp: its settings, its connectors, and who closes it."""
 
 import asyncio
 import gc

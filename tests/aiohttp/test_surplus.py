@@ -1,7 +1,6 @@
-"""Bytes that arrive before a request are never its response.
+"""Unrequested bytes that are special to aiohttp: part of a head, or bytes that are not read yet.
 
-The conformance kit proves that for whole responses and for one and a half. This module proves it where
-aiohttp or its event loop can hide the bytes: if they are only part of a head, or not read yet.
+What holds for every client is in the conformance kit.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The judgement of each event, against a second statement of the table, written without the first.
+"""What each event proves, compared with a second table that was written independently.
 
 In every table here the first row that matches decides.
 """

@@ -1,7 +1,7 @@
 """Every sequence of events over three attempts, with the promises that hold in all of them.
 
-The steps say for themselves what each proves and whether it may be tried again, and the test keeps
-its own account of the time and of what may have been applied, so the core is not its own judge.
+Each step states what it proves and whether a retry may follow. The test keeps its own time and
+outcome, so it does not rely on the core's tables.
 """
 
 import json
@@ -65,8 +65,8 @@ class Step:
     transient: bool
     error: type[CreduseError] | None
     """What is raised if it is the last step; ``None`` if none is."""
-    given: Response | Failure | None
-    """``None``: the caller goes away."""
+    received: Response | Failure | None
+    """``None``: the caller is cancelled."""
     asked: float | None = None
     """Seconds that its ``Retry-After`` asks for."""
     with_key: Outcome | None = None
@@ -167,10 +167,10 @@ def make(kind: Kind) -> Call[Any]:
 def give(call: Call[Any], step: Step, now: float) -> object:
     """Pass a step to a call, and return its action or its error."""
     try:
-        if isinstance(step.given, Response):
-            return call.receive_response(step.given, now, JITTER)
-        if isinstance(step.given, Failure):
-            return call.receive_failure(step.given, now, JITTER)
+        if isinstance(step.received, Response):
+            return call.receive_response(step.received, now, JITTER)
+        if isinstance(step.received, Failure):
+            return call.receive_failure(step.received, now, JITTER)
         call.abandon(now)
     except CreduseError as error:
         return error
@@ -191,11 +191,13 @@ def check_end(step: Step, ended: object, play: Play) -> None:
         refused = step.row == "refused" and play.proved is NOT
         assert type(ended) is (ActiveCycleExistsError if refused else step.error)
         assert (ended.outcome, ended.attempts) == (play.proved, play.call.attempts)
-        if isinstance(step.given, Failure):
-            assert ended.__cause__ is step.given.cause
+        if isinstance(step.received, Failure):
+            assert ended.__cause__ is step.received.cause
         if isinstance(ended, APIError | InvalidResponseError):
-            given = step.given
-            assert ended.response == (given.response if isinstance(given, Failure) else given)
+            received = step.received
+            assert ended.response == (
+                received.response if isinstance(received, Failure) else received
+            )
         if isinstance(ended, APIError):
             assert ended.retry_after == step.asked
     else:

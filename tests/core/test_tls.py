@@ -1,4 +1,4 @@
-"""The context for clients, and TLS in whole records, over memory, with the bytes cut at every place."""
+"""The context for clients, and TLS in whole records over memory, cut at every place."""
 
 import ssl
 from pathlib import Path

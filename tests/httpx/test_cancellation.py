@@ -1,4 +1,7 @@
-"""Cancelled calls: nothing is first sent afterwards, and nothing is left behind."""
+"""Cancellation that is special to httpx: transports that do not trace or are stuck, and groups.
+
+What holds for every client is in tests/transports/test_cancellation.py.
+"""
 
 import socket
 from collections.abc import AsyncGenerator
@@ -125,7 +128,7 @@ def test_closed_within_a_cancelled_scope(server: SandboxServer) -> None:
 
 
 def test_what_ends_the_program_comes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A KeyboardInterrupt in a group with a cancellation, as a nursery makes it, reaches the caller."""
+    """A KeyboardInterrupt in a nursery's group with a cancellation reaches the caller alone."""
 
     async def fail() -> None:
         try:

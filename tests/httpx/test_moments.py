@@ -1,6 +1,6 @@
 """Events between two steps of a call: closing, cancellation, signals, and early bytes.
 
-Where such a moment is too short to be met, a step is made to wait for it; what comes then is real.
+Such moments are too short to hit, so the test delays a step until the bytes have arrived.
 """
 
 import asyncio
@@ -84,39 +84,39 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
     return authority
 
 
-def look_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def delay_after_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Delay the client after a handshake, so that early bytes have arrived."""
-    connected = _network.ConnectionState.set_stream
-    complete = _supplied.TracedExchange._complete_step  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
+    real_set_stream = _network.ConnectionState.set_stream
+    real_complete_step = _supplied.TracedExchange._complete_step  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to hit
 
-    def connect(line: _network.ConnectionState, stream: Any) -> None:
-        connected(line, stream)
+    def set_stream(state: _network.ConnectionState, stream: Any) -> None:
+        real_set_stream(state, stream)
         if stream.get_extra_info("ssl_object") is not None:
             wait_for_bytes(stream)
 
-    def take(exchange: _supplied.TracedExchange, step: str, value: Any) -> None:
-        complete(exchange, step, value)
+    def complete_step(exchange: _supplied.TracedExchange, step: str, value: Any) -> None:
+        real_complete_step(exchange, step, value)
         if step == "start_tls":
             wait_for_bytes(value)
 
-    looks: list[object] = []
+    reads: list[object] = []
 
-    async def look(stream: Any) -> None:
-        looks.append(stream)
-        if len(looks) > 1:  # at first, as on a busy loop, nothing is read in time
+    async def read_ticket_late(stream: Any) -> None:
+        reads.append(stream)
+        if len(reads) > 1:  # at first, as on a busy loop, nothing is read in time
             await read_ticket_async(stream)
 
     for module in (_network, _supplied):
-        monkeypatch.setattr(module, "read_ticket_async", look)
-    monkeypatch.setattr(_network.ConnectionState, "set_stream", connect)
-    monkeypatch.setattr(_supplied.TracedExchange, "_complete_step", take)
+        monkeypatch.setattr(module, "read_ticket_async", read_ticket_late)
+    monkeypatch.setattr(_network.ConnectionState, "set_stream", set_stream)
+    monkeypatch.setattr(_supplied.TracedExchange, "_complete_step", complete_step)
 
 
 def test_plain_bytes_after_a_handshake(
     harness: Harness, raw: Start, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes after a handshake that are not TLS are no response, and nothing is sent."""
-    look_late(monkeypatch)
+    delay_after_handshake(monkeypatch)
     context = server_context(authority)
     context.num_tickets = 0  # they would be readable, too
 
@@ -289,13 +289,13 @@ def test_alarm_as_a_peer_is_looked_up(
     with socket.socket() as sock:
         stream_class = type(stream_on(sock))
 
-    def look(stream: Any, name: str) -> Any:
+    def get_extra_info(stream: Any, name: str) -> Any:
         if name == "server_addr":
             raise error
         return real(stream, name)
 
     real = stream_class.get_extra_info
-    monkeypatch.setattr(stream_class, "get_extra_info", look)
+    monkeypatch.setattr(stream_class, "get_extra_info", get_extra_info)
     with (
         CreduseClient(KEY, base_url=server.base_url) as client,
         pytest.raises(OSError, match="over") as caught,
@@ -632,19 +632,20 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Bytes that arrive through two layers of TLS before the request are not its response."""
-    begins, sent = _network.ConnectionState._begins_request, threading.Event()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to be met
+    real_begins_request = _network.ConnectionState._begins_request  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # a moment too short to hit
+    sent = threading.Event()
     waited: list[bool] = []
     requests: list[int] = []
     contexts = [server_context(authority), server_context(authority)]
     for context in contexts:
         context.num_tickets = 0
 
-    def wait(line: _network.ConnectionState, data: bytes) -> bool:
+    def begins_request(state: _network.ConnectionState, data: bytes) -> bool:
         if data.startswith(b"POST") and not waited:
             assert sent.wait(30)
-            wait_for_bytes(line.stream)
+            wait_for_bytes(state.stream)
             waited.append(True)
-        return begins(line, data)
+        return real_begins_request(state, data)
 
     def respond_early(connection: socket.socket, _: RawServer) -> None:
         tls = TlsInParts(contexts[0], connection)
@@ -661,7 +662,7 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
 
-    monkeypatch.setattr(_network.ConnectionState, "_begins_request", wait)
+    monkeypatch.setattr(_network.ConnectionState, "_begins_request", begins_request)
     server = raw(respond_early)
     url = server.base_url.replace("http:", "https:")
     proxy = raw(tunnel(("127.0.0.1", int(url.rpartition(":")[2])), contexts[1]))

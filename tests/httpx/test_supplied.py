@@ -1,4 +1,4 @@
-"""A supplied client is used for its connections only. Its settings do not change a request."""
+"""A supplied client of httpx: its settings, its transports, and who closes it."""
 
 import asyncio
 import gc

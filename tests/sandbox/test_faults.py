@@ -481,6 +481,7 @@ PAIRS = "headers must be pairs of str, such as (('Retry-After', '1'),)"
     ("arguments", "message"),
     [
         (("418",), "status must be int, not str"),
+        ((True,), "status must be int, not bool"),
         ((418, (), "text"), "body must be bytes, not str"),
         ((418, (), None), "body must be bytes, not NoneType"),
         ((418, {"Retry-After": "1"}), PAIRS),
@@ -495,6 +496,44 @@ def test_canned_response_of_other_types(arguments: tuple[Any, ...], message: str
         CannedResponse(*arguments)
 
 
+TOKEN = "a header's name must be a token such as Retry-After, not "
+FIELD = (
+    "the value of {} must be Latin-1 text without control characters, and without white space at an "
+    "end, not "
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("Retry After", "1", f"{TOKEN}'Retry After'"),
+        ("Retry-After:", "1", f"{TOKEN}'Retry-After:'"),
+        ("", "1", f"{TOKEN}''"),
+        ("Größe", "1", f"{TOKEN}'Größe'"),
+        ("X\n", "1", f"{TOKEN}'X\\n'"),
+        *(
+            ("X", value, f"{FIELD.format('X')}{value!r}")
+            for value in ("a\nb", "a\rb", "a\0b", "a\fb", "a\x7fb", "5 €", " 1", "1\t", "1\n")
+        ),
+    ],
+    ids=repr,
+)
+def test_canned_response_with_an_invalid_header(name: str, value: str, message: str) -> None:
+    """A canned response rejects a header that the server could not send."""
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        CannedResponse(429, ((name, value),))
+
+
+@pytest.mark.parametrize("value", ["", "1", "a b\tc", "für 5 ¤", "\xa0"], ids=repr)
+def test_canned_response_with_any_valid_header(server: SandboxServer, value: str) -> None:
+    """The server sends every header that a canned response accepts."""
+    server.inject(CannedResponse(429, (("!#$%&'*+-.^_`|~aZ9", value),)))
+    with dial(server) as stream:
+        stream.sendall(message("/add", "Connection: close"))
+        received, _ = read_all(stream)
+    assert f"!#$%&'*+-.^_`|~aZ9: {value}\r\n".encode("latin-1") in received
+
+
 def test_connected_takes_no_predicate(server: SandboxServer) -> None:
     """A fault of a new connection rejects a predicate, since there is no request yet."""
     with pytest.raises(ValueError, match="has no request yet"):
@@ -505,6 +544,47 @@ def test_drop_that_drops_nothing() -> None:
     """A `Drop` that keeps the connection open is rejected."""
     with pytest.raises(ValueError, match="not KEEP"):
         Drop(Stage.REQUEST, Action.KEEP)
+
+
+OTHER_TYPES: dict[str, tuple[Callable[..., Fault], dict[str, Any], type[Exception], str]] = {
+    "stage": (
+        Drop,
+        {"stage": "head", "action": Action.CLOSE},
+        TypeError,
+        "stage must be Stage, such as Stage.HEAD, not str",
+    ),
+    "action": (
+        Drop,
+        {"stage": Stage.HEAD, "action": "close"},
+        TypeError,
+        "action must be Action, such as Action.CLOSE, not str",
+    ),
+    "then": (
+        Shaped,
+        {"then": "close"},
+        TypeError,
+        "then must be Action, such as Action.CLOSE, not str",
+    ),
+    "response": (Shaped, {"response": 503}, TypeError, "response must be CannedResponse, not int"),
+    "pause": (Shaped, {"pause": "1"}, TypeError, "pause must be a number of seconds, not str"),
+    "negative pause": (
+        Shaped,
+        {"pause": -1},
+        ValueError,
+        "pause must be at least 0 and at most 1,000,000 seconds, not -1",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "error", "message"), OTHER_TYPES.values(), ids=OTHER_TYPES
+)
+def test_fault_that_could_not_happen(
+    kind: Callable[..., Fault], arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """A fault rejects an argument that the server could not carry out."""
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        kind(**arguments)
 
 
 @pytest.mark.parametrize(

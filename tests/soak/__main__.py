@@ -1,9 +1,9 @@
 """Check calls under random faults, cancellations and timeouts against a server's record.
 
-Each client runs over plain HTTP and over TLS, in its own process. The server runs in another process.
-A run prints its seed. The same seed makes the same calls, faults and cancellations, but the timing of the
-machine differs. If anything is wrong, the exit status is 1, and the report shows the calls that are wrong
-and the command that repeats the run.
+Each client runs over plain HTTP and over TLS, in its own process. The server runs in another one.
+A run prints its seed. The same seed makes the same calls, faults and cancellations, but the timing
+of the machine differs. If anything is wrong, the exit status is 1, and the report shows the calls
+that are wrong and the command that repeats the run.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The invariants of a run, and the functions that find violations.
 
-These functions compare the client's report of a call with the server's record of it. Running calls does
-not belong here.
+These functions compare the client's report of a call with the server's record of it. Running calls
+does not belong here.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The plan of each call of a soak run, drawn from the run's seed and the number of the call.
 
-Each call has its own user id, which tells the server the number of the call and its faults. So the server
-needs no list of calls.
+Each call has its own user id, which tells the server the number of the call and its faults. So the
+server needs no list of calls.
 """
 
 import random
@@ -164,7 +164,7 @@ class Plan(NamedTuple):
 
     @property
     def amount(self) -> int:
-        """The amount. It is the same for all calls with a shared user, which can get each other's response."""
+        """The amount. Calls with a shared user have the same, as they can get each other's response."""
         return 1 + self.script.number % 1000 if self.shared_user is None else 7
 
 

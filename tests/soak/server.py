@@ -1,8 +1,8 @@
 """The server of a soak run: raw sockets, faults at every stage, and its own record.
 
-It runs in its own process and uses no code of creduse. It prints its port, and stops when its input ends.
-Each line of input is a command: "stats", "record", "faults-off" (new connections have no faults) and
-"faults-on" (they have some again). The server responds to each with a line of JSON.
+It runs in its own process and uses no code of creduse. It prints its port, and stops when its input
+ends. Each line of input is a command: "stats", "record", "faults-off" (new connections have no
+faults) and "faults-on" (they have some again). The server responds to each with a line of JSON.
 
     python -m tests.soak.server SEED SHARE [CERTIFICATE]
 
@@ -72,7 +72,7 @@ class Entry:
         self.connection = connection
         self.fault = fault
         self.stray = math.inf
-        """Seconds from a stray response on the connection to the request. Negative if it came later."""
+        """Seconds from a stray response on the connection to the request, or negative."""
         self.applied = False
 
     def row(self) -> tuple[int, float, int, str, bool, float]:
@@ -336,7 +336,7 @@ def apply_then(made: bytes) -> "Fault":
 
 
 def surplus(more: bytes | None, seconds: float = 0, part: float = 1) -> "Fault":
-    """Respond, and send ``more`` after it. ``None`` repeats the response. ``part`` cuts the surplus."""
+    """Respond, and send ``more`` after it. ``None`` repeats the response. ``part`` cuts that."""
 
     def steps(x: Exchange) -> Steps:
         made = x.apply()
@@ -587,8 +587,8 @@ class Connection:
     def _sent(self, data: bytes, stamp: bytes) -> float:
         """Return when the first of the bytes was sent, or an earlier time.
 
-        The kernel joins unread segments and keeps only the last timestamp, which can be that of the end
-        of the connection.
+        The kernel joins unread segments and keeps only the last timestamp, which can be that of the
+        end of the connection.
         """
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 56)
         state, last_data = info[0], int.from_bytes(info[52:56], sys.byteorder) / 1000

@@ -1,3 +1,5 @@
+"""The soak run's own parts: plans, judge, server, and its command."""
+
 import os
 import re
 import signal

@@ -1,7 +1,7 @@
-"""Cancelled calls over every asynchronous client: nothing is sent afterwards, nothing is left behind.
+"""Cancellation of every asynchronous client: nothing is sent later, nothing is left behind.
 
-The conformance kit cancels a single call at each of its steps. These tests are about the connection of a
-cancelled call, and about calls that wait for one.
+The conformance kit cancels a single call at each of its steps. These tests are about the connection
+of a cancelled call, and about calls that wait for one.
 """
 
 import socket

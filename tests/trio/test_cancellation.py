@@ -1,4 +1,7 @@
-"""Cancelled calls: nothing is first sent afterwards, and nothing is left behind."""
+"""Cancellation that is special to trio: at every step, in the pool, by groups, and by signals.
+
+What holds for every client is in tests/transports/test_cancellation.py.
+"""
 
 import signal
 import sys

@@ -1,4 +1,7 @@
-"""Bytes that arrive before a request are never its response."""
+"""Unrequested bytes that are special to trio: cut at each place, on plain wires and within TLS.
+
+What holds for every client is in the conformance kit.
+"""
 
 import itertools
 import ssl

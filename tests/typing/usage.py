@@ -1,6 +1,6 @@
 """What the types say to users: read by mypy and pyright, from the tree and from an installed wheel.
 
-Each ignore here is a promise that the line it stands on does not pass.
+Each ignore marks a line that the type checkers must reject.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true

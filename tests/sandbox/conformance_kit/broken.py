@@ -1,4 +1,4 @@
-"""Synchronous transports that break a promise. The kit must find each of them out.
+"""Synchronous transports that break a promise. The kit must report each.
 
 Some only send in another way than `Good`: a `Behavior` says how. The others are subclasses.
 """

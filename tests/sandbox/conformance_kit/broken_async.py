@@ -1,4 +1,4 @@
-"""Asynchronous transports that break a promise. The kit must find each of them out."""
+"""Asynchronous transports that break a promise. The kit must report each."""
 
 import asyncio
 import inspect

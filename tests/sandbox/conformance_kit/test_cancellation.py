@@ -1,4 +1,4 @@
-"""A transport that breaks a promise when a call is cancelled is found out."""
+"""The kit reports a transport that breaks a promise when a call is cancelled."""
 
 import pytest
 

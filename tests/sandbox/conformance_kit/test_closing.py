@@ -1,4 +1,4 @@
-"""A transport that breaks a promise when its client is closed is found out."""
+"""The kit reports a transport that breaks a promise when its client is closed."""
 
 import pytest
 

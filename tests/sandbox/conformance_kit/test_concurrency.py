@@ -1,4 +1,4 @@
-"""A transport that several threads or tasks cannot share is found out."""
+"""The kit reports a transport that several threads or tasks cannot share."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A transport that breaks a promise when a signal interrupts a call is found out."""
+"""The kit reports a transport that breaks a promise when a signal interrupts a call."""
 
 import gc
 import signal

@@ -1,4 +1,4 @@
-"""A transport that breaks a promise in a scenario is found out."""
+"""The kit reports a transport that breaks a promise in a scenario."""
 
 import json
 import re
