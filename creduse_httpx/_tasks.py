@@ -102,9 +102,12 @@ class TrioTasks:
         self._trio = trio
         self._limit = trio.Semaphore(MAX_CONCURRENT)
         self._events: set[trio.Event] = set()
-        # A KeyboardInterrupt then comes only while `run` waits. At any other moment it could leave a
-        # task that sends, or a place that nobody gives back.
-        self.run = trio.lowlevel.enable_ki_protection(self._run)
+        # A KeyboardInterrupt then comes only while it waits. At any other moment it could leave a task
+        # that sends, or a place that nobody gives back.
+        self._run_protected = trio.lowlevel.enable_ki_protection(TrioTasks._run)
+
+    async def run(self, exchange: "TracedExchange", run: RunExchange) -> Result:
+        return await self._run_protected(self, exchange, run)
 
     async def _run(self, exchange: "TracedExchange", run: RunExchange) -> Result:
         trio = self._trio
