@@ -62,11 +62,6 @@ def _check_seconds(name: str, value: object, *, allow_zero: bool) -> None:
         )
 
 
-def check_max_attempts(value: object) -> None:
-    """Accept a number of attempts: at least one."""
-    check_at_least_one("max_attempts", value)
-
-
 def _shown(number: float) -> str:
     if isinstance(number, int) and number.bit_length() > _MAX_BITS:
         return f"a number of {number.bit_length()} bits"

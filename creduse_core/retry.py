@@ -8,7 +8,7 @@ import enum
 import re
 from datetime import UTC, datetime
 
-from .arguments import check_max_attempts, check_seconds, check_timeout, check_type
+from .arguments import check_at_least_one, check_seconds, check_timeout, check_type
 from .decoding import InvalidResult
 from .errors import ERROR_CODES
 from .messages import Delivery, Failure, Response
@@ -56,7 +56,7 @@ _DESCRIPTIONS: dict[str, str] = {
     "done": "a 2xx response to this request, complete and valid",
     "not_sent": "nothing was sent: name lookup, connection refused, connect or pool timeout",
     "unsendable": "nothing was sent, and a retry cannot help: certificate, closed client",
-    "no_response": "may have been sent, and no response arrived",
+    "no_response": "may have been sent, and no whole response arrived",
     "broken": "may have been sent, and the transport says that a retry cannot help",
     "abandoned": "the caller cancelled the call in flight",
     "misread": "a 2xx response to this request, with a missing or invalid field",
@@ -167,7 +167,7 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_max_attempts(self.max_attempts)
+        check_at_least_one("max_attempts", self.max_attempts)
         check_seconds("initial_delay", self.initial_delay)
         check_seconds("max_delay", self.max_delay)
         check_timeout("attempt_timeout", self.attempt_timeout)
