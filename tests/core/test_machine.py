@@ -348,14 +348,14 @@ class Interrupt(BaseException):
 
 
 def interrupted_at(step: int, act: Callable[[], object]) -> bool:
-    """Raise before this line or return of the core runs. Return whether there are that many."""
+    """Raise before this line of the core runs. Return whether there are that many."""
     left = step
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal left
         if "creduse_core" not in frame.f_code.co_filename:
             return None
-        if event in {"line", "return"}:
+        if event == "line":
             left -= 1
             if left < 0:
                 raise Interrupt
