@@ -40,8 +40,8 @@ from creduse_core import (
     protocol_from_environment,
     proxy_from_environment,
 )
+from creduse_core.error_texts import CLOSED, OTHER_EVENT_LOOP, not_loopback_message
 from creduse_core.pool import IDLE_TIMEOUT
-from creduse_core.problems import CLOSED, OTHER_EVENT_LOOP, not_loopback_message
 from creduse_core.tls import WholeRecords, client_context
 
 from ._private_api import (

@@ -8,7 +8,7 @@ pass it to `CoreClient`; or drive a `Call` by hand::
     call.receive_response(Response(…), now)     # Done(result), Wait(seconds), or raises
 
 Modules, each importing only those before it: records, secret, foreign, messages, models, errors,
-arguments, decoding, retry, reports, call, protocol, environment, pool, tls, problems, client.
+arguments, decoding, retry, reports, call, protocol, environment, pool, tls, error_texts, client.
 """
 
 from ._version import __version__

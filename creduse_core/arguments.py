@@ -4,8 +4,8 @@ Each check raises ``TypeError`` or ``ValueError``. The message names the argumen
 with it and what would be right. A subclass of UUID, str or int can override any method, so only the
 base class's value is sent. What the arguments are used for does not belong here.
 
-Modules that only some of the checks need are imported there, since they make half of the core's
-import.
+A check imports the modules that it alone needs. At the top, these would double the time of the
+core's import.
 """
 
 import functools

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from creduse_core.problems import OTHER_EVENT_LOOP
+from creduse_core.error_texts import OTHER_EVENT_LOOP
 
 
 class Clock:

@@ -14,8 +14,8 @@ from typing import Any, Final
 import anyio
 import httpcore
 
+from creduse_core.error_texts import CLOSED
 from creduse_core.foreign import single_of_group
-from creduse_core.problems import CLOSED
 
 from ._clocks import under_trio
 from ._exchange import NO_CONNECTION, NO_TIME_TO_SEND, NO_WHOLE_RESPONSE, Exchange

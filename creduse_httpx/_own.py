@@ -27,8 +27,8 @@ from creduse_core import (
     Send,
     proxy_from_environment,
 )
+from creduse_core.error_texts import CLOSED
 from creduse_core.pool import IDLE_TIMEOUT, Idle, Pool
-from creduse_core.problems import CLOSED
 from creduse_core.tls import WholeRecords
 
 from ._clocks import AsyncClock, Clock, current_loop, protect_from_interrupts

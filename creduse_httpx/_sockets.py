@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpcore
 
 from creduse_core import is_loopback
-from creduse_core.problems import not_loopback_message
+from creduse_core.error_texts import not_loopback_message
 from creduse_core.tls import has_unread, length_of_records
 
 from ._foreign import RAISE_FOREIGN

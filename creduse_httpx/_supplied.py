@@ -20,7 +20,7 @@ from creduse_core import (
     Send,
     proxy_from_environment,
 )
-from creduse_core.problems import CLOSED
+from creduse_core.error_texts import CLOSED
 
 from ._clients import AsyncHTTPXClient, HTTPXClient
 from ._clocks import AsyncClock, Clock, current_loop

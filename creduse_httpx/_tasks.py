@@ -124,9 +124,11 @@ class TrioTasks:
             try:
                 with scope:
                     result = await run()
-            except (KeyboardInterrupt, BaseExceptionGroup) as error:
-                # httpcore connects in tasks of its own, which are not protected. The caller raises
-                # it: here it would end trio's event loop.
+            except trio.Cancelled:  # trio's run ends
+                raise
+            except BaseException as error:  # noqa: BLE001 - the caller raises it
+                # A KeyboardInterrupt in a task in which httpcore connects, or what a signal handler
+                # raises. Here it would end trio's event loop.
                 interrupts.append(error)
             self._events.discard(done)
             self._limit.release()
@@ -144,8 +146,8 @@ class TrioTasks:
         except BaseException:  # after a KeyboardInterrupt, too, no task may send
             self._cancel(scope, exchange.stop())
             raise
-        for interrupt in interrupts:
-            raise single_of_group(interrupt, trio.Cancelled) from None
+        if interrupts:
+            raise single_of_group(interrupts[0], trio.Cancelled) from None
         return exchange.result_of(_response_timeout()) if result is None else result
 
     def _cancel(self, scope: "trio.CancelScope", seconds: float) -> None:

@@ -30,9 +30,9 @@ from creduse_core import (
     protocol_from_environment,
 )
 from creduse_core.arguments import check_at_least_one, check_timeout
+from creduse_core.error_texts import CLOSED, not_loopback_message
 from creduse_core.foreign import members, single_of_group
 from creduse_core.pool import IDLE_TIMEOUT, Pool
-from creduse_core.problems import CLOSED, not_loopback_message
 from creduse_core.tls import client_context, is_certificate_error
 
 from ._connection import Connection, Progress, RequestHead

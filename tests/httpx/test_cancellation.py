@@ -152,11 +152,14 @@ def test_what_ends_the_program_comes_alone(monkeypatch: pytest.MonkeyPatch) -> N
         trio.run(main)
 
 
-def test_interrupt_while_a_supplied_client_connects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A KeyboardInterrupt in a task that trio started to connect reaches the caller, who waits."""
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_interrupt_while_a_supplied_client_connects(
+    monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
+    """What ends the program, raised in a task that trio started to connect, reaches the caller."""
 
     async def interrupted() -> None:
-        raise KeyboardInterrupt
+        raise interrupt
 
     async def connect(*_: object, **__: object) -> trio.abc.Stream:
         async with trio.open_nursery() as nursery:
@@ -171,8 +174,22 @@ def test_interrupt_while_a_supplied_client_connects(monkeypatch: pytest.MonkeyPa
                 KEY, base_url="http://127.0.0.1:1", http_client=http_client
             ) as client,
         ):
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(interrupt):
                 await client.add(USER, 5)
 
     monkeypatch.setattr(trio, "open_tcp_stream", connect)
     trio.run(main)
+
+
+def test_trio_ends_during_an_exchange(raw: Start) -> None:
+    """The end of trio's run ends an exchange over a supplied client that its caller has left."""
+    server = raw(drip_head)
+
+    async def main() -> None:
+        client = AsyncCreduseClient(KEY, base_url=server.base_url, http_client=httpx.AsyncClient())
+        with trio.move_on_after(0.2) as scope:
+            await client.add(USER, 5)
+        assert scope.cancelled_caught
+
+    trio.run(main)
+    assert len(server.received) == 1

@@ -1,6 +1,6 @@
 """The texts of errors that several adapters raise."""
 
-from creduse_core.problems import not_loopback_message
+from creduse_core.error_texts import not_loopback_message
 
 
 def test_not_loopback_message() -> None:
