@@ -121,9 +121,9 @@ class Done(Generic[T]):
     result: T
 
 
-# What an `Attempt` is made of: its status, event, outcome, error, start and end. Most calls are never
-# asked for their attempts, so these are made late.
-_Record: TypeAlias = tuple[int | None, str, Outcome, str | None, float, float]
+# What an `Attempt` is made of: its status, event, error, start and end. Most calls are never asked for
+# their attempts, so these are made late.
+_Record: TypeAlias = tuple[int | None, Event, str | None, float, float]
 
 
 class Call(Generic[T]):
@@ -209,15 +209,13 @@ class Call(Generic[T]):
                 self._request.method,
                 self._path,
                 status,
-                event,
-                outcome,
+                event.name,
+                event.proves(self._kind),
                 None if error is None else quote(error, self._secret),
                 started,
                 ended,
             )
-            for number, (status, event, outcome, error, started, ended) in enumerate(
-                self._records, start=1
-            )
+            for number, (status, event, error, started, ended) in enumerate(self._records, start=1)
         )
 
     @property
@@ -309,12 +307,8 @@ class Call(Generic[T]):
         self._started = now
         self._sent += 1
         bounded = min(self._deadline, now + self._policy.attempt_timeout)
-        return Send(
-            self._request,
-            connect_by=bounded,
-            deadline=self._deadline if self._kind is Kind.WRITE else bounded,
-            allows_reuse=self._allows_reuse,
-        )
+        deadline = self._deadline if self._kind is Kind.WRITE else bounded
+        return Send(self._request, bounded, deadline, self._allows_reuse)
 
     def _retry_or_fail(self, given: Input, problem: Problem, now: float, jitter: float) -> Wait:
         """Return `Wait` if the call can be retried in time, else raise its error."""
@@ -360,9 +354,8 @@ class Call(Generic[T]):
         return is_own and _is_framed_once(response)
 
     def _record(self, event: Event, status: int | None, error: str | None, now: float) -> None:
-        proved = event.proves(self._kind)
-        self._evidence = max(self._evidence, proved)
-        self._records.append((status, event.name, proved, error, self._started, now))
+        self._evidence = max(self._evidence, event.proves(self._kind))
+        self._records.append((status, event, error, self._started, now))
 
 
 def _is_framed_once(response: Response) -> bool:

@@ -7,9 +7,10 @@ the response belongs to the request. What a response means for the call does not
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any, Final, Generic, NamedTuple, TypeGuard, TypeVar
+from typing import Any, Final, TypeAlias, TypeGuard, TypeVar
 from uuid import UUID
 
 from .messages import MAX_BODY_SIZE, Response
@@ -33,14 +34,12 @@ class MisreadError(ValueError):
     """A field of the response is missing, or has another type than in the contract."""
 
 
-class Expected(NamedTuple, Generic[T]):
-    """What a response must repeat to belong to its request, and how to decode it."""
+Expected: TypeAlias = tuple[UUID, str, int | None, Callable[[Fields, UUID], T]]
+"""What a response must repeat to belong to its request, and how to decode it.
 
-    end_user_id: UUID
-    end_user_id_text: str
-    amount: int | None
-    """The amount that the response must repeat; ``None`` if it repeats none."""
-    decode: Callable[[Fields, UUID], T]
+The end user's id, its text in the request, the amount or ``None`` if the response repeats none, and
+the function that makes the result.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +72,14 @@ def read_response(response: Response, expected: Expected[T]) -> T | InvalidResul
         return InvalidResult(data)
     if not 200 <= response.status < 300 or data.get("error_code"):
         return InvalidResult("carries an error", envelope=_read_envelope(data))
-    if not _is_expected_user(data.get("end_user_id"), expected):
+    user, user_text, amount, decode = expected
+    found = data.get("end_user_id")
+    if found != user_text and not _is_spelling_of(user, found):
         return InvalidResult("does not name the end user of the request")
-    if expected.amount is not None and _whole(data.get("amount")) != expected.amount:
+    if amount is not None and _whole(data.get("amount")) != amount:
         return InvalidResult("does not name the amount of the request")
     try:
-        return expected.decode(data, expected.end_user_id)
+        return decode(data, user)
     except MisreadError as error:
         return InvalidResult(str(error), is_own=True)
 
@@ -101,28 +102,24 @@ def _read_object(response: Response) -> Fields | str:
 
 def _load(text: str) -> object:
     """Do the same as ``json.loads`` in half the time, for text without white space around it."""
-    decoder = _DECODER if len(text) <= _SHORT else _LONG_DECODER
-    data, end = decoder.raw_decode(text)
+    # The time to read a number grows with the square of its digits.
+    bounded = len(text) <= _MAX_DIGITS or 0 < sys.get_int_max_str_digits() <= _MAX_DIGITS
+    data, end = (_DECODER if bounded else _BOUNDED_DECODER).raw_decode(text)
     if end != len(text):
         raise ValueError("text follows the JSON")
     return data
 
 
-def _bounded(number: Callable[[str], N]) -> Callable[[str], N]:
-    def read(digits: str) -> N:
-        if len(digits) > _MAX_DIGITS:
-            raise ValueError("too many digits")
-        return number(digits)
-
-    return read
+def _bounded_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError("too many digits")
+    return int(digits)
 
 
-_SHORT: Final = 4096
-"""Characters. The numbers in a shorter text are short enough."""
-_MAX_DIGITS: Final = 1000
-"""The time to read a number grows with the square of its digits, and Python's own limit can be off."""
+_MAX_DIGITS: Final = sys.int_info.default_max_str_digits
+"""Python reads no longer numbers, unless a program has raised its limit."""
 _DECODER: Final = json.JSONDecoder()
-_LONG_DECODER: Final = json.JSONDecoder(parse_int=_bounded(int), parse_float=_bounded(float))
+_BOUNDED_DECODER: Final = json.JSONDecoder(parse_int=_bounded_int)
 
 
 def _is_object(data: object) -> TypeGuard[Fields]:
@@ -133,11 +130,9 @@ def _is_list(data: object) -> TypeGuard[list[Any]]:
     return type(data) is list
 
 
-def _is_expected_user(text: object, expected: Expected[Any]) -> bool:
-    if text == expected.end_user_id_text:
-        return True
+def _is_spelling_of(user: UUID, text: object) -> bool:
     try:
-        return type(text) is str and UUID(text) == expected.end_user_id
+        return type(text) is str and UUID(text) == user
     except ValueError:
         return False
 
@@ -187,37 +182,43 @@ def _integer(data: Fields, name: str) -> int:
 
 
 def _optional_integer(data: Fields, name: str) -> int | None:
-    return None if data.get(name) is None else _integer(data, name)
+    value = data.get(name)
+    return value if value is None or type(value) is int else _integer(data, name)
 
 
-def _time(data: Fields, name: str, *, end: bool = False) -> datetime:
-    """Return a time. A date means its first moment, or its last one if it is an ``end``."""
+def _time(data: Fields, name: str, last: time = time.min) -> datetime:
+    """Return a time. A date means its moment ``last``, which is its first one by default."""
     value = data.get(name)
     if type(value) is str:
+        moment: datetime | None
         try:
-            if len(value) > len("2024-02-29"):
-                moment = _moment(value)
-            else:
-                day = date.fromisoformat(value)
-                moment = datetime.combine(day, time.max if end else time.min, UTC)
-        except (ValueError, OverflowError):
-            pass
-        else:
-            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            moment = _from_iso(value) if len(value) > _DATE else _at(value, last)
+        except ValueError:
+            moment = _unusual_moment(value)
+        if moment is not None:
+            return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     raise _misread(data, name, "ISO 8601 time")
 
 
-def _moment(text: str) -> datetime:
+_DATE: Final = len("2024-02-29")
+_from_iso: Final = datetime.fromisoformat
+
+
+def _at(day: str, moment: time) -> datetime:
+    return datetime.combine(date.fromisoformat(day), moment, UTC)
+
+
+def _unusual_moment(text: str) -> datetime | None:
+    """Read what RFC 3339 and ISO 8601 have beyond Python: z, a leap second, the end of a day."""
+    text = text.upper()
     try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        # RFC 3339 and ISO 8601 have more than Python reads: z, a leap second, the end of a day.
-        text = text.upper()
         if match := _LEAP_SECOND.fullmatch(text):
-            return datetime.fromisoformat(f"{match[1]}:59.999999{match[2]}")
+            return _from_iso(f"{match[1]}:59.999999{match[2]}")
         if match := _END_OF_DAY.fullmatch(text):
-            return datetime.fromisoformat(f"{match[1]}T00:00{match[2]}") + timedelta(days=1)
-        return datetime.fromisoformat(text)
+            return _from_iso(f"{match[1]}T00:00{match[2]}") + timedelta(days=1)
+        return _from_iso(text) if len(text) > _DATE else None
+    except (ValueError, OverflowError):
+        return None
 
 
 _LEAP_SECOND: Final = re.compile(r"(.{11}\d\d:\d\d):60(?:[.,]\d+)?(.*)", re.ASCII)
@@ -240,10 +241,10 @@ W = TypeVar("W", CycleStatus, CycleType)
 
 def _optional_text(data: Fields, name: str, known: Mapping[str, W]) -> W | str | None:
     value = data.get(name)
-    if value is None:
-        return None
     if type(value) is str:
         return known.get(value, value)
+    if value is None:
+        return None
     raise _misread(data, name, "text")
 
 
@@ -269,7 +270,7 @@ def cycle(data: Fields, end_user_id: UUID) -> Cycle:
         _integer(data, "amount"),
         _time(data, "created_at"),
         _time(data, "current_cycle_start"),
-        _time(data, "current_cycle_end", end=True),
+        _time(data, "current_cycle_end", time.max),
         _optional_text(data, "status", _STATUSES),
         _optional_text(data, "cycle_type", _TYPES),
     )
@@ -287,7 +288,7 @@ def active_balance(data: Fields, end_user_id: UUID) -> ActiveBalance:
         cycles.append(
             CycleBalance(
                 _time(item, "cycle_start"),
-                _time(item, "cycle_end", end=True),
+                _time(item, "cycle_end", time.max),
                 _integer(item, amount),
                 _optional_integer(item, "starting_amount"),
                 _optional_text(item, "status", _STATUSES),

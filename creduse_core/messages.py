@@ -7,7 +7,7 @@ and the meaning of a response do not.
 import enum
 from collections.abc import Iterable
 
-from .records import dataclass
+from .records import dataclass, field_setter
 from .secret import Secret, no_pickle
 
 MAX_BODY_SIZE = 1024 * 1024
@@ -57,11 +57,7 @@ class Request:
         self, method: str, url: str, headers: Iterable[tuple[str, str | Secret]], body: bytes
     ) -> None:
         """Hide the credentials among ``headers``."""
-        set_field = object.__setattr__
-        set_field(self, "method", method)
-        set_field(self, "url", url)
-        set_field(self, "hidden_headers", hide_credentials(headers))
-        set_field(self, "body", body)
+        _set_request(self, method, url, hide_credentials(headers), body)
 
     @property
     def headers(self) -> HeaderPairs:
@@ -81,6 +77,9 @@ class Request:
     __reduce__ = no_pickle
 
 
+_set_request = field_setter(Request)
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """A whole HTTP response: final status code, header fields in their order, undecoded body.
@@ -94,9 +93,7 @@ class Response:
 
     def __init__(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
         """Keep ``headers``, any iterable of pairs, as a tuple."""
-        object.__setattr__(self, "status", status)
-        object.__setattr__(self, "headers", tuple(headers))
-        object.__setattr__(self, "body", body)
+        _set_response(self, status, tuple(headers), body)
 
     @classmethod
     def from_raw(
@@ -119,6 +116,9 @@ class Response:
             if key.lower() == wanted:
                 return value
         return None
+
+
+_set_response = field_setter(Response)
 
 
 class Delivery(enum.Enum):

@@ -21,7 +21,7 @@ from .call import Call
 from .decoding import Expected
 from .messages import HiddenHeaders, Request, hide_credentials
 from .models import ActiveBalance, CreditsAdded, CreditsSubtracted, Cycle
-from .records import dataclass
+from .records import dataclass, field_setter
 from .retry import Kind, RetryPolicy
 from .secret import Secret, no_pickle
 
@@ -78,14 +78,15 @@ class CreduseProtocol:
         base_url, loopback = checked_base_url(base_url, allow_http=allow_http)
         check_type("retry", retry, RetryPolicy, "RetryPolicy(max_attempts=3)")
         check_timeout("timeout", timeout)
-        given: dict[str, object] = {
-            "api_key": api_key,
-            "base_url": base_url,
-            "retry": retry,
-            "timeout": timeout,
-            "loopback": loopback,
-            "plain_loopback": loopback and not allow_http and base_url.startswith("http:"),
-            "_headers": hide_credentials(
+        _set_protocol(
+            self,
+            api_key,
+            base_url,
+            retry,
+            timeout,
+            loopback,
+            loopback and not allow_http and base_url.startswith("http:"),
+            hide_credentials(
                 (
                     ("Authorization", Secret(f"Bearer {api_key.reveal()}")),
                     ("Content-Type", "application/json"),
@@ -95,9 +96,7 @@ class CreduseProtocol:
                     ("User-Agent", f"creduse/{__version__}"),
                 )
             ),
-        }
-        for name, value in given.items():
-            object.__setattr__(self, name, value)
+        )
 
     def __repr__(self) -> str:
         # Tools also show an object whose __init__ has raised.
@@ -122,7 +121,7 @@ class CreduseProtocol:
             "POST",
             "/add",
             f'{{"end_user_id":"{text}","amount":{amount},"validity_days":{days}}}',
-            Expected(user, text, amount, decoding.credits_added),
+            (user, text, amount, decoding.credits_added),
             timeout,
             idempotency_key,
         )
@@ -142,7 +141,7 @@ class CreduseProtocol:
             "POST",
             "/subtract",
             f'{{"end_user_id":"{text}","amount":{amount}}}',
-            Expected(user, text, amount, decoding.credits_subtracted),
+            (user, text, amount, decoding.credits_subtracted),
             timeout,
             idempotency_key,
         )
@@ -164,7 +163,7 @@ class CreduseProtocol:
             "POST",
             "/start-cycle",
             f'{{"end_user_id":"{text}","amount":{amount},"validity_days":{days}}}',
-            Expected(user, text, None, decoding.cycle),
+            (user, text, None, decoding.cycle),
             timeout,
             idempotency_key,
         )
@@ -182,7 +181,7 @@ class CreduseProtocol:
             "POST",
             "/stop-cycle",
             f'{{"end_user_id":"{text}"}}',
-            Expected(user, text, None, decoding.cycle),
+            (user, text, None, decoding.cycle),
             timeout,
             idempotency_key,
         )
@@ -196,7 +195,7 @@ class CreduseProtocol:
             "GET",
             "/get-active-balance",
             f'{{"end_user_id":"{text}"}}',
-            Expected(user, text, None, decoding.active_balance),
+            (user, text, None, decoding.active_balance),
             timeout,
         )
 
@@ -227,3 +226,6 @@ class CreduseProtocol:
             timeout=timeout,
             secret=self.api_key,
         )
+
+
+_set_protocol = field_setter(CreduseProtocol)

@@ -35,14 +35,25 @@ def _made_from(cls: type, *, eq: bool) -> type:
         given |= {"__eq__": object.__eq__, "__hash__": object.__hash__}
     own = {name: value for name, value in vars(cls).items() if name not in {*names, *_REMADE}}
     bases = tuple(base for base in cls.__bases__ if base is not object)
-    made = type(cls)(cls.__name__, (*bases, _Methods), given | own)
+    made: type = type(cls)(cls.__name__, (*bases, _Methods), given | own)
     if "__init__" not in own:
         defaults = {name: getattr(cls, name) for name in names if name in vars(cls)}
-        type.__setattr__(made, "__init__", _init(made, names, defaults))
+        init = _init(made, defaults)
+        init.__qualname__ = f"{made.__qualname__}.__init__"
+        init.__module__ = made.__module__
+        init.__annotations__ = {**names, "return": None}
+        type.__setattr__(made, "__init__", init)
     return made
 
 
-def _init(made: type, names: dict[str, Any], defaults: dict[str, Any]) -> Any:
+def field_setter(cls: type) -> Callable[..., None]:
+    """Return a function that sets all fields, in their order, for an ``__init__`` of the class's own."""
+    setter: Callable[..., None] = _init(cls, {})
+    return setter
+
+
+def _init(made: type, defaults: dict[str, Any]) -> Any:
+    names: tuple[str, ...] = vars(made)["__match_args__"]
     arguments = [f"{name}=default_{name}" if name in defaults else name for name in names]
     lines = [f"set_{name}(self, {name})" for name in names]
     if hasattr(made, "__post_init__"):
@@ -51,11 +62,7 @@ def _init(made: type, names: dict[str, Any], defaults: dict[str, Any]) -> Any:
     namespace |= {f"default_{name}": value for name, value in defaults.items()}
     code = f"def __init__(self, {', '.join(arguments)}):\n " + "\n ".join(lines)
     exec(code, namespace)  # noqa: S102 - names of fields in our own source, as the standard library does
-    init = namespace["__init__"]
-    init.__qualname__ = f"{made.__qualname__}.__init__"
-    init.__module__ = made.__module__
-    init.__annotations__ = {**names, "return": None}
-    return init
+    return namespace["__init__"]
 
 
 class _Methods:
