@@ -94,7 +94,7 @@ def test_true_outcomes(report: Report, entries: list[Entry]) -> None:
         ),
         (
             WRITE._replace(outcome="NOT_APPLIED"),
-            [entry(stray=0.03)],
+            [entry(stray=0.06)],
             "the outcome is NOT_APPLIED, but",
         ),
         (
