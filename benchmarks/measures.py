@@ -2,6 +2,8 @@
 
 from typing import Final, NamedTuple
 
+from benchmarks.promises import OF_ADAPTERS, OF_CORE
+
 # The subjects of a family take turns, and each is compared with the first.
 SYNC: Final = ("hand-httpx", "httpx", "published", "socket")
 ASYNCIO: Final = ("hand-httpx-asyncio", "httpx-asyncio", "published-asyncio")
@@ -57,6 +59,7 @@ ONE: Final = "One call after another"
 TOGETHER: Final = "Side by side, time per call"
 CLIENT: Final = "A client"
 ALONE: Final = "Without the network"
+COSTS: Final = "What each promise costs"
 IMPORT: Final = "Import"
 GROWTH: Final = "Growth"
 
@@ -71,6 +74,11 @@ MEASURES: Final = (
     Measure("core-subtract", ALONE, "subtract", ("one", "subtract", 1), CORE, FINE_US),
     Measure(
         "core-balance-3", ALONE, "balance of 3 cycles", ("one", "get_balance", 3), CORE, FINE_US
+    ),
+    *(
+        Measure(f"promise-{promise}", COSTS, promise, ("promise", promise), families, FINE_US)
+        for promises, families in ((OF_CORE, (("core-client",),)), (OF_ADAPTERS, OURS))
+        for promise in promises
     ),
     Measure("client-make", CLIENT, "make", ("make",), ALL, FINE_MS),
     Measure("client-first", CLIENT, "first call", ("first",), ALL, FINE_MS),
@@ -98,23 +106,31 @@ class Target(NamedTuple):
 
 
 TARGETS: Final = (
-    Target("one-subtract", "httpx", "hand-httpx", 0.85),
-    Target("one-subtract", "httpx-asyncio", "hand-httpx-asyncio", 0.92),
-    Target("one-subtract", "httpx-trio", "hand-httpx-trio", 0.92),
+    Target("one-subtract", "httpx", "hand-httpx", 0.65),
+    Target("one-subtract", "httpx-asyncio", "hand-httpx-asyncio", 0.8),
+    Target("one-subtract", "httpx-trio", "hand-httpx-trio", 0.8),
     Target("one-subtract", "aiohttp", "hand-aiohttp", 1.0),
-    Target("one-subtract", "trio", "hand-trio", 1.15),
-    Target("one-subtract", "trio", "trio-socket", 2.5),
-    Target("one-subtract", "httpx", "published", 0.95),
-    Target("one-subtract", "httpx-asyncio", "published-asyncio", 0.01),
-    Target("one-subtract", "aiohttp", "published-asyncio", 0.01),
-    Target("core-subtract", "core", "published-models", 1.0),
-    Target("core-balance-3", "core", "published-models", 1.0),
-    Target("import", "core", "published", 0.2),
-    Target("import", "httpx", "published", 0.7),
+    Target("one-subtract", "trio", "hand-trio", 0.75),
+    Target("one-balance-5000", "httpx", "published", 1.0),
+    Target("together-100", "httpx", "hand-httpx", 0.5),
+    Target("together-100", "httpx-asyncio", "hand-httpx-asyncio", 0.5),
+    Target("together-100", "httpx-trio", "hand-httpx-trio", 0.5),
+    *(
+        Target(f"together-{number}", subject, reference, 1.0)
+        for subject, reference in (("aiohttp", "hand-aiohttp"), ("trio", "hand-trio-pool"))
+        for number in (100, 1000)
+    ),
     Target("together-1000", "httpx-asyncio", "hand-httpx-asyncio", 1.0),
     Target("together-1000", "httpx-trio", "hand-httpx-trio", 1.0),
-    Target("together-1000", "aiohttp", "hand-aiohttp", 1.0),
-    Target("together-1000", "trio", "hand-trio-pool", 1.0),
+    Target("core-subtract", "core", "published-models", 0.75),
+    Target("core-balance-3", "core", "published-models", 0.85),
+    Target("import", "core", "published", 0.15),
+    Target("import", "httpx", "published", 0.55),
+    *(
+        Target(memory, family[1], family[0], 1.0)
+        for memory in ("client-memory", "call-memory")
+        for family in (*MANY[:-1], SYNC, TRIO_POOL if memory == "call-memory" else TRIO)
+    ),
     # A leak of the smallest object in each call would make 1.
     *(Target(growth, family[0], None, 0.1) for growth in GROWTHS for family in OURS),
 )

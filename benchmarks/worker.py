@@ -26,6 +26,8 @@ from benchmarks.server import AMOUNT, USER
 from benchmarks.subjects import SUBJECTS
 
 Call = Callable[[], Any]
+PIECES: Final = 4
+"""Pieces of a turn in which a part is left out, and put back."""
 Styled = Mapping[str, Callable[..., Any]]
 
 # One class for each style. The loops of calls are timed, so they do as little as possible.
@@ -167,6 +169,7 @@ class Worker:
     """Its public methods are the commands. Each returns seconds, bytes or blocks for one of ``times``."""
 
     def __init__(self, name: str, server: str) -> None:
+        self._name = name
         self._held = f"held-{name}"
         self._server = server
         self._subject = SUBJECTS[name]
@@ -194,6 +197,23 @@ class Worker:
         begun = time.perf_counter()
         await _value(self._repeat(call, times))
         return (time.perf_counter() - begun) / times
+
+    async def promise(self, promise: str, times: int) -> float:
+        """Call with the parts that keep a promise and without them. Return the difference.
+
+        It is processor time, since the difference is small beside the delays of the network.
+        """
+        from benchmarks.promises import leaving_out, parts_of
+
+        call, seconds = self._call("subtract", "1"), 0.0
+        for _ in range(PIECES):
+            for sign, parts in ((-1, parts_of(self._name, promise)), (1, {})):
+                with leaving_out(parts):
+                    await _value(self._repeat(call, 20))  # so that Python adapts to the change
+                    begun = time.process_time()
+                    await _value(self._repeat(call, max(1, times // PIECES)))
+                    seconds += sign * (time.process_time() - begun)
+        return seconds / (PIECES * max(1, times // PIECES))
 
     async def together(self, at_once: int, times: int) -> float:
         """Call so many at a time, after at most a hundred calls to open the connections."""
