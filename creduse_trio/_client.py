@@ -1,4 +1,4 @@
-"""The client for trio and its transport. HTTP belongs in `_connection`, TLS in `_wire`."""
+"""The client for trio and its transport. HTTP belongs in `_exchange`, TLS in `_wire`."""
 
 import os
 import random
@@ -35,8 +35,8 @@ from creduse_core.foreign import members, single_of_group
 from creduse_core.pool import IDLE_TIMEOUT, Pool
 from creduse_core.tls import client_context, is_certificate_error
 
-from ._connection import Connection, Progress, RequestHead
-from ._wire import open_wire
+from ._exchange import Progress, RequestHead, exchange
+from ._wire import Wire, open_wire
 
 Connect: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Opens a stream to a host and a port, as `trio.open_tcp_stream` does."""
@@ -55,6 +55,9 @@ _LIBRARIES: Final = (
     "idna",
     "encodings",
 )
+
+# One for all clients, since it takes 2.5 KiB. Unlike random.random, it ignores seeds and forks.
+_jitter: Final = random.SystemRandom().random
 
 
 class TrioTransport:
@@ -81,24 +84,11 @@ class TrioTransport:
         self._default_connect: Connect = (
             _open_loopback if protocol.plain_loopback else trio.open_tcp_stream
         )
-        self._pool: Pool[Connection, trio.Event] = Pool(max_connections, idle_timeout)
+        self._pool: Pool[Wire, trio.Event] = Pool(max_connections, idle_timeout)
         self._request_heads: dict[tuple[str, int], tuple[object, RequestHead]] = {}
         self._libraries: set[str] = set(_LIBRARIES)
         self._owner: object = None
         self._closed = False
-
-    def _bind_to_run(self) -> None:
-        """Make the first call decide in which run and process the client can be used."""
-        if self._owner is None:
-            self._owner = _current_run()
-
-    def _is_current_run(self) -> bool:
-        """Return whether this is the run and the process of the first call.
-
-        Sockets belong to the run that opened them. A forked child shares them with its parent. If
-        both used a connection, each could read the other's responses.
-        """
-        return self._owner is not None and self._owner == _current_run()
 
     # With this, trio raises a KeyboardInterrupt only at checkpoints, like a cancellation. Without
     # it, one can strike between any two instructions.
@@ -110,7 +100,6 @@ class TrioTransport:
         """
         progress = Progress()
         try:
-            self._bind_to_run()
             self._check_usable()
             with trio.CancelScope(deadline=send.deadline) as scope:
                 try:
@@ -138,13 +127,13 @@ class TrioTransport:
             scope.deadline = send.connect_by
             await self._wait_for_place()
         try:
-            connection = await self._take_idle()
-            if connection is None:
+            wire = await self._take_idle()
+            if wire is None:
                 scope.deadline = send.connect_by
-                connection = await self._open_connection(progress)
+                wire = await self._open_connection(progress)
             if scope.deadline != send.deadline:  # it is slow to set
                 scope.deadline = send.deadline
-            return await self._exchange(connection, head, send, progress)
+            return await self._exchange(wire, head, send, progress)
         finally:
             _wake(self._pool.leave())
 
@@ -156,7 +145,7 @@ class TrioTransport:
         return None
 
     def _head(self, request: Request) -> RequestHead:
-        """Return h11's request. h11's checks of one take as long as a write to the network.
+        """Return a request's head. To make it with h11 takes longer than a write to the network.
 
         The cache has one for each path and length of a body. All calls of a protocol have the same
         headers, except those with an idempotency key.
@@ -191,57 +180,65 @@ class TrioTransport:
             raise
 
     def _check_usable(self) -> None:
+        """Raise if the client is closed, or if the first call had another run or process.
+
+        Sockets belong to the run that opened them. A forked child shares them with its parent. If
+        both used a connection, each could read the other's responses.
+        """
         if self._closed:
             raise RuntimeError(CLOSED)
-        if not self._is_current_run():
-            if not trio.lowlevel.in_trio_run():
-                raise RuntimeError(
-                    "creduse_trio runs only under trio; for asyncio, use creduse.AsyncCreduseClient"
-                )
+        run = _current_run()
+        if run is None:
+            raise RuntimeError(
+                "creduse_trio runs only under trio; for asyncio, use creduse.AsyncCreduseClient"
+            )
+        if self._owner is None:
+            self._owner = run
+        if self._owner != run:
             raise RuntimeError(
                 "the client belongs to another trio.run or process: make one client for each"
             )
 
-    async def _take_idle(self) -> Connection | None:
+    async def _take_idle(self) -> Wire | None:
         """Return an idle connection that can be used again, or ``None``."""
         while (stale := self._pool.take_expired(trio.current_time())) is not None:
-            await stale.wire.close()
+            await stale.close()
         while (idle := self._pool.take()) is not None:
-            with idle.wire.ignoring_errors():  # a broken connection is not used
+            try:
                 if await _close_unless_quiet(idle):
                     return idle
+            except Exception as error:
+                if is_foreign(error, self._libraries):
+                    raise  # else it is the connection that is broken, and is not used
         return None
 
-    async def _open_connection(self, progress: Progress) -> Connection:
+    async def _open_connection(self, progress: Progress) -> Wire:
         """Open a connection, and reject one on which the server spoke first."""
         progress.connecting = self._connect is not None
         stream = await (self._connect or self._default_connect)(self._host, self._port)
         progress.connecting = False
         wire = await open_wire(stream, self._host, self._ssl_context, self._libraries)
-        new = Connection(wire)
-        if not await _close_unless_quiet(new):
+        if not await _close_unless_quiet(wire):
             raise h11.RemoteProtocolError(
                 "the server sent data or closed the connection before the request"
             )
-        return new
+        return wire
 
     async def _exchange(
-        self, connection: Connection, head: RequestHead, send: Send, progress: Progress
+        self, wire: Wire, head: RequestHead, send: Send, progress: Progress
     ) -> Response:
         """Send the request on this connection, and keep the connection if it is reusable."""
         keep = False
         try:
             self._check_usable()  # again, since the client can close while this call connects
-            response = await connection.exchange(head, send.request.body, progress)
-            keep = (
-                not self._closed and send.allows_reuse(response) and connection.prepare_for_reuse()
-            )
+            response = await exchange(wire, head, send.request.body, progress)
+            keep = not self._closed and send.allows_reuse(response) and progress.allows_reuse()
             return response
         finally:
             if keep:
-                self._pool.keep(connection, trio.current_time())
+                self._pool.keep(wire, trio.current_time())
             else:
-                await connection.wire.close()
+                await wire.close()
 
     async def sleep(self, seconds: float) -> None:
         """Wait for this time."""
@@ -258,9 +255,9 @@ class TrioTransport:
     async def aclose(self) -> None:
         """Close the idle connections. Calls that have begun to send continue."""
         self._closed = True
-        if self._is_current_run():  # another run or process must not use these sockets
+        if self._owner == _current_run():  # another run or process must not use these sockets
             while (idle := self._pool.take()) is not None:
-                await idle.wire.close()
+                await idle.close()
         if trio.lowlevel.in_trio_run():
             await trio.lowlevel.checkpoint()  # as in each of trio's own async functions
 
@@ -272,14 +269,14 @@ def _current_run() -> object:
     return trio.lowlevel.current_trio_token(), os.getpid()
 
 
-async def _close_unless_quiet(connection: Connection) -> bool:
+async def _close_unless_quiet(wire: Wire) -> bool:
     """Return whether a connection holds no unread data. If it does, close it."""
     quiet = False
     try:
-        quiet = await connection.wire.is_quiet()
+        quiet = await wire.is_quiet()
     finally:
         if not quiet:
-            await connection.wire.close()
+            await wire.close()
     return quiet
 
 
@@ -386,7 +383,7 @@ class AsyncCreduseClient(AsyncCoreClient):
                 connect=connect,
             ),
             on_attempt=on_attempt,
-            jitter=random.SystemRandom().random,  # unlike random.random, it ignores seeds and forks
+            jitter=_jitter,
         )
 
 

@@ -58,12 +58,13 @@ class Wire:
         """Return ``data`` as `send` must send it: encrypted, if the wire has TLS."""
         return data
 
-    async def send(self, encrypted: bytes) -> None:
-        await self._stream.send_all(encrypted)
+    def send(self, encrypted: bytes) -> Awaitable[None]:
+        """Send all of it, once awaited."""
+        return self._stream.send_all(encrypted)
 
-    async def read(self) -> bytes | bytearray:
+    def read(self) -> Awaitable[bytes | bytearray]:
         """Return the next bytes, or none at the end of the stream."""
-        return await self._stream.receive_some(_READ_SIZE)
+        return self._stream.receive_some(_READ_SIZE)
 
     def nonblocking_reader(self) -> Read:
         """Return a function like `read` that raises `WouldBlockError` instead of waiting."""
