@@ -5,17 +5,18 @@ every call. What happens only after a failure costs nothing here.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID
 
 from benchmarks.server import USER
 
-Parts = Mapping[str, object]
+Parts = Mapping[str, Callable[..., Any]]
 """Replacements by module and name, such as ``creduse_core.call:Call._record``."""
 
+NO_PARTS: Final[Parts] = {}
 _USER: Final = UUID(USER)
 _JSON: Final = json.JSONDecoder()
 
@@ -32,17 +33,42 @@ async def _true(*_: object) -> bool:
     return True
 
 
+def _user(text: object) -> object:
+    return _USER, text
+
+
+def _second(_: object, value: object) -> object:
+    return value
+
+
+def _json(response: Any, _: object) -> object:
+    return _JSON.raw_decode(response.body.decode())[0]
+
+
+class _NoDeadline:
+    """A cancel scope of trio that never ends anything."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let exceptions pass."""
+
+
 def _set_state(call: Any, _: object, state: object) -> None:
     call._state = state  # noqa: SLF001 - in place of the core's own method
 
 
 _CORE: Final[Mapping[str, Parts]] = {
     "arguments": {
-        "creduse_core.protocol:checked_user_id": lambda value: (_USER, value),
-        "creduse_core.protocol:checked_count": lambda _, value: value,
+        "creduse_core.protocol:checked_user_id": _user,
+        "creduse_core.protocol:checked_count": _second,
     },
     "result": {
-        "creduse_core.call:read_response": lambda response, _: _JSON.raw_decode(response.body.decode())[0],
+        "creduse_core.call:read_response": _json,
     },
     "attempts": {
         "creduse_core.call:Call._check_report": _nothing,
@@ -79,10 +105,16 @@ _TRIO: Final[Mapping[str, Parts]] = {
         "creduse_trio._client:_close_unless_quiet": _true,
     },
     "deadline": {
+        "creduse_trio._client:trio.CancelScope": _NoDeadline,
     },
 }
 
-_PARTS: Final = {"core": _CORE, "httpx": _HTTPX, "aiohttp": _AIOHTTP, "trio": _TRIO}
+_PARTS: Final[Mapping[str, Mapping[str, Parts]]] = {
+    "core": _CORE,
+    "httpx": _HTTPX,
+    "aiohttp": _AIOHTTP,
+    "trio": _TRIO,
+}
 
 OF_CORE: Final = tuple(_CORE)
 OF_ADAPTERS: Final = tuple(_HTTPX)
@@ -95,7 +127,7 @@ def parts_of(subject: str, promise: str) -> Parts:
 
 
 @contextmanager
-def leaving_out(parts: Parts) -> Iterator[None]:
+def leaving_out(parts: Parts) -> Generator[None]:
     """Run without these parts."""
     before: list[tuple[Any, str, object]] = []
     for path, replacement in parts.items():
@@ -104,7 +136,8 @@ def leaving_out(parts: Parts) -> Iterator[None]:
         owner: Any = import_module(module)
         for it in owners:
             owner = getattr(owner, it)
-        before.append((owner, name, vars(owner)[name]))
+        values: dict[str, Any] = vars(owner)
+        before.append((owner, name, values[name]))
         setattr(owner, name, replacement)
     try:
         yield

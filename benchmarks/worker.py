@@ -203,11 +203,11 @@ class Worker:
 
         It is processor time, since the difference is small beside the delays of the network.
         """
-        from benchmarks.promises import leaving_out, parts_of
+        from benchmarks.promises import NO_PARTS, leaving_out, parts_of
 
         call, seconds = self._call("subtract", "1"), 0.0
         for _ in range(PIECES):
-            for sign, parts in ((-1, parts_of(self._name, promise)), (1, {})):
+            for sign, parts in ((-1, parts_of(self._name, promise)), (1, NO_PARTS)):
                 with leaving_out(parts):
                     await _value(self._repeat(call, 20))  # so that Python adapts to the change
                     begun = time.process_time()

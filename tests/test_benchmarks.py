@@ -36,5 +36,5 @@ def test_a_short_run(tmp_path: Path) -> None:
     found = json.loads(samples.read_text())["samples"]
     assert set(found) == {"one-subtract", "core-subtract"}
     assert all(len(rounds) == 2 for subject in found.values() for rounds in subject.values())
-    assert "| creduse_trio / bare trio stream | 2.5 |" in done.stdout
+    assert "| creduse_trio / h11 on trio by hand | 0.75 |" in done.stdout
     assert picture.read_text().count('class="ours"') == 5
