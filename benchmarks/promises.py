@@ -129,15 +129,14 @@ def parts_of(subject: str, promise: str) -> Parts:
 @contextmanager
 def leaving_out(parts: Parts) -> Generator[None]:
     """Run without these parts."""
-    before: list[tuple[Any, str, object]] = []
+    before: list[tuple[Any, str, Any]] = []
     for path, replacement in parts.items():
         module, _, names = path.partition(":")
         *owners, name = names.split(".")
         owner: Any = import_module(module)
         for it in owners:
             owner = getattr(owner, it)
-        values: dict[str, Any] = vars(owner)
-        before.append((owner, name, values[name]))
+        before.append((owner, name, owner.__dict__[name]))
         setattr(owner, name, replacement)
     try:
         yield
