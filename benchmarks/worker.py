@@ -26,8 +26,6 @@ from benchmarks.server import AMOUNT, USER
 from benchmarks.subjects import SUBJECTS
 
 Call = Callable[[], Any]
-PIECES: Final = 4
-"""Pieces of a turn in which a part is left out, and put back."""
 Styled = Mapping[str, Callable[..., Any]]
 
 # One class for each style. The loops of calls are timed, so they do as little as possible.
@@ -199,21 +197,17 @@ class Worker:
         return (time.perf_counter() - begun) / times
 
     async def promise(self, promise: str, times: int) -> float:
-        """Call with the parts that keep a promise and without them. Return the difference.
+        """Measure the time of a call that its functions take which keep a promise."""
+        from benchmarks.promises import Stopwatch, timing
 
-        It is processor time, since the difference is small beside the delays of the network.
-        """
-        from benchmarks.promises import NO_PARTS, leaving_out, parts_of
-
-        call, seconds = self._call("subtract", "1"), 0.0
-        for _ in range(PIECES):
-            for sign, parts in ((-1, parts_of(self._name, promise)), (1, NO_PARTS)):
-                with leaving_out(parts):
-                    await _value(self._repeat(call, 20))  # so that Python adapts to the change
-                    begun = time.process_time()
-                    await _value(self._repeat(call, max(1, times // PIECES)))
-                    seconds += sign * (time.process_time() - begun)
-        return seconds / (PIECES * max(1, times // PIECES))
+        call, nothing = self._call("subtract", "1"), Stopwatch()
+        await _value(self._repeat(call, 2))
+        with timing(self._name, promise) as stopwatch:
+            await _value(self._repeat(call, times))
+        _repeat(
+            nothing.timed(lambda: None), stopwatch.count
+        )  # to look at the clock takes time, too
+        return (stopwatch.seconds - nothing.seconds) / times
 
     async def together(self, at_once: int, times: int) -> float:
         """Call so many at a time, after at most a hundred calls to open the connections."""
