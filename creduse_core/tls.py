@@ -109,6 +109,15 @@ class WholeRecords(ssl.SSLObject):
                 self._part.clear()
             self._records.write_eof()
 
+    def pending(self) -> int:
+        """Return how many bytes can be read, or are in whole records that are not decrypted yet.
+
+        uvloop, from 0.23 on, reads only while this or ``incoming`` says that something is pending:
+        https://github.com/MagicStack/uvloop/blob/a308f75ff8f1/uvloop/sslproto.pyx#L831.
+        """
+        self._feed_whole_records()
+        return super().pending() + self._records.pending
+
     # The methods that can read a record.
 
     def do_handshake(self) -> None:

@@ -91,6 +91,17 @@ def test_part_behind_a_record() -> None:
     assert pair.client.has_part is True  # type: ignore[attr-defined]  # as above
 
 
+def test_pending() -> None:
+    """Whole records are pending, as the bytes of `incoming` are that they were made of."""
+    pair, data = record()
+    pair.server.write(TEXT)
+    pair.to_client.write(data + pair.sent.read() + data[:7])
+    parts: list[bytes] = []
+    while pair.to_client.pending or pair.client.pending():  # uvloop's condition
+        parts.append(pair.client.read(100))
+    assert parts == [TEXT, TEXT]
+
+
 def test_unread() -> None:
     """A part of a record, a whole one, the end and what is no TLS are unread; nothing is not."""
     pair, data = record()

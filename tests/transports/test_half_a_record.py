@@ -5,6 +5,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 import trio
@@ -99,6 +100,28 @@ def test_half_a_record(sync_kind: Sync, server: Server, authority: Authority) ->
 
 def call(client: CoreClient, amount: int) -> None:
     assert client.subtract(USER, amount).amount == amount
+
+
+def test_records_at_once(async_kind: Async, authority: Authority) -> None:
+    """A response of three records that arrive at once is read as a whole."""
+
+    def respond(connection: socket.socket, _: RawServer) -> None:
+        tls = TlsInParts(authority.certificates["good"], connection)
+        connection.sendall(tls.handshake())
+        while amount := tls.request():
+            whole = response(credits_body(amount))
+            head, _, body = whole.partition(b"\r\n\r\n")
+            early = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+            records = (early, head + b"\r\n\r\n", body)
+            connection.sendall(b"".join(tls.seal(part) for part in records))
+
+    async def main() -> None:
+        protocol = CreduseProtocol(KEY, server.base_url.replace("http:", "https:"))
+        async with async_kind.connect(authority.trust)(protocol) as client:
+            assert (await client.subtract(USER, 5, timeout=10)).amount == 5
+
+    with closing(RawServer(respond)) as server:
+        async_kind.run(main)
 
 
 def test_half_a_record_async(async_kind: Async, server: Server, authority: Authority) -> None:
