@@ -5,6 +5,7 @@ Private names of aiohttp do not belong here, but in `_private_api`.
 """
 
 import asyncio
+import functools
 import random
 import ssl
 import time
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.payload import BytesPayload
+from aiohttp.payload import Payload
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -44,6 +45,7 @@ from creduse_core.error_texts import CLOSED, OTHER_EVENT_LOOP, not_loopback_mess
 from creduse_core.pool import IDLE_TIMEOUT
 from creduse_core.tls import WholeRecords, client_context
 
+from ._deadlines import Deadlines
 from ._private_api import (
     HeldResponse,
     is_readable,
@@ -77,8 +79,12 @@ _LIBRARIES: Final = frozenset(
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout()
 _NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
 
+# Calls have a few URLs and peers in all.
+_url: Final = functools.lru_cache(functools.partial(URL, encoded=True))
+_is_loopback: Final = functools.lru_cache(is_loopback)
 
-class _Exchange(BytesPayload):
+
+class _Exchange(Payload):
     """One request and its response. It is also the body that aiohttp writes.
 
     So it learns when the request is written and on which connection, over any connector.
@@ -88,7 +94,6 @@ class _Exchange(BytesPayload):
 
     _connection: asyncio.WriteTransport | None = None
     _response: aiohttp.ClientResponse | None = None
-    _timer: asyncio.TimerHandle | None = None
     _write_error: Exception | None = None
     """Why nothing was written. aiohttp's own exception does not say why."""
 
@@ -100,22 +105,18 @@ class _Exchange(BytesPayload):
         self._deadline = send.connect_by  # then, once the request is written, send.deadline
         self._timeout = asyncio.timeout_at(None)
 
+    @property
+    def size(self) -> int:
+        """The length of the body."""
+        return len(self._send.request.body)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the body as text. Mocks show it."""
+        return self._send.request.body.decode(encoding, errors)
+
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
         """Copy this as the bytes of the body. vcrpy copies what it records."""
         return bytes, (self._send.request.body,)
-
-    def _set_timer(self, now: float) -> None:
-        # The timeout is rescheduled only once the deadline is over. So a task that has received its
-        # data by then runs first, and the data still counts.
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._deadline - now, self._check_deadline)
-
-    def _check_deadline(self) -> None:
-        now = time.monotonic()
-        if now < self._deadline:
-            self._set_timer(now)
-        else:
-            self._timeout.reschedule(0.0)
 
     # Methods that aiohttp calls.
 
@@ -132,6 +133,7 @@ class _Exchange(BytesPayload):
             self._write_error = error
             raise
         self._deadline = self._send.deadline
+        self._transport.deadlines.set(self._timeout, self._deadline)
         self._consumed = True
         await writer.write(self._send.request.body)
 
@@ -163,16 +165,16 @@ class _Exchange(BytesPayload):
 
     async def _exchange(self) -> Response:
         keep = False
+        session, deadlines = self._transport.get_session(), self._transport.deadlines
         try:
-            self._set_timer(time.monotonic())
             async with self._timeout:
-                self._response = await self._request()
+                deadlines.set(self._timeout, self._deadline)
+                self._response = await self._request(session)
                 response = await self._read(self._response)
             keep = self._send.allows_reuse(response)
             return response
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            deadlines.discard(self._timeout)
             self._release(keep=keep)
 
     def _release(self, *, keep: bool) -> None:
@@ -186,16 +188,15 @@ class _Exchange(BytesPayload):
         if response is not None:
             (response.release if keep else response.close)()
 
-    async def _request(self) -> aiohttp.ClientResponse:
+    async def _request(self, session: aiohttp.ClientSession) -> aiohttp.ClientResponse:
         request, transport = self._send.request, self._transport
-        session = transport.get_session()
         cancellations = _cancellation_count()
         if cancellations:
             await asyncio.sleep(0)  # so that a pending cancellation is delivered here
         try:
             response = await session.request(
                 request.method,
-                transport.url(request),
+                _url(request.url),
                 headers=transport.headers(request),
                 proxy_headers=transport.proxy_headers(),
                 data=self,
@@ -309,7 +310,7 @@ class AiohttpTransport:
         self._closed = False
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._urls: dict[str, URL] = {}
+        self.deadlines = Deadlines()
         self._headers: tuple[object, CIMultiDict[str]] = None, CIMultiDict()
 
     def _find_proxy(self) -> tuple[URL | None, dict[str, str]]:
@@ -351,12 +352,6 @@ class AiohttpTransport:
             raise RuntimeError(OTHER_EVENT_LOOP)
         return self._session
 
-    def url(self, request: Request) -> URL:
-        """Return the URL of a request."""
-        return self._urls.get(request.url) or self._urls.setdefault(
-            request.url, URL(request.url, encoded=True)
-        )
-
     def headers(self, request: Request) -> CIMultiDict[str]:
         """Return the header fields of a request. They are made again only if they change.
 
@@ -383,7 +378,7 @@ class AiohttpTransport:
             self._protocol.plain_loopback
             and self.via is None
             and isinstance(peer, tuple)
-            and not is_loopback(peer[0])
+            and not _is_loopback(peer[0])
         ):
             raise RuntimeError(not_loopback_message(self._protocol.base_url, peer[0]))
 
@@ -438,13 +433,13 @@ class AiohttpTransport:
     async def aclose(self) -> None:
         """Close the transport's own session. A supplied one stays open."""
         self._closed = True
-        # Only its own loop can close a session. A session over a supplied connector owns nothing,
-        # and to close it would cancel the calls that wait for a connection.
-        if (
-            self._supplied is None
-            and self._session is not None
-            and self._loop is asyncio.get_running_loop()
-        ):
+        # Only its own loop can close a session.
+        if self._session is None or self._loop is not asyncio.get_running_loop():
+            return
+        self.deadlines.close()
+        # A session over a supplied connector owns nothing, and to close it would cancel the calls
+        # that wait for a connection.
+        if self._supplied is None:
             await self._session.close()
 
 

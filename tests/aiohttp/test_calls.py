@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+from typing import Any
 from uuid import UUID
 
 import aiohttp
@@ -68,6 +69,28 @@ def test_headers(run: Run, connect: Connect, server: SandboxServer) -> None:
             ("Host", server.base_url.removeprefix("http://")),
             ("User-Agent", f"creduse/{__version__}"),
         ]
+
+
+def test_body_in_a_mock(
+    run: Run, connect: Connect, server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What replaces aiohttp's request can read the body."""
+    seen: list[tuple[int | None, str]] = []
+
+    async def mock(_session: aiohttp.ClientSession, *_: object, data: Any, **__: object) -> None:
+        seen.append((data.size, data.decode()))
+        raise aiohttp.ClientConnectionError
+
+    monkeypatch.setattr(aiohttp.ClientSession, "_request", mock)
+
+    async def main() -> None:
+        async with connect(server.base_url, retry=RetryPolicy(max_attempts=1)) as client:
+            with pytest.raises(TransportError):
+                await client.stop_cycle(USER)
+
+    run(main)
+    body = f'{{"end_user_id":"{USER}"}}'
+    assert seen == [(len(body), body)]
 
 
 def test_tasks_share_a_client(run: Run, connect: Connect, server: SandboxServer) -> None:
