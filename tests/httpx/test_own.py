@@ -18,7 +18,7 @@ import trio
 
 from creduse import AsyncCreduseClient, CreduseClient, Outcome, TransportError
 from creduse_sandbox import SandboxServer
-from tests.common import KEY, USER
+from tests.common import KEY, RESPONSE, USER
 from tests.httpx.harness import Harness
 from tests.servers import RawServer, Start
 
@@ -138,6 +138,30 @@ def test_old_connection(
 
     harness.run(main)
     assert [entry.connection for entry in server.log] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("harness", [(it, "own") for it in ("sync", *RUNNERS)], indirect=True)
+def test_one_piece(harness: Harness, raw: Start) -> None:
+    """A request's head and body arrive together, on a new connection and on a kept one."""
+    pieces: list[bytes] = []
+
+    def behave(connection: socket.socket, _: RawServer) -> None:
+        while piece := connection.recv(65536):
+            pieces.append(piece)
+            connection.sendall(RESPONSE)
+
+    server = raw(behave)
+
+    async def main() -> None:
+        async with harness.connect(server.base_url) as client:
+            for _ in range(2):
+                await client.add(USER, 5)
+
+    harness.run(main)
+    assert len(pieces) == 2
+    for piece in pieces:
+        assert piece.startswith(b"POST /add ")
+        assert piece.endswith(b"}")
 
 
 def test_unused_async_client_closes(on_a_loop: Harness) -> None:
