@@ -116,8 +116,6 @@ class ConnectionState:
         """
         exchange = self._exchange
         exchange.sent_is_known = True
-        if exchange.sent:
-            return max(exchange.time_left(), MIN_TIMEOUT)
         if not self._begins_request(data):
             return self.connect_timeout()
         left = exchange.time_left()
