@@ -9,7 +9,8 @@ from contextlib import suppress
 class Deadlines:
     """Ends each `asyncio.Timeout` after its deadline.
 
-    A timer for each would cost more, since the event loop keeps cancelled timers in its heap.
+    A timer for each would cost more, since the event loop keeps cancelled timers in its heap. If a
+    signal handler raises while the timer runs, deadlines are checked again later.
     """
 
     def __init__(self) -> None:
@@ -20,8 +21,9 @@ class Deadlines:
     def set(self, timeout: asyncio.Timeout, deadline: float) -> None:
         """Set or change a deadline."""
         self._deadlines[timeout] = deadline
-        if deadline < self._due:
-            self._schedule(deadline)
+        now = time.monotonic()
+        if deadline < self._due or self._due < now:  # the latter after a signal handler's exception
+            self._schedule(min(deadline, self._due), now)
 
     def discard(self, timeout: asyncio.Timeout) -> None:
         """Forget a deadline. The timer stays for the next one."""
@@ -29,23 +31,30 @@ class Deadlines:
 
     def close(self) -> None:
         """Cancel the timer, unless an exchange needs it."""
-        if not self._deadlines:
-            self._schedule(math.inf)
-
-    def _schedule(self, due: float) -> None:
-        if self._timer is not None:
+        if self._timer is not None and not self._deadlines:
+            self._due = math.inf
             self._timer.cancel()
+
+    def _schedule(self, due: float, now: float) -> None:
+        # The old timer is cancelled last, so there is always one.
+        timer, self._timer = (
+            self._timer,
+            asyncio.get_running_loop().call_later(due - now, self._check),
+        )
         self._due = due
-        if due < math.inf:
-            delay = due - time.monotonic()
-            self._timer = asyncio.get_running_loop().call_later(delay, self._check)
+        if timer is not None:
+            timer.cancel()
 
     def _check(self) -> None:
         now = time.monotonic()
-        for timeout in [it for it, deadline in self._deadlines.items() if deadline <= now]:
-            self.discard(timeout)
-            # It ends one turn of the loop later. A task that has received its data by then runs
-            # first, and the data still counts.
-            with suppress(RuntimeError):  # the exchange has been interrupted
-                timeout.reschedule(0.0)
-        self._schedule(min(self._deadlines.values(), default=math.inf))
+        try:
+            for timeout in [it for it, deadline in self._deadlines.items() if deadline <= now]:
+                # It ends one turn of the loop later. A task that has received its data by then runs
+                # first, and the data still counts.
+                with suppress(RuntimeError):  # the exchange has been interrupted
+                    timeout.reschedule(0.0)
+                self.discard(timeout)
+        finally:
+            self._due = math.inf
+            if self._deadlines:
+                self._schedule(min(self._deadlines.values()), now)

@@ -1,0 +1,63 @@
+"""The timer that the exchanges of a client share."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from creduse import CreduseTimeoutError
+from creduse_aiohttp import AsyncCreduseClient
+from creduse_aiohttp._deadlines import Deadlines
+from tests.aiohttp.clients import Run
+from tests.common import KEY, USER
+from tests.servers import Start, never_respond
+
+
+class SignalError(Exception):
+    """What a signal handler raises."""
+
+
+def raising_once(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that raises when a deadline is over for the first time."""
+    raised: list[SignalError] = []
+
+    def raise_once(timeout: Any, *when: float | None) -> None:
+        if when != (None,) and not raised:
+            raised.append(SignalError())
+            raise raised[0]
+        function(timeout, *when)
+
+    return raise_once
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(asyncio.Timeout, "reschedule"), (Deadlines, "_check")]
+)
+def test_signal_while_deadlines_are_checked(
+    owner: type, name: str, run: Run, raw: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls end in time even if a signal handler has raised in the timer's function.
+
+    If it raises before the function begins, they end when the next call begins.
+    """
+    server = raw(never_respond)
+    complaints: list[object] = []
+    monkeypatch.setattr(owner, name, raising_once(getattr(owner, name)))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            calls = [asyncio.create_task(client.add(USER, 5, timeout=0.1)) for _ in range(2)]
+            while not complaints:
+                await asyncio.sleep(0.01)
+            other = asyncio.create_task(client.add(USER, 5))
+            for ended in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
+                assert isinstance(ended, CreduseTimeoutError)
+            assert not other.done()
+            other.cancel()
+            await asyncio.wait([other])
+
+    run(main)
+    assert [type(it) for it in complaints] == [SignalError]
