@@ -53,8 +53,9 @@ def test_signal_while_deadlines_are_checked(
             while not complaints:
                 await asyncio.sleep(0.01)
             other = asyncio.create_task(client.add(USER, 5))
-            for ended in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
-                assert isinstance(ended, CreduseTimeoutError)
+            async with asyncio.timeout(20):
+                ended = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(it) for it in ended] == [CreduseTimeoutError] * 2
             assert not other.done()
             other.cancel()
             await asyncio.wait([other])

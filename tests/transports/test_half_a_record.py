@@ -109,18 +109,17 @@ def test_records_at_once(async_kind: Async, authority: Authority) -> None:
         tls = TlsInParts(authority.certificates["good"], connection)
         connection.sendall(tls.handshake())
         while amount := tls.request():
-            whole = response(credits_body(amount))
-            head, _, body = whole.partition(b"\r\n\r\n")
+            head, end, body = response(credits_body(amount)).partition(b"\r\n\r\n")
             early = b"HTTP/1.1 103 Early Hints\r\n\r\n"
-            records = (early, head + b"\r\n\r\n", body)
+            records = (early, head + end, body)
             connection.sendall(b"".join(tls.seal(part) for part in records))
 
     async def main() -> None:
-        protocol = CreduseProtocol(KEY, server.base_url.replace("http:", "https:"))
+        protocol = CreduseProtocol(KEY, raw.base_url.replace("http:", "https:"))
         async with async_kind.connect(authority.trust)(protocol) as client:
             assert (await client.subtract(USER, 5, timeout=10)).amount == 5
 
-    with closing(RawServer(respond)) as server:
+    with closing(RawServer(respond)) as raw:
         async_kind.run(main)
 
 
