@@ -61,6 +61,10 @@ class ConnectionState:
         self._head = b""
         self._grace_until = None
 
+    def end(self) -> None:
+        """Forget the exchange, which has a user's request and response."""
+        del self._exchange
+
     def connect_timeout(self) -> float:
         """Return the seconds that connecting, or a step of it, may take."""
         exchange = self._exchange

@@ -136,6 +136,7 @@ class Connection:
             # An error in closing does not change what has been read.
             with IGNORE_LIBRARY_ERRORS:
                 response.stream.close()
+        self._state.end()
         return exchange.response()
 
     def is_reusable(self) -> bool:
@@ -189,6 +190,7 @@ class AsyncConnection:
         finally:
             with IGNORE_LIBRARY_ERRORS:
                 await response.stream.aclose()
+        self._state.end()
         return exchange.response()
 
     def is_reusable(self) -> bool:

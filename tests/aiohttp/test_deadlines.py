@@ -9,7 +9,7 @@ import pytest
 from creduse import CreduseTimeoutError
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_aiohttp._deadlines import Deadlines
-from tests.aiohttp.clients import Run
+from tests.aiohttp.clients import Run, until
 from tests.common import KEY, USER
 from tests.servers import Start, never_respond
 
@@ -50,8 +50,7 @@ def test_signal_while_deadlines_are_checked(
         loop.set_exception_handler(lambda _, context: complaints.append(context["exception"]))
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
             calls = [asyncio.create_task(client.add(USER, 5, timeout=0.1)) for _ in range(2)]
-            while not complaints:
-                await asyncio.sleep(0.01)
+            await until(lambda: complaints)
             other = asyncio.create_task(client.add(USER, 5))
             async with asyncio.timeout(20):
                 ended = await asyncio.gather(*calls, return_exceptions=True)

@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from creduse import AsyncCreduseClient, CreduseClient, Outcome, TransportError
+from creduse_httpx._exchange import Exchange
 from creduse_sandbox import SandboxServer
 from tests.common import KEY, RESPONSE, USER
 from tests.httpx.harness import Harness
@@ -162,6 +163,19 @@ def test_one_piece(harness: Harness, raw: Start) -> None:
     for piece in pieces:
         assert piece.startswith(b"POST /add ")
         assert piece.endswith(b"}")
+
+
+@pytest.mark.parametrize("harness", [(it, "own") for it in ("sync", *RUNNERS)], indirect=True)
+def test_idle_connection_forgets(harness: Harness, server: SandboxServer) -> None:
+    """An idle connection keeps nothing of the last exchange, which has a user's data."""
+
+    async def main() -> None:
+        async with harness.connect(server.base_url) as client:
+            await client.add(USER, 5)
+            gc.collect()
+            assert not [it for it in gc.get_objects() if isinstance(it, Exchange)]
+
+    harness.run(main)
 
 
 def test_unused_async_client_closes(on_a_loop: Harness) -> None:
