@@ -51,7 +51,7 @@ def _cell(measure: Measure, results: Results, subject: str) -> str:
     reference = next(family[0] for family in measure.families if subject in family)
     if reference not in results or subject == reference:
         return figure
-    return f"{figure}, {_spread(ratio(results, subject, reference))}"
+    return f"{_spread(ratio(results, subject, reference))}, {figure}"
 
 
 def tables(samples: Samples) -> Iterator[str]:

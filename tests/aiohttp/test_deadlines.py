@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import pytest
 
 from creduse import CreduseTimeoutError
@@ -29,6 +30,49 @@ def raising_once(function: Callable[..., None]) -> Callable[..., None]:
         function(timeout, *when)
 
     return raise_once
+
+
+def test_busy_client(run: Run, raw: Start) -> None:
+    """A deadline ends its call although others begin in each turn of the event loop."""
+    server = raw(never_respond)
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            call = asyncio.create_task(client.add(USER, 5, timeout=0.1))
+            others: list[asyncio.Task[Any]] = []
+            async with asyncio.timeout(20):
+                while not call.done():
+                    others.append(asyncio.create_task(client.add(USER, 5)))
+                    await asyncio.sleep(0)
+                    others[-1].cancel()
+            with pytest.raises(CreduseTimeoutError):
+                await call
+            await asyncio.wait(others)
+
+    run(main)
+
+
+@pytest.mark.parametrize("supplied", [False, True], ids=["own", "supplied"])
+def test_timer_of_a_closed_client(
+    supplied: bool,  # noqa: FBT001 - a parameter of the test
+    raw: Start,
+) -> None:
+    """Once a closed client's last call has ended, no timer is left."""
+    server = raw(never_respond)
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        async with aiohttp.ClientSession() as session:
+            given = session if supplied else None
+            client = AsyncCreduseClient(KEY, given, base_url=server.base_url)
+            call = asyncio.create_task(client.add(USER, 5, timeout=0.2))
+            await until(lambda: server.received)
+            await client.aclose()
+            await asyncio.wait([call])
+            timers = [it for it in loop._scheduled if not it.cancelled()]  # noqa: SLF001 - there is no public list
+            assert not [it for it in timers if "Deadlines" in repr(it)]
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
