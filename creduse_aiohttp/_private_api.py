@@ -37,7 +37,7 @@ def is_usable(transport: asyncio.BaseTransport) -> bool:
     if transport.is_closing():
         return False
     ssl_object = transport.get_extra_info("ssl_object")
-    # Part of a record shows only here.
+    # Part of a record has not reached the parser. Only the TLS object can show it.
     if ssl_object is not None and has_unread(ssl_object):
         return False
     protocol: Any = transport.get_protocol()

@@ -117,7 +117,7 @@ def _bounded_int(digits: str) -> int:
 
 
 _MAX_DIGITS: Final = sys.int_info.default_max_str_digits
-"""Python reads no longer numbers, unless a program has raised its limit."""
+"""Python rejects integers with more digits, unless a program has raised its limit."""
 _DECODER: Final = json.JSONDecoder()
 _BOUNDED_DECODER: Final = json.JSONDecoder(parse_int=_bounded_int)
 
@@ -186,13 +186,13 @@ def _optional_integer(data: Fields, name: str) -> int | None:
     return value if value is None or type(value) is int else _integer(data, name)
 
 
-def _time(data: Fields, name: str, last: time = time.min) -> datetime:
-    """Return a time. A date means its moment ``last``, which is its first one by default."""
+def _time(data: Fields, name: str, time_of_day: time = time.min) -> datetime:
+    """Return a time. A date alone means this time of that day, in UTC."""
     value = data.get(name)
     if type(value) is str:
         moment: datetime | None
         try:
-            moment = _from_iso(value) if len(value) > _DATE else _at(value, last)
+            moment = _from_iso(value) if len(value) > _DATE else _at(value, time_of_day)
         except ValueError:
             moment = _unusual_moment(value)
         if moment is not None:

@@ -47,7 +47,10 @@ def _made_from(cls: type, *, eq: bool) -> type:
 
 
 def field_setter(cls: type) -> Callable[..., None]:
-    """Return a function that sets all fields, in their order, for an ``__init__`` of the class's own."""
+    """Return a function for an ``__init__`` of the class's own. It does what ours would do.
+
+    Its arguments are the object and all fields, in their order.
+    """
     setter: Callable[..., None] = _init(cls, {})
     return setter
 

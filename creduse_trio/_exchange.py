@@ -10,6 +10,7 @@ import h11
 import trio
 
 from creduse_core import MAX_BODY_SIZE, Response
+from creduse_core.secret import no_pickle
 
 from ._plain import Head, read_plain
 from ._wire import Read, Wire
@@ -23,8 +24,8 @@ MAX_INTERIM: Final = 100
 
 
 _ANY_REQUEST: Final = h11.Request(method="POST", target="/", headers=[("Host", "")])
-"""h11 reads the responses to all our requests like those to this one. It would only distinguish HEAD,
-CONNECT, and requests with Connection, Expect or Upgrade."""
+"""h11 reads the responses to all our requests like those to this one. It reads others differently only
+after HEAD, CONNECT, HTTP/1.0, and requests with Connection, Expect or Upgrade."""
 
 
 class RequestHead:
@@ -34,6 +35,8 @@ class RequestHead:
 
     def __init__(self, request: h11.Request) -> None:
         self.data = h11.Connection(h11.CLIENT).send(request)
+
+    __reduce__ = no_pickle
 
 
 @dataclass(slots=True, repr=False)

@@ -72,13 +72,13 @@ class Wire:
 
         async def read() -> bytes | bytearray:
             nonlocal left
+            if self._socket is not None and not self._socket.is_readable():
+                raise WouldBlockError
             if not left:
                 raise trio.BrokenResourceError("the server does not stop sending")
             left -= 1
             if self._socket is not None:
-                if self._socket.is_readable():
-                    return await self._stream.receive_some(_BUFFERED_READ_SIZE)
-                raise WouldBlockError
+                return await self._stream.receive_some(_BUFFERED_READ_SIZE)
             # Not with a deadline: a stream can take turns of the loop before it returns its data, and
             # on a test's clock no time passes.
             with trio.CancelScope() as scope:

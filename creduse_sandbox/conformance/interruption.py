@@ -535,6 +535,9 @@ class _InterruptionRun:
 
     def verify_end(self) -> None:
         """Raise `AssertionError` with all problems after the client is closed."""
+        # The exceptions' tracebacks have `step`, whose variables lead back to them. So a connection that
+        # an exception has dropped stays open until then.
+        gc.collect()
         for _ in waits_until_closed(self._server):
             self._server.settle()
         problems = [*self._excusable]

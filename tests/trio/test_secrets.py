@@ -1,17 +1,22 @@
 """No frame of an exception that leaves a call shows the API key."""
 
+import copy
 import dataclasses
+import pickle
 import signal
 import socket
 import traceback
+from collections.abc import Callable
 from typing import Any
 
+import h11
 import pytest
 import trio
 
 from creduse_core import CreduseError, exception_chain
 from creduse_sandbox import FAULTS
 from creduse_trio import AsyncCreduseClient
+from creduse_trio._exchange import RequestHead
 from tests.common import KEY, ONCE, USER
 from tests.trio.wires import Site, Steps
 
@@ -148,3 +153,12 @@ def test_wrong_settings(settings: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         AsyncCreduseClient(KEY, **settings)
     assert KEY not in held(caught.value)
+
+
+@pytest.mark.parametrize("store", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_request_heads_are_not_copied(store: Callable[[object], object]) -> None:
+    """A cached head, which holds the key, can be neither pickled nor copied."""
+    headers = [("Host", "a"), ("Authorization", f"Bearer {KEY}")]
+    head = RequestHead(h11.Request(method="GET", target="/", headers=headers))
+    with pytest.raises(TypeError, match="holds the API key"):
+        store(head)
