@@ -154,7 +154,7 @@ def test_switching_protocols(run: Run, connect: Connect, raw: Start, lines: byte
     async def main() -> None:
         async with connect(server.base_url, retry=ONCE) as client:
             with pytest.raises(CreduseError) as caught:
-                await client.add(USER, 5, timeout=0.5)
+                await client.add(USER, 5, timeout=2)
             assert caught.value.outcome is Outcome.UNKNOWN
             await client.add(USER, 5)
             assert server.connections == 2
