@@ -129,7 +129,7 @@ TARGETS: Final = (
     *(
         Target(memory, family[1], family[0], 1.0)
         for memory in ("client-memory", "call-memory")
-        for family in (*MANY[:-1], SYNC, TRIO_POOL if memory == "call-memory" else TRIO)
+        for family in (*ALL[:-1], TRIO_POOL if memory == "call-memory" else TRIO)
     ),
     # A leak of the smallest object in each call would make 1.
     *(Target(growth, family[0], None, 0.1) for growth in GROWTHS for family in OURS),

@@ -197,16 +197,15 @@ class Worker:
         return (time.perf_counter() - begun) / times
 
     async def promise(self, promise: str, times: int) -> float:
-        """Measure the time of a call that its functions take which keep a promise."""
+        """Measure the time that a call spends in the functions that keep a promise."""
         from benchmarks.promises import Stopwatch, timing
 
         call, nothing = self._call("subtract", "1"), Stopwatch()
         await _value(self._repeat(call, 2))
         with timing(self._name, promise) as stopwatch:
             await _value(self._repeat(call, times))
-        _repeat(
-            nothing.timed(lambda: None), stopwatch.count
-        )  # to look at the clock takes time, too
+        # To look at the clock takes time, too.
+        _repeat(nothing.timed(lambda: None), stopwatch.count)
         return (stopwatch.seconds - nothing.seconds) / times
 
     async def together(self, at_once: int, times: int) -> float:

@@ -47,7 +47,7 @@ def _made_from(cls: type, *, eq: bool) -> type:
 
 
 def field_setter(cls: type) -> Callable[..., None]:
-    """Return a function for an ``__init__`` of the class's own. It does what ours would do.
+    """Return a function for an ``__init__`` of the class's own. It does the same as a generated one.
 
     Its arguments are the object and all fields, in their order.
     """

@@ -535,8 +535,8 @@ class _InterruptionRun:
 
     def verify_end(self) -> None:
         """Raise `AssertionError` with all problems after the client is closed."""
-        # The exceptions' tracebacks have `step`, whose variables lead back to them. So a connection that
-        # an exception has dropped stays open until then.
+        # The tracebacks hold `step`, whose variables lead back to them. Only the garbage collector frees
+        # such a cycle, and a connection in it stays open until then.
         gc.collect()
         for _ in waits_until_closed(self._server):
             self._server.settle()
