@@ -5,7 +5,7 @@ from typing import Final
 
 from aiohttp import ClientSession, web
 
-from creduse_core import DEFAULT_RETRY, TIMEOUT, Attempt, RetryPolicy, Secret
+from creduse_core import DEFAULT_RETRY, TIMEOUT, Attempt, Pace, RetryPolicy, Secret
 
 from ._client import AsyncCreduseClient
 
@@ -24,6 +24,7 @@ def setup(  # noqa: PLR0913 - two more than the client's
     retry: RetryPolicy = DEFAULT_RETRY,
     on_attempt: Callable[[Attempt], object] | None = None,
     allow_http: bool | None = None,
+    pace: Pace | None = None,
 ) -> None:
     """Make a client when ``app`` starts, and close it when the app ends.
 
@@ -63,6 +64,7 @@ def setup(  # noqa: PLR0913 - two more than the client's
             retry=retry,
             on_attempt=on_attempt,
             allow_http=allow_http,
+            pace=pace,
         ) as app[key]:
             yield
 

@@ -29,6 +29,7 @@ from creduse_core import (
     Delivery,
     Failure,
     ForeignError,
+    Pace,
     Request,
     Response,
     RetryPolicy,
@@ -468,6 +469,7 @@ class AsyncCreduseClient(AsyncCoreClient):
     - ``on_attempt``: is called with an `Attempt` after each attempt.
     - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
       ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
+    - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
 
     A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
     anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether
@@ -475,7 +477,7 @@ class AsyncCreduseClient(AsyncCoreClient):
     fork, make the client after the fork.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a default
         self,
         api_key: str | Secret | None = None,
         session: aiohttp.ClientSession | None = None,
@@ -485,6 +487,7 @@ class AsyncCreduseClient(AsyncCoreClient):
         retry: RetryPolicy = DEFAULT_RETRY,
         on_attempt: Callable[[Attempt], object] | None = None,
         allow_http: bool | None = None,
+        pace: Pace | None = None,
     ) -> None:
         protocol = protocol_from_environment(
             api_key, base_url=base_url, retry=retry, timeout=timeout, allow_http=allow_http
@@ -494,4 +497,5 @@ class AsyncCreduseClient(AsyncCoreClient):
             AiohttpTransport(protocol, session),
             on_attempt=on_attempt,
             jitter=_jitter,
+            pace=pace,
         )

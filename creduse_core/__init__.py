@@ -8,7 +8,8 @@ pass it to `CoreClient`; or drive a `Call` by hand::
     call.receive_response(Response(…), now)     # Done(result), Wait(seconds), or raises
 
 Modules, each importing only those before it: records, secret, foreign, messages, models, errors,
-arguments, decoding, retry, reports, call, protocol, environment, pool, tls, error_texts, client.
+arguments, decoding, retry, evidence, pace, reports, call, protocol, environment, pool, tls,
+error_texts, client.
 """
 
 from ._version import __version__
@@ -33,11 +34,13 @@ from .errors import (
     TransportError,
     UserDoesNotExistError,
 )
+from .evidence import Evidence, Verdict, weigh
 from .foreign import ForeignError, exception_chain, forget_frames, is_foreign
 from .messages import MAX_BODY_SIZE, Delivery, Failure, HeaderPairs, Request, Response
 from .models import (
     ActiveBalance,
     Attempt,
+    CallRecord,
     CreditsAdded,
     CreditsSubtracted,
     Cycle,
@@ -45,7 +48,9 @@ from .models import (
     CycleStatus,
     CycleType,
     Outcome,
+    Reading,
 )
+from .pace import Pace
 from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol
 from .retry import EVENTS, Event, Kind, RetryPolicy
 from .secret import Secret
@@ -66,6 +71,7 @@ __all__ = [
     "Attempt",
     "AuthenticationError",
     "Call",
+    "CallRecord",
     "CoreClient",
     "CreditExpiredError",
     "CreditsAdded",
@@ -80,6 +86,7 @@ __all__ = [
     "Delivery",
     "Done",
     "Event",
+    "Evidence",
     "Failure",
     "ForeignError",
     "HeaderPairs",
@@ -90,8 +97,10 @@ __all__ = [
     "LocalProtocolError",
     "NoActiveCycleError",
     "Outcome",
+    "Pace",
     "Proxy",
     "RateLimitError",
+    "Reading",
     "Request",
     "Response",
     "RetryPolicy",
@@ -102,6 +111,7 @@ __all__ = [
     "Transport",
     "TransportError",
     "UserDoesNotExistError",
+    "Verdict",
     "Wait",
     "__version__",
     "exception_chain",
@@ -110,4 +120,5 @@ __all__ = [
     "is_loopback",
     "protocol_from_environment",
     "proxy_from_environment",
+    "weigh",
 ]

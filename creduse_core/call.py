@@ -10,7 +10,9 @@ something is proved. The caller then reports what happened, in one of three ways
 
 After a response or failure that is not a success, the call either ends in FAILED and raises its
 error, or it is WAITING: it returns a `Wait`, and after that time the caller calls ``wake``. The call
-then returns the next `Send`, or raises the error if its time is over. The table `EVENTS` in
+then returns the next `Send`, or raises the error if its time is over. A caller that limits its
+requests gives ``start`` and ``wake`` the seconds to hold the next one (see `creduse_core.pace`). Then
+the call is WAITING before that request, too. The table `EVENTS` in
 `creduse_core.retry` decides which. A write goes to WAITING only while it is proved that no credits have
 moved. A write with an idempotency key can go there after any event that a retry can help, since the
 server applies each key once. So no path through this machine applies a call twice.
@@ -23,15 +25,25 @@ of errors are in `creduse_core.reports`.
 """
 
 import enum
+import json
 from collections.abc import Callable, Mapping
-from typing import Final, Generic, TypeAlias, TypeVar
+from datetime import UTC, datetime
+from typing import Final, Generic, TypeAlias, TypeVar, overload
 
 from .decoding import Expected, InvalidResult, read_response
 from .errors import CreduseError, LocalProtocolError
 from .messages import Failure, Request, Response
-from .models import Attempt, Outcome
+from .models import Attempt, CallRecord, Outcome, Reading
 from .records import dataclass
-from .reports import Context, Problem, error_of, problem_of_failure, problem_of_response, quote
+from .reports import (
+    Context,
+    Problem,
+    error_of,
+    held_too_long,
+    problem_of_failure,
+    problem_of_response,
+    quote,
+)
 from .retry import EVENTS, Event, Kind, RetryPolicy, may_retry
 from .secret import Secret, no_pickle
 
@@ -66,7 +78,7 @@ class Input(enum.StrEnum):
 
 TRANSITIONS: Final[Mapping[State, Mapping[Input, tuple[State, ...]]]] = {
     State.READY: {
-        Input.START: (State.IN_FLIGHT,),
+        Input.START: (State.IN_FLIGHT, State.WAITING, State.FAILED),
         Input.ABANDON: (State.ABANDONED,),
     },
     State.IN_FLIGHT: {
@@ -75,7 +87,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Input, tuple[State, ...]]]] = {
         Input.ABANDON: (State.ABANDONED,),
     },
     State.WAITING: {
-        Input.WAKE: (State.IN_FLIGHT, State.FAILED),
+        Input.WAKE: (State.IN_FLIGHT, State.WAITING, State.FAILED),
         Input.ABANDON: (State.ABANDONED,),
     },
     State.SUCCEEDED: {},
@@ -129,7 +141,7 @@ _Record: TypeAlias = tuple[int | None, Event, str | None, float, float]
 class Call(Generic[T]):
     """One call of the API, to be driven by hand or by a client's ``run``.
 
-    ``start`` returns `Send`. Pass what happened to ``receive_response`` or ``receive_failure``.
+    ``start`` returns `Send`, or `Wait` if the request is held. Pass what happened to ``receive_response`` or ``receive_failure``.
     These return `Done`, return `Wait` (then call ``wake``), or raise the final `CreduseError`. A
     caller that is cancelled calls ``abandon``. ``now`` is in seconds, on any clock that does not go
     back. An input that the state does not allow raises `LocalProtocolError` and changes nothing.
@@ -137,6 +149,8 @@ class Call(Generic[T]):
     """
 
     __slots__ = (
+        "_before",
+        "_began_at",
         "_deadline",
         "_evidence",
         "_expected",
@@ -182,6 +196,8 @@ class Call(Generic[T]):
         self._read: tuple[Response, T | InvalidResult] | None = None
         self._problem: Problem | None = None
         self._deadline = self._started = 0.0
+        self._began_at: float | None = None
+        self._before: Reading | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self._request.method} {self._path}, {self._state}>"
@@ -230,13 +246,64 @@ class Call(Generic[T]):
             return max(self._evidence, Outcome.UNKNOWN)
         return self._evidence
 
+    @property
+    def timeout(self) -> float:
+        """Seconds that the call can take."""
+        return self._timeout
+
+    @property
+    def record(self) -> CallRecord:
+        """What the call is, when it began, and its outcome so far."""
+        # Read from the request, since few calls are ever asked for it.
+        body = json.loads(self._request.body)
+        began_at = self._began_at
+        return CallRecord(
+            "get_balance" if self._kind is Kind.READ else self._path[1:].replace("-", "_"),
+            self._expected[0],
+            body.get("amount"),
+            body.get("validity_days"),
+            self.outcome,
+            None if began_at is None else datetime.fromtimestamp(began_at, UTC),
+            self._before,
+        )
+
     # The inputs.
 
-    def start(self, now: float) -> Send:
-        """Begin the call. Its time runs from ``now``."""
-        self._move(Input.START, State.IN_FLIGHT)
+    @overload
+    def start(
+        self, now: float, *, began_at: float | None = None, before: Reading | None = None
+    ) -> Send: ...
+
+    @overload
+    def start(
+        self,
+        now: float,
+        hold: float,
+        *,
+        began_at: float | None = None,
+        before: Reading | None = None,
+    ) -> Send | Wait: ...
+
+    def start(
+        self,
+        now: float,
+        hold: float = 0.0,
+        *,
+        began_at: float | None = None,
+        before: Reading | None = None,
+    ) -> Send | Wait:
+        """Begin the call. Its time runs from ``now``.
+
+        - ``hold``: seconds to wait before the first request. If the call's time is over by then, it
+          raises `CreduseTimeoutError` at once.
+        - ``began_at``: the same moment as ``now`` in seconds since 1970. ``record`` has it.
+        - ``before``: a balance that was read before. ``record`` has it, too.
+        """
+        state = _state_after_hold(hold, self._timeout)
+        self._move(Input.START, state)
         self._deadline = now + self._timeout
-        return self._send(now)
+        self._began_at, self._before = began_at, before
+        return self._send(state, now, hold)
 
     def receive_response(
         self, response: Response, now: float, jitter: float = 1.0
@@ -260,13 +327,20 @@ class Call(Generic[T]):
         self._response = problem.response or self._response
         return self._retry_or_fail(Input.RECEIVE_FAILURE, problem, now, jitter)
 
-    def wake(self, now: float) -> Send:
-        """Go on after a `Wait`, or raise the last error if the call's time is over."""
-        if now >= self._deadline:
-            self._move(Input.WAKE, State.FAILED)
-            raise self._last_error()
-        self._move(Input.WAKE, State.IN_FLIGHT)
-        return self._send(now)
+    @overload
+    def wake(self, now: float) -> Send: ...
+
+    @overload
+    def wake(self, now: float, hold: float) -> Send | Wait: ...
+
+    def wake(self, now: float, hold: float = 0.0) -> Send | Wait:
+        """Go on after a `Wait`, or raise the last error if the call's time is over.
+
+        ``hold``: seconds to wait before the next request, as in ``start``.
+        """
+        state = _state_after_hold(hold, self._deadline - now)
+        self._move(Input.WAKE, state)
+        return self._send(state, now, hold)
 
     def abandon(self, now: float) -> None:
         """End the call because its caller was cancelled. A request in flight counts as sent."""
@@ -303,7 +377,12 @@ class Call(Generic[T]):
             raise AssertionError(f"{given} does not lead from {self._state} to {state}")
         self._state = state
 
-    def _send(self, now: float) -> Send:
+    def _send(self, state: State, now: float, hold: float) -> Send | Wait:
+        """Return what belongs to the new state, or raise if the call's time is over."""
+        if state is State.FAILED:
+            raise self._last_error(hold)
+        if state is State.WAITING:
+            return Wait(hold)
         self._started = now
         self._sent += 1
         bounded = min(self._deadline, now + self._policy.attempt_timeout)
@@ -328,16 +407,13 @@ class Call(Generic[T]):
         self._move(given, State.FAILED)
         raise self._last_error()
 
-    def _last_error(self) -> CreduseError:
+    def _last_error(self, hold: float = 0.0) -> CreduseError:
         # Not kept: the exception's traceback leads back to this call.
         problem, self._problem = self._problem, None
-        assert problem is not None  # noqa: S101 - only a problem leads to FAILED
-        return error_of(
-            problem,
-            Context(
-                self._request, self._path, self._kind, self._evidence, self.attempts, self._secret
-            ),
+        context = Context(
+            self._request, self._path, self._kind, self.record, self.attempts, self._secret
         )
+        return held_too_long(hold, context) if problem is None else error_of(problem, context)
 
     def _reading(self, response: Response) -> T | InvalidResult:
         """Decode a response, once."""
@@ -356,6 +432,15 @@ class Call(Generic[T]):
     def _record(self, event: Event, status: int | None, error: str | None, now: float) -> None:
         self._evidence = max(self._evidence, event.proves(self._kind))
         self._records.append((status, event, error, self._started, now))
+
+
+def _state_after_hold(hold: float, time_left: float) -> State:
+    """Return the state that follows a request that is held for so long."""
+    if not hold >= 0.0:
+        raise LocalProtocolError(f"hold must be a number of seconds, at least 0, not {hold!r}")
+    if hold >= time_left:
+        return State.FAILED
+    return State.WAITING if hold else State.IN_FLIGHT
 
 
 def _is_framed_once(response: Response) -> bool:

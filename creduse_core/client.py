@@ -4,19 +4,33 @@ How to send and how to wait does not belong here: only a transport knows it.
 """
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
+from datetime import UTC, datetime
+from time import monotonic, time  # noqa: TID251 - when a call began, and the clock of `Pace`
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
-from .arguments import check_on_attempt, check_type
+from .arguments import check_on_attempt, check_seconds, check_type
 from .call import Call, Done, Send, State, Wait
-from .errors import CreduseError, LocalProtocolError
+from .errors import CreduseError, LocalProtocolError, UserDoesNotExistError
+from .evidence import CLOCK_SKEW, Evidence, check_can_be_weighed, unreadable, weigh
 from .foreign import ForeignError, forget_frames, is_foreign
 from .messages import Delivery, Failure, Response
-from .models import ActiveBalance, Attempt, CreditsAdded, CreditsSubtracted, Cycle
+from .models import (
+    ActiveBalance,
+    Attempt,
+    CallRecord,
+    CreditsAdded,
+    CreditsSubtracted,
+    Cycle,
+    Outcome,
+    Reading,
+)
+from .pace import Pace
 from .protocol import CreduseProtocol
+from .retry import response_date, retry_after
 from .secret import no_pickle
 
 if TYPE_CHECKING:
@@ -99,9 +113,12 @@ class _ClientBase:
         *,
         on_attempt: Callable[[Attempt], object] | None = None,
         jitter: Callable[[], float] = _no_jitter,
+        pace: Pace | None = None,
     ) -> None:
         check_type("protocol", protocol, CreduseProtocol, 'CreduseProtocol("your-api-key")')
         check_on_attempt(on_attempt)
+        if pace is not None:
+            check_type("pace", pace, Pace, "Pace()")
         # Imported here to keep the import of the core fast.
         import logging  # noqa: PLC0415
 
@@ -109,6 +126,8 @@ class _ClientBase:
         self._prefix = f"{protocol.base_url}/"
         self._on_attempt = on_attempt
         self._jitter = jitter
+        self._pace = pace
+        self._pace_offset: float | None = None
         self._logger = logging.getLogger("creduse")
 
     def __repr__(self) -> str:
@@ -124,14 +143,39 @@ class _ClientBase:
         """The protocol, which makes the calls for ``run``."""
         return self._protocol
 
-    def _start(self, call: Call[Any], now: float) -> Send:
+    def _check_call(self, call: Call[Any]) -> None:
         check_type("call", call, Call, "client.protocol.add(…)")
         # The transport was made for one host, with its TLS settings and its proxy.
         if not call.request.url.startswith(self._prefix):
             raise ValueError(
                 f"the call is for {call.request.url}, but the client for {self._protocol.base_url}"
             )
-        return call.start(now)
+
+    def _start(self, call: Call[Any], now: float, before: Reading | None) -> Send | Wait:
+        self._check_call(call)
+        pace = self._pace
+        if pace is None or call.state is not State.READY:
+            return call.start(now, began_at=time(), before=before)
+        try:
+            hold = pace.hold(call, self._pace_time(now))
+            return call.start(now, hold, began_at=time(), before=before)
+        except BaseException:
+            pace.leave(call)
+            raise
+
+    def _wake(self, call: Call[Any], now: float) -> Send | Wait:
+        if self._pace is None:
+            return call.wake(now)
+        return call.wake(now, self._pace.hold(call, self._pace_time(now)))
+
+    def _pace_time(self, now: float) -> float:
+        """Return a transport's time on the clock that all clients of a pace share.
+
+        Each run of trio has its own clock.
+        """
+        if self._pace_offset is None:
+            self._pace_offset = monotonic() - now
+        return now + self._pace_offset
 
     def _receive(self, call: Call[T], received: Response | Failure, now: float) -> Done[T] | Wait:
         """Report to the call what a transport has returned, then to the log and the listener."""
@@ -148,14 +192,18 @@ class _ClientBase:
                 # A part of the response has a wrong type, or a signal handler has raised.
                 if call.state is not State.IN_FLIGHT or is_foreign(error, _DECODING_MODULES):
                     raise
-                failure = _escaped(error)
-            return call.receive_failure(failure, now, self._draw())
+                received = _escaped(error)
+            return call.receive_failure(received, now, self._draw())
         finally:
             if call.state is not State.IN_FLIGHT:
+                if self._pace is not None:
+                    self._pace.ended(call, *_limit_of(received), self._pace_time(now))
                 self._report(call)
 
     def _abandon(self, call: Call[Any], now: Callable[[], float]) -> None:
         """End a call whose caller was cancelled, unless the call has ended."""
+        if self._pace is not None:
+            self._pace.leave(call)
         if call.state.live:
             sent = call.state is State.IN_FLIGHT
             try:
@@ -165,6 +213,24 @@ class _ClientBase:
             call.abandon(moment)
             if sent:
                 self._report(call)
+
+    # Evidence.
+
+    def _records(
+        self,
+        call: Call[Any] | CallRecord,
+        known: Iterable[Call[Any] | CallRecord],
+        clock_skew: float,
+    ) -> tuple[CallRecord, tuple[CallRecord, ...]]:
+        """Return the records of a call to check and of other calls, or raise."""
+        record = _record_of("call", call)
+        check_can_be_weighed(record)
+        if record.outcome is not Outcome.UNKNOWN:
+            raise ValueError(
+                f"the call's outcome is {record.outcome}: there is nothing to find out"
+            )
+        check_seconds("clock_skew", clock_skew)
+        return record, tuple(_record_of("known", other) for other in known if other is not call)
 
     # Other people's code. It must not change the result of a call, whose credits may have moved.
 
@@ -213,6 +279,38 @@ class _ClientBase:
             self._logger.error(what, exc_info=error)
 
 
+def _limit_of(received: Response | Failure) -> tuple[int | None, float | None]:
+    """Return the status code of a response to the request, and its ``Retry-After`` if it limits."""
+    response: Response | None
+    if isinstance(received, Response):
+        response = received
+    else:
+        response = received.response if received.delivery is Delivery.MAYBE_SENT else None
+    if response is None:
+        return None, None
+    return response.status, retry_after(response) if response.status in {429, 503} else None
+
+
+def _record_of(name: str, call: object) -> CallRecord:
+    if isinstance(call, CallRecord):
+        return call
+    if isinstance(call, Call):
+        return call.record
+    raise TypeError(f"{name} must be a Call, or an error's call, not {type(call).__name__}")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _reading_of(
+    call: Call[ActiveBalance], asked_at: datetime, balance: ActiveBalance | None
+) -> Reading:
+    """Return the reading that has just ended. ``balance``: ``None`` if the user is not known."""
+    response = call.response
+    return Reading(balance, asked_at, _now(), None if response is None else response_date(response))
+
+
 def _checked(returned: object) -> Response | Failure:
     """Return the response or failure of a transport, or a failure for anything else."""
     if isinstance(returned, _RECEIVED):
@@ -251,6 +349,7 @@ class CoreClient(_ClientBase):
     - ``jitter``: returns a number from 0 to 1, the part of a delay to wait. Pass
       ``random.Random().random``, so that clients do not all retry at the same time. If it raises,
       the client logs the exception.
+    - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
 
     A wrong argument raises ``TypeError`` or ``ValueError`` before anything is sent. A call that
     fails raises a `CreduseError`, whose ``outcome`` says whether credits moved.
@@ -263,8 +362,9 @@ class CoreClient(_ClientBase):
         *,
         on_attempt: Callable[[Attempt], object] | None = None,
         jitter: Callable[[], float] = _no_jitter,
+        pace: Pace | None = None,
     ) -> None:
-        super().__init__(protocol, on_attempt=on_attempt, jitter=jitter)
+        super().__init__(protocol, on_attempt=on_attempt, jitter=jitter, pace=pace)
         self._transport = transport
 
     def __enter__(self) -> "Self":
@@ -282,19 +382,26 @@ class CoreClient(_ClientBase):
         """Close the connections that the client has opened. A supplied client stays open."""
         self._transport.close()
 
-    def run(self, call: Call[T]) -> T:
+    def run(self, call: Call[T], *, balance_first: bool = False) -> T:
         """Run a call and return its result, or raise its error.
 
         With ``call = client.protocol.subtract(…)`` you can read ``call.response`` and
         ``call.attempts`` afterwards. A call for another ``base_url`` raises ``ValueError``.
+
+        ``balance_first``: read the user's balance before, so that ``check`` can compare. If that
+        fails, its error is raised, and the call is not sent. It can take as long as the call, again.
         """
         transport = self._transport
-        action: Send | Wait | Done[T] = self._start(call, transport.now())
+        before = None
+        if balance_first:
+            self._check_call(call)
+            before = self._read(call.record.end_user_id, call.timeout)
+        action: Send | Wait | Done[T] = self._start(call, transport.now(), before)
         try:
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
                     transport.sleep(action.seconds)
-                    action = call.wake(transport.now())
+                    action = self._wake(call, transport.now())
                 else:
                     try:
                         received = _checked(transport.send(action))
@@ -309,6 +416,52 @@ class CoreClient(_ClientBase):
             self._abandon(call, transport.now)
             raise
         return action.result
+
+    def check(
+        self,
+        call: Call[Any] | CallRecord,
+        *,
+        known: Iterable[Call[Any] | CallRecord] = (),
+        clock_skew: float = CLOCK_SKEW,
+        lists_emptied: bool = False,
+        timeout: float | None = None,
+    ) -> Evidence:
+        """Read the balance, and return what it proves about a call whose outcome is UNKNOWN.
+
+        Example::
+
+            except CreduseError as error:
+                if error.outcome is Outcome.UNKNOWN:
+                    print(client.check(error.call))
+
+        It raises no `CreduseError`: if the balance cannot be read, the verdict is OPEN. For
+        ``subtract``, the call must have been run with ``balance_first=True``.
+
+        - ``call``: a call, such as one that was cancelled, or an error's ``call``.
+        - ``known``: your other writes for this user that ran at the same time, or between
+          ``balance_first`` and now.
+        - ``clock_skew``: seconds by which the service's clock and this machine's can differ.
+        - ``lists_emptied``: whether the service is known to list cycles without credits.
+        - ``timeout``: seconds for reading the balance, by default the client's.
+        """
+        record, others = self._records(call, known, clock_skew)
+        try:
+            after = self._read(record.end_user_id, timeout)
+        except CreduseError as error:
+            return unreadable(error)
+        return weigh(
+            record, after, known=others, clock_skew=clock_skew, lists_emptied=lists_emptied
+        )
+
+    def _read(self, end_user_id: UUID, timeout: float | None) -> Reading:
+        """Return the user's balance now, and when it was read."""
+        call = self._protocol.get_balance(end_user_id, timeout=timeout)
+        asked_at = _now()
+        try:
+            balance = self.run(call)
+        except UserDoesNotExistError:
+            balance = None
+        return _reading_of(call, asked_at, balance)
 
     def add(
         self,
@@ -423,6 +576,7 @@ class AsyncCoreClient(_ClientBase):
     - ``jitter``: returns a number from 0 to 1, the part of a delay to wait. Pass
       ``random.Random().random``, so that clients do not all retry at the same time. If it raises,
       the client logs the exception.
+    - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
 
     A wrong argument raises ``TypeError`` or ``ValueError`` before anything is sent. A call that
     fails raises a `CreduseError`, whose ``outcome`` says whether credits moved.
@@ -435,8 +589,9 @@ class AsyncCoreClient(_ClientBase):
         *,
         on_attempt: Callable[[Attempt], object] | None = None,
         jitter: Callable[[], float] = _no_jitter,
+        pace: Pace | None = None,
     ) -> None:
-        super().__init__(protocol, on_attempt=on_attempt, jitter=jitter)
+        super().__init__(protocol, on_attempt=on_attempt, jitter=jitter, pace=pace)
         self._transport = transport
 
     async def __aenter__(self) -> "Self":
@@ -454,19 +609,26 @@ class AsyncCoreClient(_ClientBase):
         """Close the connections that the client has opened. A supplied client stays open."""
         await self._transport.aclose()
 
-    async def run(self, call: Call[T]) -> T:
+    async def run(self, call: Call[T], *, balance_first: bool = False) -> T:
         """Run a call and return its result, or raise its error.
 
         With ``call = client.protocol.subtract(…)`` you can read ``call.response`` and
         ``call.attempts`` afterwards. A call for another ``base_url`` raises ``ValueError``.
+
+        ``balance_first``: read the user's balance before, so that ``check`` can compare. If that
+        fails, its error is raised, and the call is not sent. It can take as long as the call, again.
         """
         transport = self._transport
-        action: Send | Wait | Done[T] = self._start(call, transport.now())
+        before = None
+        if balance_first:
+            self._check_call(call)
+            before = await self._read(call.record.end_user_id, call.timeout)
+        action: Send | Wait | Done[T] = self._start(call, transport.now(), before)
         try:
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
                     await transport.sleep(action.seconds)
-                    action = call.wake(transport.now())
+                    action = self._wake(call, transport.now())
                 else:
                     try:
                         received = _checked(await transport.send(action))
@@ -481,6 +643,52 @@ class AsyncCoreClient(_ClientBase):
             self._abandon(call, transport.now)
             raise
         return action.result
+
+    async def check(
+        self,
+        call: Call[Any] | CallRecord,
+        *,
+        known: Iterable[Call[Any] | CallRecord] = (),
+        clock_skew: float = CLOCK_SKEW,
+        lists_emptied: bool = False,
+        timeout: float | None = None,
+    ) -> Evidence:
+        """Read the balance, and return what it proves about a call whose outcome is UNKNOWN.
+
+        Example::
+
+            except CreduseError as error:
+                if error.outcome is Outcome.UNKNOWN:
+                    print(await client.check(error.call))
+
+        It raises no `CreduseError`: if the balance cannot be read, the verdict is OPEN. For
+        ``subtract``, the call must have been run with ``balance_first=True``.
+
+        - ``call``: a call, such as one that was cancelled, or an error's ``call``.
+        - ``known``: your other writes for this user that ran at the same time, or between
+          ``balance_first`` and now.
+        - ``clock_skew``: seconds by which the service's clock and this machine's can differ.
+        - ``lists_emptied``: whether the service is known to list cycles without credits.
+        - ``timeout``: seconds for reading the balance, by default the client's.
+        """
+        record, others = self._records(call, known, clock_skew)
+        try:
+            after = await self._read(record.end_user_id, timeout)
+        except CreduseError as error:
+            return unreadable(error)
+        return weigh(
+            record, after, known=others, clock_skew=clock_skew, lists_emptied=lists_emptied
+        )
+
+    async def _read(self, end_user_id: UUID, timeout: float | None) -> Reading:
+        """Return the user's balance now, and when it was read."""
+        call = self._protocol.get_balance(end_user_id, timeout=timeout)
+        asked_at = _now()
+        try:
+            balance = await self.run(call)
+        except UserDoesNotExistError:
+            balance = None
+        return _reading_of(call, asked_at, balance)
 
     async def add(
         self,

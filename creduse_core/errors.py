@@ -1,6 +1,6 @@
 """The exceptions that a call can raise. How their messages are made does not belong here.
 
-    CreduseError                     .outcome .attempts
+    CreduseError                     .outcome .attempts .call
     ├── APIError                     .status_code .error_code .message .timestamp .retry_after .response
     │   ├── AmountNegativeError      AMOUNT_NEGATIVE
     │   ├── InsufficientFundsError   INSUFFICIENT_FUNDS
@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from .messages import Response
-from .models import Attempt, Outcome
+from .models import Attempt, CallRecord, Outcome
 
 
 class CreduseError(Exception):
@@ -37,6 +37,9 @@ class CreduseError(Exception):
     """What is certain about the whole call, with all its attempts."""
     attempts: tuple[Attempt, ...]
     """The attempts, in order."""
+    call: CallRecord | None
+    """What the call was and when it began. ``client.check(error.call)`` finds out more about it. The
+    clients always set it."""
 
     def __init__(
         self,
@@ -44,10 +47,12 @@ class CreduseError(Exception):
         *,
         outcome: Outcome = Outcome.UNKNOWN,
         attempts: tuple[Attempt, ...] = (),
+        call: CallRecord | None = None,
     ) -> None:
         super().__init__(message)
         self.outcome = outcome
         self.attempts = attempts
+        self.call = call
 
 
 class APIError(CreduseError):
@@ -71,13 +76,14 @@ class APIError(CreduseError):
         *,
         outcome: Outcome = Outcome.UNKNOWN,
         attempts: tuple[Attempt, ...] = (),
+        call: CallRecord | None = None,
         response: Response | None = None,
         error_code: str | None = None,
         error_message: str | None = None,
         timestamp: datetime | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message, outcome=outcome, attempts=attempts)
+        super().__init__(message, outcome=outcome, attempts=attempts, call=call)
         self.status_code = None if response is None else response.status
         self.error_code = error_code
         self.message = error_message
@@ -142,9 +148,10 @@ class InvalidResponseError(CreduseError):
         *,
         outcome: Outcome = Outcome.UNKNOWN,
         attempts: tuple[Attempt, ...] = (),
+        call: CallRecord | None = None,
         response: Response | None = None,
     ) -> None:
-        super().__init__(message, outcome=outcome, attempts=attempts)
+        super().__init__(message, outcome=outcome, attempts=attempts, call=call)
         self.response = response
 
 

@@ -1,4 +1,4 @@
-"""What a call returns: its result, its outcome and its attempts.
+"""What a call returns: its result, its outcome and its attempts; and what is kept of a call.
 
 These are frozen data. Results have the field names of the API. Decoding and decisions do not belong here.
 """
@@ -129,3 +129,37 @@ class Attempt:
     started: float
     """Seconds on the transport's clock. Only differences have a meaning."""
     ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A balance, and when it was read. Times are aware, by the clock of the machine that read it."""
+
+    balance: ActiveBalance | None
+    """``None``: the service does not know the user."""
+    asked_at: datetime
+    """A moment before the request was sent."""
+    received_at: datetime
+    """A moment after the response arrived."""
+    date: datetime | None = None
+    """The response's ``Date``, by the server's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """What a call was, when it began, and its outcome. It does not hold the API key."""
+
+    method: str
+    """The name of the client's method, such as ``add``."""
+    end_user_id: UUID
+    amount: int | None
+    """``None`` for a method without an amount."""
+    validity_days: int | None
+    """``None`` for a method without it, and if it is left to the service."""
+    outcome: Outcome
+    """What was certain about the credits when the record was made."""
+    began_at: datetime | None
+    """When a client began the call, before its first request. It is aware, by that machine's clock.
+    ``None`` if no client has run the call."""
+    before: Reading | None = None
+    """A balance that was read before the call began."""

@@ -5,7 +5,7 @@ the client retries, does not belong here.
 """
 
 import errno
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypedDict
 
 from .decoding import Envelope, InvalidResult
 from .errors import (
@@ -19,7 +19,7 @@ from .errors import (
 )
 from .foreign import exception_chain
 from .messages import Delivery, Failure, Request, Response
-from .models import Attempt, Outcome
+from .models import Attempt, CallRecord, Outcome
 from .records import dataclass
 from .retry import EVENTS, Event, Kind, event_of_failure, event_of_response, retry_after
 from .secret import Secret
@@ -61,9 +61,14 @@ class Context(NamedTuple):
     request: Request
     path: str
     kind: Kind
-    outcome: Outcome
+    record: CallRecord
     attempts: tuple[Attempt, ...]
     secret: Secret
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of the whole call."""
+        return self.record.outcome
 
 
 def problem_of_response(response: Response, reading: InvalidResult) -> Problem:
@@ -94,14 +99,29 @@ def error_of(problem: Problem, context: Context) -> CreduseError:
         text = quote(problem.text, context.secret)
         if response is None:
             text += f" ({quote(_endpoint(context.request.url, failure.via), context.secret)})"
-        error = error_class(
-            _message(text, context), outcome=context.outcome, attempts=context.attempts
-        )
+        error = error_class(_message(text, context), **_shared(context))
     else:
         error = _invalid_response(problem, response, context)
     # Even None keeps the exception that is being handled now out of the traceback.
     error.__cause__ = None if _contains_secret(failure.cause, context.secret) else failure.cause
     return error
+
+
+def held_too_long(hold: float, context: Context) -> CreduseTimeoutError:
+    """Return the exception for a call whose first request is held for longer than its time."""
+    text = f"the pace holds it for {hold:.3g} s, longer than its timeout"
+    return CreduseTimeoutError(_message(text, context), **_shared(context))
+
+
+class _Shared(TypedDict):
+    outcome: Outcome
+    attempts: tuple[Attempt, ...]
+    call: CallRecord
+
+
+def _shared(context: Context) -> _Shared:
+    """Return the arguments that all exceptions share."""
+    return {"outcome": context.outcome, "attempts": context.attempts, "call": context.record}
 
 
 def quote(text: str, secret: Secret) -> str:
@@ -121,8 +141,7 @@ def _api_error(problem: Problem, response: Response, context: Context) -> APIErr
         error_class = ERROR_CODES[envelope.error_code or ""]
     return error_class(
         _message(quote(problem.text, secret), context),
-        outcome=context.outcome,
-        attempts=context.attempts,
+        **_shared(context),
         response=_redacted(response, secret),
         error_code=envelope.error_code and quote(envelope.error_code, secret),
         error_message=envelope.message and quote(envelope.message, secret),
@@ -136,8 +155,7 @@ def _invalid_response(
 ) -> InvalidResponseError:
     return InvalidResponseError(
         _message(quote(problem.text, context.secret), context),
-        outcome=context.outcome,
-        attempts=context.attempts,
+        **_shared(context),
         response=None if response is None else _redacted(response, context.secret),
     )
 

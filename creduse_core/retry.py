@@ -196,11 +196,16 @@ def retry_after(response: Response) -> float | None:
     value = value.strip()
     if _SECONDS.fullmatch(value):
         return min(float(value), _MAX_RETRY_AFTER)
-    now = _http_date(response.header("Date") or "", None)
+    now = response_date(response)
     then = _http_date(value, now)
     if then is None or now is None:
         return None
     return min(max(0.0, (then - now).total_seconds()), _MAX_RETRY_AFTER)
+
+
+def response_date(response: Response) -> datetime | None:
+    """Return ``Date`` (RFC 9110, 6.6.1), or ``None``."""
+    return _http_date(response.header("Date") or "", None)
 
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

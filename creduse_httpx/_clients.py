@@ -16,6 +16,7 @@ from creduse_core import (
     Attempt,
     CoreClient,
     CreduseProtocol,
+    Pace,
     RetryPolicy,
     Secret,
     Transport,
@@ -68,6 +69,7 @@ class CreduseClient(CoreClient):
     - ``on_attempt``: is called with an `Attempt` after each attempt.
     - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
       ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
+    - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
 
     A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
     anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether
@@ -75,7 +77,7 @@ class CreduseClient(CoreClient):
     supplied client.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a default
         self,
         api_key: str | Secret | None = None,
         http_client: HTTPXClient | None = None,
@@ -85,6 +87,7 @@ class CreduseClient(CoreClient):
         retry: RetryPolicy = DEFAULT_RETRY,
         on_attempt: Callable[[Attempt], object] | None = None,
         allow_http: bool | None = None,
+        pace: Pace | None = None,
     ) -> None:
         protocol = protocol_from_environment(
             api_key, base_url=base_url, retry=retry, timeout=timeout, allow_http=allow_http
@@ -94,6 +97,7 @@ class CreduseClient(CoreClient):
             _transport(protocol, http_client),
             on_attempt=on_attempt,
             jitter=_jitter,
+            pace=pace,
         )
 
 
@@ -117,6 +121,7 @@ class AsyncCreduseClient(AsyncCoreClient):
     - ``on_attempt``: is called with an `Attempt` after each attempt.
     - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
       ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
+    - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
 
     A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
     anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether
@@ -124,7 +129,7 @@ class AsyncCreduseClient(AsyncCoreClient):
     client after the fork.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a default
         self,
         api_key: str | Secret | None = None,
         http_client: AsyncHTTPXClient | None = None,
@@ -134,6 +139,7 @@ class AsyncCreduseClient(AsyncCoreClient):
         retry: RetryPolicy = DEFAULT_RETRY,
         on_attempt: Callable[[Attempt], object] | None = None,
         allow_http: bool | None = None,
+        pace: Pace | None = None,
     ) -> None:
         protocol = protocol_from_environment(
             api_key, base_url=base_url, retry=retry, timeout=timeout, allow_http=allow_http
@@ -143,6 +149,7 @@ class AsyncCreduseClient(AsyncCoreClient):
             _async_transport(protocol, http_client),
             on_attempt=on_attempt,
             jitter=_jitter,
+            pace=pace,
         )
 
 

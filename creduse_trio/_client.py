@@ -19,6 +19,7 @@ from creduse_core import (
     Delivery,
     Failure,
     ForeignError,
+    Pace,
     Request,
     Response,
     RetryPolicy,
@@ -340,6 +341,7 @@ class AsyncCreduseClient(AsyncCoreClient):
     - ``on_attempt``: is called with an `Attempt` after each attempt.
     - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
       ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
+    - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
     - ``max_connections``: the most connections at a time. Further calls wait in the order in which
       they come.
     - ``idle_timeout``: seconds for which the client keeps an idle connection.
@@ -367,6 +369,7 @@ class AsyncCreduseClient(AsyncCoreClient):
         max_connections: int = 100,
         idle_timeout: float = IDLE_TIMEOUT,
         connect: Connect | None = None,
+        pace: Pace | None = None,
     ) -> None:
         protocol = protocol_from_environment(
             api_key, base_url=base_url, retry=retry, timeout=timeout, allow_http=allow_http
@@ -384,6 +387,7 @@ class AsyncCreduseClient(AsyncCoreClient):
             ),
             on_attempt=on_attempt,
             jitter=_jitter,
+            pace=pace,
         )
 
 

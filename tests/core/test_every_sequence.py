@@ -32,6 +32,7 @@ from creduse_core import (
     RetryPolicy,
     Send,
     ServerError,
+    State,
     TransportError,
     Wait,
 )
@@ -139,6 +140,8 @@ STEPS = (
     Step("unproven", UNKNOWN, FINAL, InvalidResponseError, response(302)),
     Step("abandoned", UNKNOWN, FINAL, None, None),
 )
+# How long each request is held before it is sent: not at all, or twice.
+HOLDS = ((), (0.5, 0.25))
 # A step and how long its attempt takes. Where nothing can follow, the time tells nothing more.
 Beat = tuple[Step, float]
 BEATS: tuple[Beat, ...] = tuple(
@@ -208,23 +211,48 @@ def check_end(step: Step, ended: object, play: Play) -> None:
             again(play.now)
 
 
-def run(kind: Kind, script: tuple[Beat, ...]) -> Play:
+def go(play: Play, holds: tuple[float, ...], step: Step | None) -> object:
+    """Go on with a call that is ready or waits, and return its action, or ``None`` if it is over.
+
+    It is held before it sends. ``step``: its last step, if there was one.
+    """
+    go_on: Any = play.call.wake if step is not None else play.call.start
+    for hold in (*holds, 0.0):
+        if play.now + hold >= DEADLINE:
+            with pytest.raises(CreduseError) as caught:
+                go_on(play.now, hold)
+            assert step is not None  # the first request is not held for so long
+            check_end(step, caught.value, play)
+            return None
+        action = go_on(play.now, hold)
+        if hold:
+            assert action == Wait(hold)
+            assert play.call.state is State.WAITING
+            play.now += hold
+            go_on = play.call.wake
+    return action
+
+
+def run(kind: Kind, script: tuple[Beat, ...], holds: tuple[float, ...] = ()) -> Play:
     """Play a script from its beginning, and check every step."""
     call = make(kind)
     play = Play(call, 0.0, NOT, None)
-    action: object = call.start(0.0)
+    action = go(play, holds, None)
+    last: Step | None = None
     for sent, (step, took) in enumerate(script, 1):
         if isinstance(action, Wait):
             assert action.seconds >= 0
             play.now += action.seconds
-            action = call.wake(play.now)
+            action = go(play, holds, last)
+            if action is None:
+                break
         # Sent only in time, at most so often, and a write only while nothing can have moved.
         assert isinstance(action, Send)
         assert play.now < DEADLINE
         assert sent <= ATTEMPTS
         assert kind is not Kind.WRITE or play.proved is NOT
         assert action.request == call.request
-        settled = play.proved
+        settled, last = play.proved, step
 
         play.now += took
         play.proved = max(play.proved, step.proves(kind))
@@ -244,14 +272,16 @@ def run(kind: Kind, script: tuple[Beat, ...]) -> Play:
     return play
 
 
-def plays(kind: Kind, *, longest: int) -> Iterator[tuple[tuple[Beat, ...], Play]]:
+def plays(
+    kind: Kind, *, longest: int, holds: tuple[float, ...] = ()
+) -> Iterator[tuple[tuple[Beat, ...], Play]]:
     """Yield every script of at most so many steps, and the state of its call."""
     pending: list[tuple[Beat, ...]] = [()]
     while pending:
         begun = pending.pop()
         for beat in BEATS:
             script = (*begun, beat)
-            play = run(kind, script)
+            play = run(kind, script, holds)
             yield script, play
             if isinstance(play.ended, Wait) and len(script) < longest:
                 pending.append(script)
@@ -269,12 +299,13 @@ def waits(kind: Kind) -> list[tuple[tuple[Beat, ...], Play]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("holds", HOLDS, ids=["", "held"])
 @pytest.mark.parametrize("kind", Kind)
-def test_every_sequence(kind: Kind) -> None:
+def test_every_sequence(kind: Kind, holds: tuple[float, ...]) -> None:
     """In every sequence of events, a write is sent once, the outcome is true, and time is kept."""
     lengths: set[int] = set()
     rows: set[str] = set()
-    for script, play in plays(kind, longest=ATTEMPTS + 1):
+    for script, play in plays(kind, longest=ATTEMPTS + 1, holds=holds):
         lengths.add(len(script))
         rows |= {step.row for step, _ in script}
         if isinstance(play.ended, CreduseError) and kind is not Kind.READ:
@@ -291,6 +322,16 @@ def test_every_wait_that_lasts_too_long(kind: Kind) -> None:
         play.now = DEADLINE
         with pytest.raises(CreduseError) as caught:
             play.call.wake(play.now)
+        assert len(play.call.attempts) == len(script)
+        check_end(script[-1][0], caught.value, play)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_hold_that_is_too_long(kind: Kind) -> None:
+    """A retry that is held until the deadline raises the last error at once."""
+    for script, play in waits(kind):
+        with pytest.raises(CreduseError) as caught:
+            play.call.wake(play.now, DEADLINE - play.now)
         assert len(play.call.attempts) == len(script)
         check_end(script[-1][0], caught.value, play)
 

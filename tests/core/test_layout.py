@@ -13,7 +13,7 @@ import creduse_core
 
 FOLDER = Path(inspect.getfile(creduse_core)).parent
 FILES = sorted(FOLDER.glob("*.py"))
-# What opens sockets, runs programs, looks at a clock, throws dice or is slow to load.
+# What opens sockets, runs programs, throws dice or is slow to load.
 HEAVY = [
     "asyncio",
     "email",
@@ -39,6 +39,8 @@ IMPURE = {
     "urllib.request": {"environment"},
     "logging": {"client"},
     "ssl": {"tls"},
+    "threading": {"pace"},
+    "time": {"client"},
 }
 PURE = {
     "binascii",
@@ -49,6 +51,7 @@ PURE = {
     "enum",
     "errno",
     "functools",
+    "heapq",
     "html.entities",
     "inspect",
     "ipaddress",

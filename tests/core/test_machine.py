@@ -19,6 +19,7 @@ from creduse_core import (
     Call,
     CreduseError,
     CreduseProtocol,
+    CreduseTimeoutError,
     Delivery,
     Done,
     Failure,
@@ -26,6 +27,7 @@ from creduse_core import (
     Kind,
     LocalProtocolError,
     Outcome,
+    RateLimitError,
     Response,
     RetryPolicy,
     Send,
@@ -106,6 +108,8 @@ IN_STATE: dict[State, Callable[[], Call[Any]]] = {
 Act = Callable[[Call[Any]], object]
 ROWS: list[tuple[State, Input, State, Act]] = [
     (State.READY, Input.START, State.IN_FLIGHT, lambda c: c.start(2.0)),
+    (State.READY, Input.START, State.WAITING, lambda c: c.start(2.0, 5.0)),
+    (State.READY, Input.START, State.FAILED, lambda c: c.start(2.0, 30.0)),
     (State.READY, Input.ABANDON, State.ABANDONED, lambda c: c.abandon(2.0)),
     (
         State.IN_FLIGHT,
@@ -134,6 +138,7 @@ ROWS: list[tuple[State, Input, State, Act]] = [
     (State.IN_FLIGHT, Input.RECEIVE_FAILURE, State.FAILED, lambda c: c.receive_failure(LOST, 2.0)),
     (State.IN_FLIGHT, Input.ABANDON, State.ABANDONED, lambda c: c.abandon(2.0)),
     (State.WAITING, Input.WAKE, State.IN_FLIGHT, lambda c: c.wake(2.0)),
+    (State.WAITING, Input.WAKE, State.WAITING, lambda c: c.wake(2.0, 5.0)),
     (State.WAITING, Input.WAKE, State.FAILED, lambda c: c.wake(30.0)),
     (State.WAITING, Input.ABANDON, State.ABANDONED, lambda c: c.abandon(2.0)),
 ]
@@ -201,8 +206,8 @@ def test_each_move(state: State, given: Input, after: State, act: Act) -> None:
 def test_moves_are_held_to_the_table() -> None:
     """A move outside the table raises."""
     call = subtract()
-    with pytest.raises(AssertionError, match="start does not lead from ready to failed"):
-        call._move(Input.START, State.FAILED)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # nothing else can make a wrong move
+    with pytest.raises(AssertionError, match="start does not lead from ready to succeeded"):
+        call._move(Input.START, State.SUCCEEDED)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # nothing else can make a wrong move
 
 
 @pytest.mark.parametrize(("state", "given"), ILLEGAL)
@@ -242,6 +247,70 @@ def test_wrong_value(given: Input, value: object, jitter: float, message: str) -
         getattr(call, given)(value, 1.0, jitter)
     assert seen(call) == before
     assert rest(call) == rest(in_flight())
+
+
+@pytest.mark.parametrize("hold", [-1.0, math.nan])
+@pytest.mark.parametrize(("make", "given"), [(subtract, Input.START), (waiting, Input.WAKE)])
+def test_wrong_hold(make: Callable[[], Call[Any]], given: Input, hold: float) -> None:
+    """A hold that is not a time is rejected, and changes nothing."""
+    call = make()
+    before = seen(call)
+    message = f"hold must be a number of seconds, at least 0, not {hold}"
+    with pytest.raises(LocalProtocolError, match=f"{message}$"):
+        getattr(call, given)(1.0, hold)
+    assert seen(call) == before
+    assert rest(call) == rest(make())
+
+
+def held() -> Call[Any]:
+    """Return a call that waits before its first request."""
+    call = subtract()
+    assert call.start(0.0, 5.0) == Wait(5.0)
+    return call
+
+
+def test_held() -> None:
+    """A held call has sent nothing. After the wait it can be held again, and then it sends."""
+    call = held()
+    assert (call.state, call.outcome, call.attempts) == (State.WAITING, Outcome.NOT_APPLIED, ())
+    assert call.wake(5.0, 2.5) == Wait(2.5)
+    send = call.wake(7.5)
+    assert (send.connect_by, send.deadline) == (17.5, 30.0)
+    assert call.receive_response(GOOD, 8.0)
+    assert [(it.number, it.started, it.ended) for it in call.attempts] == [(1, 7.5, 8.0)]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [lambda: subtract().start(0.0, 30.0), lambda: held().wake(5.0, 25.0)],
+    ids=["at once", "again"],
+)
+def test_held_too_long(act: Callable[[], object]) -> None:
+    """A hold that outlasts the call's time ends it at once, with nothing sent."""
+    with pytest.raises(CreduseTimeoutError) as caught:
+        act()
+    assert caught.value.outcome is Outcome.NOT_APPLIED
+    assert caught.value.attempts == ()
+    assert re.fullmatch(
+        r"POST /subtract: the pace holds it for (30|25) s, longer than its timeout "
+        r"\[not applied; 0 attempts\]",
+        str(caught.value),
+    )
+
+
+def test_held_until_the_deadline() -> None:
+    """A call that is woken after its deadline, still without an attempt, has timed out, too."""
+    with pytest.raises(CreduseTimeoutError, match="not applied; 0 attempts"):
+        held().wake(30.0)
+
+
+def test_held_before_a_retry() -> None:
+    """A retry that is held for too long raises the last attempt's error."""
+    call = waiting()
+    assert call.wake(2.0, 5.0) == Wait(5.0)
+    with pytest.raises(RateLimitError):
+        call.wake(7.0, 23.0)
+    assert len(call.attempts) == 1
 
 
 @pytest.mark.parametrize("jitter", [0.0, 1.0, 0, 1])

@@ -337,9 +337,9 @@ def test_wrong_outcome_of_an_error() -> None:
     """An error whose outcome is not that of its call is found out."""
 
     class Client(CoreClient):
-        def run(self, call: Call[Any]) -> Any:
+        def run(self, call: Call[Any], *, balance_first: bool = False) -> Any:
             try:
-                return super().run(call)
+                return super().run(call, balance_first=balance_first)
             except TransportError:
                 raise TransportError("other", outcome=Outcome.NOT_APPLIED) from None
 
