@@ -17,7 +17,6 @@ The functions are pure: reading balances, clocks and decisions about what to do 
 """
 
 import enum
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -359,10 +358,16 @@ def _weigh_subtract(case: _Case) -> Evidence:
     return _weigh_taken(case, case.call.before, *taken)
 
 
-def _weigh_taken(case: _Case, before: Reading, least: int, most: float) -> Evidence:
+def _weigh_taken(case: _Case, before: Reading, least: int, most: int | None) -> Evidence:
     """Compare what was taken, at least and at most, with the amount and our other calls'."""
+    between = "credits were taken between the balance before the call and this one"
     ours = [other for other in case.known if other.method == "subtract"]
     least -= sum(other.amount or 0 for other in ours)
+    if least >= case.amount:
+        assumption = "nobody else subtracted from this user between the two"
+        return Evidence(Verdict.APPLIED, f"at least {least} {between}", assumption)
+    if most is None:
+        return _open("credits may have been taken from a cycle that the balance does not show")
     # Of our other calls, these were applied between the two for certain.
     most -= sum(
         other.amount or 0
@@ -371,49 +376,40 @@ def _weigh_taken(case: _Case, before: Reading, least: int, most: float) -> Evide
         and other.began_at is not None
         and other.began_at >= before.received_at
     )
-    between = "credits were taken between the balance before the call and this one"
-    if least >= case.amount:
-        assumption = "nobody else subtracted from this user between the two"
-        return Evidence(Verdict.APPLIED, f"at least {least} {between}", assumption)
-    if 0 <= most < case.amount:
-        return Evidence(Verdict.NOT_YET, f"at most {most:.0f} {between}")
     if most < 0:
         return _open("the balance does not show a call that was applied")
-    return _open("credits may have been taken from a cycle that the balance does not show")
+    if most < case.amount:
+        return Evidence(Verdict.NOT_YET, f"at most {most} {between}")
+    return _open("another call of ours may have taken the credits")
 
 
-def _taken(case: _Case) -> tuple[int, float] | None:
-    """Return how many credits were taken between the balances, at least and at most.
+def _taken(case: _Case) -> tuple[int, int | None] | None:
+    """Return how many credits were taken between the balances, at least, and at most if it is known.
 
     ``None``: a cycle has more credits than before, or is older than the first balance, which does not
     list it.
     """
     before, after = _by_identity(case.was), _by_identity(case.now)
-    least: int = 0
+    shown = 0
     # Others can have opened cycles that are not listed any more.
-    unseen = not case.lists_emptied or case.may_end_a_day(case.first, case.last)
-    most: float = math.inf if unseen else 0
+    is_all = case.lists_emptied and not case.may_end_a_day(case.first, case.last)
     for identity in before.keys() | after.keys():
         old, new = before.get(identity, []), after.get(identity, [])
         start, _, _, starting_amount = identity
         opened = len(new) - len(old)
-        if opened > 0 and start < case.first - case.skew:
+        if opened < 0:  # used up and no longer listed, or ended, or removed by somebody
+            is_all = False
+            continue
+        if opened and (start < case.first - case.skew or (old and starting_amount is None)):
             return None
-        left = sum(old) - sum(new)
-        if opened > 0 and starting_amount is None:
-            # Each has lost an unknown number of credits.
-            if old:
-                return None
-            most = math.inf
-        elif opened < 0:
-            # Used up and no longer listed, or ended, or removed by somebody.
-            most = math.inf
-        else:
-            left += opened * (starting_amount or 0)
-            if left < 0:
-                return None
-            least, most = least + left, most + left
-    return least, most
+        if opened and starting_amount is None:  # it has lost an unknown number of credits
+            is_all = False
+            continue
+        taken = sum(old) + opened * (starting_amount or 0) - sum(new)
+        if taken < 0:
+            return None
+        shown += taken
+    return shown, shown if is_all else None
 
 
 def _by_identity(

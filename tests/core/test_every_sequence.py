@@ -217,6 +217,7 @@ def go(play: Play, holds: tuple[float, ...], step: Step | None) -> object:
     It is held before it sends. ``step``: its last step, if there was one.
     """
     go_on: Any = play.call.wake if step is not None else play.call.start
+    action: object = None
     for hold in (*holds, 0.0):
         if play.now + hold >= DEADLINE:
             with pytest.raises(CreduseError) as caught:

@@ -276,7 +276,7 @@ def test_held() -> None:
     assert call.wake(5.0, 2.5) == Wait(2.5)
     send = call.wake(7.5)
     assert (send.connect_by, send.deadline) == (17.5, 30.0)
-    assert call.receive_response(GOOD, 8.0)
+    assert type(call.receive_response(GOOD, 8.0)) is Done
     assert [(it.number, it.started, it.ended) for it in call.attempts] == [(1, 7.5, 8.0)]
 
 
