@@ -68,8 +68,8 @@ def weigh(
     - ``call``: the write. ``subtract`` needs ``call.before``. The other methods can use it.
     - ``after``: a balance that was asked for after the call began.
     - ``known``: all other writes of your own for this user that can have been applied between
-      ``call.before`` and ``after``; without ``call.before``, between ``clock_skew`` before the call
-      began and ``after``. Make their records before you ask for ``after``.
+      ``call.before`` and ``after``; without ``call.before``, from twice ``clock_skew`` before the call
+      began. Make their records before you ask for ``after``.
     - ``clock_skew``: seconds by which the service's clock and ours can differ.
     - ``lists_emptied``: whether the service lists cycles without credits. If a balance lists one, that
       is known anyway.
@@ -428,9 +428,8 @@ def _by_identity(
 
 def _weigh_stop_cycle(case: _Case) -> Evidence:
     """Look for the cycle that was active when the call began."""
-    now = [cycle for cycle in case.now if cycle.cycle_type != CycleType.ONE_TIME]
-    going_on = [cycle for cycle in now if cycle.status != CycleStatus.CANCELED]
-    canceled = [cycle for cycle in now if cycle.status == CycleStatus.CANCELED]
+    recurring = [cycle for cycle in case.now if cycle.cycle_type != CycleType.ONE_TIME]
+    going_on = [cycle for cycle in recurring if cycle.status != CycleStatus.CANCELED]
     if any(
         (cycle.cycle_type, cycle.status) != (CycleType.RECURRING, CycleStatus.ACTIVE)
         for cycle in going_on
@@ -442,16 +441,23 @@ def _weigh_stop_cycle(case: _Case) -> Evidence:
         return _open("the active cycle was renewed or started since the call began")
     if any(other.method == "stop_cycle" for other in case.known):
         return _open("another call of ours may have stopped the cycle")
-    if case.call.before is None:
-        assumption = "the cycle was active before the call, and nobody else stopped it"
-    else:
-        active = {
+    canceled = {(cycle.cycle_start, cycle.cycle_end) for cycle in recurring}
+    return _weigh_canceled(case, canceled)
+
+
+def _weigh_canceled(case: _Case, canceled: set[tuple[datetime, datetime]]) -> Evidence:
+    """Find the cycle that was active among those that are canceled."""
+    if case.call.before is not None:
+        assumption = "nobody else stopped it"
+        canceled &= {
             (cycle.cycle_start, cycle.cycle_end)
             for cycle in case.was
-            if cycle.cycle_type == CycleType.RECURRING and cycle.status == CycleStatus.ACTIVE
+            if (cycle.cycle_type, cycle.status) == (CycleType.RECURRING, CycleStatus.ACTIVE)
         }
-        canceled = [cycle for cycle in canceled if (cycle.cycle_start, cycle.cycle_end) in active]
-        assumption = "nobody else stopped it"
+    elif case.lists_emptied:
+        assumption = "the cycle was active before the call, and nobody else stopped it"
+    else:
+        return _open("the active cycle may be used up, and not listed")
     if not canceled:
         return _open("the cycle is not listed any more")
     return Evidence(Verdict.APPLIED, "the cycle is canceled", assumption)
