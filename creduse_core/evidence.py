@@ -154,27 +154,32 @@ class _Case(NamedTuple):
         """The call's amount."""
         return self.call.amount or 0
 
-    def may_end_a_day(self, start: datetime, end: datetime) -> bool:
-        """Return whether a day of the service may end between two moments of our clock.
+    @property
+    def days(self) -> int:
+        """The call's ``validity_days``, 0 if it has none, as far as a calendar goes."""
+        return min(self.call.validity_days or 0, _MAX_DAYS)
+
+    def may_end_a_day(self, start: datetime, later: timedelta = timedelta()) -> bool:
+        """Return whether a day of the service may end from ``later`` after ``start`` until ``last``.
 
         The ends of the listed cycles show when its days end. Without any, each quarter of an hour may
         be an end, since all time zones differ by quarters.
         """
-        start, end = start - self.skew, end + self.skew
-        if start > end:
+        since = start - self.skew - _EPOCH + later
+        length = self.last + self.skew - _EPOCH - since
+        if length < timedelta():
             return False
         ends = [_end_of_day(cycle.cycle_end) for cycle in (*self.was, *self.now)]
-        if None in ends or end - start >= _DAY:
+        if None in ends or length >= _DAY:
             return True
         # A cycle can end on the other side of a change to or from daylight saving time.
-        candidates = {
-            (moment + shift - _EPOCH) % _DAY
-            for moment in ends
-            if moment is not None
+        midnights = {
+            midnight + shift
+            for midnight in ends
+            if midnight is not None
             for shift in (-_HOUR, timedelta(), _HOUR)
         } or {_QUARTER * number for number in range(96)}
-        since = start - _EPOCH
-        return any((time_of_day - since) % _DAY <= end - start for time_of_day in candidates)
+        return any((midnight - since) % _DAY <= length for midnight in midnights)
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -182,6 +187,8 @@ _DAY: Final = timedelta(days=1)
 _HOUR: Final = timedelta(hours=1)
 _QUARTER: Final = timedelta(minutes=15)
 _SECOND: Final = timedelta(seconds=1)
+_MAX_DAYS: Final = 4_000_000
+"""Days, more than a calendar has."""
 
 
 def _open(reason: str) -> Evidence:
@@ -217,11 +224,12 @@ def _is_emptied(cycle: CycleBalance) -> bool:
     )
 
 
-def _end_of_day(end: datetime) -> datetime | None:
-    """Return the midnight at which a cycle ends, in whichever zone; or ``None`` for another time."""
-    # Ends are written as 23:59:59.999999, as 23:59:59, or as the midnight itself.
-    rest = -(end - _EPOCH) % _QUARTER
-    return end + rest if rest <= _SECOND else None
+def _end_of_day(end: datetime) -> timedelta | None:
+    """Return the time, in UTC, of the midnight at which a cycle ends; or ``None`` at other times."""
+    # Ends are written as 23:59:59.999999, as 23:59:59, or as the midnight itself, in whichever zone.
+    since = end - _EPOCH
+    rest = -since % _QUARTER
+    return (since + rest) % _DAY if rest <= _SECOND else None
 
 
 def _may_last(cycle: CycleBalance, days: int) -> bool:
@@ -269,9 +277,7 @@ def _weigh_new_cycle(case: _Case, wanted: CycleType) -> Evidence:
         return _open(f"a cycle may be this call's {what}, or another's")
     if possible < listed:
         return _open("the balance does not show a call that was applied")
-    if case.may_end_a_day(
-        case.began + (days or 0) * _DAY - (_HOUR if days else timedelta()), case.last
-    ):
+    if case.may_end_a_day(case.began, case.days * _DAY - (_HOUR if days else timedelta())):
         return _open("the call's cycle may have ended since")
     if not case.lists_emptied and not _has_older_credits(case):
         return _open("the call's cycle may be used up, and no longer listed")
@@ -309,7 +315,7 @@ def _is_opened_by(case: _Case, cycle: CycleBalance, wanted: CycleType) -> bool |
         start < case.began - case.skew
         or cycle.cycle_type in set(CycleType) - {wanted}
         or (cycle.amount > case.amount if amount is None else amount != case.amount)
-        or not (days is None or is_renewal or _may_last(cycle, days))
+        or not (days is None or is_renewal or _may_last(cycle, case.days))
     ):
         return False
     is_sure = (
@@ -324,13 +330,13 @@ def _is_opened_by(case: _Case, cycle: CycleBalance, wanted: CycleType) -> bool |
 
 def _has_older_credits(case: _Case) -> bool:
     """Return whether credits are left that would have been taken before those of the call's cycle."""
-    days = case.call.validity_days
-    if not days or not case.amount:
+    if not case.days or not case.amount:
         return False
     begins = case.began - case.skew
-    ends = begins + days * _DAY - _HOUR
     return any(
-        cycle.amount > 0 and cycle.cycle_start < begins and cycle.cycle_end < ends
+        cycle.amount > 0
+        and cycle.cycle_start < begins
+        and cycle.cycle_end - begins < case.days * _DAY - _HOUR
         for cycle in case.now
     )
 
@@ -392,7 +398,7 @@ def _taken(case: _Case) -> tuple[int, int | None] | None:
     before, after = _by_identity(case.was), _by_identity(case.now)
     shown = 0
     # Others can have opened cycles that are not listed any more.
-    is_all = case.lists_emptied and not case.may_end_a_day(case.first, case.last)
+    is_all = case.lists_emptied and not case.may_end_a_day(case.first)
     for identity in before.keys() | after.keys():
         old, new = before.get(identity, []), after.get(identity, [])
         start, _, _, starting_amount = identity
