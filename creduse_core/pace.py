@@ -4,7 +4,9 @@ It decides when the next request may leave, by what the service refused before. 
 is an argument, and the caller waits. What a refusal means for the call itself does not belong here.
 """
 
+from bisect import bisect
 from heapq import heappop, heappush
+from itertools import accumulate
 from typing import Final
 
 PAUSE: Final = 1.0
@@ -12,17 +14,21 @@ PAUSE: Final = 1.0
 MAX_PAUSE: Final = 60.0
 """Seconds. After a longer ``Retry-After``, the next request leaves after this time."""
 
-# The rate after a pause, as a part of the rate at which the service refused.
-_CUT: Final = 0.7
-"""At once."""
-_REGAINED: Final = 0.9
-"""A second later."""
-_FELT_AFTER: Final = 16.0
-"""Seconds after which the rate is the refused one. Most time is spent a little below it."""
-_DOUBLED_EVERY: Final = 5.0
-"""Seconds, from then on: the refused rate may be no limit any more."""
-_FORGOTTEN: Final = 64.0
-"""From this part on, there is no limit."""
+_STAGES: Final = (
+    (1.0, 0.7),
+    (5.0, 0.9),
+    (5.0, 0.95),
+    (5.0, 1.0),
+    # The refused rate may be no limit any more: it doubles every 5 seconds.
+    *((1.0, 1.15**second) for second in range(1, 31)),
+)
+"""What follows a pause: for so many seconds, this part of the rate at which the service refused. Most
+time is spent a little below it. After the last stage, there is no limit."""
+
+_TIMES: Final = tuple(accumulate((seconds for seconds, _ in _STAGES), initial=0.0))
+"""When each stage begins, and the last one ends, in seconds after the pause."""
+_REQUESTS: Final = tuple(accumulate((seconds * part for seconds, part in _STAGES), initial=0.0))
+"""How many requests have left by then, for a refused rate of one a second."""
 
 _LEAST_RATE: Final = 0.1
 """Requests a second. A lower rate would find out too late that it can grow."""
@@ -54,8 +60,7 @@ class Pace:
         "_refused_rate",
         "_resumes_at",
         "_sent_at",
-        "_turn",
-        "_updated_at",
+        "_turn_in_pause",
     )
 
     def __init__(self) -> None:
@@ -64,11 +69,11 @@ class Pace:
 
         # Reentrant, since a signal handler can make a call of its own.
         self._lock = RLock()
-        self._refused_rate: float | None = None
-        self._resumes_at = self._cut_at = self._updated_at = float("-inf")
-        # Requests have places in a line: ascending numbers. The place whose turn it is grows with the
-        # time and the rate, and stands still in a pause.
-        self._turn = self._next = 0.0
+        self._refused_rate = 0.0  # no limit
+        self._resumes_at = self._cut_at = float("-inf")
+        # Requests have places in a line: ascending numbers. The number whose turn it is stands still in
+        # a pause, and then grows as the stages say.
+        self._turn_in_pause = self._next = 0.0
         self._places: dict[object, float] = {}
         self._freed: list[float] = []
         self._sent_at: dict[object, float] = {}
@@ -77,7 +82,7 @@ class Pace:
 
     def __repr__(self) -> str:
         rate = self._refused_rate
-        limit = "no limit" if rate is None else f"refused at {rate:.1f} requests a second"
+        limit = f"refused at {rate:.1f} requests a second" if rate else "no limit"
         return f"<Pace {limit}, {len(self._places)} waiting>"
 
     def hold(self, caller: object, now: float) -> float:
@@ -87,12 +92,13 @@ class Pace:
         its place.
         """
         with self._lock:
-            self._advance(now)
-            if self._refused_rate is not None:
+            if now - self._resumes_at >= _TIMES[-1]:
+                self._refused_rate = 0.0
+            if self._refused_rate:
                 place = self._places.get(caller)
                 if place is None:
-                    place = self._places[caller] = self._new_place()
-                wait = self._wait_for(place, now)
+                    place = self._places[caller] = self._new_place(now)
+                wait = self._time_of(place) - now
                 if wait > _SHORTEST_WAIT:
                     return wait
             self._places.pop(caller, None)
@@ -109,7 +115,7 @@ class Pace:
                 self._refuse(sent_at, retry_after, now)
             elif status is not None:
                 self._accepted.add(now)
-                if self._refused_rate is not None and self._is_estimate and sent_at < self._cut_at:
+                if self._is_estimate and sent_at < self._cut_at:
                     # A refusal can overtake the responses to requests that left before.
                     self._refused_rate = max(self._refused_rate, self._accepted.last_second(now))
 
@@ -125,69 +131,53 @@ class Pace:
             else:
                 heappush(self._freed, place)
 
-    def _new_place(self) -> float:
+    def _new_place(self, now: float) -> float:
         """Return the first place that is free."""
+        turn = self._turn(now)
         while self._freed:
             place = heappop(self._freed)
-            if place >= self._turn:
+            if place >= turn:
                 return place
         # Time without requests saves up nothing.
-        place = max(self._next, self._turn)
+        place = max(self._next, turn)
         self._next = place + 1
         return place
 
-    def _wait_for(self, place: float, now: float) -> float:
-        """Return the seconds until it is a place's turn, or somewhat less."""
-        resumes_at = max(now, self._resumes_at)
-        ahead = max(0.0, place - self._turn)
-        # The rate grows, so the place comes sooner than by the rate of now. With that of then, the
-        # caller wakes a little early, and is told the rest.
-        then = resumes_at + ahead / self._rate(resumes_at)
-        return resumes_at - now + ahead / self._rate(then)
-
-    def _advance(self, now: float) -> None:
-        """Let the time since the last change pass."""
-        if self._refused_rate is None:
-            return
-        if self._rate(now) > _FORGOTTEN * self._refused_rate:
-            self._refused_rate = None
-            return
-        since = max(self._updated_at, self._resumes_at)
-        if now > since:
-            self._turn += (now - since) * self._rate(now)
-            self._updated_at = now
-
-    def _rate(self, now: float) -> float:
-        """Return how many requests a second may leave."""
-        assert self._refused_rate is not None  # noqa: S101 - callers have checked it
+    def _turn(self, now: float) -> float:
+        """Return the place whose turn it is."""
+        if not self._refused_rate:
+            return self._turn_in_pause
         since = max(0.0, now - self._resumes_at)
-        if since < 1.0:
-            part = _CUT + (_REGAINED - _CUT) * since
-        elif since < _FELT_AFTER:
-            part = _REGAINED + (1.0 - _REGAINED) * (since - 1.0) / (_FELT_AFTER - 1.0)
-        else:
-            # The exponent is bounded, since 2.0**1024 raises OverflowError.
-            part = 2.0 ** min((since - _FELT_AFTER) / _DOUBLED_EVERY, 64.0)
-        return part * self._refused_rate
+        stage = _stage(_TIMES, since)
+        requests = _REQUESTS[stage] + (since - _TIMES[stage]) * _STAGES[stage][1]
+        return self._turn_in_pause + requests * self._refused_rate
+
+    def _time_of(self, place: float) -> float:
+        """Return when it is a place's turn."""
+        requests = max(0.0, place - self._turn_in_pause) / self._refused_rate
+        stage = _stage(_REQUESTS, requests)
+        seconds = _TIMES[stage] + (requests - _REQUESTS[stage]) / _STAGES[stage][1]
+        return self._resumes_at + min(seconds, _TIMES[-1])
 
     def _refuse(self, sent_at: float, retry_after: float | None, now: float) -> None:
-        self._advance(now)
-        resumes_at = now + min(retry_after or PAUSE, MAX_PAUSE)
-        if sent_at < self._cut_at:
-            # It left before the last refusal, and says nothing new about the rate.
-            self._resumes_at = max(self._resumes_at, resumes_at)
-            return
-        accepted = self._accepted.last_second(now)
-        self._is_estimate = self._refused_rate is None
-        if self._refused_rate is None:
-            rate = accepted
-        else:
-            rate = self._rate(now)
-            if now - self._resumes_at >= 1.0:
+        """Pause, and cut the rate, unless the request left before the last cut."""
+        turn = self._turn(now)
+        if sent_at >= self._cut_at:
+            accepted = self._accepted.last_second(now)
+            since = now - self._resumes_at
+            self._is_estimate = not self._refused_rate
+            rate = self._refused_rate * _STAGES[_stage(_TIMES, since)][1] or accepted
+            if since >= 1.0:  # else the pause is in that second
                 rate = min(rate, accepted)
-        self._refused_rate = max(rate, _LEAST_RATE)
-        self._updated_at = self._cut_at = now
-        self._resumes_at = resumes_at
+            self._refused_rate = max(rate, _LEAST_RATE)
+            self._cut_at = now
+        self._turn_in_pause = turn
+        self._resumes_at = max(self._resumes_at, now + min(retry_after or PAUSE, MAX_PAUSE))
+
+
+def _stage(limits: tuple[float, ...], value: float) -> int:
+    """Return the number of the stage between whose limits a value is. The last stage has no end."""
+    return min(bisect(limits, value), len(_STAGES)) - 1
 
 
 class _Counter:

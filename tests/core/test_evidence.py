@@ -90,7 +90,7 @@ def other(call: CallRecord, outcome: Outcome, seconds: float = 1.0) -> CallRecor
     return replace(call, outcome=outcome, began_at=BEGAN + seconds * SECOND)
 
 
-NEW_CYCLE = [
+NEW_CYCLE: list[tuple[CallRecord, Verdict, list[CycleBalance]]] = [
     # An add.
     (ADD, APPLIED, [one_time()]),
     (ADD, APPLIED, [one_time(0)]),  # spent, and still listed

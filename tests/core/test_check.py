@@ -1,0 +1,221 @@
+"""``check`` and ``balance_first`` of both clients, and a call's record."""
+
+import json
+import pickle
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from creduse_core import (
+    Call,
+    CallRecord,
+    CreduseError,
+    CreduseProtocol,
+    Delivery,
+    Failure,
+    LocalProtocolError,
+    Outcome,
+    Response,
+    TransportError,
+    UserDoesNotExistError,
+    Verdict,
+)
+from tests.common import USER, USER_ID
+from tests.core.players import PROTOCOL, Play, Player
+
+LOST = Failure(Delivery.MAYBE_SENT, OSError("reset"), transient=False)
+REFUSED = Response(404, (), b'{"error_code": "USER_DOES_NOT_EXIST"}')
+SECOND = timedelta(seconds=1)
+LONG_AGO = datetime.now(UTC) - timedelta(days=3)
+
+
+def balance(left: int, *, of: int = 100, started: datetime = LONG_AGO, date: str = "") -> Response:
+    """Return a balance with one cycle, and with one that is emptied."""
+    until = datetime(2100, 1, 1, tzinfo=UTC) - timedelta(microseconds=1)
+    cycles = [
+        {
+            "cycle_start": start.isoformat(),
+            "cycle_end": until.isoformat(),
+            "amount": amount,
+            "starting_amount": most,
+            "cycle_type": "one-time",
+        }
+        for start, amount, most in ((started, left, of), (until - timedelta(days=36500), 0, 5))
+    ]
+    body = {"end_user_id": USER_ID, "active_balance": left, "active_balance_by_cycle": cycles}
+    return Response(200, [("Date", date)] if date else (), json.dumps(body).encode())
+
+
+def run_unknown(player: Player, call: Call[Any], **options: Any) -> CreduseError:
+    """Run a call that ends as UNKNOWN, and return its error."""
+    with pytest.raises(TransportError) as caught:
+        player.do("run", call, **options)
+    assert caught.value.outcome is Outcome.UNKNOWN
+    return caught.value
+
+
+def test_subtract(play: Play) -> None:
+    """With a balance from before, ``check`` compares the two."""
+    player = play(balance(100), LOST, balance(60), balance(100))
+    call = PROTOCOL.subtract(USER, 40)
+    error = run_unknown(player, call, balance_first=True)
+    assert player.do("check", call).verdict is Verdict.APPLIED
+    assert error.call is not None
+    assert player.do("check", error.call).verdict is Verdict.NOT_YET
+    assert [send.request.method for send in player.script.sent] == ["GET", "POST", "GET", "GET"]
+
+
+def test_known(play: Play) -> None:
+    """Our other calls are taken out, as calls or as records. The call itself is none of them."""
+    player = play(balance(100), LOST, LOST, balance(60), balance(60), balance(20))
+    call, other = PROTOCOL.subtract(USER, 40), PROTOCOL.subtract(USER, 40)
+    run_unknown(player, call, balance_first=True)
+    run_unknown(player, other)
+    assert player.do("check", call, known=[call, other]).verdict is Verdict.OPEN
+    assert player.do("check", call, known=[call]).verdict is Verdict.APPLIED
+    assert player.do("check", call, known=[other.record]).verdict is Verdict.APPLIED
+
+
+def test_add(play: Play) -> None:
+    """An ``add`` needs no balance from before. Its error is enough."""
+    player = play(LOST, balance(40, of=40, started=datetime.now(UTC) + SECOND), balance(100))
+    with pytest.raises(TransportError) as caught:
+        player.do("add", USER, 40, None)
+    assert player.do("check", caught.value.call).verdict is Verdict.APPLIED
+    assert player.do("check", caught.value.call, clock_skew=0).verdict is Verdict.NOT_YET
+
+
+def test_clock_skew(play: Play) -> None:
+    """The response's ``Date`` is compared with this machine's clock."""
+    player = play(LOST, *[balance(100, date="Tue, 12 Aug 2025 14:35:55 GMT")] * 2)
+    call = PROTOCOL.add(USER, 40)
+    run_unknown(player, call)
+    evidence = player.do("check", call)
+    assert (evidence.verdict, evidence.reason[:40]) == (
+        Verdict.OPEN,
+        "the service's clock and ours differ by 4",
+    )
+    assert "clocks" not in player.do("check", call, clock_skew=1_000_000).reason
+
+
+def test_unreadable_balance(play: Play) -> None:
+    """If the balance cannot be read, the evidence is open, and no error is raised."""
+    unauthorized = Response(401, (), b"")
+    player = play(LOST, unauthorized)
+    call = PROTOCOL.add(USER, 40)
+    run_unknown(player, call)
+    assert str(player.do("check", call)) == (
+        "OPEN: the balance could not be read: GET /get-active-balance: 401 [1 attempt]"
+    )
+
+
+def test_unknown_user(play: Play) -> None:
+    """A user that the service does not know has got nothing."""
+    player = play(REFUSED, LOST, REFUSED)
+    call = PROTOCOL.add(USER, 40)
+    run_unknown(player, call, balance_first=True)
+    assert player.do("check", call).verdict is Verdict.NOT_YET
+
+
+def test_balance_first_fails(play: Play) -> None:
+    """If the first balance cannot be read, the call is not sent, and can be run again."""
+    player = play(Response(401, (), b""), balance(100), LOST)
+    call = PROTOCOL.subtract(USER, 40)
+    with pytest.raises(CreduseError) as caught:
+        player.do("run", call, balance_first=True)
+    assert caught.value.outcome is Outcome.NOT_APPLIED
+    assert len(player.script.sent) == 1
+    run_unknown(player, call, balance_first=True)
+
+
+def test_balance_first_of_a_wrong_call(play: Play) -> None:
+    """A call for another service reads no balance."""
+    player = play()
+    with pytest.raises(ValueError, match="but the client for"):
+        player.do(
+            "run", CreduseProtocol("key", "https://else.example").add(USER, 1), balance_first=True
+        )
+    assert player.script.sent == []
+
+
+def test_timeouts(play: Play) -> None:
+    """The first balance can take as long as the call, and the later one as long as is asked for."""
+    player = play(balance(100), LOST, balance(100), balance(100))
+    call = PROTOCOL.subtract(USER, 40, timeout=7)
+    run_unknown(player, call, balance_first=True)
+    player.do("check", call, timeout=3)
+    player.do("check", call)
+    assert [send.deadline - 100 for send in player.script.sent] == [7, 8, 5, 13]
+
+
+def test_wrong_arguments(play: Play) -> None:
+    """What cannot be checked is an error, and no balance is read."""
+    player = play(LOST, REFUSED)
+    lost, refused = PROTOCOL.add(USER, 40), PROTOCOL.add(USER, 40)
+    run_unknown(player, lost)
+    with pytest.raises(UserDoesNotExistError) as caught:
+        player.do("run", refused)
+    for call in (refused, caught.value.call):
+        with pytest.raises(ValueError, match="the call's outcome is NOT_APPLIED: there is nothing"):
+            player.do("check", call)
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        (PROTOCOL.add(USER, 1), ValueError, "the record has no began_at"),
+        (PROTOCOL.get_balance(USER), ValueError, "get_balance moves no credits"),
+        (None, TypeError, "call must be a Call, or an error's call, not NoneType"),
+    ]
+    for it, kind, message in wrong:
+        with pytest.raises(kind, match=message):
+            player.do("check", it)
+    with pytest.raises(ValueError, match="clock_skew must be at least 0"):
+        player.do("check", lost, clock_skew=-1)
+    with pytest.raises(TypeError, match="known must be a Call, or an error's call, not str"):
+        player.do("check", lost, known=["add"])
+    assert len(player.script.sent) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "method", "amount", "days"),
+    [
+        (PROTOCOL.add(USER, 40), "add", 40, 31),
+        (PROTOCOL.add(USER, 40, None), "add", 40, None),
+        (PROTOCOL.subtract(USER, 40), "subtract", 40, None),
+        (PROTOCOL.start_cycle(USER, 40, 7), "start_cycle", 40, 7),
+        (PROTOCOL.stop_cycle(USER), "stop_cycle", None, None),
+        (PROTOCOL.get_balance(USER), "get_balance", None, None),
+    ],
+)
+def test_record(call: Call[Any], method: str, amount: int | None, days: int | None) -> None:
+    """A record says what the call is. It can be pickled, and does not hold the API key."""
+    record = CallRecord(method, USER, amount, days, Outcome.NOT_APPLIED, None)
+    assert call.record == record
+    assert pickle.loads(pickle.dumps(record)) == record  # noqa: S301 - its own
+
+
+def test_record_of_a_run(play: Play) -> None:
+    """A record says when the call began, by the clock of this machine."""
+    player = play(LOST)
+    call = PROTOCOL.add(USER, 40)
+    earliest = datetime.now(UTC)
+    error = run_unknown(player, call)
+    record = error.call
+    assert record == call.record
+    assert record is not None
+    assert record.outcome is Outcome.UNKNOWN
+    assert record.began_at is not None
+    assert earliest <= record.began_at <= datetime.now(UTC)
+    assert pickle.loads(pickle.dumps(error)).call == record  # noqa: S301 - its own
+    with pytest.raises(LocalProtocolError):
+        player.do("run", call)
+    assert call.record == record
+
+
+def test_record_of_a_cancelled_call(play: Play) -> None:
+    """A call whose caller was cancelled can be checked, too."""
+    player = play(KeyboardInterrupt(), balance(100))
+    call = PROTOCOL.add(USER, 40)
+    with pytest.raises(KeyboardInterrupt):
+        player.do("run", call)
+    assert player.do("check", call).verdict is Verdict.NOT_YET
+    assert call.record == replace(call.record, outcome=Outcome.UNKNOWN)
