@@ -230,7 +230,7 @@ class _ClientBase:
                 f"the call's outcome is {record.outcome}: there is nothing to find out"
             )
         check_seconds("clock_skew", clock_skew)
-        return record, tuple(_record_of("known", other) for other in known if other is not call)
+        return record, tuple(_known_record(other) for other in known if other is not call)
 
     # Other people's code. It must not change the result of a call, whose credits may have moved.
 
@@ -297,6 +297,16 @@ def _record_of(name: str, call: object) -> CallRecord:
     if isinstance(call, Call):
         return call.record
     raise TypeError(f"{name} must be a Call, or an error's call, not {type(call).__name__}")
+
+
+def _known_record(call: object) -> CallRecord:
+    it = _record_of("known", call)
+    if isinstance(call, Call) and call.state.live:
+        # It can be applied before the balance is read.
+        return CallRecord(
+            it.method, it.end_user_id, it.amount, it.validity_days, Outcome.UNKNOWN, it.began_at
+        )
+    return it
 
 
 def _now() -> datetime:

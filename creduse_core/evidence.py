@@ -4,14 +4,16 @@
 what the call would have changed. Its `Evidence` is a verdict, the reason, and what it assumes about
 other writers. Whatever could make a verdict wrong makes it OPEN instead.
 
-Every verdict assumes of the service what its documentation says, or implies:
+Every verdict assumes what the service's documentation says or implies, and that times can be compared:
 
-- A balance shows each call that was applied before it was read.
-- Each ``add`` and ``start_cycle`` has a cycle of its own. ``cycle_start`` is when it was applied, and
-  ``starting_amount`` does not change.
+- A balance shows each call that was applied before it was read. A cycle is listed until it ends or,
+  perhaps, is used up.
+- Each ``add`` and ``start_cycle`` has a cycle of its own. ``cycle_start`` is when it was applied, at
+  least to the second, and ``starting_amount`` does not change. Times without an offset are UTC.
 - Cycles end at the end of a day, in any one time zone. ``subtract`` takes from the cycle that ends
   soonest.
-- Its clock and ours differ by at most ``clock_skew`` seconds.
+- The service's clock and ours differ by at most ``clock_skew`` seconds. All times of ours are by one
+  clock, which is not set back meanwhile.
 
 The functions are pure: reading balances, clocks and decisions about what to do next do not belong here.
 """
@@ -20,8 +22,9 @@ import enum
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
+from .arguments import check_seconds
 from .models import CallRecord, CycleBalance, CycleStatus, CycleType, Outcome, Reading
 from .records import dataclass
 
@@ -68,41 +71,36 @@ def weigh(
     - ``call``: the write. ``subtract`` needs ``call.before``. The other methods can use it.
     - ``after``: a balance that was asked for after the call began.
     - ``known``: all other writes of your own for this user that can have been applied between
-      ``call.before`` and ``after``; without ``call.before``, from twice ``clock_skew`` before the call
-      began. Make their records before you ask for ``after``.
+      ``call.before`` and ``after``; without ``call.before``, from twice ``clock_skew`` and two seconds
+      before the call began. Older ones whose outcome is UNKNOWN count, since they can arrive late. If
+      another machine made a call, pass it with the outcome UNKNOWN. Make the records before you ask
+      for ``after``, and begin no write for the user in between.
     - ``clock_skew``: seconds by which the service's clock and ours can differ.
-    - ``lists_emptied``: whether the service lists cycles without credits. If a balance lists one, that
-      is known anyway.
+    - ``lists_emptied``: whether the service is known to list cycles without credits. If a balance lists
+      one, that is known anyway.
 
     Raises:
-        ValueError: The call is a balance, no client has run it, or ``after`` is another user's.
+        ValueError: The call is a balance, no client has run it, ``after`` is another user's, or a time
+            has no offset.
     """
-    rule, began_at = check_can_be_weighed(call)
-    before, skew = call.before, timedelta(seconds=clock_skew)
-    readings = (after,) if before is None else (before, after)
-    for reading in readings:
-        if reading.balance is not None and reading.balance.end_user_id != call.end_user_id:
-            raise ValueError(
-                f"the balance is that of {reading.balance.end_user_id}, "
-                f"and the call for {call.end_user_id}"
-            )
-    for reading in readings:
-        if (gap := _clock_gap(reading)) > skew:
-            return _open(
-                f"the service's clock and ours differ by {gap.total_seconds():.0f} s or more, which "
-                f"is over clock_skew={clock_skew:g}"
-            )
-        if not _is_complete(reading):
-            return _open("a balance does not list all of its cycles")
-    if before is not None and before.received_at > began_at:
+    rule = check_can_be_weighed(call)
+    check_seconds("clock_skew", clock_skew)
+    call, after = _in_utc(call), _reading_in_utc(after)
+    began, before = call.began_at, call.before
+    assert began is not None  # noqa: S101 - checked above
+    for reading in (after,) if before is None else (before, after):
+        reason = _problem(call, reading, clock_skew)
+        if reason:
+            return _open(reason)
+    if before is not None and before.received_at > began:
         return _open("the balance from before the call was read after the call began")
     ours = tuple(
-        other
+        _in_utc(other)
         for other in known
         if other.end_user_id == call.end_user_id and other.outcome is not Outcome.NOT_APPLIED
     )
     if after.balance is None:
-        if ours or (before is not None and before.balance is not None):
+        if (before is not None and before.balance is not None) or any(map(_is_applied, ours)):
             return _open("the service does not know the user any more")
         return Evidence(
             Verdict.NOT_YET,
@@ -111,17 +109,19 @@ def weigh(
         )
     was = () if before is None else _cycles(before)
     now = _cycles(after)
+    slack = timedelta(seconds=clock_skew) + _SECOND
     return rule(
         _Case(
             call,
             was,
             now,
             ours,
-            began=began_at,
-            first=began_at if before is None else before.asked_at,
+            began,
+            first=began if before is None else before.asked_at,
             last=after.received_at,
-            skew=skew,
-            lists_emptied=lists_emptied or any(map(_is_emptied, (*was, *now))),
+            slack=slack,
+            lists_emptied=(lists_emptied or any(map(_is_emptied, (*was, *now))))
+            and not _has_dropped_one(was, now, after.received_at + slack),
         )
     )
 
@@ -146,7 +146,9 @@ class _Case(NamedTuple):
     """When the balance before the call was asked for; without one, when the call began."""
     last: datetime
     """When the balance after the call arrived."""
-    skew: timedelta
+    slack: timedelta
+    """By how much a time of the service's and one of ours can differ: the skew, and a second, since a
+    ``cycle_start`` can be cut to whole seconds."""
     lists_emptied: bool
 
     @property
@@ -165,8 +167,8 @@ class _Case(NamedTuple):
         The ends of the listed cycles show when its days end. Without any, each quarter of an hour may
         be an end, since all time zones differ by quarters.
         """
-        since = start - self.skew - _EPOCH + later
-        length = self.last + self.skew - _EPOCH - since
+        since = start - self.slack - _EPOCH + later
+        length = self.last + self.slack - _EPOCH - since
         if length < timedelta():
             return False
         ends = [_end_of_day(cycle.cycle_end) for cycle in (*self.was, *self.now)]
@@ -174,10 +176,7 @@ class _Case(NamedTuple):
             return True
         # A cycle can end on the other side of a change to or from daylight saving time.
         midnights = {
-            midnight + shift
-            for midnight in ends
-            if midnight is not None
-            for shift in (-_HOUR, timedelta(), _HOUR)
+            midnight + shift for midnight in ends if midnight is not None for shift in _SHIFTS
         } or {_QUARTER * number for number in range(96)}
         return any((midnight - since) % _DAY <= length for midnight in midnights)
 
@@ -187,12 +186,60 @@ _DAY: Final = timedelta(days=1)
 _HOUR: Final = timedelta(hours=1)
 _QUARTER: Final = timedelta(minutes=15)
 _SECOND: Final = timedelta(seconds=1)
+_SHIFTS: Final = tuple(timedelta(minutes=minutes) for minutes in (-120, -60, -30, 0, 30, 60, 120))
+"""By how much the end of a day can move with daylight saving time. Troll in Antarctica has 2 hours."""
+_MOST_SHIFT: Final = max(_SHIFTS)
 _MAX_DAYS: Final = 4_000_000
 """Days, more than a calendar has."""
 
 
 def _open(reason: str) -> Evidence:
     return Evidence(Verdict.OPEN, reason)
+
+
+def _in_utc(call: CallRecord) -> CallRecord:
+    """Return the same record with times that can be subtracted: those of some zones cannot."""
+    return CallRecord(
+        call.method,
+        call.end_user_id,
+        call.amount,
+        call.validity_days,
+        call.outcome,
+        None if call.began_at is None else _utc(call.began_at),
+        None if call.before is None else _reading_in_utc(call.before),
+    )
+
+
+def _reading_in_utc(reading: Reading) -> Reading:
+    date = reading.date
+    return Reading(
+        reading.balance,
+        _utc(reading.asked_at),
+        _utc(reading.received_at),
+        None if date is None else _utc(date),
+    )
+
+
+def _utc(moment: datetime) -> datetime:
+    if moment.utcoffset() is None:
+        raise ValueError(f"times must have an offset, unlike {moment}")
+    return moment.astimezone(UTC)
+
+
+def _problem(call: CallRecord, reading: Reading, clock_skew: float) -> str:
+    """Return why a balance proves nothing, if so."""
+    balance = reading.balance
+    if balance is not None and balance.end_user_id != call.end_user_id:
+        raise ValueError(
+            f"the balance is that of {balance.end_user_id}, and the call for {call.end_user_id}"
+        )
+    gap = _clock_gap(reading).total_seconds()
+    if gap > clock_skew:
+        return (
+            f"the service's clock and ours differ by {gap:.0f} s or more, which is over "
+            f"clock_skew={clock_skew:g}"
+        )
+    return "" if _is_complete(reading) else "a balance does not list all of its cycles"
 
 
 def _clock_gap(reading: Reading) -> timedelta:
@@ -224,6 +271,19 @@ def _is_emptied(cycle: CycleBalance) -> bool:
     )
 
 
+def _is_applied(call: CallRecord) -> bool:
+    return call.outcome is Outcome.APPLIED
+
+
+def _has_dropped_one(
+    was: tuple[CycleBalance, ...], now: tuple[CycleBalance, ...], last: datetime
+) -> bool:
+    """Return whether a cycle is not listed any more although it has not ended: it is used up."""
+    gone = Counter(map(_identity, was))
+    gone.subtract(map(_identity, now))
+    return any(count > 0 and identity[1] > last for identity, count in gone.items())
+
+
 def _end_of_day(end: datetime) -> timedelta | None:
     """Return the time, in UTC, of the midnight at which a cycle ends; or ``None`` at other times."""
     # Ends are written as 23:59:59.999999, as 23:59:59, or as the midnight itself, in whichever zone.
@@ -236,10 +296,10 @@ def _may_last(cycle: CycleBalance, days: int) -> bool:
     """Return whether a cycle ends so many days after its start, at the end of that day.
 
     The zone does not matter: a cycle that lasts n days and a part of a day ends after n days. If it
-    begins within an hour of midnight, a change to or from daylight saving time can add a day.
+    begins near midnight, a change to or from daylight saving time can add a day.
     """
-    length = cycle.cycle_end - cycle.cycle_start
-    return days * _DAY - _HOUR <= length <= (days + 1) * _DAY + _HOUR
+    length, tolerance = cycle.cycle_end - cycle.cycle_start, _MOST_SHIFT + _SECOND
+    return days * _DAY - tolerance <= length <= (days + 1) * _DAY + tolerance
 
 
 # add and start_cycle: a new cycle
@@ -248,40 +308,41 @@ def _may_last(cycle: CycleBalance, days: int) -> bool:
 def _weigh_new_cycle(case: _Case, wanted: CycleType) -> Evidence:
     """Look for the cycle that the call opens."""
     call, days = case.call, case.call.validity_days
-    found = [_is_opened_by(case, cycle, wanted) for cycle in _new_cycles(case)]
+    new = list(_new_cycles(case))
+    found = [_is_opened_by(case, cycle, wanted) for cycle in new]
     sure, possible = found.count(True), len(found) - found.count(False)
-    ours = [
-        other for other in case.known if other.method == call.method and other.amount == call.amount
-    ]
+    ours = [other for other in case.known if _does_the_same(other, call)]
     # Of our other calls of this kind, these have a cycle among those found for certain.
     listed = sum(
-        other.outcome is Outcome.APPLIED
-        and other.validity_days == days
-        and other.began_at is not None
-        and other.began_at >= case.began
-        for other in ours
+        other.validity_days == days and _began_since(other, case.began) for other in set(ours)
     )
     what = f"{wanted} cycle of {case.amount} credits"
-    if days is not None:
-        what += f" for {days} days"
-    since = case.began - case.skew
-    if sure > len(ours):
-        return Evidence(
-            Verdict.APPLIED,
-            f"a {what} began after {since:%Y-%m-%d %H:%M:%S %Z}",
-            _NOBODY_ELSE[wanted].format(
-                case.amount, "" if days is None else f" for about {days} days"
-            ),
+    length = "" if days is None else f" for {days} days"
+    since = f"{case.began - case.slack:%Y-%m-%d %H:%M:%S %Z} by the service's clock"
+    if call.before is not None and any(
+        cycle.cycle_start < case.first - case.slack for cycle in new
+    ):
+        return _open("a cycle that is older than the balance before the call is not listed there")
+    if sure == len(ours) + 1:
+        assumption = _NOBODY_ELSE[wanted].format(case.amount, length and f" for about {days} days")
+        return Evidence(Verdict.APPLIED, f"a {what}{length} began after {since}", assumption)
+    if possible != listed:
+        return _open(
+            f"a {what}{length} that began after {since} may be this call's, or another's"
+            if possible > listed
+            else "the balance does not show a call that was applied"
         )
-    if possible > listed:
-        return _open(f"a cycle may be this call's {what}, or another's")
-    if possible < listed:
-        return _open("the balance does not show a call that was applied")
-    if case.may_end_a_day(case.began, case.days * _DAY - (_HOUR if days else timedelta())):
+    return _weigh_absence(case, f"no {what}{length} began after {since}")
+
+
+def _weigh_absence(case: _Case, reason: str) -> Evidence:
+    """Decide whether the call's cycle would be listed if it were there."""
+    days = case.days
+    if case.may_end_a_day(case.began, days * _DAY - (_MOST_SHIFT if days else timedelta())):
         return _open("the call's cycle may have ended since")
     if not case.lists_emptied and not _has_older_credits(case):
-        return _open("the call's cycle may be used up, and no longer listed")
-    return Evidence(Verdict.NOT_YET, f"no {what} began after {since:%Y-%m-%d %H:%M:%S %Z}")
+        return _open(f"the call's cycle may be used up, and no longer listed; {_HINT}")
+    return Evidence(Verdict.NOT_YET, reason)
 
 
 _NOBODY_ELSE: Final[Mapping[CycleType, str]] = {
@@ -290,6 +351,20 @@ _NOBODY_ELSE: Final[Mapping[CycleType, str]] = {
         "nobody else started a cycle of {} credits{} for this user since then, and none was renewed"
     ),
 }
+_HINT: Final = "pass lists_emptied=True if the service is known to list cycles without credits"
+
+
+def _does_the_same(other: CallRecord, call: CallRecord) -> bool:
+    """Return whether another call opens a cycle that can be taken for the call's."""
+    if (other.method, other.amount) != (call.method, call.amount):
+        return False
+    days, others = call.validity_days, other.validity_days
+    return days is None or others is None or abs(days - others) <= 1
+
+
+def _began_since(other: CallRecord, moment: datetime) -> bool:
+    """Return whether another call was applied for certain, and after this moment."""
+    return _is_applied(other) and other.began_at is not None and other.began_at >= moment
 
 
 def _new_cycles(case: _Case) -> Iterator[CycleBalance]:
@@ -302,7 +377,11 @@ def _new_cycles(case: _Case) -> Iterator[CycleBalance]:
             yield cycle
 
 
-def _identity(cycle: CycleBalance) -> tuple[object, ...]:
+_Identity: TypeAlias = tuple[datetime, datetime, str | None, int | None]
+
+
+def _identity(cycle: CycleBalance) -> _Identity:
+    """Return what tells a cycle from others. Its credits and its status can change."""
     return cycle.cycle_start, cycle.cycle_end, cycle.cycle_type, cycle.starting_amount
 
 
@@ -312,7 +391,7 @@ def _is_opened_by(case: _Case, cycle: CycleBalance, wanted: CycleType) -> bool |
     start, amount = cycle.cycle_start, cycle.starting_amount
     is_renewal = wanted is CycleType.RECURRING and _end_of_day(start) is not None
     if (
-        start < case.began - case.skew
+        start < case.began - case.slack
         or cycle.cycle_type in set(CycleType) - {wanted}
         or (cycle.amount > case.amount if amount is None else amount != case.amount)
         or not (days is None or is_renewal or _may_last(cycle, case.days))
@@ -323,7 +402,7 @@ def _is_opened_by(case: _Case, cycle: CycleBalance, wanted: CycleType) -> bool |
         and amount is not None
         and not is_renewal
         and _end_of_day(cycle.cycle_end) is not None
-        and start <= case.last + case.skew
+        and start <= case.last + case.slack
     )
     return True if is_sure else None
 
@@ -332,11 +411,11 @@ def _has_older_credits(case: _Case) -> bool:
     """Return whether credits are left that would have been taken before those of the call's cycle."""
     if not case.days or not case.amount:
         return False
-    begins = case.began - case.skew
+    begins = case.began - case.slack
     return any(
         cycle.amount > 0
         and cycle.cycle_start < begins
-        and cycle.cycle_end - begins < case.days * _DAY - _HOUR
+        and cycle.cycle_end - begins < case.days * _DAY - _MOST_SHIFT
         for cycle in case.now
     )
 
@@ -366,26 +445,24 @@ def _weigh_subtract(case: _Case) -> Evidence:
 
 def _weigh_taken(case: _Case, before: Reading, least: int, most: int | None) -> Evidence:
     """Compare what was taken, at least and at most, with the amount and our other calls'."""
-    between = "credits were taken between the balance before the call and this one"
     ours = [other for other in case.known if other.method == "subtract"]
     least -= sum(other.amount or 0 for other in ours)
-    if least >= case.amount:
+    what = "taken between the balance before the call and this one"
+    if least == case.amount:
         assumption = "nobody else subtracted from this user between the two"
-        return Evidence(Verdict.APPLIED, f"at least {least} {between}", assumption)
+        return Evidence(Verdict.APPLIED, f"as many credits were {what}", assumption)
+    if least > case.amount:
+        return _open(f"more credits were {what}: others subtract, too")
     if most is None:
-        return _open("credits may have been taken from a cycle that the balance does not show")
+        return _open(
+            f"credits may have been taken from a cycle that the balance does not list; {_HINT}"
+        )
     # Of our other calls, these were applied between the two for certain.
-    most -= sum(
-        other.amount or 0
-        for other in ours
-        if other.outcome is Outcome.APPLIED
-        and other.began_at is not None
-        and other.began_at >= before.received_at
-    )
+    most -= sum(other.amount or 0 for other in set(ours) if _began_since(other, before.received_at))
     if most < 0:
         return _open("the balance does not show a call that was applied")
     if most < case.amount:
-        return Evidence(Verdict.NOT_YET, f"at most {most} {between}")
+        return Evidence(Verdict.NOT_YET, f"fewer credits were {what}")
     return _open("another call of ours may have taken the credits")
 
 
@@ -401,31 +478,29 @@ def _taken(case: _Case) -> tuple[int, int | None] | None:
     is_all = case.lists_emptied and not case.may_end_a_day(case.first)
     for identity in before.keys() | after.keys():
         old, new = before.get(identity, []), after.get(identity, [])
-        start, _, _, starting_amount = identity
+        start, until, _, starting_amount = identity
         opened = len(new) - len(old)
-        if opened < 0:  # used up and no longer listed, or ended, or removed by somebody
+        if opened < 0 and until <= case.last + case.slack:  # ended, with credits or without
             is_all = False
             continue
-        if opened and (start < case.first - case.skew or (old and starting_amount is None)):
+        if opened > 0 and (start < case.first - case.slack or (old and starting_amount is None)):
             return None
-        if opened and starting_amount is None:  # it has lost an unknown number of credits
+        if opened > 0 and starting_amount is None:  # it has lost an unknown number of credits
             is_all = False
             continue
-        taken = sum(old) + opened * (starting_amount or 0) - sum(new)
+        # A cycle that is no longer listed although it has not ended is used up.
+        taken = sum(old) + max(0, opened) * (starting_amount or 0) - sum(new)
         if taken < 0:
             return None
         shown += taken
     return shown, shown if is_all else None
 
 
-def _by_identity(
-    cycles: tuple[CycleBalance, ...],
-) -> dict[tuple[datetime, datetime, str | None, int | None], list[int]]:
+def _by_identity(cycles: tuple[CycleBalance, ...]) -> dict[_Identity, list[int]]:
     """Return the amounts left in cycles that cannot be told apart."""
-    found: dict[tuple[datetime, datetime, str | None, int | None], list[int]] = {}
+    found: dict[_Identity, list[int]] = {}
     for cycle in cycles:
-        key = cycle.cycle_start, cycle.cycle_end, cycle.cycle_type, cycle.starting_amount
-        found.setdefault(key, []).append(cycle.amount)
+        found.setdefault(_identity(cycle), []).append(cycle.amount)
     return found
 
 
@@ -435,38 +510,51 @@ def _by_identity(
 def _weigh_stop_cycle(case: _Case) -> Evidence:
     """Look for the cycle that was active when the call began."""
     recurring = [cycle for cycle in case.now if cycle.cycle_type != CycleType.ONE_TIME]
-    going_on = [cycle for cycle in recurring if cycle.status != CycleStatus.CANCELED]
+    active = [cycle for cycle in recurring if cycle.status != CycleStatus.CANCELED]
     if any(
         (cycle.cycle_type, cycle.status) != (CycleType.RECURRING, CycleStatus.ACTIVE)
-        for cycle in going_on
+        for cycle in active
     ):
         return _open("the balance does not say which cycle is recurring and active")
-    if any(cycle.cycle_start < case.began - case.skew for cycle in going_on):
+    was_active = {_identity(cycle) for cycle in case.was if cycle.status == CycleStatus.ACTIVE}
+    if any(
+        cycle.cycle_start < case.began - case.slack or _identity(cycle) in was_active
+        for cycle in active
+    ):
         return Evidence(Verdict.NOT_YET, "the cycle that was active when the call began still is")
-    if going_on:
-        return _open("the active cycle was renewed or started since the call began")
+    if active == recurring and case.lists_emptied and not case.may_end_a_day(case.began):
+        return Evidence(Verdict.NOT_YET, "no cycle is canceled")
     if any(other.method == "stop_cycle" for other in case.known):
         return _open("another call of ours may have stopped the cycle")
-    canceled = {(cycle.cycle_start, cycle.cycle_end) for cycle in recurring}
-    return _weigh_canceled(case, canceled)
+    canceled = Counter(_identity(cycle) for cycle in recurring if cycle not in active)
+    if case.call.before is None:
+        return _weigh_canceled(case, canceled, is_active=bool(active))
+    canceled.subtract(
+        _identity(cycle) for cycle in case.was if cycle.status == CycleStatus.CANCELED
+    )
+    return _weigh_canceled_since(identity in was_active for identity in +canceled)
 
 
-def _weigh_canceled(case: _Case, canceled: set[tuple[datetime, datetime]]) -> Evidence:
-    """Find the cycle that was active among those that are canceled."""
-    if case.call.before is not None:
-        assumption = "nobody else stopped it"
-        canceled &= {
-            (cycle.cycle_start, cycle.cycle_end)
-            for cycle in case.was
-            if (cycle.cycle_type, cycle.status) == (CycleType.RECURRING, CycleStatus.ACTIVE)
-        }
-    elif case.lists_emptied:
-        assumption = "the cycle was active before the call, and nobody else stopped it"
-    else:
-        return _open("the active cycle may be used up, and not listed")
+def _weigh_canceled_since(were_active: Iterable[bool]) -> Evidence:
+    """Decide whether a cycle that is canceled now was active in the balance before."""
+    if any(were_active):
+        reason = "the cycle that was active when the call began is canceled"
+        return Evidence(Verdict.APPLIED, reason, "nobody else stopped it")
+    return _open("the cycle that was active is not listed any more")
+
+
+def _weigh_canceled(case: _Case, canceled: Counter[_Identity], *, is_active: bool) -> Evidence:
+    """Decide whether a canceled cycle can be the one that was active, without a balance before."""
+    if is_active:
+        return _open("the active cycle was renewed or started since the call began")
+    if not case.lists_emptied:
+        return _open(f"the active cycle may be used up, and not listed; {_HINT}")
     if not canceled:
         return _open("the cycle is not listed any more")
-    return Evidence(Verdict.APPLIED, "the cycle is canceled", assumption)
+    start = max(start for start, *_ in canceled)
+    cycle = f"the cycle that began at {start:%Y-%m-%d %H:%M:%S %Z}"
+    assumption = f"{cycle} was active when the call began, and nobody else stopped it"
+    return Evidence(Verdict.APPLIED, f"{cycle} is canceled", assumption)
 
 
 _RULES: Final[Mapping[str, Callable[[_Case], Evidence]]] = {
@@ -478,8 +566,8 @@ _RULES: Final[Mapping[str, Callable[[_Case], Evidence]]] = {
 """How each write is weighed."""
 
 
-def check_can_be_weighed(call: CallRecord) -> tuple[Callable[[_Case], Evidence], datetime]:
-    """Return how a call is weighed and when it began.
+def check_can_be_weighed(call: CallRecord) -> Callable[[_Case], Evidence]:
+    """Return how a call is weighed.
 
     Raises:
         ValueError: It is a balance, or no client has run it.
@@ -491,4 +579,4 @@ def check_can_be_weighed(call: CallRecord) -> tuple[Callable[[_Case], Evidence],
         raise ValueError(
             "the record has no began_at: only a client's run() knows when a call began"
         )
-    return rule, call.began_at
+    return rule

@@ -103,7 +103,9 @@ NEW_CYCLE: list[tuple[CallRecord, Verdict, list[CycleBalance]]] = [
     (ADD, NOT_YET, [EMPTIED]),
     (ADD, NOT_YET, [OLD, one_time(49, 49)]),
     (ADD, NOT_YET, [OLD, one_time(days=29)]),
-    (ADD, NOT_YET, [OLD, one_time(start=BEGAN - 11 * SECOND)]),
+    (ADD, NOT_YET, [OLD, one_time(start=BEGAN - 12 * SECOND)]),
+    (ADD, APPLIED, [one_time(start=BEGAN.replace(microsecond=0) - 10 * SECOND)]),  # cut
+    (ADD, OPEN, [one_time(), one_time(start=STARTED + SECOND)]),  # others do the same
     (ADD, NOT_YET, [OLD, recurring()]),
     (ADD, NOT_YET, [OLD, one_time(51, None)]),
     (ADD, OPEN, []),  # spent, and not listed
@@ -114,7 +116,7 @@ NEW_CYCLE: list[tuple[CallRecord, Verdict, list[CycleBalance]]] = [
     (ADD, OPEN, [OLD, one_time(kind=None)]),
     (ADD, OPEN, [OLD, one_time(kind="trial")]),
     (ADD, OPEN, [OLD, one_time(until=end(31) - timedelta(minutes=1))]),  # not the end of a day
-    (ADD, OPEN, [OLD, one_time(start=ASKED + 12 * SECOND)]),  # after the balance
+    (ADD, OPEN, [OLD, one_time(start=ASKED + 14 * SECOND)]),  # after the balance
     (replace(ADD, validity_days=None), OPEN, [OLD]),
     (replace(ADD, amount=0), OPEN, [OLD]),
     (replace(ADD, validity_days=0), NOT_YET, [EMPTIED]),
@@ -139,15 +141,18 @@ def test_new_cycle(call: CallRecord, verdict: Verdict, cycles: list[CycleBalance
 def test_words() -> None:
     """A verdict says why, and what it assumes."""
     assert str(weigh(ADD, reading(one_time()))) == (
-        "APPLIED: a one-time cycle of 50 credits for 31 days began after 2025-08-12 14:35:45 UTC, if "
-        "nobody else added 50 credits for about 31 days to this user since then"
+        "APPLIED: a one-time cycle of 50 credits for 31 days began after 2025-08-12 14:35:44 UTC by "
+        "the service's clock, if nobody else added 50 credits for about 31 days to this user since "
+        "then"
     )
     assert str(weigh(ADD, reading(OLD))) == (
-        "NOT_YET: no one-time cycle of 50 credits for 31 days began after 2025-08-12 14:35:45 UTC"
+        "NOT_YET: no one-time cycle of 50 credits for 31 days began after 2025-08-12 14:35:44 UTC by "
+        "the service's clock"
     )
     assert str(weigh(replace(START, validity_days=None), reading(recurring()))) == (
-        "APPLIED: a recurring cycle of 50 credits began after 2025-08-12 14:35:45 UTC, if "
-        "nobody else started a cycle of 50 credits for this user since then, and none was renewed"
+        "APPLIED: a recurring cycle of 50 credits began after 2025-08-12 14:35:44 UTC by the service's "
+        "clock, if nobody else started a cycle of 50 credits for this user since then, and none was "
+        "renewed"
     )
 
 
@@ -274,7 +279,8 @@ def spent(cycle: CycleBalance, amount: int) -> CycleBalance:
 TAKEN = [
     (APPLIED, [A, B], [spent(A, 50), B]),
     (APPLIED, [A, B], [spent(A, 20), spent(B, 30)]),
-    (APPLIED, [A, EMPTIED], [spent(A, 60), EMPTIED]),
+    (APPLIED, [one_time(20, 20, start=LONG_AGO, days=15), A], [spent(A, 30)]),  # used up
+    (OPEN, [A, EMPTIED], [spent(A, 60), EMPTIED]),  # others subtract, too
     (APPLIED, [A], [spent(A, 50), one_time(9, 9)]),
     (APPLIED, [A], [spent(A, 30), one_time(5, 25)]),  # from a cycle of others, too
     (APPLIED, [replace(A, starting_amount=None)], [replace(spent(A, 50), starting_amount=None)]),
@@ -283,8 +289,9 @@ TAKEN = [
     (NOT_YET, [A, EMPTIED], [spent(A, 49), EMPTIED]),
     (NOT_YET, [A, EMPTIED], [A, EMPTIED, one_time()]),
     (OPEN, [A], [A]),  # perhaps from a cycle of others, not listed any more
-    (OPEN, [A, B, EMPTIED], [B, EMPTIED]),  # not listed any more, and nobody knows why
-    (OPEN, [A, A, EMPTIED], [A, EMPTIED]),
+    (OPEN, [A, B, EMPTIED], [B, EMPTIED]),  # others took more
+    (APPLIED, [spent(A, 50), spent(A, 50)], [spent(A, 50)]),
+    (OPEN, [A, one_time(0, 9, start=LONG_AGO)], [A]),  # it lists no emptied ones after all
     (OPEN, [A, EMPTIED], [A, EMPTIED, one_time(9, None)]),
     (OPEN, [spent(A, 50)], [A]),  # more than before
     (OPEN, [A], [A, replace(B, amount=30)]),  # not listed before, though it was there
@@ -305,11 +312,11 @@ def test_words_of_subtract() -> None:
     """A verdict says how much was taken."""
     call = replace(SUBTRACT, before=before(A, EMPTIED))
     assert str(weigh(call, reading(spent(A, 50), EMPTIED))) == (
-        "APPLIED: at least 50 credits were taken between the balance before the call and this one, if "
+        "APPLIED: as many credits were taken between the balance before the call and this one, if "
         "nobody else subtracted from this user between the two"
     )
     assert str(weigh(call, reading(A, EMPTIED))) == (
-        "NOT_YET: at most 0 credits were taken between the balance before the call and this one"
+        "NOT_YET: fewer credits were taken between the balance before the call and this one"
     )
 
 
@@ -369,7 +376,12 @@ STOPPED = replace(RUNNING, status=CycleStatus.CANCELED)
         (NOT_YET, None, [RUNNING]),
         (NOT_YET, None, [RUNNING, replace(STOPPED, amount=1)]),
         (OPEN, [RUNNING], []),
-        (OPEN, None, [EMPTIED]),
+        (OPEN, None, []),
+        (NOT_YET, None, [EMPTIED]),  # it would be listed
+        (NOT_YET, [recurring(start=BEGAN - SECOND)], [recurring(start=BEGAN - SECOND)]),
+        (APPLIED, [RUNNING], [STOPPED, recurring()]),  # and another was started
+        (OPEN, [STOPPED, RUNNING], [STOPPED]),  # a twin that was canceled before
+        (OPEN, None, [STOPPED, recurring()]),
         (OPEN, None, [STOPPED]),  # another may be active, used up and not listed
         (OPEN, [STOPPED], [STOPPED]),
         (OPEN, [RUNNING], [recurring()]),  # renewed, or a new one

@@ -27,8 +27,36 @@ if TYPE_CHECKING:
 
 SKEW = 10.0
 DAYS = (0, 1, 7, 30, 31, 365)
-# The end of a day, in hours and minutes from that of UTC.
-ZONES = tuple(timedelta(minutes=minutes) for minutes in (0, 0, 0, 120, -300, 330, 345, 840, -720))
+# Minutes from UTC, and in summer.
+ZONES = ((0, 0), (0, 0), (0, 60), (60, 60), (-300, 60), (330, 0), (345, 0), (840, 0), (-720, 0))
+ODD_ZONES = (*ZONES, (630, 30), (0, 120))
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A time zone. Summer is a part of the year."""
+
+    offset: timedelta
+    summer: timedelta
+
+    def local(self, moment: datetime) -> datetime:
+        """Return the local time, which the ledger takes for UTC."""
+        return moment + self.offset + (self.summer if _is_summer(moment) else timedelta())
+
+    def utc(self, local: datetime) -> datetime:
+        """Return the time in UTC."""
+        moment = local - self.offset - self.summer
+        return moment if _is_summer(moment) else local - self.offset
+
+
+def _is_summer(moment: datetime) -> bool:
+    return 80 <= moment.timetuple().tm_yday < 290
+
+
+def midnight(moment: datetime, zone: Zone) -> datetime:
+    """Return the beginning of a day."""
+    local = zone.local(moment).replace(hour=0, minute=0, second=0, microsecond=0)
+    return zone.utc(local)
 
 
 @dataclass(frozen=True)
@@ -68,9 +96,9 @@ class Operation:
     who: str = "others"
     accepted: bool = False
 
-    def apply(self, ledger: Ledger, zone: timedelta) -> None:
+    def apply(self, ledger: Ledger, zone: Zone) -> None:
         """Carry it out, and keep whether the ledger accepted it."""
-        now = self.at + zone
+        now = zone.local(self.at)
         calls: dict[str, Callable[[], object]] = {
             "add": lambda: ledger.add(USER, self.amount, self.days, now),
             "subtract": lambda: ledger.subtract(USER, self.amount, now),
@@ -108,8 +136,7 @@ class Service:
     """A ledger that responds as a service of this kind does."""
 
     world: World
-    zone: timedelta
-    """What its days are ahead of those in UTC."""
+    zone: Zone
     salt: int
     ledger: Ledger
 
@@ -121,7 +148,7 @@ class Service:
 
     def cycles(self, now: datetime) -> tuple[Cycle, ...]:
         """Return all cycles of the user."""
-        return self.ledger.balance(USER, now + self.zone)
+        return self.ledger.balance(USER, self.zone.local(now))
 
     def balance(self, now: datetime) -> ActiveBalance:
         """Return the balance as a client sees it."""
@@ -133,11 +160,11 @@ class Service:
         return ActiveBalance(USER, sum(cycle.amount for cycle in whole), tuple(shown))
 
 
-def _shown(cycle: Cycle, zone: timedelta, salt: int | None) -> CycleBalance:
+def _shown(cycle: Cycle, zone: Zone, salt: int | None) -> CycleBalance:
     status = CycleStatus.CANCELED if cycle.canceled else CycleStatus.ACTIVE
     shown = CycleBalance(
-        cycle.start - zone,
-        cycle.end - zone,
+        zone.utc(cycle.start),
+        zone.utc(cycle.end),
         cycle.amount,
         cycle.starting_amount,
         status if cycle.recurring else None,
@@ -152,8 +179,12 @@ def _shown(cycle: Cycle, zone: timedelta, salt: int | None) -> CycleBalance:
         return replace(shown, starting_amount=None)
     if lacks < 0.15:
         return replace(shown, cycle_type=None, status=None)
-    if lacks < 0.3:
-        return replace(shown, cycle_end=shown.cycle_end.replace(microsecond=0))
+    if lacks < 0.4:
+        return replace(
+            shown,
+            cycle_start=shown.cycle_start.replace(microsecond=0),
+            cycle_end=shown.cycle_end.replace(microsecond=0),
+        )
     return shown
 
 
@@ -172,11 +203,10 @@ class Times:
     received: datetime
 
 
-def _times(random: Random, world: World, zone: timedelta) -> Times:
+def _times(random: Random, world: World, zone: Zone) -> Times:
     asked_before = datetime(2025, 1, 1, tzinfo=UTC) + timedelta(days=random.uniform(0, 300))
     if world.odd and random.random() < 0.5:
-        midnight = (asked_before + zone).replace(hour=0, minute=0, second=0, microsecond=0) - zone
-        asked_before = midnight - seconds(random, 0.01, 100)
+        asked_before = midnight(asked_before, zone) - seconds(random, 0.01, 100)
     longest = 3e6 if world.odd and random.random() < 0.3 else 60
     moments = [asked_before]
     for most in (1, 1, 5, longest, 1, 1):
@@ -187,7 +217,8 @@ def _times(random: Random, world: World, zone: timedelta) -> Times:
 
 def make(random: Random, method: str, world: World) -> History:
     """Return a random history for a call of this method."""
-    zone = random.choice(ZONES)
+    minutes, summer = random.choice(ODD_ZONES if world.odd else ZONES)
+    zone = Zone(timedelta(minutes=minutes), timedelta(minutes=summer))
     times = _times(random, world, zone)
     service = Service(world, zone, random.randrange(1000), Ledger())
 
@@ -205,7 +236,7 @@ def make(random: Random, method: str, world: World) -> History:
     operations.sort(key=lambda operation: operation.at)
 
     long_ago = times.asked_before - timedelta(days=800)
-    service.ledger.add(USER, 0, 0, long_ago + zone)
+    service.ledger.add(USER, 0, 0, zone.local(long_ago))
     service.run(operations, long_ago, times.read_before)
     was = service.balance(times.read_before)
     service.run(operations, times.read_before, times.began)
@@ -253,7 +284,7 @@ def _held(
     applied: list[Operation],
     times: Times,
     before: Reading | None,
-    zone: timedelta,
+    zone: Zone,
 ) -> bool:
     """Return whether others did nothing that an APPLIED of this method assumes that they did not."""
     if before is not None:
@@ -262,7 +293,7 @@ def _held(
         since = times.began
     else:
         # What began shortly before the call can seem to have begun after it.
-        since = times.began - times.skew - timedelta(seconds=SKEW)
+        since = times.began - times.skew - timedelta(seconds=SKEW + 2)
     others = [
         it for it in applied if it.who == "others" and it.at >= since and it.method == ours.method
     ]
@@ -285,14 +316,14 @@ def _held(
     return not same and not renewed
 
 
-def _renews(start: Operation, since: datetime, read: datetime, zone: timedelta) -> bool:
+def _renews(start: Operation, since: datetime, read: datetime, zone: Zone) -> bool:
     """Return whether a cycle is renewed between two moments, unless it was stopped."""
     days = 31 if start.days is None else start.days
-    first = (start.at + zone).replace(hour=0, minute=0, second=0, microsecond=0) - zone
-    end = first + timedelta(days=days + 1)
-    while end < since:
+    # By local time.
+    end = zone.local(midnight(start.at, zone)) + timedelta(days=days + 1)
+    while end < zone.local(since):
         end += timedelta(days=max(days, 1))
-    return end <= read
+    return end <= zone.local(read)
 
 
 def _prelude(random: Random, world: World, ours: Operation, times: Times) -> list[Operation]:
