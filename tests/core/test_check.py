@@ -78,6 +78,19 @@ def test_known(play: Play) -> None:
     assert player.do("check", call, known=[other.record]).verdict is Verdict.APPLIED
 
 
+def test_known_and_not_ended(play: Play) -> None:
+    """A call of ours that has not ended yet can be applied before the balance is read."""
+    player = play(balance(100), LOST, balance(60), balance(60))
+    call, other = PROTOCOL.subtract(USER, 40), PROTOCOL.subtract(USER, 40)
+    run_unknown(player, call, balance_first=True)
+    other.start(0.0)
+    other.receive_response(Response(429, (), b""), 1.0)
+    assert other.outcome is Outcome.NOT_APPLIED
+    assert player.do("check", call, known=[other]).verdict is Verdict.OPEN
+    other.abandon(2.0)
+    assert player.do("check", call, known=[other]).verdict is Verdict.APPLIED
+
+
 def test_add(play: Play) -> None:
     """An ``add`` needs no balance from before. Its error is enough."""
     player = play(LOST, balance(40, of=40, started=datetime.now(UTC) + SECOND), balance(100))

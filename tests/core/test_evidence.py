@@ -6,6 +6,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -181,6 +182,9 @@ def test_listed_before() -> None:
         ([other(replace(ADD, began_at=None), Outcome.APPLIED)], 1, NOT_YET),
         ([replace(ADD, outcome=Outcome.APPLIED, began_at=None)], 1, OPEN),
         ([other(replace(ADD, validity_days=30), Outcome.APPLIED)], 1, OPEN),
+        ([other(replace(ADD, validity_days=7), Outcome.APPLIED)], 1, APPLIED),
+        ([other(replace(ADD, validity_days=None), Outcome.APPLIED)], 1, OPEN),
+        ([other(ADD, Outcome.APPLIED)] * 2, 2, OPEN),  # the same one twice
         ([other(SUBTRACT, Outcome.APPLIED)], 1, APPLIED),
     ],
 )
@@ -257,6 +261,48 @@ def test_end_of_a_day(
     """A cycle that may have ended since may be missing for that reason."""
     call = replace(ADD, validity_days=days, began_at=began)
     assert weigh(call, reading(*cycles, at=asked), lists_emptied=True).verdict is verdict
+
+
+@pytest.mark.parametrize("minutes", [-120, -60, -30, 30, 60, 120])
+def test_daylight_saving_time(minutes: int) -> None:
+    """Cycles that end on the other side of a change to or from summer time end at another time."""
+    moved = MIDNIGHT + timedelta(minutes=minutes)
+    call = replace(ADD, validity_days=0, began_at=moved - 30 * SECOND)
+    assert weigh(call, reading(EMPTIED, at=moved)).verdict is OPEN
+    shifted = one_time(days=31, until=end(31) + timedelta(minutes=minutes))
+    assert weigh(ADD, reading(shifted)).verdict is APPLIED
+
+
+def test_times_of_any_zone() -> None:
+    """Times of ours can be in any zone, even where clocks are set back. They need an offset."""
+    zone = ZoneInfo("Europe/Berlin")
+    began = datetime(2025, 10, 26, 2, 59, 50, tzinfo=zone)
+    asked = datetime(2025, 10, 26, 2, 0, 20, tzinfo=zone, fold=1)
+    ends_at_one = one_time(0, 20, start=LONG_AGO, until=end(40) + HOUR)
+    call = replace(ADD, validity_days=0, began_at=began)
+    after = replace(reading(ends_at_one), asked_at=asked, received_at=asked)
+    assert weigh(call, after).verdict is OPEN
+    for wrong in (
+        replace(ADD, began_at=datetime(2025, 10, 26)),  # noqa: DTZ001 - that is the mistake
+        replace(ADD, before=replace(before(OLD), received_at=datetime(2025, 10, 26))),  # noqa: DTZ001
+    ):
+        with pytest.raises(ValueError, match="times must have an offset, unlike 2025-10-26"):
+            weigh(wrong, reading(OLD))
+
+
+def test_older_than_the_first_balance() -> None:
+    """A cycle that was there before, and was not listed, shows that the service does something else."""
+    call = replace(ADD, before=before(OLD))
+    assert weigh(call, reading(OLD, one_time(start=BEGAN - HOUR))).reason == (
+        "a cycle that is older than the balance before the call is not listed there"
+    )
+
+
+def test_emptied_cycles_that_are_not_listed_after_all() -> None:
+    """A service that drops a cycle before its end does not list all emptied ones."""
+    call = replace(ADD, before=before(EMPTIED))
+    assert weigh(call, reading(), lists_emptied=True).verdict is OPEN
+    assert weigh(replace(ADD, before=before()), reading(), lists_emptied=True).verdict is NOT_YET
 
 
 def test_renewal() -> None:
@@ -338,6 +384,10 @@ def test_subtract_at_the_end_of_a_day() -> None:
     )
     assert weigh(call, reading(A, EMPTIED, at=MIDNIGHT + SECOND)).verdict is OPEN
     assert weigh(call, reading(spent(A, 50), EMPTIED, at=MIDNIGHT + SECOND)).verdict is APPLIED
+    ending = one_time(9, 9, start=LONG_AGO, until=MIDNIGHT - timedelta(microseconds=1))
+    call = replace(call, before=reading(A, ending, EMPTIED, at=MIDNIGHT - 3 * SECOND))
+    assert weigh(call, reading(A, EMPTIED, at=MIDNIGHT + SECOND)).verdict is OPEN
+    assert weigh(call, reading(spent(A, 50), EMPTIED, at=MIDNIGHT + SECOND)).verdict is APPLIED
 
 
 @pytest.mark.parametrize(
@@ -352,6 +402,7 @@ def test_subtract_at_the_end_of_a_day() -> None:
         ([other(SUBTRACT, Outcome.UNKNOWN)], 49, NOT_YET),
         ([other(SUBTRACT, Outcome.UNKNOWN)], 100, APPLIED),
         ([other(SUBTRACT, Outcome.NOT_APPLIED)], 50, APPLIED),
+        ([other(SUBTRACT, Outcome.APPLIED)] * 2, 100, OPEN),  # the same one twice
         ([other(ADD, Outcome.APPLIED)], 50, APPLIED),
         ([replace(SUBTRACT, outcome=Outcome.APPLIED, began_at=None)], 50, OPEN),
     ],
@@ -377,6 +428,7 @@ STOPPED = replace(RUNNING, status=CycleStatus.CANCELED)
         (NOT_YET, None, [RUNNING, replace(STOPPED, amount=1)]),
         (OPEN, [RUNNING], []),
         (OPEN, None, []),
+        (OPEN, None, [EMPTIED, one_time(5, 5, until=end(5) - timedelta(minutes=7))]),
         (NOT_YET, None, [EMPTIED]),  # it would be listed
         (NOT_YET, [recurring(start=BEGAN - SECOND)], [recurring(start=BEGAN - SECOND)]),
         (APPLIED, [RUNNING], [STOPPED, recurring()]),  # and another was started
@@ -426,6 +478,7 @@ class TestEveryMethod:
         assert weigh(call, nobody).verdict is NOT_YET
         assert weigh(replace(call, before=before()), nobody).verdict is OPEN
         assert weigh(call, nobody, known=[other(ADD, Outcome.APPLIED)]).verdict is OPEN
+        assert weigh(call, nobody, known=[other(ADD, Outcome.UNKNOWN)]).verdict is NOT_YET
 
     @pytest.mark.parametrize(
         "date", [ASKED - 12 * SECOND, ASKED + 12 * SECOND], ids=["behind", "ahead"]
@@ -461,3 +514,5 @@ class TestEveryMethod:
             weigh(replace(call, began_at=None), reading())
         with pytest.raises(ValueError, match="get_balance moves no credits"):
             weigh(replace(call, method="get_balance"), reading())
+        with pytest.raises(ValueError, match="clock_skew must be at least 0"):
+            weigh(call, reading(), clock_skew=float("nan"))

@@ -44,6 +44,7 @@ IMPURE = {
 }
 PURE = {
     "binascii",
+    "bisect",
     "collections",
     "contextlib",
     "dataclasses",
