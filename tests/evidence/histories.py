@@ -205,9 +205,11 @@ class Times:
 
 def _times(random: Random, world: World, zone: Zone) -> Times:
     asked_before = datetime(2025, 1, 1, tzinfo=UTC) + timedelta(days=random.uniform(0, 300))
-    if _is_summer(asked_before - timedelta(hours=3)) != _is_summer(asked_before):
+    if _is_summer(asked_before - timedelta(hours=3)) != _is_summer(
+        asked_before + timedelta(hours=1)
+    ):
         # An hour comes twice here, and the ledger cannot tell which one it was.
-        asked_before += timedelta(hours=3)
+        asked_before += timedelta(hours=5)
     if world.odd and random.random() < 0.5:
         asked_before = midnight(asked_before, zone) - seconds(random, 0.01, 100)
     longest = 3e6 if world.odd and random.random() < 0.3 else 60
