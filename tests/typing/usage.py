@@ -23,6 +23,7 @@ from creduse import (
     APIError,
     AsyncCreduseClient,
     Attempt,
+    CallRecord,
     CreditsAdded,
     CreditsSubtracted,
     CreduseClient,
@@ -31,8 +32,11 @@ from creduse import (
     CycleBalance,
     CycleStatus,
     CycleType,
+    Evidence,
     Outcome,
+    Pace,
     RetryPolicy,
+    Verdict,
 )
 from creduse_core import (
     AsyncCoreClient,
@@ -75,6 +79,11 @@ def calls(client: CreduseClient) -> None:
     assert_type(call.response, Response | None)
     assert_type(call.attempts, tuple[Attempt, ...])
     assert_type(call.outcome, Outcome)
+    assert_type(call.record, CallRecord)
+    assert_type(client.run(call, balance_first=True), CreditsSubtracted)
+    evidence = assert_type(client.check(call, known=[call, call.record]), Evidence)
+    assert_type(evidence.verdict, Verdict)
+    assert_type(evidence.assumption, str | None)
 
 
 def by_hand(protocol: CreduseProtocol, response: Response, failure: Failure) -> None:
@@ -83,6 +92,8 @@ def by_hand(protocol: CreduseProtocol, response: Response, failure: Failure) -> 
     assert_type(call.receive_response(response, 1.0), Done[ActiveBalance] | Wait)
     assert_type(call.receive_failure(failure, 1.0), Wait)
     assert_type(call.wake(2.0), Send)
+    assert_type(call.start(0.0, 0.5), Send | Wait)
+    assert_type(call.wake(2.0, 0.5), Send | Wait)
 
 
 def errors(client: CreduseClient) -> None:
@@ -96,15 +107,18 @@ def errors(client: CreduseClient) -> None:
     except CreduseError as error:
         assert_type(error.outcome, Outcome)
         assert_type(error.attempts, tuple[Attempt, ...])
+        assert_type(error.call, CallRecord | None)
 
 
 async def asynchronous(client: AsyncCreduseClient, trusted: ssl.SSLContext) -> None:
     assert_type(await client.add(USER, 1), CreditsAdded)
+    assert_type(await client.check(client.protocol.add(USER, 1)), Evidence)
+    pace = Pace()
     assert_type(await client.run(client.protocol.stop_cycle(USER)), Cycle)
     # Changing the transport is changing the import.
     clients: list[AsyncCoreClient] = [
         client,
-        creduse_aiohttp.AsyncCreduseClient(),
+        creduse_aiohttp.AsyncCreduseClient(pace=pace),
         creduse_trio.AsyncCreduseClient(ssl_context=trusted, max_connections=1),
     ]
     async with clients[0] as same:
