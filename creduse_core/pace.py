@@ -54,6 +54,7 @@ class Pace:
         "_cut_at",
         "_freed",
         "_is_estimate",
+        "_is_limited",
         "_lock",
         "_next",
         "_places",
@@ -69,7 +70,10 @@ class Pace:
 
         # Reentrant, since a signal handler can make a call of its own.
         self._lock = RLock()
-        self._refused_rate = 0.0  # no limit
+        self._is_limited = False
+        # It stays when the limit is forgotten. The next places are counted from those that were taken
+        # until then, and a signal handler's call can forget it while another call computes with it.
+        self._refused_rate = 0.0
         self._resumes_at = self._cut_at = float("-inf")
         # Requests have places in a line: ascending numbers. The number whose turn it is stands still in
         # a pause, and then grows as the stages say.
@@ -81,8 +85,9 @@ class Pace:
         self._is_estimate = False
 
     def __repr__(self) -> str:
-        rate = self._refused_rate
-        limit = f"refused at {rate:.1f} requests a second" if rate else "no limit"
+        limit = "no limit"
+        if self._is_limited:
+            limit = f"refused at {self._refused_rate:.1f} requests a second"
         return f"<Pace {limit}, {len(self._places)} waiting>"
 
     def hold(self, caller: object, now: float) -> float:
@@ -93,8 +98,8 @@ class Pace:
         """
         with self._lock:
             if now - self._resumes_at >= _TIMES[-1]:
-                self._refused_rate = 0.0
-            if self._refused_rate:
+                self._is_limited = False
+            if self._is_limited:
                 place = self._places.get(caller)
                 if place is None:
                     place = self._places[caller] = self._new_place(now)
@@ -165,14 +170,17 @@ class Pace:
         if sent_at >= self._cut_at:
             accepted = self._accepted.last_second(now)
             since = now - self._resumes_at
-            self._is_estimate = not self._refused_rate
-            rate = self._refused_rate * _STAGES[_stage(_TIMES, since)][1] or accepted
+            self._is_estimate = not self._is_limited
+            rate = accepted
+            if self._is_limited:
+                rate = self._refused_rate * _STAGES[_stage(_TIMES, since)][1]
             if since >= 1.0:  # else the pause is in that second
                 rate = min(rate, accepted)
             self._refused_rate = max(rate, _LEAST_RATE)
             self._cut_at = now
         self._turn_in_pause = turn
         self._resumes_at = max(self._resumes_at, now + min(retry_after or PAUSE, MAX_PAUSE))
+        self._is_limited = True
 
 
 def _stage(limits: tuple[float, ...], value: float) -> int:

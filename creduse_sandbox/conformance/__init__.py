@@ -11,7 +11,8 @@ Example::
         check(scenario, lambda protocol: CoreClient(protocol, MyTransport()))
 
 An asynchronous transport needs `AsyncCoreClient` and ``await check_async(...)``, and also
-``await check_cancellation(...)``. These checks need no pytest.
+``await check_cancellation(...)``. `check_pace` and `check_async_pace` check the same transports with
+a `Pace`. These checks need no pytest.
 
 Each check starts its own server and compares the server's log with what each call says: how often
 the server received it, whether the server applied it, and whether its outcome is true. If the HTTP
@@ -49,6 +50,12 @@ from creduse_sandbox.conformance.interruption import (
     check_interruption_on_asyncio,
     check_interruption_on_trio,
 )
+from creduse_sandbox.conformance.pacing import (
+    AsyncPacedConnect,
+    PacedConnect,
+    check_async_pace,
+    check_pace,
+)
 from creduse_sandbox.conformance.scenarios import SCENARIOS, TLS_SCENARIOS, Ending, Limit, Scenario
 
 __all__ = [
@@ -59,6 +66,7 @@ __all__ = [
     "SCENARIOS",
     "TLS_SCENARIOS",
     "AsyncConnect",
+    "AsyncPacedConnect",
     "Cancellation",
     "Closing",
     "ConcurrencyLevel",
@@ -66,16 +74,19 @@ __all__ = [
     "Ending",
     "Interruption",
     "Limit",
+    "PacedConnect",
     "SSLContexts",
     "Scenario",
     "check",
     "check_async",
     "check_async_closing",
     "check_async_concurrency",
+    "check_async_pace",
     "check_cancellation",
     "check_closing",
     "check_concurrency",
     "check_interruption",
     "check_interruption_on_asyncio",
     "check_interruption_on_trio",
+    "check_pace",
 ]

@@ -142,6 +142,15 @@ async def run_concurrently(run: Callable[[T], Awaitable[None]], items: Iterable[
         await asyncio.gather(*map(run, items))
 
 
+async def run_steps(steps: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Run coroutine functions concurrently, on asyncio or trio."""
+    await run_concurrently(_run, steps)
+
+
+async def _run(step: Callable[[], Awaitable[None]]) -> None:
+    await step()
+
+
 @dataclass(slots=True)
 class _Record:
     """A call and how it went."""

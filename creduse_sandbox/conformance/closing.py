@@ -20,7 +20,7 @@ from creduse_sandbox.conformance.checks import (
     left_open,
     make_protocol,
     report,
-    run_concurrently,
+    run_steps,
     sleep,
     waits_until_closed,
 )
@@ -164,23 +164,19 @@ async def check_async_closing(
                     await sleep(_HEAD_START)
                     stalling.close()
 
-                await run_concurrently(_run, (aclose, let_connect))
+                await run_steps((aclose, let_connect))
 
             steps: list[Callable[[], Awaitable[None]]] = [
                 close,
                 *(partial(make, call) for call in run.calls),
             ]
-            await run_concurrently(_run, steps)
+            await run_steps(steps)
             await sleep(run.until_connect_retry())
             with run.recording(run.later_call):
                 await client.run(run.later_call)
         for seconds in waits_until_closed(run.server):
             await sleep(seconds)
         run.verify(())
-
-
-async def _run(step: Callable[[], Awaitable[None]]) -> None:
-    await step()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ import uvloop
 import creduse_aiohttp
 import creduse_trio
 from creduse import AsyncCreduseClient, Attempt, CreduseClient
-from creduse_core import AsyncCoreClient, CoreClient, CreduseProtocol
+from creduse_core import AsyncCoreClient, CoreClient, CreduseProtocol, Pace
 from creduse_httpx._own import AsyncOwnTransport
 from creduse_sandbox.conformance import AsyncConnect, Limit
 
@@ -37,10 +37,11 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 Listener: TypeAlias = Callable[[Attempt], object] | None
 OpenSync: TypeAlias = Callable[
-    [CreduseProtocol, ssl.SSLContext], AbstractContextManager[CoreClient]
+    [CreduseProtocol, ssl.SSLContext, Pace | None], AbstractContextManager[CoreClient]
 ]
 OpenAsync: TypeAlias = Callable[
-    [CreduseProtocol, ssl.SSLContext, Listener, int], AbstractAsyncContextManager[AsyncCoreClient]
+    [CreduseProtocol, ssl.SSLContext, Pace | None, Listener, int],
+    AbstractAsyncContextManager[AsyncCoreClient],
 ]
 Marks: TypeAlias = tuple[pytest.MarkDecorator, ...]
 
@@ -60,25 +61,34 @@ class Authority:
 
 @dataclass(frozen=True)
 class Sync:
-    """A way to make a synchronous client."""
+    """A way to make a synchronous client.
+
+    The arguments of ``make`` are a protocol, a TLS context and a pace.
+    """
 
     name: str
-    open: OpenSync
+    make: OpenSync
     limits: tuple[Limit, ...] = ()
     marks: Marks = ()
+
+    def open(
+        self, protocol: CreduseProtocol, trust: ssl.SSLContext, pace: Pace | None = None
+    ) -> AbstractContextManager[CoreClient]:
+        """Make a client."""
+        return self.make(protocol, trust, pace)
 
 
 @dataclass(frozen=True)
 class Async:
     """A way to make an asynchronous client, and the event loop that runs it.
 
-    The arguments of ``open`` are a protocol, a TLS context, a function to call after each attempt,
-    and the size of the connection pool.
+    The arguments of ``make`` are a protocol, a TLS context, a pace, a function to call after each
+    attempt, and the size of the connection pool.
     """
 
     name: str
     loop: str
-    open: OpenAsync
+    make: OpenAsync
     limits: tuple[Limit, ...] = ()
     marks: Marks = ()
 
@@ -100,7 +110,13 @@ class Async:
         self, trust: ssl.SSLContext, listener: Listener = None, connections: int = 100
     ) -> AsyncConnect:
         """Return what the conformance kit makes a client with."""
-        return lambda protocol: self.open(protocol, trust, listener, connections)
+        return lambda protocol: self.make(protocol, trust, None, listener, connections)
+
+    def open(
+        self, protocol: CreduseProtocol, trust: ssl.SSLContext, pace: Pace | None = None
+    ) -> AbstractAsyncContextManager[AsyncCoreClient]:
+        """Make a client."""
+        return self.make(protocol, trust, pace, None, 100)
 
 
 def settings(protocol: CreduseProtocol) -> dict[str, Any]:
@@ -138,30 +154,38 @@ async def async_raise_for_status(message: Any) -> None:
 
 
 @contextmanager
-def own_httpx(protocol: CreduseProtocol, _: ssl.SSLContext) -> Generator[CoreClient]:
-    with CreduseClient(**settings(protocol)) as client:
+def own_httpx(
+    protocol: CreduseProtocol, _: ssl.SSLContext, pace: Pace | None
+) -> Generator[CoreClient]:
+    with CreduseClient(**settings(protocol), pace=pace) as client:
         yield client
 
 
 @asynccontextmanager
 async def own_async_httpx(
-    protocol: CreduseProtocol, _: ssl.SSLContext, listener: Listener, connections: int
+    protocol: CreduseProtocol,
+    _: ssl.SSLContext,
+    pace: Pace | None,
+    listener: Listener,
+    connections: int,
 ) -> AsyncGenerator[AsyncCoreClient]:
     transport = AsyncOwnTransport(protocol, connections)
-    async with AsyncCoreClient(protocol, transport, on_attempt=listener) as client:
+    async with AsyncCoreClient(protocol, transport, on_attempt=listener, pace=pace) as client:
         yield client
 
 
 def supplied_httpx(library: "ModuleType") -> OpenSync:
     @contextmanager
-    def connect(protocol: CreduseProtocol, trust: ssl.SSLContext) -> Generator[CoreClient]:
+    def connect(
+        protocol: CreduseProtocol, trust: ssl.SSLContext, pace: Pace | None
+    ) -> Generator[CoreClient]:
         with (
             library.Client(
                 **meddling(trust, raise_for_status),
                 # By default it keeps 20 idle ones, and closes some that it has just assigned.
                 limits=library.Limits(max_connections=100, max_keepalive_connections=100),
             ) as http_client,
-            CreduseClient(**settings(protocol), http_client=http_client) as client,
+            CreduseClient(**settings(protocol), http_client=http_client, pace=pace) as client,
         ):
             yield client
 
@@ -171,7 +195,11 @@ def supplied_httpx(library: "ModuleType") -> OpenSync:
 def supplied_async_httpx(library: "ModuleType") -> OpenAsync:
     @asynccontextmanager
     async def connect(
-        protocol: CreduseProtocol, trust: ssl.SSLContext, listener: Listener, connections: int
+        protocol: CreduseProtocol,
+        trust: ssl.SSLContext,
+        pace: Pace | None,
+        listener: Listener,
+        connections: int,
     ) -> AsyncGenerator[AsyncCoreClient]:
         limits = library.Limits(max_connections=connections)
         async with (
@@ -179,7 +207,7 @@ def supplied_async_httpx(library: "ModuleType") -> OpenAsync:
                 **meddling(trust, async_raise_for_status), limits=limits
             ) as http_client,
             AsyncCreduseClient(
-                **settings(protocol), http_client=http_client, on_attempt=listener
+                **settings(protocol), http_client=http_client, on_attempt=listener, pace=pace
             ) as client,
         ):
             yield client
@@ -192,18 +220,26 @@ def supplied_async_httpx(library: "ModuleType") -> OpenAsync:
 
 @asynccontextmanager
 async def own_aiohttp(
-    protocol: CreduseProtocol, _: ssl.SSLContext, listener: Listener, connections: int
+    protocol: CreduseProtocol,
+    _: ssl.SSLContext,
+    pace: Pace | None,
+    listener: Listener,
+    connections: int,
 ) -> AsyncGenerator[AsyncCoreClient]:
     assert connections == 100
     async with creduse_aiohttp.AsyncCreduseClient(
-        **settings(protocol), on_attempt=listener
+        **settings(protocol), on_attempt=listener, pace=pace
     ) as client:
         yield client
 
 
 @asynccontextmanager
 async def supplied_aiohttp(
-    protocol: CreduseProtocol, trust: ssl.SSLContext, listener: Listener, connections: int
+    protocol: CreduseProtocol,
+    trust: ssl.SSLContext,
+    pace: Pace | None,
+    listener: Listener,
+    connections: int,
 ) -> AsyncGenerator[AsyncCoreClient]:
     async with (
         aiohttp.ClientSession(
@@ -216,7 +252,7 @@ async def supplied_aiohttp(
             middlewares=(meddle,),
         ) as session,
         creduse_aiohttp.AsyncCreduseClient(
-            **settings(protocol), session=session, on_attempt=listener
+            **settings(protocol), session=session, on_attempt=listener, pace=pace
         ) as client,
     ):
         yield client
@@ -231,10 +267,14 @@ async def meddle(_: aiohttp.ClientRequest, __: aiohttp.ClientHandlerType) -> aio
 
 @asynccontextmanager
 async def own_trio(
-    protocol: CreduseProtocol, _: ssl.SSLContext, listener: Listener, connections: int
+    protocol: CreduseProtocol,
+    _: ssl.SSLContext,
+    pace: Pace | None,
+    listener: Listener,
+    connections: int,
 ) -> AsyncGenerator[AsyncCoreClient]:
     async with creduse_trio.AsyncCreduseClient(
-        **settings(protocol), on_attempt=listener, max_connections=connections
+        **settings(protocol), on_attempt=listener, pace=pace, max_connections=connections
     ) as client:
         yield client
 
@@ -254,20 +294,22 @@ def example(name: str) -> Callable[..., Any]:
     return transport
 
 
-def over_urllib(protocol: CreduseProtocol, trust: ssl.SSLContext) -> CoreClient:
-    return CoreClient(protocol, example("urllib")(trust))
+def over_urllib(protocol: CreduseProtocol, trust: ssl.SSLContext, pace: Pace | None) -> CoreClient:
+    return CoreClient(protocol, example("urllib")(trust), pace=pace)
 
 
-def over_urllib3(protocol: CreduseProtocol, trust: ssl.SSLContext) -> CoreClient:
-    return CoreClient(protocol, example("urllib3")(ssl_context=trust, maxsize=100))
+def over_urllib3(protocol: CreduseProtocol, trust: ssl.SSLContext, pace: Pace | None) -> CoreClient:
+    return CoreClient(protocol, example("urllib3")(ssl_context=trust, maxsize=100), pace=pace)
 
 
 @contextmanager
-def over_requests(protocol: CreduseProtocol, _: ssl.SSLContext) -> Generator[CoreClient]:
+def over_requests(
+    protocol: CreduseProtocol, _: ssl.SSLContext, pace: Pace | None
+) -> Generator[CoreClient]:
     with requests.Session() as session:
         session.verify = os.environ["SSL_CERT_FILE"]
         session.auth = ("somebody", "else")
-        with CoreClient(protocol, example("requests")(session)) as client:
+        with CoreClient(protocol, example("requests")(session), pace=pace) as client:
             yield client
 
 

@@ -27,12 +27,14 @@ from creduse_sandbox.conformance import (
     check_async,
     check_async_closing,
     check_async_concurrency,
+    check_async_pace,
     check_cancellation,
     check_closing,
     check_concurrency,
     check_interruption,
     check_interruption_on_asyncio,
     check_interruption_on_trio,
+    check_pace,
 )
 from tests.transports.kinds import Async, Authority, Sync
 
@@ -189,6 +191,24 @@ def test_closing_with_one_connection(
         )
 
     narrow_kind.run(main)
+
+
+@pytest.mark.slow
+def test_pace(sync_kind: Sync, authority: Authority) -> None:
+    """While its pace holds calls, a client sends nothing."""
+    check_pace(lambda protocol, pace: sync_kind.open(protocol, authority.trust, pace))
+
+
+@pytest.mark.slow
+def test_async_pace(async_kind: Async, authority: Authority) -> None:
+    """The same under an event loop, and for calls that are cancelled."""
+
+    async def main() -> None:
+        await check_async_pace(
+            lambda protocol, pace: async_kind.open(protocol, authority.trust, pace)
+        )
+
+    async_kind.run(main)
 
 
 @pytest.mark.slow

@@ -401,3 +401,22 @@ class CannotSleep(Good):
 
     def sleep(self, seconds: float) -> None:
         raise ZeroDivisionError(seconds)
+
+
+class SleepsTooLittle(Good):
+    """Sleeps for a fraction of the time."""
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds / 10)
+
+
+class SkipsTime(Good):
+    """Puts its clock forward instead of waiting."""
+
+    skipped = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.skipped += seconds
+
+    def now(self) -> float:
+        return super().now() + self.skipped

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from contextlib import suppress
 from typing import Any, Final
 
 import h11
@@ -195,3 +196,33 @@ class HangsWhenInterrupted(AsyncGood):
         except KeyboardInterrupt:
             await trio.sleep_forever()
             raise
+
+
+class AsyncSkipsTime(AsyncGood):
+    """Puts its clock forward instead of waiting."""
+
+    skipped = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.skipped += seconds
+        await give_way(1)
+
+    def now(self) -> float:
+        return super().now() + self.skipped
+
+
+class SwallowsCancellationAsleep(AsyncGood):
+    """Wakes up when it is cancelled while it sleeps, and goes on."""
+
+    async def sleep(self, seconds: float) -> None:
+        with suppress(asyncio.CancelledError):
+            await super().sleep(seconds)
+
+
+class AsyncFabricates(AsyncGood):
+    """Once it is closed, returns responses without sending anything."""
+
+    async def send(self, send: Send) -> Result:
+        if not self.closed:
+            return await super().send(send)
+        return Sandbox(api_key=API_KEY).handle(send.request)
