@@ -30,6 +30,8 @@ _TIMES: Final = tuple(accumulate((seconds for seconds, _ in _STAGES), initial=0.
 _REQUESTS: Final = tuple(accumulate((seconds * part for seconds, part in _STAGES), initial=0.0))
 """How many requests have left by then, for a refused rate of one a second."""
 
+_FIRST_RATE: Final = 1.0
+"""Requests a second, at least, where the service refuses before it has accepted as many."""
 _LEAST_RATE: Final = 0.1
 """Requests a second. A lower rate would find out too late that it can grow."""
 _SHORTEST_WAIT: Final = 1e-3
@@ -171,11 +173,12 @@ class Pace:
             accepted = self._accepted.last_second(now)
             since = now - self._resumes_at
             self._is_estimate = not self._is_limited
-            rate = accepted
-            if self._is_limited:
+            if not self._is_limited:
+                rate = max(accepted, _FIRST_RATE)
+            else:
                 rate = self._refused_rate * _STAGES[_stage(_TIMES, since)][1]
-            if since >= 1.0:  # else the pause is in that second
-                rate = min(rate, accepted)
+                if since >= 1.0:  # else the pause is in that second
+                    rate = min(rate, accepted)
             self._refused_rate = max(rate, _LEAST_RATE)
             self._cut_at = now
         self._turn_in_pause = turn

@@ -158,7 +158,7 @@ def test_a_refusal_that_overtakes() -> None:
     for number in range(20):
         pace.hold(number, 0.0)
     pace.ended(0, 429, 5.0, 0.1)
-    assert repr(pace) == "<Pace refused at 0.1 requests a second, 0 waiting>"
+    assert repr(pace) == "<Pace refused at 1.0 requests a second, 0 waiting>"
     for number in range(1, 20):
         pace.ended(number, 200, None, 0.1)
     assert repr(pace) == "<Pace refused at 19.0 requests a second, 0 waiting>"
@@ -193,6 +193,28 @@ def test_forgotten_while_waiting() -> None:
     assert pace.hold(99, 3600.0) == 0
     assert [pace.hold(number, 3600.0) for number in range(99)] == [0] * 99
     assert repr(pace) == "<Pace no limit, 0 waiting>"
+
+
+def test_refused_after_forgotten() -> None:
+    """Places that were taken before the limit was forgotten hold nobody back."""
+    pace, now = refused_at(100), 6.0
+    while now < 60.0:
+        wait = pace.hold("worker", now)
+        if not wait:
+            pace.ended("worker", 200, None, now)
+        now += wait or 0.001
+    assert repr(pace) == "<Pace no limit, 0 waiting>"
+    pace.hold("refused", now)
+    pace.ended("refused", 429, 1.0, now)
+    assert pace.hold("next", now) == pytest.approx(1.0)
+
+
+def test_nothing_accepted() -> None:
+    """If the service refuses the very first requests, the others do not wait for minutes."""
+    pace = Pace()
+    pace.hold("refused", 0.0)
+    pace.ended("refused", 429, 1.0, 0.0)
+    assert max(pace.hold(number, 0.0) for number in range(20)) < 25
 
 
 @pytest.mark.parametrize(
@@ -300,9 +322,10 @@ def test_client(play: Play) -> None:
     player = play(BUSY, GOOD, GOOD, pace=pace)
     player.do("add", USER, 7)
     assert player.script.slept == [5.0, pytest.approx(0.0, abs=0.2)][: len(player.script.slept)]
-    assert repr(pace) == "<Pace refused at 0.1 requests a second, 0 waiting>"
+    assert repr(pace) == "<Pace refused at 1.0 requests a second, 0 waiting>"
     player.do("add", USER, 7)
-    assert player.script.slept[-1] == pytest.approx(1 / 0.09, abs=2)
+    # A second of it has passed with the first request.
+    assert player.script.slept[-1] == pytest.approx(1 / 0.7 - 1, abs=0.2)
 
 
 def test_held_too_long(play: Play) -> None:
@@ -317,7 +340,7 @@ def test_held_too_long(play: Play) -> None:
             player.do("add", USER, 7, timeout=3)
         assert caught.value.outcome is Outcome.NOT_APPLIED
     assert player.script.slept == []
-    assert repr(pace) == "<Pace refused at 0.1 requests a second, 0 waiting>"
+    assert repr(pace) == "<Pace refused at 1.0 requests a second, 0 waiting>"
     player.do("add", USER, 7)  # none of them kept a place
     assert len(player.script.sent) == 2
 
@@ -334,7 +357,7 @@ def test_cancelled_while_held(play: Play) -> None:
     with pytest.raises(KeyboardInterrupt):
         player.do("run", call)
     assert call.outcome is Outcome.NOT_APPLIED
-    assert repr(pace) == "<Pace refused at 0.1 requests a second, 0 waiting>"
+    assert repr(pace) == "<Pace refused at 1.0 requests a second, 0 waiting>"
 
 
 def test_run_again(play: Play) -> None:
