@@ -405,7 +405,7 @@ class CoreClient(_ClientBase):
         before = None
         if balance_first:
             self._check_call(call)
-            before = self._read(call.record.end_user_id, call.timeout)
+            before = self.reading(call.record.end_user_id, timeout=call.timeout)
         action: Send | Wait | Done[T] = self._start(call, transport.now(), before)
         try:
             while not isinstance(action, Done):
@@ -456,15 +456,18 @@ class CoreClient(_ClientBase):
         """
         record, others = self._records(call, known, clock_skew)
         try:
-            after = self._read(record.end_user_id, timeout)
+            after = self.reading(record.end_user_id, timeout=timeout)
         except CreduseError as error:
             return unreadable(error)
         return weigh(
             record, after, known=others, clock_skew=clock_skew, lists_emptied=lists_emptied
         )
 
-    def _read(self, end_user_id: UUID, timeout: float | None) -> Reading:
-        """Return the user's balance now, and when it was read."""
+    def reading(self, end_user_id: UUID | str, *, timeout: float | None = None) -> Reading:
+        """Return an end user's balance, and when it was read. `creduse_core.weigh` needs it.
+
+        ``timeout``: seconds for the whole call, by default the client's.
+        """
         call = self._protocol.get_balance(end_user_id, timeout=timeout)
         asked_at = _now()
         try:
@@ -632,7 +635,7 @@ class AsyncCoreClient(_ClientBase):
         before = None
         if balance_first:
             self._check_call(call)
-            before = await self._read(call.record.end_user_id, call.timeout)
+            before = await self.reading(call.record.end_user_id, timeout=call.timeout)
         action: Send | Wait | Done[T] = self._start(call, transport.now(), before)
         try:
             while not isinstance(action, Done):
@@ -683,15 +686,18 @@ class AsyncCoreClient(_ClientBase):
         """
         record, others = self._records(call, known, clock_skew)
         try:
-            after = await self._read(record.end_user_id, timeout)
+            after = await self.reading(record.end_user_id, timeout=timeout)
         except CreduseError as error:
             return unreadable(error)
         return weigh(
             record, after, known=others, clock_skew=clock_skew, lists_emptied=lists_emptied
         )
 
-    async def _read(self, end_user_id: UUID, timeout: float | None) -> Reading:
-        """Return the user's balance now, and when it was read."""
+    async def reading(self, end_user_id: UUID | str, *, timeout: float | None = None) -> Reading:
+        """Return an end user's balance, and when it was read. `creduse_core.weigh` needs it.
+
+        ``timeout``: seconds for the whole call, by default the client's.
+        """
         call = self._protocol.get_balance(end_user_id, timeout=timeout)
         asked_at = _now()
         try:
