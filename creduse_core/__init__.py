@@ -40,6 +40,7 @@ from .messages import MAX_BODY_SIZE, Delivery, Failure, HeaderPairs, Request, Re
 from .models import (
     ActiveBalance,
     Attempt,
+    BalanceReading,
     CallRecord,
     CreditsAdded,
     CreditsSubtracted,
@@ -48,7 +49,6 @@ from .models import (
     CycleStatus,
     CycleType,
     Outcome,
-    Reading,
 )
 from .pace import Pace
 from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol
@@ -70,6 +70,7 @@ __all__ = [
     "AsyncTransport",
     "Attempt",
     "AuthenticationError",
+    "BalanceReading",
     "Call",
     "CallRecord",
     "CoreClient",
@@ -100,7 +101,6 @@ __all__ = [
     "Pace",
     "Proxy",
     "RateLimitError",
-    "Reading",
     "Request",
     "Response",
     "RetryPolicy",

@@ -33,7 +33,7 @@ from typing import Final, Generic, TypeAlias, TypeVar, overload
 from .decoding import Expected, InvalidResult, read_response
 from .errors import CreduseError, LocalProtocolError
 from .messages import Failure, Request, Response
-from .models import Attempt, CallRecord, Outcome, Reading
+from .models import Attempt, BalanceReading, CallRecord, Outcome
 from .records import dataclass
 from .reports import (
     Context,
@@ -197,7 +197,7 @@ class Call(Generic[T]):
         self._problem: Problem | None = None
         self._deadline = self._started = 0.0
         self._began_at: float | None = None
-        self._before: Reading | None = None
+        self._before: BalanceReading | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self._request.method} {self._path}, {self._state}>"
@@ -271,7 +271,7 @@ class Call(Generic[T]):
 
     @overload
     def start(
-        self, now: float, *, began_at: float | None = None, before: Reading | None = None
+        self, now: float, *, began_at: float | None = None, before: BalanceReading | None = None
     ) -> Send: ...
 
     @overload
@@ -281,7 +281,7 @@ class Call(Generic[T]):
         hold: float,
         *,
         began_at: float | None = None,
-        before: Reading | None = None,
+        before: BalanceReading | None = None,
     ) -> Send | Wait: ...
 
     def start(
@@ -290,7 +290,7 @@ class Call(Generic[T]):
         hold: float = 0.0,
         *,
         began_at: float | None = None,
-        before: Reading | None = None,
+        before: BalanceReading | None = None,
     ) -> Send | Wait:
         """Begin the call. Its time runs from ``now``.
 
@@ -378,9 +378,9 @@ class Call(Generic[T]):
         self._state = state
 
     def _send(self, state: State, now: float, hold: float) -> Send | Wait:
-        """Return what belongs to the new state, or raise if the call's time is over."""
+        """Return `Send` or `Wait`, or raise if the call's time is over."""
         if state is State.FAILED:
-            raise self._last_error(hold)
+            raise self._last_error()
         if state is State.WAITING:
             return Wait(hold)
         self._started = now
@@ -407,13 +407,15 @@ class Call(Generic[T]):
         self._move(given, State.FAILED)
         raise self._last_error()
 
-    def _last_error(self, hold: float = 0.0) -> CreduseError:
+    def _last_error(self) -> CreduseError:
         # Not kept: the exception's traceback leads back to this call.
         problem, self._problem = self._problem, None
         context = Context(
             self._request, self._path, self._kind, self.record, self.attempts, self._secret
         )
-        return held_too_long(hold, context) if problem is None else error_of(problem, context)
+        return (
+            held_too_long(self._timeout, context) if problem is None else error_of(problem, context)
+        )
 
     def _reading(self, response: Response) -> T | InvalidResult:
         """Decode a response, once."""

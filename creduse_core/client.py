@@ -15,18 +15,18 @@ from uuid import UUID
 from .arguments import check_on_attempt, check_seconds, check_type
 from .call import Call, Done, Send, State, Wait
 from .errors import CreduseError, LocalProtocolError, UserDoesNotExistError
-from .evidence import CLOCK_SKEW, Evidence, check_can_be_weighed, unreadable, weigh
+from .evidence import CLOCK_SKEW, Evidence, check_can_be_weighed, settled, unreadable, weigh
 from .foreign import ForeignError, forget_frames, is_foreign
 from .messages import Delivery, Failure, Response
 from .models import (
     ActiveBalance,
     Attempt,
+    BalanceReading,
     CallRecord,
     CreditsAdded,
     CreditsSubtracted,
     Cycle,
     Outcome,
-    Reading,
 )
 from .pace import Pace
 from .protocol import CreduseProtocol
@@ -145,39 +145,47 @@ class _ClientBase:
 
     def _check_call(self, call: Call[Any]) -> None:
         check_type("call", call, Call, "client.protocol.add(…)")
+        self._check_service(call)
+        if call.state is not State.READY:
+            call.start(0.0)  # raises
+
+    def _check_service(self, call: Call[Any]) -> None:
         # The transport was made for one host, with its TLS settings and its proxy.
         if not call.request.url.startswith(self._prefix):
             raise ValueError(
                 f"the call is for {call.request.url}, but the client for {self._protocol.base_url}"
             )
 
-    def _start(self, call: Call[Any], now: float, before: Reading | None) -> Send | Wait:
-        self._check_call(call)
-        pace = self._pace
-        if pace is None or call.state is not State.READY:
+    def _start(
+        self, call: Call[Any], now: float, before: BalanceReading | None, caller: object
+    ) -> Send | Wait:
+        if self._pace is None:
             return call.start(now, began_at=time(), before=before)
-        try:
-            hold = pace.hold(call, self._pace_time(now))
-            return call.start(now, hold, began_at=time(), before=before)
-        except BaseException:
-            pace.leave(call)
-            raise
+        hold = self._pace.hold(caller, self._pace_time(now))
+        return call.start(now, hold, began_at=time(), before=before)
 
-    def _wake(self, call: Call[Any], now: float) -> Send | Wait:
+    def _wake(self, call: Call[Any], now: float, woken_at: float, caller: object) -> Send | Wait:
+        """Go on with a call after a wait, which should end at ``woken_at``."""
         if self._pace is None:
             return call.wake(now)
-        return call.wake(now, self._pace.hold(call, self._pace_time(now)))
+        # The clock of a test's transport can stand still.
+        return call.wake(now, self._pace.hold(caller, self._pace_time(max(now, woken_at))))
 
     def _pace_time(self, now: float) -> float:
         """Return a transport's time on the clock that all clients of a pace share.
 
         Each run of trio has its own clock.
         """
-        if self._pace_offset is None:
-            self._pace_offset = monotonic() - now
-        return now + self._pace_offset
+        offset = self._pace_offset
+        if offset is None:
+            offset = monotonic() - now
+            if now:  # outside of trio's run, it is 0
+                self._pace_offset = offset
+        return now + offset
 
-    def _receive(self, call: Call[T], received: Response | Failure, now: float) -> Done[T] | Wait:
+    def _receive(
+        self, call: Call[T], received: Response | Failure, now: float, caller: object
+    ) -> Done[T] | Wait:
         """Report to the call what a transport has returned, then to the log and the listener."""
         try:
             if isinstance(received, Failure):
@@ -197,13 +205,13 @@ class _ClientBase:
         finally:
             if call.state is not State.IN_FLIGHT:
                 if self._pace is not None:
-                    self._pace.ended(call, *_limit_of(received), self._pace_time(now))
+                    self._pace.ended(caller, *_limit_of(received), self._pace_time(now))
                 self._report(call)
 
-    def _abandon(self, call: Call[Any], now: Callable[[], float]) -> None:
+    def _abandon(self, call: Call[Any], now: Callable[[], float], caller: object) -> None:
         """End a call whose caller was cancelled, unless the call has ended."""
         if self._pace is not None:
-            self._pace.leave(call)
+            self._pace.leave(caller)
         if call.state.live:
             sent = call.state is State.IN_FLIGHT
             try:
@@ -218,19 +226,27 @@ class _ClientBase:
 
     def _records(
         self,
-        call: Call[Any] | CallRecord,
-        known: Iterable[Call[Any] | CallRecord],
+        call: Call[Any] | CallRecord | CreduseError,
+        known: Iterable[Call[Any] | CallRecord | CreduseError],
         clock_skew: float,
+        lists_empty_cycles: object,
     ) -> tuple[CallRecord, tuple[CallRecord, ...]]:
         """Return the records of a call to check and of other calls, or raise."""
         record = _record_of("call", call)
-        check_can_be_weighed(record)
-        if record.outcome is not Outcome.UNKNOWN:
-            raise ValueError(
-                f"the call's outcome is {record.outcome}: there is nothing to find out"
-            )
+        if isinstance(call, Call):
+            self._check_service(call)
+        if record.outcome is Outcome.UNKNOWN:
+            check_can_be_weighed(record)
         check_seconds("clock_skew", clock_skew)
-        return record, tuple(_known_record(other) for other in known if other is not call)
+        check_type("lists_empty_cycles", lists_empty_cycles, bool)
+        try:
+            others = list(known)
+        except TypeError:
+            raise TypeError(
+                "known must be a list of Calls, or of errors that a client has raised, such as "
+                f"[other], not {type(known).__name__}"
+            ) from None
+        return record, tuple(_known_record(other) for other in others if other is not call)
 
     # Other people's code. It must not change the result of a call, whose credits may have moved.
 
@@ -296,7 +312,12 @@ def _record_of(name: str, call: object) -> CallRecord:
         return call
     if isinstance(call, Call):
         return call.record
-    raise TypeError(f"{name} must be a Call, or an error's call, not {type(call).__name__}")
+    if isinstance(call, CreduseError) and call.call is not None:
+        return call.call
+    raise TypeError(
+        f"{name} must be a Call, or a CreduseError that a client has raised, "
+        f"not {type(call).__name__}"
+    )
 
 
 def _known_record(call: object) -> CallRecord:
@@ -315,10 +336,12 @@ def _now() -> datetime:
 
 def _reading_of(
     call: Call[ActiveBalance], asked_at: datetime, balance: ActiveBalance | None
-) -> Reading:
+) -> BalanceReading:
     """Return the reading that has just ended. ``balance``: ``None`` if the user is not known."""
     response = call.response
-    return Reading(balance, asked_at, _now(), None if response is None else response_date(response))
+    return BalanceReading(
+        balance, asked_at, _now(), None if response is None else response_date(response)
+    )
 
 
 def _checked(returned: object) -> Response | Failure:
@@ -399,71 +422,83 @@ class CoreClient(_ClientBase):
         ``call.attempts`` afterwards. A call for another ``base_url`` raises ``ValueError``.
 
         ``balance_first``: read the user's balance before, so that ``check`` can compare. If that
-        fails, its error is raised, and the call is not sent. It can take as long as the call, again.
+        fails, its error is raised, and the call is not sent. The balance has the same timeout as the
+        call, so both together can take twice as long.
         """
         transport = self._transport
+        self._check_call(call)
+        check_type("balance_first", balance_first, bool)
         before = None
         if balance_first:
-            self._check_call(call)
             before = self.reading(call.record.end_user_id, timeout=call.timeout)
-        action: Send | Wait | Done[T] = self._start(call, transport.now(), before)
+        caller = object()  # stands for this run in the pace
         try:
+            action: Send | Wait | Done[T] = self._start(call, transport.now(), before, caller)
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
+                    woken_at = transport.now() + action.seconds
                     transport.sleep(action.seconds)
-                    action = self._wake(call, transport.now())
+                    action = self._wake(call, transport.now(), woken_at, caller)
                 else:
                     try:
                         received = _checked(transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in a transport
                         received = _escaped(error, transport)
-                    action = self._receive(call, received, transport.now())
+                    action = self._receive(call, received, transport.now(), caller)
         except ForeignError as foreign:
-            self._abandon(call, transport.now)
+            self._abandon(call, transport.now, caller)
             forget_frames(foreign.error)
             raise foreign.error from foreign.error.__cause__
         except BaseException:
-            self._abandon(call, transport.now)
+            self._abandon(call, transport.now, caller)
             raise
         return action.result
 
     def check(
         self,
-        call: Call[Any] | CallRecord,
+        call: Call[Any] | CallRecord | CreduseError,
         *,
-        known: Iterable[Call[Any] | CallRecord] = (),
+        known: Iterable[Call[Any] | CallRecord | CreduseError] = (),
         clock_skew: float = CLOCK_SKEW,
-        lists_emptied: bool = False,
+        lists_empty_cycles: bool = False,
         timeout: float | None = None,
     ) -> Evidence:
-        """Read the balance, and return what it proves about a call whose outcome is UNKNOWN.
+        """Read the balance, and return what it proves about a call.
 
         Example::
 
             except CreduseError as error:
                 if error.outcome is Outcome.UNKNOWN:
-                    print(client.check(error.call))
+                    print(client.check(error))
 
-        It raises no `CreduseError`: if the balance cannot be read, the verdict is OPEN. For
-        ``subtract``, the call must have been run with ``balance_first=True``.
+        It raises no `CreduseError`: if the balance cannot be read, the verdict is OPEN. If the outcome
+        is not UNKNOWN, it reads no balance. For ``subtract``, the verdict is OPEN unless the call was
+        run with ``balance_first=True``.
 
-        - ``call``: a call, such as one that was cancelled, or an error's ``call``.
+        - ``call``: an error; or a call, such as one that was cancelled; or an error's ``call``.
         - ``known``: your other writes for this user that ran at the same time, or between
-          ``balance_first`` and now.
+          ``balance_first`` and now; without it, since 20 seconds before the call, and older ones that
+          ended as UNKNOWN.
         - ``clock_skew``: seconds by which the service's clock and this machine's can differ.
-        - ``lists_emptied``: whether the service is known to list cycles without credits.
+        - ``lists_empty_cycles``: whether the service is known to list cycles without credits.
         - ``timeout``: seconds for reading the balance, by default the client's.
         """
-        record, others = self._records(call, known, clock_skew)
+        record, others = self._records(call, known, clock_skew, lists_empty_cycles)
+        if (evidence := settled(record)) is not None:
+            return evidence
         try:
             after = self.reading(record.end_user_id, timeout=timeout)
         except CreduseError as error:
             return unreadable(error)
         return weigh(
-            record, after, known=others, clock_skew=clock_skew, lists_emptied=lists_emptied
+            record,
+            after,
+            known=others,
+            clock_skew=clock_skew,
+            lists_empty_cycles=lists_empty_cycles,
         )
 
-    def reading(self, end_user_id: UUID | str, *, timeout: float | None = None) -> Reading:
+    def reading(self, end_user_id: UUID | str, *, timeout: float | None = None) -> BalanceReading:
         """Return an end user's balance, and when it was read. `creduse_core.weigh` needs it.
 
         ``timeout``: seconds for the whole call, by default the client's.
@@ -629,71 +664,85 @@ class AsyncCoreClient(_ClientBase):
         ``call.attempts`` afterwards. A call for another ``base_url`` raises ``ValueError``.
 
         ``balance_first``: read the user's balance before, so that ``check`` can compare. If that
-        fails, its error is raised, and the call is not sent. It can take as long as the call, again.
+        fails, its error is raised, and the call is not sent. The balance has the same timeout as the
+        call, so both together can take twice as long.
         """
         transport = self._transport
+        self._check_call(call)
+        check_type("balance_first", balance_first, bool)
         before = None
         if balance_first:
-            self._check_call(call)
             before = await self.reading(call.record.end_user_id, timeout=call.timeout)
-        action: Send | Wait | Done[T] = self._start(call, transport.now(), before)
+        caller = object()  # stands for this run in the pace
         try:
+            action: Send | Wait | Done[T] = self._start(call, transport.now(), before, caller)
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
+                    woken_at = transport.now() + action.seconds
                     await transport.sleep(action.seconds)
-                    action = self._wake(call, transport.now())
+                    action = self._wake(call, transport.now(), woken_at, caller)
                 else:
                     try:
                         received = _checked(await transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in a transport
                         received = _escaped(error, transport)
-                    action = self._receive(call, received, transport.now())
+                    action = self._receive(call, received, transport.now(), caller)
         except ForeignError as foreign:
-            self._abandon(call, transport.now)
+            self._abandon(call, transport.now, caller)
             forget_frames(foreign.error)
             raise foreign.error from foreign.error.__cause__
         except BaseException:
-            self._abandon(call, transport.now)
+            self._abandon(call, transport.now, caller)
             raise
         return action.result
 
     async def check(
         self,
-        call: Call[Any] | CallRecord,
+        call: Call[Any] | CallRecord | CreduseError,
         *,
-        known: Iterable[Call[Any] | CallRecord] = (),
+        known: Iterable[Call[Any] | CallRecord | CreduseError] = (),
         clock_skew: float = CLOCK_SKEW,
-        lists_emptied: bool = False,
+        lists_empty_cycles: bool = False,
         timeout: float | None = None,
     ) -> Evidence:
-        """Read the balance, and return what it proves about a call whose outcome is UNKNOWN.
+        """Read the balance, and return what it proves about a call.
 
         Example::
 
             except CreduseError as error:
                 if error.outcome is Outcome.UNKNOWN:
-                    print(await client.check(error.call))
+                    print(await client.check(error))
 
-        It raises no `CreduseError`: if the balance cannot be read, the verdict is OPEN. For
-        ``subtract``, the call must have been run with ``balance_first=True``.
+        It raises no `CreduseError`: if the balance cannot be read, the verdict is OPEN. If the outcome
+        is not UNKNOWN, it reads no balance. For ``subtract``, the verdict is OPEN unless the call was
+        run with ``balance_first=True``.
 
-        - ``call``: a call, such as one that was cancelled, or an error's ``call``.
+        - ``call``: an error; or a call, such as one that was cancelled; or an error's ``call``.
         - ``known``: your other writes for this user that ran at the same time, or between
-          ``balance_first`` and now.
+          ``balance_first`` and now; without it, since 20 seconds before the call, and older ones that
+          ended as UNKNOWN.
         - ``clock_skew``: seconds by which the service's clock and this machine's can differ.
-        - ``lists_emptied``: whether the service is known to list cycles without credits.
+        - ``lists_empty_cycles``: whether the service is known to list cycles without credits.
         - ``timeout``: seconds for reading the balance, by default the client's.
         """
-        record, others = self._records(call, known, clock_skew)
+        record, others = self._records(call, known, clock_skew, lists_empty_cycles)
+        if (evidence := settled(record)) is not None:
+            return evidence
         try:
             after = await self.reading(record.end_user_id, timeout=timeout)
         except CreduseError as error:
             return unreadable(error)
         return weigh(
-            record, after, known=others, clock_skew=clock_skew, lists_emptied=lists_emptied
+            record,
+            after,
+            known=others,
+            clock_skew=clock_skew,
+            lists_empty_cycles=lists_empty_cycles,
         )
 
-    async def reading(self, end_user_id: UUID | str, *, timeout: float | None = None) -> Reading:
+    async def reading(
+        self, end_user_id: UUID | str, *, timeout: float | None = None
+    ) -> BalanceReading:
         """Return an end user's balance, and when it was read. `creduse_core.weigh` needs it.
 
         ``timeout``: seconds for the whole call, by default the client's.

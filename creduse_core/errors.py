@@ -38,7 +38,7 @@ class CreduseError(Exception):
     attempts: tuple[Attempt, ...]
     """The attempts, in order."""
     call: CallRecord | None
-    """What the call was and when it began. ``client.check(error.call)`` finds out more about it. The
+    """What the call was and when it began. ``client.check(error)`` finds out more about it. The
     clients always set it."""
 
     def __init__(

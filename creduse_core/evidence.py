@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, TypeAlias
 
-from .arguments import check_seconds
-from .models import CallRecord, CycleBalance, CycleStatus, CycleType, Outcome, Reading
+from .arguments import check_seconds, check_type
+from .models import BalanceReading, CallRecord, CycleBalance, CycleStatus, CycleType, Outcome
 from .records import dataclass
 
 CLOCK_SKEW: Final = 10.0
@@ -60,11 +60,11 @@ class Evidence:
 
 def weigh(
     call: CallRecord,
-    after: Reading,
+    after: BalanceReading,
     *,
     known: Iterable[CallRecord] = (),
     clock_skew: float = CLOCK_SKEW,
-    lists_emptied: bool = False,
+    lists_empty_cycles: bool = False,
 ) -> Evidence:
     """Return what the balance ``after`` proves about a write.
 
@@ -76,15 +76,18 @@ def weigh(
       another machine made a call, pass it with the outcome UNKNOWN. Make the records before you ask
       for ``after``, and begin no write for the user in between.
     - ``clock_skew``: seconds by which the service's clock and ours can differ.
-    - ``lists_emptied``: whether the service is known to list cycles without credits. If a balance lists
+    - ``lists_empty_cycles``: whether the service is known to list cycles without credits. If a balance lists
       one, that is known anyway.
 
     Raises:
         ValueError: The call is a balance, no client has run it, ``after`` is another user's, or a time
             has no offset.
     """
-    rule = check_can_be_weighed(call)
+    check_type("call", call, CallRecord, "call.record")
+    check_type("after", after, BalanceReading, "client.reading(end_user_id)")
+    check_type("lists_empty_cycles", lists_empty_cycles, bool)
     check_seconds("clock_skew", clock_skew)
+    check_can_be_weighed(call)
     call, after = _in_utc(call), _reading_in_utc(after)
     began, before = call.began_at, call.before
     assert began is not None  # noqa: S101 - checked above
@@ -92,8 +95,10 @@ def weigh(
         reason = _problem(call, reading, clock_skew)
         if reason:
             return _open(reason)
-    if before is not None and before.received_at > began:
-        return _open("the balance from before the call was read after the call began")
+    if after.asked_at < began or (before is not None and before.received_at > began):
+        return _open(
+            "by this machine's clock, a balance was read on the wrong side of the call's begin"
+        )
     ours = tuple(
         _in_utc(other)
         for other in known
@@ -110,7 +115,7 @@ def weigh(
     was = () if before is None else _cycles(before)
     now = _cycles(after)
     slack = timedelta(seconds=clock_skew) + _SECOND
-    return rule(
+    return _RULES[call.method](
         _Case(
             call,
             was,
@@ -120,10 +125,22 @@ def weigh(
             first=began if before is None else before.asked_at,
             last=after.received_at,
             slack=slack,
-            lists_emptied=(lists_emptied or any(map(_is_emptied, (*was, *now))))
+            lists_empty_cycles=(lists_empty_cycles or any(map(_is_emptied, (*was, *now))))
             and not _has_dropped_one(was, now, after.received_at + slack),
         )
     )
+
+
+def settled(call: CallRecord) -> Evidence | None:
+    """Return the evidence for a call whose outcome is certain, or ``None``."""
+    if call.outcome is Outcome.APPLIED:
+        return Evidence(Verdict.APPLIED, "the outcome is APPLIED: the response proves it")
+    if call.outcome is Outcome.NOT_APPLIED:
+        return Evidence(
+            Verdict.NOT_YET,
+            "the outcome is NOT_APPLIED: it was not applied, and cannot arrive later",
+        )
+    return None
 
 
 def unreadable(error: Exception) -> Evidence:
@@ -149,7 +166,7 @@ class _Case(NamedTuple):
     slack: timedelta
     """By how much a time of the service's and one of ours can differ: the skew, and a second, since a
     ``cycle_start`` can be cut to whole seconds."""
-    lists_emptied: bool
+    lists_empty_cycles: bool
 
     @property
     def amount(self) -> int:
@@ -210,9 +227,9 @@ def _in_utc(call: CallRecord) -> CallRecord:
     )
 
 
-def _reading_in_utc(reading: Reading) -> Reading:
+def _reading_in_utc(reading: BalanceReading) -> BalanceReading:
     date = reading.date
-    return Reading(
+    return BalanceReading(
         reading.balance,
         _utc(reading.asked_at),
         _utc(reading.received_at),
@@ -226,7 +243,7 @@ def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC)
 
 
-def _problem(call: CallRecord, reading: Reading, clock_skew: float) -> str:
+def _problem(call: CallRecord, reading: BalanceReading, clock_skew: float) -> str:
     """Return why a balance proves nothing, if so."""
     balance = reading.balance
     if balance is not None and balance.end_user_id != call.end_user_id:
@@ -236,13 +253,13 @@ def _problem(call: CallRecord, reading: Reading, clock_skew: float) -> str:
     gap = _clock_gap(reading).total_seconds()
     if gap > clock_skew:
         return (
-            f"the service's clock and ours differ by {gap:.0f} s or more, which is over "
-            f"clock_skew={clock_skew:g}"
+            f"the service's clock and this machine's differ by {gap:.0f} s or more, and clock_skew "
+            f"allows {clock_skew:g}"
         )
     return "" if _is_complete(reading) else "a balance does not list all of its cycles"
 
 
-def _clock_gap(reading: Reading) -> timedelta:
+def _clock_gap(reading: BalanceReading) -> timedelta:
     """Return by how much the server's clock and ours differ at least."""
     if reading.date is None:
         return timedelta()
@@ -252,14 +269,14 @@ def _clock_gap(reading: Reading) -> timedelta:
     )
 
 
-def _is_complete(reading: Reading) -> bool:
+def _is_complete(reading: BalanceReading) -> bool:
     balance = reading.balance
     return balance is None or balance.active_balance == sum(
         cycle.amount for cycle in balance.active_balance_by_cycle
     )
 
 
-def _cycles(reading: Reading) -> tuple[CycleBalance, ...]:
+def _cycles(reading: BalanceReading) -> tuple[CycleBalance, ...]:
     return () if reading.balance is None else reading.balance.active_balance_by_cycle
 
 
@@ -324,7 +341,8 @@ def _weigh_new_cycle(case: _Case, wanted: CycleType) -> Evidence:
     ):
         return _open("a cycle that is older than the balance before the call is not listed there")
     if sure == len(ours) + 1:
-        assumption = _NOBODY_ELSE[wanted].format(case.amount, length and f" for about {days} days")
+        same = f"{case.amount} credits" + (length and f" that are valid for about {days} days")
+        assumption = _NOBODY_ELSE[wanted].format(same)
         return Evidence(Verdict.APPLIED, f"a {what}{length} began after {since}", assumption)
     if possible != listed:
         return _open(
@@ -340,18 +358,18 @@ def _weigh_absence(case: _Case, reason: str) -> Evidence:
     days = case.days
     if case.may_end_a_day(case.began, days * _DAY - (_MOST_SHIFT if days else timedelta())):
         return _open("the call's cycle may have ended since")
-    if not case.lists_emptied and not _has_older_credits(case):
+    if not case.lists_empty_cycles and not _has_older_credits(case):
         return _open(f"the call's cycle may be used up, and no longer listed; {_HINT}")
     return Evidence(Verdict.NOT_YET, reason)
 
 
 _NOBODY_ELSE: Final[Mapping[CycleType, str]] = {
-    CycleType.ONE_TIME: "nobody else added {} credits{} to this user since then",
+    CycleType.ONE_TIME: "nobody else has added {} to this user since then",
     CycleType.RECURRING: (
-        "nobody else started a cycle of {} credits{} for this user since then, and none was renewed"
+        "nobody else has started a cycle of {} for this user since then, and none was renewed"
     ),
 }
-_HINT: Final = "pass lists_emptied=True if the service is known to list cycles without credits"
+_HINT: Final = "pass lists_empty_cycles=True if the service is known to list cycles without credits"
 
 
 def _does_the_same(other: CallRecord, call: CallRecord) -> bool:
@@ -443,7 +461,7 @@ def _weigh_subtract(case: _Case) -> Evidence:
     return _weigh_taken(case, case.call.before, *taken)
 
 
-def _weigh_taken(case: _Case, before: Reading, least: int, most: int | None) -> Evidence:
+def _weigh_taken(case: _Case, before: BalanceReading, least: int, most: int | None) -> Evidence:
     """Compare what was taken, at least and at most, with the amount and our other calls'."""
     ours = [other for other in case.known if other.method == "subtract"]
     least -= sum(other.amount or 0 for other in ours)
@@ -475,7 +493,7 @@ def _taken(case: _Case) -> tuple[int, int | None] | None:
     before, after = _by_identity(case.was), _by_identity(case.now)
     shown = 0
     # Others can have opened cycles that are not listed any more.
-    is_all = case.lists_emptied and not case.may_end_a_day(case.first)
+    is_all = case.lists_empty_cycles and not case.may_end_a_day(case.first)
     for identity in before.keys() | after.keys():
         old, new = before.get(identity, []), after.get(identity, [])
         start, until, _, starting_amount = identity
@@ -522,36 +540,42 @@ def _weigh_stop_cycle(case: _Case) -> Evidence:
         for cycle in active
     ):
         return Evidence(Verdict.NOT_YET, "the cycle that was active when the call began still is")
-    if active == recurring and case.lists_emptied and not case.may_end_a_day(case.began):
+    canceled = [cycle for cycle in recurring if cycle not in active]
+    if not canceled and case.lists_empty_cycles and not case.may_end_a_day(case.began):
         return Evidence(Verdict.NOT_YET, "no cycle is canceled")
     if any(other.method == "stop_cycle" for other in case.known):
         return _open("another call of ours may have stopped the cycle")
-    canceled = Counter(_identity(cycle) for cycle in recurring if cycle not in active)
     if case.call.before is None:
         return _weigh_canceled(case, canceled, is_active=bool(active))
-    canceled.subtract(
+    return _weigh_canceled_since(case, canceled, was_active)
+
+
+def _weigh_canceled_since(
+    case: _Case, canceled: list[CycleBalance], was_active: set[_Identity]
+) -> Evidence:
+    """Decide whether a cycle that was active in the balance before is canceled now."""
+    newly_canceled = Counter(map(_identity, canceled))
+    newly_canceled.subtract(
         _identity(cycle) for cycle in case.was if cycle.status == CycleStatus.CANCELED
     )
-    return _weigh_canceled_since(identity in was_active for identity in +canceled)
-
-
-def _weigh_canceled_since(were_active: Iterable[bool]) -> Evidence:
-    """Decide whether a cycle that is canceled now was active in the balance before."""
-    if any(were_active):
+    if any(count > 0 and identity in was_active for identity, count in newly_canceled.items()):
         reason = "the cycle that was active when the call began is canceled"
         return Evidence(Verdict.APPLIED, reason, "nobody else stopped it")
     return _open("the cycle that was active is not listed any more")
 
 
-def _weigh_canceled(case: _Case, canceled: Counter[_Identity], *, is_active: bool) -> Evidence:
+def _weigh_canceled(case: _Case, canceled: list[CycleBalance], *, is_active: bool) -> Evidence:
     """Decide whether a canceled cycle can be the one that was active, without a balance before."""
     if is_active:
-        return _open("the active cycle was renewed or started since the call began")
-    if not case.lists_emptied:
+        return _open(
+            "the active cycle began about when the call did, or later: it may be a renewal or a new "
+            "one; with balance_first=True, more can be said"
+        )
+    if not case.lists_empty_cycles:
         return _open(f"the active cycle may be used up, and not listed; {_HINT}")
     if not canceled:
         return _open("the cycle is not listed any more")
-    start = max(start for start, *_ in canceled)
+    start = max(cycle.cycle_start for cycle in canceled)
     cycle = f"the cycle that began at {start:%Y-%m-%d %H:%M:%S %Z}"
     assumption = f"{cycle} was active when the call began, and nobody else stopped it"
     return Evidence(Verdict.APPLIED, f"{cycle} is canceled", assumption)
@@ -566,17 +590,11 @@ _RULES: Final[Mapping[str, Callable[[_Case], Evidence]]] = {
 """How each write is weighed."""
 
 
-def check_can_be_weighed(call: CallRecord) -> Callable[[_Case], Evidence]:
-    """Return how a call is weighed.
-
-    Raises:
-        ValueError: It is a balance, or no client has run it.
-    """
-    rule = _RULES.get(call.method)
-    if rule is None:
+def check_can_be_weighed(call: CallRecord) -> None:
+    """Raise ``ValueError`` if the call is a balance, or no client has run it."""
+    if call.method not in _RULES:
         raise ValueError(f"{call.method} moves no credits: there is nothing to find out")
     if call.began_at is None:
         raise ValueError(
             "the record has no began_at: only a client's run() knows when a call began"
         )
-    return rule

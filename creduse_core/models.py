@@ -132,7 +132,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class BalanceReading:
     """A balance, and when it was read. Times are aware, by the clock of the machine that read it."""
 
     balance: ActiveBalance | None
@@ -161,5 +161,5 @@ class CallRecord:
     began_at: datetime | None
     """When a client began the call, before its first request. It is aware, by that machine's clock.
     ``None`` if no client has run the call."""
-    before: Reading | None = None
+    before: BalanceReading | None = None
     """A balance that was read before the call began."""

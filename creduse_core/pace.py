@@ -5,37 +5,67 @@ is an argument, and the caller waits. What a refusal means for the call itself d
 """
 
 from bisect import bisect
+from contextlib import suppress
 from heapq import heappop, heappush
 from itertools import accumulate
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
 
 PAUSE: Final = 1.0
 """Seconds for which nothing is sent after a refusal without ``Retry-After``."""
 MAX_PAUSE: Final = 60.0
 """Seconds. After a longer ``Retry-After``, the next request leaves after this time."""
 
-_STAGES: Final = (
-    (1.0, 0.7),
-    (5.0, 0.9),
-    (5.0, 0.95),
-    (5.0, 1.0),
-    # The refused rate may be no limit any more: it doubles every 5 seconds.
-    *((1.0, 1.15**second) for second in range(1, 31)),
-)
-"""What follows a pause: for so many seconds, this part of the rate at which the service refused. Most
-time is spent a little below it. After the last stage, there is no limit."""
-
-_TIMES: Final = tuple(accumulate((seconds for seconds, _ in _STAGES), initial=0.0))
-"""When each stage begins, and the last one ends, in seconds after the pause."""
-_REQUESTS: Final = tuple(accumulate((seconds * part for seconds, part in _STAGES), initial=0.0))
-"""How many requests have left by then, for a refused rate of one a second."""
-
-_FIRST_RATE: Final = 1.0
-"""Requests a second, at least, where the service refuses before it has accepted as many."""
+_FIRST_RATE: Final = 10.0
+"""Requests a second. A service that refuses sooner has seldom shown its limit: the client was idle, or
+others have used it up."""
 _LEAST_RATE: Final = 0.1
 """Requests a second. A lower rate would find out too late that it can grow."""
 _SHORTEST_WAIT: Final = 1e-3
 """Seconds. Shorter waits are not worth it."""
+
+
+class _Stages:
+    """What follows a pause: for so many seconds, this part of the rate at which the service refused.
+
+    After the last stage, there is no limit.
+    """
+
+    def __init__(self, *stages: tuple[float, float]) -> None:
+        # The rate doubles every 5 seconds: what the service refused may be no limit any more.
+        growth = ((1.0, 1.15**second) for second in range(1, 31))
+        whole = (*stages, *growth)
+        self._parts = [part for _, part in whole]
+        self._times = list(accumulate((seconds for seconds, _ in whole), initial=0.0))
+        requests = (seconds * part for seconds, part in whole)
+        self._requests = list(accumulate(requests, initial=0.0))
+        self.end = self._times[-1]
+
+    def part(self, since: float) -> float:
+        """Return the part of the rate, so many seconds after the pause."""
+        return self._parts[self._stage(self._times, since)]
+
+    def requests(self, since: float) -> float:
+        """Return how many requests have left by then, for a refused rate of one a second."""
+        stage = self._stage(self._times, since)
+        return self._requests[stage] + (since - self._times[stage]) * self._parts[stage]
+
+    def time(self, requests: float) -> float:
+        """Return when so many requests have left, in seconds after the pause."""
+        stage = self._stage(self._requests, requests)
+        seconds = (requests - self._requests[stage]) / self._parts[stage]
+        return min(self._times[stage] + seconds, self.end)
+
+    def _stage(self, begins: list[float], value: float) -> int:
+        return min(bisect(begins, value), len(self._parts)) - 1
+
+
+_AFTER_THE_FIRST: Final = _Stages((1.0, 0.7))
+"""The first refusal tells little of the limit, so the rate grows until there is a second one."""
+_AFTER_ANOTHER: Final = _Stages((1.0, 0.7), (5.0, 0.9), (5.0, 0.95), (5.0, 1.0))
+"""Most time is spent a little below the refused rate."""
 
 
 class Pace:
@@ -44,18 +74,22 @@ class Pace:
     Pass it to a client as ``pace=Pace()``, or to several clients that share a limit. Threads can share
     it. It has no limit until the service refuses a request: with 429, or with 503 and ``Retry-After``.
     Then nothing is sent for the time that ``Retry-After`` asks for, and afterwards requests leave one
-    by one, in the order in which they came: at 0.7 of the rate at which the service refused, a second
-    later at 0.9, and then slowly faster, until it refuses again.
+    by one, in the order in which they came. They begin at 0.7 of the rate at which the service refused.
+    After the first refusal, the rate grows until the second one. From then on it stays a little below
+    the refused rate for some time, and then grows again.
 
-    A driver of its own calls ``hold`` before each request, with the call or any other object that
-    stands for it, and then either ``ended`` or ``leave``. ``now`` is in seconds, on one clock for all.
+    A call waits within its own timeout. If it would wait longer, it raises `CreduseTimeoutError` at
+    once, with the outcome NOT_APPLIED.
+
+    If you drive calls yourself, call ``hold`` before each request, with an object that stands for the
+    call, and ``ended`` after it; or ``leave``, if there is no request or its end is not known. ``now`` is in seconds, on one
+    clock for all.
     """
 
     __slots__ = (
         "_accepted",
         "_cut_at",
         "_freed",
-        "_is_estimate",
         "_is_limited",
         "_lock",
         "_next",
@@ -63,6 +97,7 @@ class Pace:
         "_refused_rate",
         "_resumes_at",
         "_sent_at",
+        "_stages",
         "_turn_in_pause",
     )
 
@@ -80,11 +115,11 @@ class Pace:
         # Requests have places in a line: ascending numbers. The number whose turn it is stands still in
         # a pause, and then grows as the stages say.
         self._turn_in_pause = self._next = 0.0
-        self._places: dict[object, float] = {}
+        self._places: dict[Hashable, float] = {}
         self._freed: list[float] = []
-        self._sent_at: dict[object, float] = {}
+        self._sent_at: dict[Hashable, float] = {}
         self._accepted = _Counter()
-        self._is_estimate = False
+        self._stages = _AFTER_THE_FIRST
 
     def __repr__(self) -> str:
         limit = "no limit"
@@ -92,14 +127,16 @@ class Pace:
             limit = f"refused at {self._refused_rate:.1f} requests a second"
         return f"<Pace {limit}, {len(self._places)} waiting>"
 
-    def hold(self, caller: object, now: float) -> float:
+    def hold(self, caller: "Hashable", now: float) -> float:
         """Return the seconds to wait before the caller's next request. With 0, send it now.
 
         After the wait, call it again: the service may have refused others meanwhile. The caller keeps
         its place.
         """
         with self._lock:
-            if now - self._resumes_at >= _TIMES[-1]:
+            if self._resumes_at - now > MAX_PAUSE:  # the clock was set back
+                self._resumes_at = self._cut_at = float("-inf")
+            if now - self._resumes_at >= self._stages.end:
                 self._is_limited = False
             if self._is_limited:
                 place = self._places.get(caller)
@@ -113,21 +150,21 @@ class Pace:
             return 0.0
 
     def ended(
-        self, caller: object, status: int | None, retry_after: float | None, now: float
+        self, caller: "Hashable", status: int | None, retry_after: float | None, now: float
     ) -> None:
         """Report the status code of the response and its ``Retry-After``; or ``None`` without one."""
         with self._lock:
             sent_at = self._sent_at.pop(caller, now)
             if status == 429 or (status == 503 and retry_after is not None):
-                self._refuse(sent_at, retry_after, now)
+                self._refuse(sent_at, retry_after, now, is_limit=status == 429)
             elif status is not None:
                 self._accepted.add(now)
-                if self._is_estimate and sent_at < self._cut_at:
+                if self._stages is _AFTER_THE_FIRST and sent_at < self._cut_at:
                     # A refusal can overtake the responses to requests that left before.
                     self._refused_rate = max(self._refused_rate, self._accepted.last_second(now))
 
-    def leave(self, caller: object) -> None:
-        """Give up the caller's place. It sends nothing, or nobody knows what came of its request."""
+    def leave(self, caller: "Hashable") -> None:
+        """Give up the caller's place. It sends nothing more, or the end of its request is not known."""
         with self._lock:
             self._sent_at.pop(caller, None)
             place = self._places.pop(caller, None)
@@ -141,10 +178,10 @@ class Pace:
     def _new_place(self, now: float) -> float:
         """Return the first place that is free."""
         turn = self._turn(now)
-        while self._freed:
-            place = heappop(self._freed)
-            if place >= turn:
-                return place
+        with suppress(IndexError):  # none is free, or a signal handler's call has just taken it
+            while (place := heappop(self._freed)) < turn:
+                pass
+            return place
         # Time without requests saves up nothing.
         place = max(self._next, turn)
         self._next = place + 1
@@ -155,40 +192,37 @@ class Pace:
         if not self._refused_rate:
             return self._turn_in_pause
         since = max(0.0, now - self._resumes_at)
-        stage = _stage(_TIMES, since)
-        requests = _REQUESTS[stage] + (since - _TIMES[stage]) * _STAGES[stage][1]
-        return self._turn_in_pause + requests * self._refused_rate
+        return self._turn_in_pause + self._stages.requests(since) * self._refused_rate
 
     def _time_of(self, place: float) -> float:
         """Return when it is a place's turn."""
         requests = max(0.0, place - self._turn_in_pause) / self._refused_rate
-        stage = _stage(_REQUESTS, requests)
-        seconds = _TIMES[stage] + (requests - _REQUESTS[stage]) / _STAGES[stage][1]
-        return self._resumes_at + min(seconds, _TIMES[-1])
+        return self._resumes_at + self._stages.time(requests)
 
-    def _refuse(self, sent_at: float, retry_after: float | None, now: float) -> None:
-        """Pause, and cut the rate, unless the request left before the last cut."""
+    def _refuse(
+        self, sent_at: float, retry_after: float | None, now: float, *, is_limit: bool
+    ) -> None:
+        """Pause, and cut the rate, unless the request left before the last cut.
+
+        ``is_limit``: whether the service refuses for the rate's sake. After any other refusal, the rate
+        that is known stays as it is.
+        """
         turn = self._turn(now)
-        if sent_at >= self._cut_at:
-            accepted = self._accepted.last_second(now)
+        if sent_at >= self._cut_at and (is_limit or not self._is_limited):
+            rate = max(self._accepted.last_second(now), _FIRST_RATE)
             since = now - self._resumes_at
-            self._is_estimate = not self._is_limited
-            if not self._is_limited:
-                rate = max(accepted, _FIRST_RATE)
-            else:
-                rate = self._refused_rate * _STAGES[_stage(_TIMES, since)][1]
-                if since >= 1.0:  # else the pause is in that second
-                    rate = min(rate, accepted)
+            stages = _AFTER_THE_FIRST
+            if self._is_limited:
+                allowed = self._refused_rate * self._stages.part(since)
+                # What was not used was not refused. In the first second, the pause counts, too.
+                rate = min(allowed, rate) if since >= 1.0 else allowed
+                stages = _AFTER_ANOTHER
+            self._stages = stages
             self._refused_rate = max(rate, _LEAST_RATE)
             self._cut_at = now
         self._turn_in_pause = turn
         self._resumes_at = max(self._resumes_at, now + min(retry_after or PAUSE, MAX_PAUSE))
         self._is_limited = True
-
-
-def _stage(limits: tuple[float, ...], value: float) -> int:
-    """Return the number of the stage between whose limits a value is. The last stage has no end."""
-    return min(bisect(limits, value), len(_STAGES)) - 1
 
 
 class _Counter:
@@ -207,7 +241,7 @@ class _Counter:
     def last_second(self, now: float) -> float:
         """Return the count of this second, and the part of the one before that is no longer ago."""
         self._roll(now)
-        return self._count + self._before * (1.0 - min(now - self._second, 1.0))
+        return self._count + self._before * (1.0 - min(max(now - self._second, 0.0), 1.0))
 
     def _roll(self, now: float) -> None:
         passed = now - self._second

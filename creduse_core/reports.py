@@ -107,9 +107,9 @@ def error_of(problem: Problem, context: Context) -> CreduseError:
     return error
 
 
-def held_too_long(hold: float, context: Context) -> CreduseTimeoutError:
+def held_too_long(timeout: float, context: Context) -> CreduseTimeoutError:
     """Return the exception for a call whose first request is held for longer than its time."""
-    text = f"the pace holds it for {hold:.3g} s, longer than its timeout"
+    text = f"not sent: the pace would hold the request beyond the call's timeout of {timeout:g} s"
     return CreduseTimeoutError(_message(text, context), **_shared(context))
 
 

@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -96,21 +97,20 @@ def test_add(play: Play) -> None:
     player = play(LOST, balance(40, of=40, started=datetime.now(UTC) + SECOND), balance(100))
     with pytest.raises(TransportError) as caught:
         player.do("add", USER, 40, None)
-    assert player.do("check", caught.value.call).verdict is Verdict.APPLIED
-    assert player.do("check", caught.value.call, clock_skew=0).verdict is Verdict.NOT_YET
+    assert player.do("check", caught.value).verdict is Verdict.APPLIED
+    assert player.do("check", caught.value, clock_skew=0).verdict is Verdict.NOT_YET
 
 
 def test_clock_skew(play: Play) -> None:
     """The response's ``Date`` is compared with this machine's clock."""
-    player = play(LOST, *[balance(100, date="Tue, 12 Aug 2025 14:35:55 GMT")] * 2)
+    later = format_datetime(datetime.now(UTC) + timedelta(minutes=2), usegmt=True)
+    player = play(LOST, *[balance(100, date=later)] * 2)
     call = PROTOCOL.add(USER, 40)
     run_unknown(player, call)
     evidence = player.do("check", call)
-    assert (evidence.verdict, evidence.reason[:40]) == (
-        Verdict.OPEN,
-        "the service's clock and ours differ by 4",
-    )
-    assert "clocks" not in player.do("check", call, clock_skew=1_000_000).reason
+    assert evidence.verdict is Verdict.OPEN
+    assert evidence.reason.startswith("the service's clock and this machine's differ by 1")
+    assert "differ" not in player.do("check", call, clock_skew=300).reason
 
 
 def test_unreadable_balance(play: Play) -> None:
@@ -144,12 +144,16 @@ def test_balance_first_fails(play: Play) -> None:
 
 
 def test_balance_first_of_a_wrong_call(play: Play) -> None:
-    """A call for another service reads no balance."""
+    """A call for another service, or one that has already run, reads no balance."""
     player = play()
     with pytest.raises(ValueError, match="but the client for"):
         player.do(
             "run", CreduseProtocol("key", "https://else.example").add(USER, 1), balance_first=True
         )
+    ended = PROTOCOL.add(USER, 1)
+    ended.abandon(0.0)
+    with pytest.raises(LocalProtocolError, match="a call runs only once"):
+        player.do("run", ended, balance_first=True)
     assert player.script.sent == []
 
 
@@ -165,26 +169,49 @@ def test_timeouts(play: Play) -> None:
 
 def test_wrong_arguments(play: Play) -> None:
     """What cannot be checked is an error, and no balance is read."""
-    player = play(LOST, REFUSED)
-    lost, refused = PROTOCOL.add(USER, 40), PROTOCOL.add(USER, 40)
+    player = play(LOST)
+    lost = PROTOCOL.add(USER, 40)
     run_unknown(player, lost)
-    with pytest.raises(UserDoesNotExistError) as caught:
-        player.do("run", refused)
-    for call in (refused, caught.value.call):
-        with pytest.raises(ValueError, match="the call's outcome is NOT_APPLIED: there is nothing"):
-            player.do("check", call)
     wrong: list[tuple[Any, type[Exception], str]] = [
-        (PROTOCOL.add(USER, 1), ValueError, "the record has no began_at"),
-        (PROTOCOL.get_balance(USER), ValueError, "get_balance moves no credits"),
-        (None, TypeError, "call must be a Call, or an error's call, not NoneType"),
+        (replace(lost.record, began_at=None), ValueError, "the record has no began_at"),
+        (CreduseError(), TypeError, "that a client has raised, not CreduseError"),
+        (CreduseProtocol("key", "https://else.example").add(USER, 1), ValueError, "the client for"),
+        (
+            None,
+            TypeError,
+            "call must be a Call, or a CreduseError that a client has raised, not NoneType",
+        ),
     ]
     for it, kind, message in wrong:
         with pytest.raises(kind, match=message):
             player.do("check", it)
     with pytest.raises(ValueError, match="clock_skew must be at least 0"):
         player.do("check", lost, clock_skew=-1)
-    with pytest.raises(TypeError, match="known must be a Call, or an error's call, not str"):
+    with pytest.raises(TypeError, match="known must be a Call, or a CreduseError"):
         player.do("check", lost, known=["add"])
+    for known in (lost, lost.record, CreduseError(), None):
+        with pytest.raises(TypeError, match="known must be a list of Calls"):
+            player.do("check", lost, known=known)
+    with pytest.raises(TypeError, match="lists_empty_cycles must be bool"):
+        player.do("check", lost, lists_empty_cycles="no")
+    with pytest.raises(TypeError, match="balance_first must be bool"):
+        player.do("run", PROTOCOL.add(USER, 1), balance_first="no")
+    assert len(player.script.sent) == 1
+
+
+def test_certain_outcomes(play: Play) -> None:
+    """If the outcome is certain, the evidence says so, and no balance is read."""
+    applied = Response(200, (), b'{"end_user_id": "%b", "amount": 40}' % USER_ID.encode())
+    player = play(REFUSED, applied)
+    done, refused = PROTOCOL.subtract(USER, 40), PROTOCOL.subtract(USER, 40)
+    with pytest.raises(UserDoesNotExistError) as caught:
+        player.do("run", refused)
+    player.do("run", done)
+    for call in (refused, caught.value, PROTOCOL.add(USER, 1), PROTOCOL.get_balance(USER)):
+        evidence = player.do("check", call)
+        assert (evidence.verdict, evidence.assumption) == (Verdict.NOT_YET, None)
+        assert "cannot arrive later" in evidence.reason
+    assert player.do("check", done).verdict is Verdict.APPLIED
     assert len(player.script.sent) == 2
 
 

@@ -12,13 +12,13 @@ import pytest
 
 from creduse_core import (
     ActiveBalance,
+    BalanceReading,
     CallRecord,
     CycleBalance,
     CycleStatus,
     CycleType,
     Evidence,
     Outcome,
-    Reading,
     Verdict,
     weigh,
 )
@@ -64,13 +64,15 @@ def recurring(
     return CycleBalance(start, end(days, start), left, of, status, kind)
 
 
-def reading(*cycles: CycleBalance, at: datetime = ASKED, date: datetime | None = None) -> Reading:
+def reading(
+    *cycles: CycleBalance, at: datetime = ASKED, date: datetime | None = None
+) -> BalanceReading:
     """Return a balance with these cycles."""
     balance = ActiveBalance(USER, sum(cycle.amount for cycle in cycles), cycles)
-    return Reading(balance, at, at + SECOND, date)
+    return BalanceReading(balance, at, at + SECOND, date)
 
 
-def before(*cycles: CycleBalance) -> Reading:
+def before(*cycles: CycleBalance) -> BalanceReading:
     """Return a balance from before the call."""
     return reading(*cycles, at=BEGAN - 2 * SECOND)
 
@@ -143,8 +145,8 @@ def test_words() -> None:
     """A verdict says why, and what it assumes."""
     assert str(weigh(ADD, reading(one_time()))) == (
         "APPLIED: a one-time cycle of 50 credits for 31 days began after 2025-08-12 14:35:44 UTC by "
-        "the service's clock, if nobody else added 50 credits for about 31 days to this user since "
-        "then"
+        "the service's clock, if nobody else has added 50 credits that are valid for about 31 days to "
+        "this user since then"
     )
     assert str(weigh(ADD, reading(OLD))) == (
         "NOT_YET: no one-time cycle of 50 credits for 31 days began after 2025-08-12 14:35:44 UTC by "
@@ -152,8 +154,8 @@ def test_words() -> None:
     )
     assert str(weigh(replace(START, validity_days=None), reading(recurring()))) == (
         "APPLIED: a recurring cycle of 50 credits began after 2025-08-12 14:35:44 UTC by the service's "
-        "clock, if nobody else started a cycle of 50 credits for this user since then, and none was "
-        "renewed"
+        "clock, if nobody else has started a cycle of 50 credits for this user since then, and none "
+        "was renewed"
     )
 
 
@@ -260,7 +262,7 @@ def test_end_of_a_day(
 ) -> None:
     """A cycle that may have ended since may be missing for that reason."""
     call = replace(ADD, validity_days=days, began_at=began)
-    assert weigh(call, reading(*cycles, at=asked), lists_emptied=True).verdict is verdict
+    assert weigh(call, reading(*cycles, at=asked), lists_empty_cycles=True).verdict is verdict
 
 
 @pytest.mark.parametrize("minutes", [-120, -60, -30, 30, 60, 120])
@@ -301,8 +303,10 @@ def test_older_than_the_first_balance() -> None:
 def test_emptied_cycles_that_are_not_listed_after_all() -> None:
     """A service that drops a cycle before its end does not list all emptied ones."""
     call = replace(ADD, before=before(EMPTIED))
-    assert weigh(call, reading(), lists_emptied=True).verdict is OPEN
-    assert weigh(replace(ADD, before=before()), reading(), lists_emptied=True).verdict is NOT_YET
+    assert weigh(call, reading(), lists_empty_cycles=True).verdict is OPEN
+    assert (
+        weigh(replace(ADD, before=before()), reading(), lists_empty_cycles=True).verdict is NOT_YET
+    )
 
 
 def test_renewal() -> None:
@@ -466,7 +470,7 @@ class TestEveryMethod:
 
     def test_unknown_user(self, call: CallRecord) -> None:
         """A user that the service does not know has got nothing, and has lost nothing."""
-        nobody = Reading(None, ASKED, ASKED)
+        nobody = BalanceReading(None, ASKED, ASKED)
         evidence = weigh(
             replace(call, before=replace(nobody, asked_at=BEGAN, received_at=BEGAN)), nobody
         )
@@ -488,23 +492,28 @@ class TestEveryMethod:
         after = reading(A, EMPTIED, date=date)
         evidence = weigh(call, after)
         assert str(evidence) == (
-            "OPEN: the service's clock and ours differ by 11 s or more, which is over clock_skew=10"
+            "OPEN: the service's clock and this machine's differ by 11 s or more, and clock_skew allows 10"
         )
-        assert "clocks" not in weigh(call, after, clock_skew=12).reason
-        assert weigh(replace(call, before=after), reading(A)) == evidence
+        assert "differ" not in weigh(call, after, clock_skew=12).reason
+        assert (
+            weigh(
+                replace(call, before=replace(before(A), date=BEGAN - 40 * SECOND)), reading(A)
+            ).verdict
+            is OPEN
+        )
 
     def test_incomplete_balance(self, call: CallRecord) -> None:
         """Nothing is proved by a balance whose cycles do not add up."""
         balance = ActiveBalance(USER, 7, ())
-        evidence = weigh(call, Reading(balance, ASKED, ASKED))
+        evidence = weigh(call, BalanceReading(balance, ASKED, ASKED))
         assert str(evidence) == "OPEN: a balance does not list all of its cycles"
 
     def test_wrong_order(self, call: CallRecord) -> None:
         """A balance that was read after the call began is not one from before."""
         late = replace(call, before=reading(A, at=BEGAN))
-        assert weigh(late, reading(A)).reason == (
-            "the balance from before the call was read after the call began"
-        )
+        reason = "by this machine's clock, a balance was read on the wrong side of the call's begin"
+        assert weigh(late, reading(A)).reason == reason
+        assert weigh(call, before(A)).reason == reason
 
     def test_wrong_arguments(self, call: CallRecord) -> None:
         """Another user's balance, or a call that nobody has run, is an error."""
@@ -516,3 +525,10 @@ class TestEveryMethod:
             weigh(replace(call, method="get_balance"), reading())
         with pytest.raises(ValueError, match="clock_skew must be at least 0"):
             weigh(call, reading(), clock_skew=float("nan"))
+        wrong: list[tuple[object, object, str]] = [
+            ("add", reading(), "call must be CallRecord, such as call.record, not str"),
+            (call, reading().balance, "after must be BalanceReading, such as client.reading"),
+        ]
+        for it, after, message in wrong:
+            with pytest.raises(TypeError, match=message):
+                weigh(it, after)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistakes

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from creduse_core import (
     ActiveBalance,
+    BalanceReading,
     CallRecord,
     CycleBalance,
     CycleStatus,
     CycleType,
     Outcome,
-    Reading,
 )
 from creduse_sandbox.ledger import Cycle, Ledger, Refused
 from tests.common import USER
@@ -117,7 +117,7 @@ class History:
     """What the client saw, and what was true."""
 
     call: CallRecord
-    after: Reading
+    after: BalanceReading
     known: list[CallRecord]
     applied: bool
     """Whether the ledger had applied our call when it read the balance."""
@@ -256,12 +256,12 @@ def make(random: Random, method: str, world: World) -> History:
 
     skew, before = times.skew, None
     if method == "subtract" or random.random() < 0.5:
-        before = Reading(was, times.asked_before - skew, times.received_before - skew)
+        before = BalanceReading(was, times.asked_before - skew, times.received_before - skew)
         was_active = True  # it says whether a cycle was
     applied = [it for it in operations if it.accepted and it.at <= times.read]
     return History(
         _record(ours, Outcome.UNKNOWN, times.began - skew, before),
-        Reading(now, times.asked - skew, times.received - skew),
+        BalanceReading(now, times.asked - skew, times.received - skew),
         records,
         applied=ours in applied,
         assumption_held=_held(ours, applied, times, before, zone)
@@ -271,7 +271,7 @@ def make(random: Random, method: str, world: World) -> History:
 
 
 def _record(
-    operation: Operation, outcome: Outcome, began: datetime, before: Reading | None = None
+    operation: Operation, outcome: Outcome, began: datetime, before: BalanceReading | None = None
 ) -> CallRecord:
     return CallRecord(
         operation.method,
@@ -288,7 +288,7 @@ def _held(
     ours: Operation,
     applied: list[Operation],
     times: Times,
-    before: Reading | None,
+    before: BalanceReading | None,
     zone: Zone,
 ) -> bool:
     """Return whether others did nothing that an APPLIED of this method assumes that they did not."""

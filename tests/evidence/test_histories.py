@@ -22,7 +22,7 @@ def judge(history: History, world: World) -> str:
         history.after,
         known=history.known,
         clock_skew=SKEW,
-        lists_emptied=world.says_so,
+        lists_empty_cycles=world.says_so,
     )
     if evidence.verdict is Verdict.OPEN:
         return "open"
