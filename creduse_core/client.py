@@ -156,20 +156,23 @@ class _ClientBase:
                 f"the call is for {call.request.url}, but the client for {self._protocol.base_url}"
             )
 
-    def _start(
-        self, call: Call[Any], now: float, before: BalanceReading | None, caller: object
-    ) -> Send | Wait:
-        if self._pace is None:
+    def _start(self, call: Call[Any], now: float, before: BalanceReading | None) -> Send | Wait:
+        pace = self._pace
+        if pace is None:
             return call.start(now, began_at=time(), before=before)
-        hold = self._pace.hold(caller, self._pace_time(now))
-        return call.start(now, hold, began_at=time(), before=before)
+        try:
+            hold = pace.hold(call, self._pace_time(now))
+            return call.start(now, hold, began_at=time(), before=before)
+        except BaseException:
+            pace.leave(call)
+            raise
 
-    def _wake(self, call: Call[Any], now: float, woken_at: float, caller: object) -> Send | Wait:
+    def _wake(self, call: Call[Any], now: float, woken_at: float) -> Send | Wait:
         """Go on with a call after a wait, which should end at ``woken_at``."""
         if self._pace is None:
             return call.wake(now)
         # The clock of a test's transport can stand still.
-        return call.wake(now, self._pace.hold(caller, self._pace_time(max(now, woken_at))))
+        return call.wake(now, self._pace.hold(call, self._pace_time(max(now, woken_at))))
 
     def _pace_time(self, now: float) -> float:
         """Return a transport's time on the clock that all clients of a pace share.
@@ -183,9 +186,7 @@ class _ClientBase:
                 self._pace_offset = offset
         return now + offset
 
-    def _receive(
-        self, call: Call[T], received: Response | Failure, now: float, caller: object
-    ) -> Done[T] | Wait:
+    def _receive(self, call: Call[T], received: Response | Failure, now: float) -> Done[T] | Wait:
         """Report to the call what a transport has returned, then to the log and the listener."""
         try:
             if isinstance(received, Failure):
@@ -205,13 +206,13 @@ class _ClientBase:
         finally:
             if call.state is not State.IN_FLIGHT:
                 if self._pace is not None:
-                    self._pace.ended(caller, *_limit_of(received), self._pace_time(now))
+                    self._pace.ended(call, *_limit_of(received), self._pace_time(now))
                 self._report(call)
 
-    def _abandon(self, call: Call[Any], now: Callable[[], float], caller: object) -> None:
+    def _abandon(self, call: Call[Any], now: Callable[[], float]) -> None:
         """End a call whose caller was cancelled, unless the call has ended."""
         if self._pace is not None:
-            self._pace.leave(caller)
+            self._pace.leave(call)
         if call.state.live:
             sent = call.state is State.IN_FLIGHT
             try:
@@ -427,30 +428,29 @@ class CoreClient(_ClientBase):
         """
         transport = self._transport
         self._check_call(call)
-        check_type("balance_first", balance_first, bool)
         before = None
         if balance_first:
+            check_type("balance_first", balance_first, bool)
             before = self.reading(call.record.end_user_id, timeout=call.timeout)
-        caller = object()  # stands for this run in the pace
+        action: Send | Wait | Done[T] = self._start(call, transport.now(), before)
         try:
-            action: Send | Wait | Done[T] = self._start(call, transport.now(), before, caller)
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
                     woken_at = transport.now() + action.seconds
                     transport.sleep(action.seconds)
-                    action = self._wake(call, transport.now(), woken_at, caller)
+                    action = self._wake(call, transport.now(), woken_at)
                 else:
                     try:
                         received = _checked(transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in a transport
                         received = _escaped(error, transport)
-                    action = self._receive(call, received, transport.now(), caller)
+                    action = self._receive(call, received, transport.now())
         except ForeignError as foreign:
-            self._abandon(call, transport.now, caller)
+            self._abandon(call, transport.now)
             forget_frames(foreign.error)
             raise foreign.error from foreign.error.__cause__
         except BaseException:
-            self._abandon(call, transport.now, caller)
+            self._abandon(call, transport.now)
             raise
         return action.result
 
@@ -669,30 +669,29 @@ class AsyncCoreClient(_ClientBase):
         """
         transport = self._transport
         self._check_call(call)
-        check_type("balance_first", balance_first, bool)
         before = None
         if balance_first:
+            check_type("balance_first", balance_first, bool)
             before = await self.reading(call.record.end_user_id, timeout=call.timeout)
-        caller = object()  # stands for this run in the pace
+        action: Send | Wait | Done[T] = self._start(call, transport.now(), before)
         try:
-            action: Send | Wait | Done[T] = self._start(call, transport.now(), before, caller)
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
                     woken_at = transport.now() + action.seconds
                     await transport.sleep(action.seconds)
-                    action = self._wake(call, transport.now(), woken_at, caller)
+                    action = self._wake(call, transport.now(), woken_at)
                 else:
                     try:
                         received = _checked(await transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in a transport
                         received = _escaped(error, transport)
-                    action = self._receive(call, received, transport.now(), caller)
+                    action = self._receive(call, received, transport.now())
         except ForeignError as foreign:
-            self._abandon(call, transport.now, caller)
+            self._abandon(call, transport.now)
             forget_frames(foreign.error)
             raise foreign.error from foreign.error.__cause__
         except BaseException:
-            self._abandon(call, transport.now, caller)
+            self._abandon(call, transport.now)
             raise
         return action.result
 
