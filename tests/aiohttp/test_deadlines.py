@@ -93,7 +93,7 @@ def test_signal_while_deadlines_are_checked(
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: complaints.append(context["exception"]))
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            calls = [asyncio.create_task(client.add(USER, 5, timeout=0.1)) for _ in range(2)]
+            calls = [asyncio.create_task(client.add(USER, 5, timeout=2)) for _ in range(2)]
             await until(lambda: complaints)
             other = asyncio.create_task(client.add(USER, 5))
             async with asyncio.timeout(20):
