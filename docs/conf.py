@@ -26,6 +26,7 @@ nitpick_ignore = [
     # Type variables have no page.
     ("py:class", "creduse_core.call.T"),
     ("py:class", "creduse_core.client.T"),
+    ("py:class", "creduse_journal._journal.T"),
     # The decoding of a response is private: only `CreduseProtocol` makes a `Call`.
     ("py:class", "creduse_core.decoding.Expected"),
     # A private tuple of pairs: only `Request` makes it.

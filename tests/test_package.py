@@ -21,6 +21,7 @@ PACKAGES = (
     "creduse_httpx",
     "creduse_pytest",
     "creduse_sandbox",
+    "creduse_journal",
     "creduse_trio",
 )
 

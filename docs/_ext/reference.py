@@ -26,6 +26,7 @@ MODULES: Final = (
     "creduse_httpx",
     "creduse_aiohttp",
     "creduse_trio",
+    "creduse_journal",
     "creduse_sandbox",
     "creduse_sandbox.conformance",
 )
@@ -71,6 +72,7 @@ _LINKS: Final = {
     "aiohttp.web.Application": f"{_AIOHTTP}/web_reference.html#aiohttp.web.Application",
     "httpx.AsyncClient": f"{_HTTPX}/#asyncclient",
     "httpx.Client": f"{_HTTPX}/#client",
+    "os.PathLike": f"{_PYTHON}/os.html#os.PathLike",
     "trio.abc.Stream": f"{_TRIO}#trio.abc.Stream",
     "trio.open_tcp_stream": f"{_TRIO}#trio.open_tcp_stream",
 }

@@ -1,0 +1,348 @@
+"""Run calls under a journal, synchronously and on an event loop. SQL (`_store`) does not belong here."""
+
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from creduse_core import (
+    APIError,
+    AsyncCoreClient,
+    BalanceReading,
+    Call,
+    CallRecord,
+    CoreClient,
+    CreduseError,
+    Done,
+    Evidence,
+    LocalProtocolError,
+    Outcome,
+    Response,
+)
+from creduse_core import State as CallState
+from creduse_core.arguments import check_type
+from creduse_core.evidence import CLOCK_SKEW
+
+from ._entries import Entry, JournalError, Row, UnclearError, entry_of, row_of_call
+from ._states import Change, State, change_of
+from ._store import Store
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from typing import Self
+
+T = TypeVar("T")
+
+
+class _JournalBase:
+    """What both journals share: everything but waiting."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._path = Path(path)
+        self._store = Store(self._path)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._path}>"
+
+    def _row(self, entry_id: str, call: Call[Any], before: BalanceReading | None) -> Row:
+        """Return the row of a new claim."""
+        row = row_of_call(call.record, datetime.now(UTC), before)
+        return row | {"id": entry_id, "claim": uuid4().hex}
+
+    def _end(
+        self, client: CoreClient | AsyncCoreClient, row: Row, call: Call[Any], code: str | None
+    ) -> None:
+        """Write how a call ended. It is not awaited: without it, the entry is unclear, which is true.
+
+        If the claim did not succeed, nothing is written.
+        """
+        attempts, response = call.attempts, call.response
+        body = None
+        if response is not None:
+            text = client.protocol.api_key.redact(response.body.decode("latin-1"))
+            body = text.encode("latin-1")
+        with suppress(JournalError):
+            self._store.end(
+                row["id"],
+                change_of(call),
+                row["claim"],
+                event=attempts[-1].event if attempts else None,
+                status=None if response is None else response.status,
+                error_code=code,
+                body=body,
+            )
+
+
+def _check(entry_id: str, call: Call[Any]) -> None:
+    check_type("entry_id", entry_id, str, '"invoice-42"')
+    if not entry_id.strip():
+        raise ValueError("entry_id must not be blank")
+    check_type("call", call, Call, "client.protocol.add(…)")
+    if call.record.method == "get_balance":
+        raise ValueError("get_balance moves no credits, so it needs no journal")
+    if call.state is not CallState.READY:
+        raise LocalProtocolError(
+            f"a call runs only once, and this one is already {call.state}: make a new call"
+        )
+
+
+def _known_end(row: Row, call: Call[T]) -> T:
+    """Return the result of an entry that was sent before, or raise its error."""
+    entry = entry_of(row)
+    if entry.state in {State.CLAIMED, State.UNCLEAR}:
+        raise UnclearError(
+            f"{entry.id!r} was sent before, and may have been applied: see check() and settle()",
+            outcome=Outcome.UNKNOWN,
+            call=entry.call,
+        )
+    if row["event"] in {"done", "misread", "refused"}:
+        response = Response(row["status"], (), row["body"])
+    else:  # settled as applied
+        response = Response(200, (), _response_to(call))
+    # The call reads the stored response as it would read one that has just arrived.
+    call.start(0.0)
+    done = call.receive_response(response, 0.0)
+    assert isinstance(done, Done)  # noqa: S101 - a refusal and a 2xx end a call
+    return done.result
+
+
+def _response_to(call: Call[Any]) -> bytes:
+    """Return a response for an entry that was settled as applied."""
+    if call.record.method in {"start_cycle", "stop_cycle"}:
+        raise CreduseError(
+            "the entry was settled as applied, and nobody knows the service's response",
+            outcome=Outcome.APPLIED,
+            call=call.record,
+        )
+    return call.request.body  # it has the fields of the response
+
+
+def _settlement(*, applied: bool, note: str) -> tuple[Change, str]:
+    check_type("note", note, str, '"seen at the dashboard by Ada"')
+    if not note.strip():
+        raise ValueError("note must say who settles the entry, and why")
+    return (Change.SETTLE_APPLIED if applied else Change.SETTLE_FREE), note
+
+
+def _other_calls(entry: Entry, rows: Iterable[Row], clock_skew: float) -> list[CallRecord]:
+    """Return the user's other calls that can have been applied since the balance before."""
+    call = entry.call
+    assert call.began_at is not None  # noqa: S101 - each entry has it
+    since = call.began_at - timedelta(seconds=2 * clock_skew + 2)
+    if call.before is not None:
+        since = call.before.asked_at
+    others = [entry_of(row).call for row in rows if row["id"] != entry.id]
+    return [
+        other
+        for other in others
+        if other.outcome is Outcome.UNKNOWN
+        or (other.began_at is not None and other.began_at >= since)
+    ]
+
+
+class Journal(_JournalBase):
+    """A journal for synchronous clients. Threads can share it.
+
+    Use it with ``with``, or call ``close()``. ``path`` is a file on a local disk; it is made if there
+    is none. One process has it open at a time. If you fork, open it after the fork.
+
+    Raises:
+        JournalError: The file is in use, is no journal, or is on a network file system.
+    """
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is known, and close the file. End all calls first."""
+        self._store.close()
+
+    def run(
+        self, client: CoreClient, entry_id: str, call: Call[T], *, balance_first: bool = False
+    ) -> T:
+        """Run a call, unless one with this id was sent before. Return its result, or raise its error.
+
+        - Without an entry, or if it is free: the call is claimed on the disk, sent, and its end is
+          written.
+        - If it was applied: the stored result is returned, and nothing is sent.
+        - If the service refused it: the same error is raised, and nothing is sent. To try again, use
+          another id, or settle it as not applied.
+        - If it is unclear: `UnclearError` is raised, whose outcome is UNKNOWN, and nothing is sent.
+
+        ``entry_id``: your own name for the job, such as an invoice's number. An id of another call
+        raises ``ValueError``. ``balance_first``: read the balance before, so that ``check`` can tell
+        more. If the journal fails before the call is sent, it raises `JournalError`.
+        """
+        _check(entry_id, call)
+        before = None
+        if balance_first:
+            before = client.reading(call.record.end_user_id, timeout=call.timeout)
+        row, code = self._row(entry_id, call, before), None
+        try:
+            found = self._store.claim(row).result()
+            if found["state"] == State.FREE:
+                return client.run(call)
+        except APIError as error:
+            code = error.error_code
+            raise
+        finally:
+            self._end(client, row, call, code)
+        return _known_end(found, call)
+
+    def get(self, entry_id: str) -> Entry | None:
+        """Return an entry, or ``None`` if there is none."""
+        row = self._store.get(entry_id).result()
+        return None if row is None else entry_of(row)
+
+    def unclear(self) -> list[Entry]:
+        """Return all entries that are unclear, the oldest first."""
+        return [entry_of(row) for row in self._store.find("state = ?", State.UNCLEAR).result()]
+
+    def check(
+        self,
+        client: CoreClient,
+        entry_id: str,
+        *,
+        clock_skew: float = CLOCK_SKEW,
+        lists_empty_cycles: bool = False,
+        timeout: float | None = None,
+    ) -> Evidence:
+        """Return what the balance proves about an unclear entry. See `CoreClient.check`.
+
+        The journal's other calls for the same user are taken into account. Begin none meanwhile.
+        """
+        entry = _needed(self.get(entry_id), entry_id)
+        rows = self._store.find("end_user_id = ?", str(entry.call.end_user_id)).result()
+        return client.check(
+            entry.call,
+            known=_other_calls(entry, rows, clock_skew),
+            clock_skew=clock_skew,
+            lists_empty_cycles=lists_empty_cycles,
+            timeout=timeout,
+        )
+
+    def settle(self, entry_id: str, *, applied: bool, note: str) -> Entry:
+        """Decide that an unclear entry was applied, or that it was not and never will be.
+
+        A refused entry can be settled as not applied, too. Then the id can be sent again. ``note`` says
+        who decides, and why. Another state raises `LocalProtocolError`, an unknown id ``KeyError``.
+        """
+        change, note = _settlement(applied=applied, note=note)
+        return entry_of(self._store.settle(entry_id, change, note).result())
+
+
+class AsyncJournal(_JournalBase):
+    """A journal for asynchronous clients, on asyncio or trio. Tasks can share it.
+
+    It has the methods of `Journal`. Await them. Use ``async with``, or await ``aclose()``. To open the
+    file takes some milliseconds, during which the event loop waits.
+    """
+
+    async def __aenter__(self) -> "Self":
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Write what is known, and close the file. End all calls first."""
+        self._store.close()
+
+    async def run(
+        self, client: AsyncCoreClient, entry_id: str, call: Call[T], *, balance_first: bool = False
+    ) -> T:
+        """Run a call, unless one with this id was sent before. See `Journal.run`."""
+        _check(entry_id, call)
+        before = None
+        if balance_first:
+            before = await client.reading(call.record.end_user_id, timeout=call.timeout)
+        row, code = self._row(entry_id, call, before), None
+        try:
+            found = await wait_for(self._store.claim(row))
+            if found["state"] == State.FREE:
+                return await client.run(call)
+        except APIError as error:
+            code = error.error_code
+            raise
+        finally:
+            self._end(client, row, call, code)
+        return _known_end(found, call)
+
+    async def get(self, entry_id: str) -> Entry | None:
+        """Return an entry, or ``None`` if there is none."""
+        row = await wait_for(self._store.get(entry_id))
+        return None if row is None else entry_of(row)
+
+    async def unclear(self) -> list[Entry]:
+        """Return all entries that are unclear, the oldest first."""
+        rows = await wait_for(self._store.find("state = ?", State.UNCLEAR))
+        return [entry_of(row) for row in rows]
+
+    async def check(
+        self,
+        client: AsyncCoreClient,
+        entry_id: str,
+        *,
+        clock_skew: float = CLOCK_SKEW,
+        lists_empty_cycles: bool = False,
+        timeout: float | None = None,
+    ) -> Evidence:
+        """Return what the balance proves about an unclear entry. See `Journal.check`."""
+        entry = _needed(await self.get(entry_id), entry_id)
+        rows = await wait_for(self._store.find("end_user_id = ?", str(entry.call.end_user_id)))
+        return await client.check(
+            entry.call,
+            known=_other_calls(entry, rows, clock_skew),
+            clock_skew=clock_skew,
+            lists_empty_cycles=lists_empty_cycles,
+            timeout=timeout,
+        )
+
+    async def settle(self, entry_id: str, *, applied: bool, note: str) -> Entry:
+        """Decide that an unclear entry was applied, or was not. See `Journal.settle`."""
+        change, note = _settlement(applied=applied, note=note)
+        return entry_of(await wait_for(self._store.settle(entry_id, change, note)))
+
+
+def _needed(entry: Entry | None, entry_id: str) -> Entry:
+    if entry is None:
+        raise KeyError(entry_id)
+    return entry
+
+
+async def wait_for(future: "Future[T]") -> T:
+    """Wait for a future of the writing thread, on asyncio or trio."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        token, done = trio.lowlevel.current_trio_token(), trio.Event()
+
+        def wake(_: object) -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        future.add_done_callback(wake)
+        await done.wait()
+    else:
+        import asyncio  # noqa: PLC0415 - only where it is running
+
+        # If the caller is cancelled, the operation goes on.
+        await asyncio.shield(asyncio.wrap_future(future))
+    return future.result()

@@ -1,0 +1,409 @@
+"""Journals over every client: what is sent, what is kept, and what is known afterwards."""
+
+import asyncio
+import pickle
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import trio
+
+from creduse import AsyncCreduseClient
+from creduse_core import (
+    Call,
+    CoreClient,
+    CreduseError,
+    CreduseProtocol,
+    InsufficientFundsError,
+    InvalidResponseError,
+    LocalProtocolError,
+    Outcome,
+    RateLimitError,
+    Verdict,
+)
+from creduse_journal import AsyncJournal, Journal, JournalError, State, UnclearError
+from creduse_journal._journal import wait_for
+from creduse_journal._store import Store
+from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
+from tests.common import KEY, USER
+from tests.journal.conftest import Open
+from tests.transports.kinds import example
+
+
+def writes(server: SandboxServer) -> int:
+    """Return how many writes the server has received."""
+    return sum(entry.method == "POST" for entry in server.log)
+
+
+UNAUTHORIZED = CannedResponse(401)
+
+
+def lose(server: SandboxServer, fault: str, times: int = 1) -> None:
+    """Let the next writes meet a fault."""
+    it = UNAUTHORIZED if fault == "401" else FAULTS[fault]
+    server.inject(it, times, when=lambda request: request.method == "POST")
+
+
+MAKE: dict[str, Callable[[CreduseProtocol], Call[Any]]] = {
+    "add": lambda protocol: protocol.add(USER, 50),
+    "add without days": lambda protocol: protocol.add(USER, 50, None),
+    "subtract": lambda protocol: protocol.subtract(USER, 50),
+    "start_cycle": lambda protocol: protocol.start_cycle(USER, 50, 7),
+    "stop_cycle": lambda protocol: protocol.stop_cycle(USER),
+}
+
+
+@pytest.mark.parametrize("method", MAKE)
+def test_once(open_journal: Open, server: SandboxServer, method: str) -> None:
+    """An id is sent once. Later runs return the same result, also after a restart."""
+    if method == "stop_cycle":
+        server.direct.start_cycle(USER, 5)
+    with open_journal() as handle:
+        result = handle.run("job", MAKE[method](handle.protocol))
+        assert handle.run("job", MAKE[method](handle.protocol)) == result
+    with open_journal() as handle:
+        assert handle.run("job", MAKE[method](handle.protocol)) == result
+        assert handle.state("job") is State.APPLIED
+    assert writes(server) == len(server.applied) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "outcome", "state", "event"),
+    [
+        ("apply-then-reset", CreduseError, Outcome.UNKNOWN, State.UNCLEAR, "no_response"),
+        ("request-then-reset", CreduseError, Outcome.UNKNOWN, State.UNCLEAR, "no_response"),
+        ("503", CreduseError, Outcome.UNKNOWN, State.UNCLEAR, "server_error"),
+        ("mistyped-field", InvalidResponseError, Outcome.APPLIED, State.APPLIED, "misread"),
+        ("401", CreduseError, Outcome.NOT_APPLIED, State.FREE, "rejected"),
+        ("429", RateLimitError, Outcome.NOT_APPLIED, State.FREE, "rate_limited"),
+    ],
+)
+def test_every_end(
+    open_journal: Open,
+    server: SandboxServer,
+    fault: str,
+    error: type[CreduseError],
+    outcome: Outcome,
+    state: State,
+    event: str,
+) -> None:
+    """The state of an entry is that of its call. What may have been applied is not sent again."""
+    lose(server, fault, 3 if fault == "429" else 1)
+    with open_journal() as handle:
+
+        def run() -> CreduseError | None:
+            try:
+                handle.run("job", handle.protocol.start_cycle(USER, 50))
+            except CreduseError as raised:
+                return raised
+            return None
+
+        first = run()
+        assert isinstance(first, error)
+        assert first.outcome is outcome
+        assert handle.state("job") is state
+        assert handle.do("get", "job").event == event
+        sent = writes(server)
+        second = run()
+        assert (second is None) is (state is State.FREE)
+        if second is not None:
+            assert type(second) is (UnclearError if state is State.UNCLEAR else type(first))
+            assert second.outcome is outcome
+            assert writes(server) == sent
+            assert pickle.loads(pickle.dumps(second)).outcome is outcome  # noqa: S301 - its own
+    assert len(server.applied) <= 1
+
+
+def test_refused(open_journal: Open, server: SandboxServer) -> None:
+    """What the service refuses is not sent again, until it is settled as not applied."""
+    with open_journal() as handle:
+        for _ in range(2):
+            with pytest.raises(InsufficientFundsError) as caught:
+                handle.run("job", handle.protocol.subtract(USER, 5000))
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+        assert writes(server) == 1
+        entry = handle.do("get", "job")
+        assert (entry.state, entry.status, entry.error_code) == (
+            State.REFUSED,
+            402,
+            "INSUFFICIENT_FUNDS",
+        )
+        server.direct.add(USER, 5000)
+        assert handle.settle("job", applied=False, note="paid in").state is State.FREE
+        handle.run("job", handle.protocol.subtract(USER, 5000))
+        assert handle.state("job") is State.APPLIED
+        assert handle.do("get", "job").note == "paid in"
+
+
+def test_not_sent(open_journal: Open, server: SandboxServer) -> None:
+    """A call that could not be sent can be sent later."""
+    with open_journal() as handle:
+        with server.refusing(), pytest.raises(CreduseError):
+            handle.run("job", handle.protocol.add(USER, 5, timeout=0.3))
+        assert handle.state("job") is State.FREE
+        handle.run("job", handle.protocol.add(USER, 5))
+    assert len(server.applied) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict"),
+    [("apply-then-reset", Verdict.APPLIED), ("request-then-reset", Verdict.NOT_YET)],
+)
+def test_check(open_journal: Open, server: SandboxServer, fault: str, verdict: Verdict) -> None:
+    """An unclear entry is weighed with the balance from before its claim, also after a restart."""
+    with open_journal() as handle:
+        handle.run("earlier", handle.protocol.subtract(USER, 7))
+        lose(server, fault)
+        with pytest.raises(CreduseError):
+            handle.run("job", handle.protocol.subtract(USER, 7), balance_first=True)
+        assert handle.unclear() == ["job"]
+    with open_journal() as handle:
+        # It is taken into account that this one was applied, too.
+        handle.run("later", handle.protocol.subtract(USER, 7))
+        assert handle.check("job").verdict is verdict
+        assert handle.state("job") is State.UNCLEAR
+
+
+def test_check_what_is_known(open_journal: Open) -> None:
+    """An entry that is certain needs no balance, and an unknown id is an error."""
+    with open_journal() as handle:
+        handle.run("job", handle.protocol.add(USER, 7))
+        assert handle.check("job").verdict is Verdict.APPLIED
+        with pytest.raises(KeyError, match="other"):
+            handle.check("other")
+
+
+def test_settle(open_journal: Open, server: SandboxServer) -> None:
+    """An unclear entry is settled by a decision, which is kept."""
+    with open_journal() as handle:
+        for name, applied in (("yes", True), ("no", False)):
+            lose(server, "503")
+            with pytest.raises(CreduseError):
+                handle.run(name, handle.protocol.add(USER, 3, 9))
+            entry = handle.settle(name, applied=applied, note=f"Ada says {name}")
+            assert entry.note == f"Ada says {name}"
+            assert entry.state is (State.APPLIED if applied else State.FREE)
+        sent = writes(server)
+        result = handle.run("yes", handle.protocol.add(USER, 3, 9))
+        assert (result.amount, result.validity_days) == (3, 9)
+        assert writes(server) == sent
+        handle.run("no", handle.protocol.add(USER, 3, 9))
+        assert writes(server) == sent + 1
+        with pytest.raises(
+            LocalProtocolError, match="cannot settle as applied an entry that is applied"
+        ):
+            handle.settle("yes", applied=True, note="again")
+        with pytest.raises(KeyError, match="other"):
+            handle.settle("other", applied=True, note="Ada")
+        with pytest.raises(ValueError, match="note must say who settles"):
+            handle.settle("yes", applied=True, note=" ")
+
+
+def test_settled_cycle(open_journal: Open, server: SandboxServer) -> None:
+    """A cycle that was settled as applied has no result, and is not sent again."""
+    with open_journal() as handle:
+        lose(server, "503")
+        with pytest.raises(CreduseError):
+            handle.run("job", handle.protocol.start_cycle(USER, 3))
+        handle.settle("job", applied=True, note="Ada")
+        with pytest.raises(CreduseError, match="settled as applied") as caught:
+            handle.run("job", handle.protocol.start_cycle(USER, 3))
+        assert caught.value.outcome is Outcome.APPLIED
+    assert writes(server) == 1
+
+
+def test_another_call(open_journal: Open, server: SandboxServer) -> None:
+    """An id of another call is an error, and nothing is sent."""
+    with open_journal() as handle:
+        handle.run("job", handle.protocol.add(USER, 3))
+        for call in (
+            handle.protocol.add(USER, 4),
+            handle.protocol.add(USER, 3, 7),
+            handle.protocol.subtract(USER, 3),
+            handle.protocol.stop_cycle(USER),
+        ):
+            with pytest.raises(ValueError, match="'job' is the id of another call: add for"):
+                handle.run("job", call)
+        server.direct.start_cycle(USER, 1)
+        handle.run("stop", handle.protocol.stop_cycle(USER))
+        with pytest.raises(ValueError, match="'stop' is the id of another call: stop_cycle for"):
+            handle.run("stop", handle.protocol.add(USER, 3))
+    assert writes(server) == 2
+
+
+def test_wrong_arguments(open_journal: Open, server: SandboxServer) -> None:
+    """A wrong argument is an error, and nothing is claimed or sent."""
+    with open_journal() as handle:
+        ran = handle.protocol.add(USER, 1)
+        ran.abandon(0.0)
+        wrong: list[tuple[Any, Any, type[Exception], str]] = [
+            (7, handle.protocol.add(USER, 1), TypeError, "entry_id must be str"),
+            (" ", handle.protocol.add(USER, 1), ValueError, "entry_id must not be blank"),
+            ("job", None, TypeError, "call must be Call"),
+            ("job", handle.protocol.get_balance(USER), ValueError, "needs no journal"),
+            ("job", ran, LocalProtocolError, "a call runs only once"),
+        ]
+        for entry_id, call, kind, message in wrong:
+            with pytest.raises(kind, match=message):
+                handle.run(entry_id, call)
+        other = CreduseProtocol(KEY, "https://else.example").add(USER, 1)
+        with pytest.raises(ValueError, match="but the client for"):
+            handle.run("other", other)
+        assert handle.state("job") is None
+        assert handle.state("other") is State.FREE
+    assert writes(server) == 0
+
+
+def test_balance_first_fails(open_journal: Open, server: SandboxServer) -> None:
+    """If the balance cannot be read, nothing is claimed or sent."""
+    server.inject(UNAUTHORIZED)
+    with open_journal() as handle:
+        with pytest.raises(CreduseError):
+            handle.run("job", handle.protocol.add(USER, 1), balance_first=True)
+        assert handle.state("job") is None
+    assert writes(server) == 0
+
+
+def test_many_at_once(open_journal: Open, server: SandboxServer) -> None:
+    """Of many runs of an id at once, one is sent. The others wait for nothing."""
+    with open_journal() as handle, ThreadPoolExecutor(20) as pool:
+
+        def run(number: int) -> object:
+            try:
+                return handle.run(f"job-{number % 3}", handle.protocol.add(USER, 1))
+            except UnclearError as error:
+                return error.outcome
+
+        ends = list(pool.map(run, range(60)))
+    assert len(server.applied) == writes(server) == 3
+    assert all(end is Outcome.UNKNOWN or getattr(end, "amount", 0) == 1 for end in ends)
+
+
+def test_closed(server: SandboxServer, path: Path) -> None:
+    """A closed journal sends nothing."""
+    protocol = CreduseProtocol(KEY, server.base_url)
+    with CoreClient(protocol, example("urllib")()) as client:
+        with Journal(path) as journal:
+            pass
+        with pytest.raises(JournalError, match="is closed"):
+            journal.run(client, "job", protocol.add(USER, 5))
+    assert writes(server) == 0
+
+
+def test_your_own_transport(server: SandboxServer, path: Path) -> None:
+    """A `CoreClient` over any transport can have a journal."""
+    protocol = CreduseProtocol(KEY, server.base_url)
+    with CoreClient(protocol, example("urllib")()) as client, Journal(path) as journal:
+        for _ in range(2):
+            assert journal.run(client, "job", protocol.add(USER, 5)).amount == 5
+        assert repr(journal) == f"<Journal {path}>"
+    assert writes(server) == 1
+
+
+def test_async_with(server: SandboxServer, path: Path) -> None:
+    """An asynchronous journal closes at the end of its block."""
+
+    async def main() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            async with AsyncJournal(path) as journal:
+                await journal.run(client, "job", client.protocol.add(USER, 5))
+                assert repr(journal) == f"<AsyncJournal {path}>"
+            with pytest.raises(JournalError, match="is closed"):
+                await journal.get("job")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("when", ["claiming", "sending"])
+def test_cancelled(server: SandboxServer, path: Path, backend: str, when: str) -> None:
+    """A run that is cancelled leaves a true state: free before its request, unclear after it."""
+
+    async def main() -> None:
+        journal = AsyncJournal(path)
+        store = journal._store  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to hold its thread
+        hold = threading.Event()
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            if when == "claiming":
+                store._submit(lambda _: hold.wait(30))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            else:
+                server.inject(FAULTS["apply-then-hang"])
+            async with anyio.create_task_group() as group:
+                group.start_soon(journal.run, client, "job", client.protocol.add(USER, 5))
+                await anyio.sleep(0.05)
+                while when == "sending" and not server.applied:  # noqa: ASYNC110 - the server is a thread
+                    await anyio.sleep(0.01)
+                group.cancel_scope.cancel()
+            hold.set()
+            entry = await journal.get("job")
+        assert entry is not None
+        assert entry.state is (State.FREE if when == "claiming" else State.UNCLEAR)
+        await journal.aclose()
+
+    anyio.run(main, backend=backend)
+    assert len(server.log) == (when == "sending")
+
+
+def test_end_of_trio_while_waiting(path: Path) -> None:
+    """An operation that ends after trio's run has ended wakes nobody."""
+
+    async def main(store: Store, hold: threading.Event) -> None:
+        with trio.move_on_after(0.05):
+            await wait_for(store._submit(lambda _: hold.wait(30)))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+    store, hold = Store(path), threading.Event()
+    trio.run(main, store, hold)
+    hold.set()
+    store.close()
+
+
+def test_big_numbers(server: SandboxServer, path: Path) -> None:
+    """Numbers of any size are kept."""
+    protocol = CreduseProtocol(KEY, server.base_url)
+    with CoreClient(protocol, example("urllib")()) as client, Journal(path) as journal:
+        with pytest.raises(CreduseError):
+            journal.run(client, "job", protocol.add(USER, 10**2000, 10**20))
+        entry = journal.get("job")
+        assert entry is not None
+        assert (entry.call.amount, entry.call.validity_days) == (10**2000, 10**20)
+
+
+def test_no_key_in_the_file(server: SandboxServer, path: Path) -> None:
+    """The file does not hold the API key, even if the server repeats it, and is its owner's."""
+    echo = b'{"error_code": "INSUFFICIENT_FUNDS", "message": "no %b"}' % KEY.encode()
+    server.inject(CannedResponse(402, (), echo))
+    protocol = CreduseProtocol(KEY, server.base_url)
+    with CoreClient(protocol, example("urllib")()) as client, Journal(path) as journal:
+        for _ in range(2):
+            with pytest.raises(InsufficientFundsError):
+                journal.run(client, "job", protocol.subtract(USER, 5))
+        journal.get("job")
+        held = b"".join(file.read_bytes() for file in path.parent.iterdir())
+        assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in path.parent.iterdir())
+    assert KEY.encode() not in held
+    assert b"INSUFFICIENT_FUNDS" in held
+
+
+def test_entries_change_together(server: SandboxServer, path: Path) -> None:
+    """Threads that claim at the same time share a commit."""
+    protocol = CreduseProtocol(KEY, server.base_url)
+    with CoreClient(protocol, example("urllib")()) as client, Journal(path) as journal:
+        barrier = threading.Barrier(8)
+
+        def run(number: int) -> None:
+            barrier.wait()
+            journal.run(client, f"job-{number}", protocol.add(USER, 1))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(run, range(8)))
+    database = sqlite3.connect(path)
+    assert database.execute("SELECT count(*) FROM entries WHERE state = 'applied'").fetchone() == (
+        8,
+    )
+    database.close()
