@@ -434,6 +434,18 @@ def test_what_the_client_reports(play: Play, event: object, brakes: bool) -> Non
     assert ("no limit" in repr(pace)) is not brakes
 
 
+def test_clock_that_is_not_there_yet(play: Play) -> None:
+    """A transport for trio returns 0 outside of its run. This time counts for nothing later."""
+    pace = Pace()
+    player = play(GOOD, BUSY, GOOD, pace=pace)
+    player.script.clock = 0.0
+    player.do("add", USER, 7)
+    player.script.clock = 1e6
+    player.do("add", USER, 7)
+    assert player.script.slept[0] == 5.0
+    assert player.script.clock < 1e6 + 10
+
+
 def test_wrong_pace(play: Play) -> None:
     """Only a `Pace` is accepted."""
     with pytest.raises(TypeError, match=r"pace must be Pace, such as Pace\(\), not float"):

@@ -40,11 +40,12 @@ class AtLine:
         self.has_called = False
 
     def __enter__(self) -> Self:
+        self._before = sys.gettrace()
         sys.settrace(self._enter)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _enter(self, frame: FrameType, *_: object) -> Any:
         return self._step if frame.f_code.co_filename == pace.__file__ else None

@@ -314,6 +314,9 @@ def test_ctrl_c(async_kind: Async, server: SandboxServer, authority: Authority) 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("leaks")
+# An object whose initialization was interrupted may fail as it is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "name", ["ctrl-c-meeting-with-nothing", "ctrl-c-meeting-with-429", "alarm-meeting-with-429"]
 )
