@@ -141,7 +141,8 @@ _Record: TypeAlias = tuple[int | None, Event, str | None, float, float]
 class Call(Generic[T]):
     """One call of the API, to be driven by hand or by a client's ``run``.
 
-    ``start`` returns `Send`, or `Wait` if the request is held. Pass what happened to ``receive_response`` or ``receive_failure``.
+    ``start`` returns `Send`, or `Wait` if the request is held. Pass what happened to
+    ``receive_response`` or ``receive_failure``.
     These return `Done`, return `Wait` (then call ``wake``), or raise the final `CreduseError`. A
     caller that is cancelled calls ``abandon``. ``now`` is in seconds, on any clock that does not go
     back. An input that the state does not allow raises `LocalProtocolError` and changes nothing.

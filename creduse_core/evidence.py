@@ -51,7 +51,7 @@ class Evidence:
     reason: str
     assumption: str | None = None
     """What must be true of other writers, such as ``nobody else subtracted …``. ``None``: the verdict
-    is true whoever else writes."""
+    does not depend on them."""
 
     def __str__(self) -> str:
         assumption = "" if self.assumption is None else f", if {self.assumption}"
@@ -76,8 +76,8 @@ def weigh(
       another machine made a call, pass it with the outcome UNKNOWN. Make the records before you ask
       for ``after``, and begin no write for the user in between.
     - ``clock_skew``: seconds by which the service's clock and ours can differ.
-    - ``lists_empty_cycles``: whether the service is known to list cycles without credits. If a balance lists
-      one, that is known anyway.
+    - ``lists_empty_cycles``: whether the service is known to list cycles without credits. If a balance
+      lists one, that is known anyway.
 
     Raises:
         ValueError: The call is a balance, no client has run it, ``after`` is another user's, or a time
@@ -200,7 +200,6 @@ class _Case(NamedTuple):
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = timedelta(days=1)
-_HOUR: Final = timedelta(hours=1)
 _QUARTER: Final = timedelta(minutes=15)
 _SECOND: Final = timedelta(seconds=1)
 _SHIFTS: Final = tuple(timedelta(minutes=minutes) for minutes in (-120, -60, -30, 0, 30, 60, 120))
@@ -472,9 +471,8 @@ def _weigh_taken(case: _Case, before: BalanceReading, least: int, most: int | No
     if least > case.amount:
         return _open(f"more credits were {what}: others subtract, too")
     if most is None:
-        return _open(
-            f"credits may have been taken from a cycle that the balance does not list; {_HINT}"
-        )
+        unlisted = "credits may have been taken from a cycle that the balance does not list"
+        return _open(unlisted if case.lists_empty_cycles else f"{unlisted}; {_HINT}")
     # Of our other calls, these were applied between the two for certain.
     most -= sum(other.amount or 0 for other in set(ours) if _began_since(other, before.received_at))
     if most < 0:

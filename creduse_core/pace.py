@@ -82,8 +82,8 @@ class Pace:
     once, with the outcome NOT_APPLIED.
 
     If you drive calls yourself, call ``hold`` before each request, with an object that stands for the
-    call, and ``ended`` after it; or ``leave``, if there is no request or its end is not known. ``now`` is in seconds, on one
-    clock for all.
+    call, and ``ended`` after it; or ``leave``, if there is no request or its end is not known. ``now``
+    is in seconds, on one clock for all.
     """
 
     __slots__ = (

@@ -23,6 +23,7 @@ COLUMNS: Final = {
     "id": "TEXT PRIMARY KEY",
     "state": "TEXT NOT NULL",
     "claim": "TEXT NOT NULL",
+    "base_url": "TEXT NOT NULL",
     "method": "TEXT NOT NULL",
     "end_user_id": "TEXT NOT NULL",
     # As text, since integers of any size are allowed.
@@ -90,10 +91,9 @@ def row_of_call(call: CallRecord, began_at: datetime, before: BalanceReading | N
 
 
 def is_same_call(row: Row, other: Row) -> bool:
-    """Return whether two rows are of the same call."""
-    return all(
-        row[name] == other[name] for name in ("method", "end_user_id", "amount", "validity_days")
-    )
+    """Return whether two rows are of the same call of the same service."""
+    names = ("base_url", "method", "end_user_id", "amount", "validity_days")
+    return all(row[name] == other[name] for name in names)
 
 
 def entry_of(row: Row) -> Entry:

@@ -49,10 +49,17 @@ class _JournalBase:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._path}>"
 
-    def _row(self, entry_id: str, call: Call[Any], before: BalanceReading | None) -> Row:
+    def _row(
+        self,
+        client: CoreClient | AsyncCoreClient,
+        entry_id: str,
+        call: Call[Any],
+        before: BalanceReading | None,
+    ) -> Row:
         """Return the row of a new claim."""
         row = row_of_call(call.record, datetime.now(UTC), before)
-        return row | {"id": entry_id, "claim": uuid4().hex}
+        base_url = client.protocol.base_url
+        return row | {"id": entry_id, "claim": uuid4().hex, "base_url": base_url}
 
     def _end(
         self, client: CoreClient | AsyncCoreClient, row: Row, call: Call[Any], code: str | None
@@ -190,7 +197,7 @@ class Journal(_JournalBase):
         before = None
         if balance_first:
             before = client.reading(call.record.end_user_id, timeout=call.timeout)
-        row, code = self._row(entry_id, call, before), None
+        row, code = self._row(client, entry_id, call, before), None
         try:
             found = self._store.claim(row).result()
             if found["state"] == State.FREE:
@@ -274,7 +281,7 @@ class AsyncJournal(_JournalBase):
         before = None
         if balance_first:
             before = await client.reading(call.record.end_user_id, timeout=call.timeout)
-        row, code = self._row(entry_id, call, before), None
+        row, code = self._row(client, entry_id, call, before), None
         try:
             found = await wait_for(self._store.claim(row))
             if found["state"] == State.FREE:

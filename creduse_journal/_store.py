@@ -43,6 +43,8 @@ class Store:
         self._path = path
         self._process = os.getpid()
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        # Nothing may be queued behind the end. Reentrant, since a signal handler can make a call.
+        self._lock = threading.RLock()
         try:
             database = _open(path)
         except sqlite3.Error as error:
@@ -56,7 +58,8 @@ class Store:
 
     def close(self) -> None:
         """Write what has gathered, and close the file."""
-        self._finalize()
+        with self._lock:
+            self._finalize()
 
     def claim(self, row: Row) -> "Future[Row]":
         """Claim an entry, and return it as it was before.
@@ -84,14 +87,15 @@ class Store:
         )
 
     def _submit(self, act: Callable[[sqlite3.Connection], T]) -> "Future[T]":
-        if not self._finalize.alive:
-            raise JournalError(f"{self._path} is closed")
         if os.getpid() != self._process:
             raise JournalError(
                 f"{self._path} was opened in another process: open it after the fork"
             )
         future: Future[T] = Future()
-        self._queue.put((act, future))
+        with self._lock:
+            if not self._finalize.alive:
+                raise JournalError(f"{self._path} is closed")
+            self._queue.put((act, future))
         return future
 
 
@@ -230,6 +234,7 @@ def _claim(database: sqlite3.Connection, row: Row) -> Row:
         raise ValueError(
             f"{row['id']!r} is the id of another call: {found['method']} for {found['end_user_id']}"
             + ("" if found["amount"] is None else f", {found['amount']} credits")
+            + f", at {found['base_url']}"
         )
     before = {"state": State.FREE} if found is None else found
     state = State(before["state"])

@@ -1,6 +1,6 @@
 """Evidence against random histories: no verdict is wrong where its assumption holds.
 
-The ledger is the witness. Each run prints its seed, and how many verdicts were right, wrong and open.
+The ledger's own record decides. Each run prints its seed, and how many verdicts were right, wrong and open.
 """
 
 from collections import Counter

@@ -5,10 +5,11 @@ import pickle
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -361,6 +362,44 @@ def test_end_of_trio_while_waiting(path: Path) -> None:
     trio.run(main, store, hold)
     hold.set()
     store.close()
+
+
+def test_another_service(server: SandboxServer, path: Path) -> None:
+    """A job that was applied at one service is not taken for one of another."""
+    with SandboxServer() as other, Journal(path) as journal:
+        for it in (server, other):
+            protocol = CreduseProtocol(KEY, it.base_url)
+            with CoreClient(protocol, example("urllib")()) as client:
+                if it is server:
+                    journal.run(client, "job", protocol.add(USER, 5))
+                else:
+                    with pytest.raises(ValueError, match=f"5 credits, at {server.base_url}$"):
+                        journal.run(client, "job", protocol.add(USER, 5))
+        assert (writes(server), writes(other)) == (1, 0)
+
+
+def test_closed_while_another_thread_asks(path: Path) -> None:
+    """What a thread asks for while another closes the journal is answered, or refused."""
+    store = Store(path)
+    asking = threading.Event()
+
+    class SlowQueue:
+        """The store's queue, in which asking takes long."""
+
+        def __init__(self, queue: Any) -> None:
+            self.queue = queue
+
+        def put(self, operation: object) -> None:
+            asking.set()
+            time.sleep(0.3)
+            self.queue.put(operation)
+
+    store._queue = cast("Any", SlowQueue(store._queue))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # nothing else shows it
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(store.get, "job")
+        asking.wait()
+        store.close()
+        assert asked.result().result(20) is None
 
 
 def test_big_numbers(server: SandboxServer, path: Path) -> None:
