@@ -379,7 +379,7 @@ def test_another_service(server: SandboxServer, path: Path) -> None:
 
 
 def test_closed_while_another_thread_asks(path: Path) -> None:
-    """What a thread asks for while another closes the journal is answered, or refused."""
+    """What a thread asks for while another closes the journal gets a result, or an error."""
     store = Store(path)
     asking = threading.Event()
 
