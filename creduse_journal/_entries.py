@@ -1,20 +1,18 @@
 """What a journal returns and raises, and how an entry is written as a row. SQL does not belong here."""
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 from creduse_core import (
-    ActiveBalance,
     BalanceReading,
     CallRecord,
     CreduseError,
     Outcome,
 )
-from creduse_core.decoding import active_balance
 
+from . import readings
 from ._states import State
 
 Row: TypeAlias = dict[str, Any]
@@ -86,7 +84,7 @@ def row_of_call(call: CallRecord, began_at: datetime, before: BalanceReading | N
         "amount": None if call.amount is None else str(call.amount),
         "validity_days": None if call.validity_days is None else str(call.validity_days),
         "began_at": began_at.timestamp(),
-        "before": None if before is None else _written(before),
+        "before": None if before is None else readings.to_json(before),
     }
 
 
@@ -109,7 +107,9 @@ def entry_of(row: Row) -> Entry:
             None if row["validity_days"] is None else int(row["validity_days"]),
             _OUTCOMES[state],
             _moment(row["began_at"]),
-            None if row["before"] is None else _read(row["before"], UUID(row["end_user_id"])),
+            None
+            if row["before"] is None
+            else readings.from_json(row["before"], UUID(row["end_user_id"])),
         ),
         row["event"],
         row["status"],
@@ -121,43 +121,3 @@ def entry_of(row: Row) -> Entry:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _written(reading: BalanceReading) -> str:
-    """Return a reading as JSON, with the balance as the service sends it."""
-    balance = reading.balance
-    return json.dumps(
-        {
-            "asked_at": reading.asked_at.isoformat(),
-            "received_at": reading.received_at.isoformat(),
-            "date": None if reading.date is None else reading.date.isoformat(),
-            "balance": None if balance is None else _balance_as_sent(balance),
-        }
-    )
-
-
-def _balance_as_sent(balance: ActiveBalance) -> dict[str, Any]:
-    return {
-        "active_balance": balance.active_balance,
-        "active_balance_by_cycle": [
-            {
-                "cycle_start": cycle.cycle_start.isoformat(),
-                "cycle_end": cycle.cycle_end.isoformat(),
-                "amount": cycle.amount,
-                "starting_amount": cycle.starting_amount,
-                "status": cycle.status,
-                "cycle_type": cycle.cycle_type,
-            }
-            for cycle in balance.active_balance_by_cycle
-        ],
-    }
-
-
-def _read(text: str, user: UUID) -> BalanceReading:
-    data = json.loads(text)
-    return BalanceReading(
-        None if data["balance"] is None else active_balance(data["balance"], user),
-        datetime.fromisoformat(data["asked_at"]),
-        datetime.fromisoformat(data["received_at"]),
-        None if data["date"] is None else datetime.fromisoformat(data["date"]),
-    )

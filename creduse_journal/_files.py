@@ -52,10 +52,15 @@ def prepare(path: Path) -> None:
     if kind in _IN_MEMORY:
         warnings.warn(
             f"{path} is in memory ({kind}): a restart of the machine forgets the journal",
-            stacklevel=4,
+            stacklevel=5,
         )
+    make_private(path)
+
+
+def make_private(path: Path) -> None:
+    """Make a file that only its owner can read, if there is none."""
     try:
-        # Only a new file is opened here. To close any descriptor of an open journal would lose its lock.
+        # Only a new file is opened here. To close any descriptor of an open database would lose its locks.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         _sync_directory(path.parent)
     except FileExistsError:

@@ -189,8 +189,8 @@ def test_full_file(tmp_path: Path) -> None:
         CreduseClient(KEY, base_url=server.base_url) as client,
         Journal(tmp_path / "journal") as journal,
     ):
-        store = journal._store  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to limit its file
-        store._submit(lambda database: database.execute("PRAGMA max_page_count = 4"))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        store = journal._store._database  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to limit its file
+        store.submit(lambda database: database.execute("PRAGMA max_page_count = 4"))
 
         def run_many() -> None:
             for number in range(1000):
@@ -215,9 +215,9 @@ def test_interrupted_while_claiming(tmp_path: Path) -> None:
         CreduseClient(KEY, base_url=server.base_url) as client,
         Journal(tmp_path / "journal") as journal,
     ):
-        store = journal._store  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to hold its thread
+        store = journal._store._database  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to hold its thread
         hold = threading.Event()
-        held = store._submit(lambda _: hold.wait(30))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        held = store.submit(lambda _: hold.wait(30))
         handler = signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         try:
@@ -384,7 +384,7 @@ def test_store_that_is_busy(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal") as journal:
         store = journal._store  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to hold its thread
         hold = threading.Event()
-        store._submit(lambda _: hold.wait(30))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        store._database.submit(lambda _: hold.wait(30))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         futures = [store.get(str(number)) for number in range(2500)]
         hold.set()
         assert all(future.result() is None for future in futures)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import pytest
@@ -332,7 +332,7 @@ def test_cancelled(server: SandboxServer, path: Path, backend: str, when: str) -
         hold = threading.Event()
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
             if when == "claiming":
-                store._submit(lambda _: hold.wait(30))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                store._database.submit(lambda _: hold.wait(30))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             else:
                 server.inject(FAULTS["apply-then-hang"])
             async with anyio.create_task_group() as group:
@@ -356,7 +356,7 @@ def test_end_of_trio_while_waiting(path: Path) -> None:
 
     async def main(store: Store, hold: threading.Event) -> None:
         with trio.move_on_after(0.05):
-            await wait_for(store._submit(lambda _: hold.wait(30)))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            await wait_for(store._database.submit(lambda _: hold.wait(30)))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     store, hold = Store(path), threading.Event()
     trio.run(main, store, hold)
@@ -394,7 +394,8 @@ def test_closed_while_another_thread_asks(path: Path) -> None:
             time.sleep(0.3)
             self.queue.put(operation)
 
-    store._queue = cast("Any", SlowQueue(store._queue))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # nothing else shows it
+    database: Any = store._database  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # nothing else shows it
+    database._queue = SlowQueue(database._queue)  # noqa: SLF001
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(store.get, "job")
         asking.wait()
