@@ -1,0 +1,16 @@
+"""Send a call for each line of a file, each at most once, across crashes and lost responses.
+
+Example::
+
+    import creduse_bulk
+
+    progress = creduse_bulk.run("add", "grants.csv")
+
+The command ``creduse bulk add grants.csv`` does the same. The same call, or command, goes on where an
+earlier one stopped.
+"""
+
+from ._input import InputError, Shard
+from ._run import Progress, run, run_async
+
+__all__ = ["InputError", "Progress", "Shard", "run", "run_async"]

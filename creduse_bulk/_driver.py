@@ -1,0 +1,366 @@
+"""The loop that sends items: it claims them, runs their calls, and writes how they ended.
+
+One task does all bookkeeping. It alone writes to the journal: a transaction has all ends since the last
+one, and the next claims. Files, and what a caller sees of a run, do not belong here.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from creduse_core import (
+    APIError,
+    AsyncCoreClient,
+    BalanceReading,
+    Call,
+    CreduseError,
+    CreduseProtocol,
+    Pace,
+    RetryPolicy,
+)
+from creduse_core.retry import retry_after
+from creduse_journal import Change, JournalError, readings
+from creduse_journal._states import change_of
+from creduse_journal.database import wait_for
+
+from ._input import Input, InputError, Item, Record, Shard
+from ._items import Claim, Ended, Items
+from ._queue import Queue
+from ._window import End, Window
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from anyio.abc import TaskGroup
+
+PATIENCE: Final = 900.0
+"""Seconds without any item that the service has carried out or refused, after which a run stops."""
+
+_READ_AHEAD: Final = 2000
+"""Items in the queue. With many items of one user in a row, others would wait behind fewer."""
+_LONGEST_PROBE: Final = 60.0
+"""Seconds between two balances that find out whether the service is back."""
+_PROBE_TIMEOUT: Final = 10.0
+"""Seconds for a balance."""
+_MAX_LATE: Final = 0.1
+"""Seconds."""
+_OF_THE_RUN: Final = frozenset({401, 403, 404, 405, 407, 421, 426, 428, 451})
+"""Status codes that concern all calls. The service rejects others of its 4xx for the item's sake."""
+_REJECTIONS: Final = 10
+"""Rejections in a row, of whatever kind, that are not for the item's sake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to send."""
+
+    concurrency: int
+    rate: float | None
+    """The largest number of requests a second."""
+    balance_first: bool
+    shard: Shard | None
+
+
+class Driver:
+    """Sends the items of a run, once."""
+
+    def __init__(
+        self,
+        client: AsyncCoreClient,
+        source: Input,
+        items: Items,
+        settings: Settings,
+        on_change: Callable[["Driver"], object],
+    ) -> None:
+        protocol = client.protocol
+        # A claim is for one attempt. What was not applied is claimed again.
+        self._protocol = CreduseProtocol(
+            protocol.api_key,
+            protocol.base_url,
+            retry=RetryPolicy(max_attempts=1),
+            timeout=protocol.timeout,
+            allow_http=True,  # the client has checked it
+        )
+        self._client = client
+        self._source = source
+        self._make_call = _CALLS[source.method]
+        self._chunks: Iterator[list[Record]] | None = source.chunks()
+        self._items = items
+        self._settings = settings
+        self._on_change = on_change
+        self._queue = Queue()
+        self._window = Window(settings.concurrency)
+        self._pace = Pace()
+        self._next_at = 0.0
+        self._reading = 0
+        self._ready: list[tuple[Item, BalanceReading | None]] = []
+        self._ended: list[Ended] = []
+        self._rejections = 0
+        self._bad_since: float | None = None
+        self._wake = anyio.Event()
+        self._scope = anyio.CancelScope(shield=True)
+        self._reads: set[anyio.CancelScope] = set()
+        self.counts: Counter[Change] = Counter()
+        """How calls have ended in this run."""
+        self.in_flight = 0
+        self.stopped: str | None = None
+        """Why the run stops, or ``None``."""
+        self.pause: str | None = None
+        """Why nothing is sent at the moment, or ``None``."""
+
+    def stop(self, why: str) -> None:
+        """Claim no more items, and end when those in flight have ended."""
+        if self.stopped is None:
+            self.stopped = why
+        for scope in self._reads:
+            scope.cancel()
+        self._wake.set()
+
+    def abort(self) -> None:
+        """Do not wait for items in flight. They become unclear."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Send all items, or as many as possible until it is stopped.
+
+        The caller's cancellation does not reach it.
+
+        Raises:
+            JournalError: The journal cannot be written. Nothing more is sent.
+        """
+        failure: JournalError | None = None
+        with self._scope:
+            async with anyio.create_task_group() as tasks:
+                try:
+                    while not self._is_over():
+                        await self._step(tasks)
+                except JournalError as error:
+                    failure = error
+        if failure is not None:
+            raise failure
+        with anyio.CancelScope(shield=True):
+            await self._commit([])
+        self._on_change(self)
+
+    def _is_over(self) -> bool:
+        if self.in_flight or self._reading or self._ended:
+            return False
+        if self.stopped is not None:
+            return True
+        return self._chunks is None and not self._queue and not self._ready
+
+    async def _step(self, tasks: "TaskGroup") -> None:
+        """Do what can be done now, or wait."""
+        self._wake = anyio.Event()
+        await self._read_ahead()
+        if self._window.is_closed and not self.in_flight and self.stopped is None:
+            await self._commit([])
+            await self._wait_for_service()
+        wait = self._choose(tasks)
+        ready, self._ready = ([] if self.stopped is not None else self._ready), []
+        if ready or self._ended:
+            for item in await self._commit(ready):
+                tasks.start_soon(self._send, item)
+        elif not self._is_over():
+            with anyio.move_on_after(wait):
+                await self._wake.wait()
+        self._on_change(self)
+
+    async def _read_ahead(self) -> None:
+        """Fill the queue with items that must be sent."""
+        while len(self._queue) < _READ_AHEAD and self._chunks is not None and self.stopped is None:
+            try:
+                chunk = next(self._chunks, None)
+            except InputError as error:
+                self.stop(str(error))
+                return
+            if chunk is None:
+                self._chunks = None
+                return
+            taken = await wait_for(self._items.taken(chunk[0].number, chunk[-1].number))
+            if len(taken) == len(chunk):  # after a restart, most are
+                continue
+            for record in chunk:
+                if record.number not in taken:
+                    item = self._source.item(record)
+                    if self._settings.shard is None or self._settings.shard.has(item.user):
+                        self._queue.put(item)
+
+    def _choose(self, tasks: "TaskGroup") -> float:
+        """Make items ready to be claimed, and return the seconds until the next one may be."""
+        while self.stopped is None and not self._window.is_closed:
+            if self.in_flight + len(self._ready) + self._reading >= self._window.size:
+                break
+            now = anyio.current_time()
+            if self._next_at > now:
+                return self._next_at - now
+            item = self._queue.take()
+            if item is None:
+                break
+            if wait := self._pace.hold(item.number, now):
+                self._queue.put_back(item)
+                return wait
+            if self._settings.rate is not None:
+                # A timer that is a little late must not lower the rate.
+                self._next_at = max(self._next_at, now - _MAX_LATE) + 1 / self._settings.rate
+            if self._settings.balance_first:
+                self._reading += 1
+                tasks.start_soon(self._read_first, item)
+            else:
+                self._ready.append((item, None))
+        return math.inf
+
+    async def _read_first(self, item: Item) -> None:
+        """Read a balance before an item is claimed."""
+        try:
+            reading = await self._read(item.user)
+            if reading is None:
+                self._queue.put_back(item)
+            else:
+                self._ready.append((item, reading))
+        finally:
+            self._reading -= 1
+            self._wake.set()
+
+    async def _read(self, user: "UUID") -> BalanceReading | None:
+        """Return a balance, or ``None`` if the service does not give one, or the run stops."""
+        if self.stopped is not None:
+            return None
+        with anyio.CancelScope() as scope:
+            self._reads.add(scope)
+            try:
+                return await self._client.reading(
+                    user, timeout=min(_PROBE_TIMEOUT, self._protocol.timeout)
+                )
+            except CreduseError as error:
+                status = error.status_code if isinstance(error, APIError) else None
+                event = error.attempts[-1].event if error.attempts else None
+                if event == "unsendable" or status in _OF_THE_RUN:
+                    self.stop(str(error))
+                elif event != "rate_limited":
+                    self._window.ended(End.FAILED)
+            finally:
+                self._reads.discard(scope)
+        return None
+
+    async def _wait_for_service(self) -> None:
+        """Read a balance again and again, until the service is back or the run stops."""
+        item = self._queue.take()
+        if item is None:
+            self._window.reopen()
+            return
+        self._queue.put_back(item)
+        delay = 1.0
+        while self.stopped is None:
+            self._check_patience()
+            self.pause = f"the service fails; the next try is in {delay:.0f} s"
+            self._on_change(self)
+            self._wake = anyio.Event()
+            with anyio.move_on_after(delay):
+                await self._wake.wait()
+            if await self._read(item.user) is not None:
+                self._window.reopen()
+                break
+            delay = min(2 * delay, _LONGEST_PROBE)
+        self.pause = None
+
+    def _check_patience(self) -> None:
+        """Stop if the service has failed for long, or again and again."""
+        if self._window.is_hopeless:
+            self.stop("the service reads balances, but fails at each of the last items")
+        elif self._bad_since is not None and anyio.current_time() - self._bad_since > PATIENCE:
+            self.stop(f"the service has carried out nothing for {PATIENCE / 60:.0f} minutes")
+
+    async def _commit(self, ready: list[tuple[Item, BalanceReading | None]]) -> list[Item]:
+        """Write how items have ended, and claim others. Return those that are claimed."""
+        ended, self._ended = self._ended, []
+        if not ended and not ready:
+            return []
+        now = time.time()
+        claims = [
+            Claim(
+                item.number,
+                str(item.user),
+                now,
+                None if before is None else readings.to_json(before),
+            )
+            for item, before in ready
+        ]
+        self.in_flight += len(claims)
+        numbers = await wait_for(self._items.write(ended, claims))
+        claimed: list[Item] = []
+        for item, _ in ready:
+            if item.number in numbers:
+                claimed.append(item)
+            else:  # another item of the user is unclear
+                self.in_flight -= 1
+                self._pace.leave(item.number)
+                self._queue.done(item)
+        return claimed
+
+    async def _send(self, item: Item) -> None:
+        call = self._make_call(self._protocol, item)
+        error: CreduseError | None = None
+        try:
+            await self._client.run(call)
+        except CreduseError as raised:
+            error = raised
+        finally:
+            self._end(item, call, error)
+            self.in_flight -= 1
+            self._wake.set()
+
+    def _end(self, item: Item, call: Call[Any], error: CreduseError | None) -> None:
+        """Take note of how a call has ended."""
+        response = call.response
+        status = None if response is None else response.status
+        event = call.attempts[-1].event if call.attempts else None
+        change, end = change_of(call), _ENDS.get(event, End.FAILED)
+        if event == "rejected" and status not in _OF_THE_RUN:
+            change = Change.REFUSE
+        self._rejections = self._rejections + 1 if event == "rejected" else 0
+        if event == "unsendable" or (event == "rejected" and change is Change.RELEASE):
+            self.stop(str(error))
+        elif self._rejections >= _REJECTIONS:
+            self.stop(f"the service rejects one item after another: {error}")
+        now = anyio.current_time()
+        wait = retry_after(response) if response and response.status in {429, 503} else None
+        self._pace.ended(item.number, status, wait, now)
+        self._window.ended(end)
+        if end is End.GOOD:
+            self._bad_since = None
+        elif self._bad_since is None:
+            self._bad_since = now
+        code = error.error_code if isinstance(error, APIError) else None
+        self.counts[change] += 1
+        self._ended.append(Ended(item.number, change, event, status, code))
+        if change is Change.RELEASE:
+            self._queue.put_back(item)
+        else:
+            self._queue.done(item)
+
+
+_ENDS: Final = {
+    "done": End.GOOD,
+    "misread": End.GOOD,
+    "refused": End.GOOD,
+    "rejected": End.NEUTRAL,
+    "rate_limited": End.NEUTRAL,
+    "unsendable": End.NEUTRAL,
+    "abandoned": End.NEUTRAL,
+    None: End.NEUTRAL,
+}
+"""What the end of a call, by its event, says about the service. All other ends are failures."""
+
+_CALLS: Final[Mapping[str, Callable[[CreduseProtocol, Item], Call[Any]]]] = {
+    "add": lambda make, it: make.add(it.user, it.amount or 0, it.validity_days),
+    "subtract": lambda make, it: make.subtract(it.user, it.amount or 0),
+    "start_cycle": lambda make, it: make.start_cycle(it.user, it.amount or 0, it.validity_days),
+    "stop_cycle": lambda make, it: make.stop_cycle(it.user),
+}
+"""How an item becomes a call."""

@@ -1,0 +1,366 @@
+"""A run: an input file, its journal, and the client that sends. What the command prints is not here."""
+
+import logging
+import math
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import anyio.to_thread
+
+from creduse_core import TIMEOUT, AsyncCoreClient, CreduseProtocol
+from creduse_core.arguments import check_at_least_one, check_type
+from creduse_journal import RULES, JournalError, State
+from creduse_journal.database import wait_for
+
+from ._driver import Driver, Settings
+from ._input import COLUMNS, Input, Overview, Shard
+from ._items import Begun, Identity, Items, begun, check_identity, counts, open_to_read
+
+if TYPE_CHECKING:
+    from typing import Self
+
+CONCURRENCY: Final = 16
+"""Items in flight at once, by default."""
+MAX_CONCURRENCY: Final = 100
+"""As many connections as a client has."""
+
+_logger: Final = logging.getLogger("creduse")
+_BETWEEN_REPORTS: Final = 0.1
+"""Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is. Each item is counted once."""
+
+    items: int
+    """All items of the file, or of the shard."""
+    applied: int
+    refused: int
+    unclear: int
+    in_flight: int = 0
+    pause: str | None = None
+    """Why nothing is sent at the moment, or ``None``."""
+    stopped: str | None = None
+    """Why the run has stopped before its end, or ``None``."""
+
+    @property
+    def waiting(self) -> int:
+        """Items that were not applied, and can be sent. Some may wait for an unclear one."""
+        return self.items - self.applied - self.refused - self.unclear - self.in_flight
+
+    @property
+    def exit_status(self) -> int:
+        """0: all applied; 1: some refused; 3: some unclear; 75: stopped, some are still waiting."""
+        if self.stopped is not None and self.waiting:
+            return 75
+        if self.unclear or self.waiting:
+            return 3
+        return 1 if self.refused else 0
+
+
+class Run:
+    """An input file and its journal. Use it with ``with``.
+
+    It checks the whole file if the run has not begun. Nothing is sent before ``send``.
+
+    Raises:
+        InputError: Something is wrong in the file.
+        JournalError: The journal belongs to something else.
+    """
+
+    def __init__(
+        self,
+        protocol: CreduseProtocol,
+        method: str,
+        file: str | PathLike[str],
+        journal: str | PathLike[str] | None = None,
+        shard: Shard | None = None,
+    ) -> None:
+        if method not in COLUMNS:
+            raise ValueError(f"method must be one of {', '.join(COLUMNS)}, not {method!r}")
+        path = Path(file)
+        self.journal = journal_of(path, journal, shard)
+        self._shard = shard
+        self.overview: Overview | None = None
+        """What is in the file, if the run has not begun."""
+        self.before: Progress | None = None
+        """How far it came, if it has begun."""
+        with ExitStack() as stack:
+            self._input = stack.enter_context(Input(path, method))
+            self._identity = Identity(method, self._input.digest, protocol.base_url, name_of(shard))
+            found = read(self.journal)
+            if found is None:
+                self.overview = self._input.examine(shard)
+                self._items = self.overview.items
+                self._kept = {"items": self._items, "total": str(self.overview.total)}
+            else:
+                begun, states = found
+                check_identity(self.journal, begun.identity, self._identity)
+                self._items = begun.items
+                self._kept = {}
+                self.before = _progress(begun.items, states)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    async def send(
+        self,
+        client: AsyncCoreClient,
+        *,
+        concurrency: int = CONCURRENCY,
+        rate: float | None = None,
+        balance_first: bool = False,
+        on_progress: Callable[[Progress], object] | None = None,
+        signals: bool = False,
+    ) -> Progress:
+        """Send what is waiting. See `run_async`.
+
+        ``signals``: whether SIGINT and SIGTERM stop the run.
+        """
+        settings = Settings(concurrency, rate, balance_first, self._shard)
+        key = client.protocol.api_key
+        items = await anyio.to_thread.run_sync(Items, self.journal, self._identity, key, self._kept)
+        try:
+            report = _Reports(self._items, await wait_for(items.counts()), on_progress)
+            driver = Driver(client, self._input, items, settings, report.changed)
+            await _drive(driver, signals=signals)
+            report.changed(driver, at_once=True)
+        finally:
+            await _in_shield(items.close)
+        return report.progress
+
+
+async def _in_shield(act: Callable[[], object]) -> None:
+    """Do something in a thread, also if the caller is cancelled."""
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(act)
+
+
+async def _drive(driver: Driver, *, signals: bool) -> None:
+    """Run a driver to its end. If the caller is cancelled, stop it, and wait for what is in flight."""
+    failures: list[JournalError] = []
+    ended = anyio.Event()
+
+    async def run() -> None:
+        try:
+            await driver.run()
+        except JournalError as error:
+            failures.append(error)
+        finally:
+            ended.set()
+            tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        if signals:
+            tasks.start_soon(_stop_by_signals, driver)
+        try:
+            await ended.wait()
+        except BaseException:
+            if not ended.is_set():
+                driver.stop("cancelled")
+            raise
+    if failures:
+        raise failures[0]
+
+
+async def _stop_by_signals(driver: Driver) -> None:
+    """Stop at the first signal, and do not wait for what is in flight at the second."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        async for number in received:
+            if driver.stopped is None:
+                driver.stop(f"{number.name} stopped it")
+            else:
+                driver.abort()
+
+
+class _Reports:
+    """Reports progress, some times a second."""
+
+    def __init__(
+        self,
+        items: int,
+        before: dict[State, int],
+        on_progress: Callable[[Progress], object] | None,
+    ) -> None:
+        self._items = items
+        self._before = before
+        self._on_progress = on_progress
+        self._last = -math.inf
+        self.progress = _progress(items, before)
+
+    def changed(self, driver: Driver, *, at_once: bool = False) -> None:
+        """Report how far the driver is."""
+        now = anyio.current_time()
+        if now - self._last < _BETWEEN_REPORTS and not at_once:
+            return
+        self._last = now
+        counts = Counter(self._before)
+        for change, state in RULES[State.CLAIMED].items():
+            counts[state] += driver.counts[change]
+        self.progress = _progress(
+            self._items, counts, driver.in_flight, driver.pause, driver.stopped
+        )
+        if self._on_progress is not None:
+            try:
+                self._on_progress(self.progress)
+            except Exception:
+                _logger.exception("on_progress raised; the run goes on")
+
+
+def _progress(items: int, counts: Mapping[State, int], *rest: Any) -> Progress:
+    return Progress(
+        items, counts[State.APPLIED], counts[State.REFUSED], counts[State.UNCLEAR], *rest
+    )
+
+
+def name_of(shard: Shard | None) -> str:
+    """Return what a journal says of a shard."""
+    return "the whole file" if shard is None else f"shard {shard}"
+
+
+def journal_of(file: Path, journal: str | PathLike[str] | None, shard: Shard | None) -> Path:
+    """Return where the journal of a file, or of a shard, is: beside the file, if nothing else is given."""
+    if journal is not None:
+        return Path(journal)
+    part = "" if shard is None else f".{shard.number}-of-{shard.count}"
+    return file.with_name(f"{file.name}{part}.journal")
+
+
+def read(journal: Path) -> tuple[Begun, dict[State, int]] | None:
+    """Return what a journal says of its run, and its counts; or ``None`` if the run has not begun."""
+    if not journal.exists():
+        return None
+    with open_to_read(journal) as database:
+        run = begun(database)
+        return None if run is None else (run, counts(database))
+
+
+def make_client(*, api_key: str | None, base_url: str | None, timeout: float) -> AsyncCoreClient:
+    """Return a client over aiohttp where it is installed, else over httpx."""
+    try:
+        from creduse_aiohttp import AsyncCreduseClient  # noqa: PLC0415 - it may not be installed
+    except ImportError:
+        from creduse_httpx import AsyncCreduseClient as HttpxClient  # noqa: PLC0415
+
+        return HttpxClient(api_key, base_url=base_url, timeout=timeout)
+    return AsyncCreduseClient(api_key, base_url=base_url, timeout=timeout)
+
+
+def check_settings(concurrency: int, rate: float | None) -> None:
+    """Raise for a wrong setting."""
+    check_at_least_one("concurrency", concurrency)
+    if concurrency > MAX_CONCURRENCY:
+        raise ValueError(f"concurrency must be at most {MAX_CONCURRENCY}, not {concurrency}")
+    if rate is not None and not 0 < rate < math.inf:
+        raise ValueError(f"rate must be a number of items a second above 0, not {rate!r}")
+
+
+def run(  # noqa: PLR0913 - each but two has a default
+    method: str,
+    file: str | PathLike[str],
+    *,
+    journal: str | PathLike[str] | None = None,
+    shard: Shard | None = None,
+    concurrency: int = CONCURRENCY,
+    rate: float | None = None,
+    balance_first: bool = False,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    timeout: float = TIMEOUT,
+    on_progress: Callable[[Progress], object] | None = None,
+) -> Progress:
+    """Send all items of a file, each at most once, and return how far the run came.
+
+    Example::
+
+        import creduse_bulk
+
+        progress = creduse_bulk.run("add", "grants.csv")
+        print(progress.applied, progress.exit_status)
+
+    Call it again to go on where it stopped. In the main thread, SIGINT and SIGTERM stop it: it sends
+    nothing more, waits for the responses to what it has sent, and returns. It asks nobody; the command
+    ``creduse bulk`` does.
+
+    - ``method``: ``add``, ``subtract``, ``start_cycle`` or ``stop_cycle``.
+    - ``file``: CSV with a header, or JSON Lines, with the columns ``end_user_id``, ``amount``,
+      ``validity_days`` and ``id``.
+    - ``journal``: the journal's file, by default beside the file.
+    - ``shard``: ``Shard(2, 4)`` sends the second of four parts of the users.
+    - ``concurrency``: items in flight at once, at most 100.
+    - ``rate``: items a second at most.
+    - ``balance_first``: read each user's balance before, so that more can be proved afterwards.
+    - ``api_key``, ``base_url``, ``timeout``: those of a client. ``timeout`` is that of an item.
+    - ``on_progress``: is called with a `Progress`, up to ten times a second.
+
+    Raises:
+        InputError: Something is wrong in the file. Nothing was sent.
+        JournalError: The journal is in use, belongs to something else, or cannot be written.
+    """
+    check_settings(concurrency, rate)
+    client = make_client(api_key=api_key, base_url=base_url, timeout=timeout)
+
+    async def main() -> Progress:
+        async with client:
+            return await opened.send(
+                client,
+                concurrency=concurrency,
+                rate=rate,
+                balance_first=balance_first,
+                on_progress=on_progress,
+                signals=threading.current_thread() is threading.main_thread(),
+            )
+
+    with Run(client.protocol, method, file, journal, shard) as opened:
+        return anyio.run(main)
+
+
+async def run_async(  # noqa: PLR0913 - each but three has a default
+    client: AsyncCoreClient,
+    method: str,
+    file: str | PathLike[str],
+    *,
+    journal: str | PathLike[str] | None = None,
+    shard: Shard | None = None,
+    concurrency: int = CONCURRENCY,
+    rate: float | None = None,
+    balance_first: bool = False,
+    on_progress: Callable[[Progress], object] | None = None,
+) -> Progress:
+    """Do what `run` does, on asyncio or trio, with your own asynchronous client.
+
+    If it is cancelled, it sends nothing more, waits for the responses to what it has sent, and is
+    then cancelled.
+    """
+    check_type("client", client, AsyncCoreClient, "AsyncCreduseClient()")
+    check_settings(concurrency, rate)
+    make = partial(Run, client.protocol, method, file, journal, shard)
+    with await anyio.to_thread.run_sync(make) as opened:
+        return await opened.send(
+            client,
+            concurrency=concurrency,
+            rate=rate,
+            balance_first=balance_first,
+            on_progress=on_progress,
+        )
