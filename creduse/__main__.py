@@ -23,6 +23,7 @@ from creduse_core import BASE_URL, TIMEOUT, CreduseProtocol, __version__
 from creduse_httpx import CreduseClient
 from creduse_sandbox import DESCRIPTIONS, FAULTS, Fault, Stage, serve
 
+from ._bulk import add_parsers as add_bulk
 from ._calls import COMMANDS, STATUSES, Command, prepare, write
 from ._demo import demo
 
@@ -50,6 +51,7 @@ _VALUE: Final = re.compile(
 )
 
 _OTHER_COMMANDS: Final = {
+    "bulk": "make a call for each line of a file",
     "sandbox": "run a local Creduse server",
     "demo": "run all calls against a sandbox and show the results",
 }
@@ -285,6 +287,8 @@ def _make_parser() -> _Parser:
     )
     sandbox.add_argument("--list-faults", action="store_true", help="list all faults and exit")
     sandbox.set_defaults(prepare=_sandbox)
+
+    add_bulk(commands)
 
     demonstration = commands.add_parser(
         "demo",

@@ -10,7 +10,10 @@ The command ``creduse bulk add grants.csv`` does the same. The same call, or com
 earlier one stopped.
 """
 
-from ._input import InputError, Shard
-from ._run import Progress, run, run_async
+from ._input import Shard
+from ._progress import Progress, status
+from ._records import InputError
+from ._report import report
+from ._run import run, run_async
 
-__all__ = ["InputError", "Progress", "Shard", "run", "run_async"]
+__all__ = ["InputError", "Progress", "Shard", "report", "run", "run_async", "status"]

@@ -6,7 +6,7 @@ one, and the next claims. Files, and what a caller sees of a run, do not belong 
 
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -23,14 +23,16 @@ from creduse_core import (
     Pace,
     RetryPolicy,
 )
+from creduse_core import State as CallState
 from creduse_core.retry import retry_after
-from creduse_journal import Change, JournalError, readings
+from creduse_journal import Change, JournalError, weighing
 from creduse_journal._states import change_of
 from creduse_journal.database import wait_for
 
-from ._input import Input, InputError, Item, Record, Shard
+from ._input import Input, Item, Shard
 from ._items import Claim, Ended, Items
 from ._queue import Queue
+from ._records import InputError, Record
 from ._window import End, Window
 
 if TYPE_CHECKING:
@@ -38,17 +40,21 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+AHEAD: Final = 3
+"""The largest window, as a multiple of ``concurrency``. After a kill, so many items may be unclear."""
 PATIENCE: Final = 900.0
 """Seconds without any item that the service has carried out or refused, after which a run stops."""
 
-_READ_AHEAD: Final = 2000
+_READ_AHEAD: Final = 3000
 """Items in the queue. With many items of one user in a row, others would wait behind fewer."""
+FIRST_PROBE: Final = 1.0
+"""Seconds before the first balance that finds out whether the service is back. They double."""
 _LONGEST_PROBE: Final = 60.0
-"""Seconds between two balances that find out whether the service is back."""
+"""Seconds between two of them at most."""
 _PROBE_TIMEOUT: Final = 10.0
 """Seconds for a balance."""
-_MAX_LATE: Final = 0.1
-"""Seconds."""
+MAX_LATE: Final = 0.1
+"""Seconds by which a late timer does not lower the rate."""
 _OF_THE_RUN: Final = frozenset({401, 403, 404, 405, 407, 421, 426, 428, 451})
 """Status codes that concern all calls. The service rejects others of its 4xx for the item's sake."""
 _REJECTIONS: Final = 10
@@ -94,15 +100,20 @@ class Driver:
         self._settings = settings
         self._on_change = on_change
         self._queue = Queue()
-        self._window = Window(settings.concurrency)
+        # Claimed items wait for a worker, so that no worker waits for the disk.
+        self._window = Window(AHEAD * settings.concurrency)
+        self._claimed: deque[Item] = deque()
+        self._idle: list[anyio.Event] = []
         self._pace = Pace()
         self._next_at = 0.0
         self._reading = 0
         self._ready: list[tuple[Item, BalanceReading | None]] = []
         self._ended: list[Ended] = []
-        self._rejections = 0
+        self._rejections = 0  # in a row
+        self._problem = ""
         self._bad_since: float | None = None
         self._wake = anyio.Event()
+        self._is_ended = False
         self._scope = anyio.CancelScope(shield=True)
         self._reads: set[anyio.CancelScope] = set()
         self.counts: Counter[Change] = Counter()
@@ -114,9 +125,10 @@ class Driver:
         """Why nothing is sent at the moment, or ``None``."""
 
     def stop(self, why: str) -> None:
-        """Claim no more items, and end when those in flight have ended."""
+        """Send no more items, and end when those in flight have ended."""
         if self.stopped is None:
             self.stopped = why
+        self._release_claimed()
         for scope in self._reads:
             scope.cancel()
         self._wake.set()
@@ -136,11 +148,16 @@ class Driver:
         failure: JournalError | None = None
         with self._scope:
             async with anyio.create_task_group() as tasks:
+                for _ in range(self._settings.concurrency):
+                    tasks.start_soon(self._work)
                 try:
                     while not self._is_over():
                         await self._step(tasks)
                 except JournalError as error:
                     failure = error
+                    self._claimed.clear()
+                self._is_ended = True
+                self._wake_workers(len(self._idle))
         if failure is not None:
             raise failure
         with anyio.CancelScope(shield=True):
@@ -148,7 +165,7 @@ class Driver:
         self._on_change(self)
 
     def _is_over(self) -> bool:
-        if self.in_flight or self._reading or self._ended:
+        if self.in_flight or self._claimed or self._reading or self._ended:
             return False
         if self.stopped is not None:
             return True
@@ -157,6 +174,7 @@ class Driver:
     async def _step(self, tasks: "TaskGroup") -> None:
         """Do what can be done now, or wait."""
         self._wake = anyio.Event()
+        self._check_patience()
         await self._read_ahead()
         if self._window.is_closed and not self.in_flight and self.stopped is None:
             await self._commit([])
@@ -164,8 +182,7 @@ class Driver:
         wait = self._choose(tasks)
         ready, self._ready = ([] if self.stopped is not None else self._ready), []
         if ready or self._ended:
-            for item in await self._commit(ready):
-                tasks.start_soon(self._send, item)
+            await self._commit(ready)
         elif not self._is_over():
             with anyio.move_on_after(wait):
                 await self._wake.wait()
@@ -194,9 +211,10 @@ class Driver:
     def _choose(self, tasks: "TaskGroup") -> float:
         """Make items ready to be claimed, and return the seconds until the next one may be."""
         while self.stopped is None and not self._window.is_closed:
-            if self.in_flight + len(self._ready) + self._reading >= self._window.size:
+            taken = self.in_flight + len(self._claimed) + len(self._ready) + self._reading
+            if taken >= self._window.size:
                 break
-            now = anyio.current_time()
+            now = time.monotonic()
             if self._next_at > now:
                 return self._next_at - now
             item = self._queue.take()
@@ -206,8 +224,7 @@ class Driver:
                 self._queue.put_back(item)
                 return wait
             if self._settings.rate is not None:
-                # A timer that is a little late must not lower the rate.
-                self._next_at = max(self._next_at, now - _MAX_LATE) + 1 / self._settings.rate
+                self._next_at = max(self._next_at, now - MAX_LATE) + 1 / self._settings.rate
             if self._settings.balance_first:
                 self._reading += 1
                 tasks.start_soon(self._read_first, item)
@@ -240,8 +257,10 @@ class Driver:
             except CreduseError as error:
                 status = error.status_code if isinstance(error, APIError) else None
                 event = error.attempts[-1].event if error.attempts else None
+                self._problem = str(error)
+                self._bad_since = self._bad_since or time.monotonic()
                 if event == "unsendable" or status in _OF_THE_RUN:
-                    self.stop(str(error))
+                    self.stop(self._problem)
                 elif event != "rate_limited":
                     self._window.ended(End.FAILED)
             finally:
@@ -255,10 +274,10 @@ class Driver:
             self._window.reopen()
             return
         self._queue.put_back(item)
-        delay = 1.0
+        delay = FIRST_PROBE
         while self.stopped is None:
             self._check_patience()
-            self.pause = f"the service fails; the next try is in {delay:.0f} s"
+            self.pause = f"the next try is in {delay:.0f} s: {self._problem}"
             self._on_change(self)
             self._wake = anyio.Event()
             with anyio.move_on_after(delay):
@@ -272,77 +291,113 @@ class Driver:
     def _check_patience(self) -> None:
         """Stop if the service has failed for long, or again and again."""
         if self._window.is_hopeless:
-            self.stop("the service reads balances, but fails at each of the last items")
-        elif self._bad_since is not None and anyio.current_time() - self._bad_since > PATIENCE:
-            self.stop(f"the service has carried out nothing for {PATIENCE / 60:.0f} minutes")
+            self.stop("the service reads balances, but fails at each of the last lines")
+        elif self._bad_since is not None and time.monotonic() - self._bad_since > PATIENCE:
+            self.stop(f"the service has carried out nothing for {PATIENCE:g} seconds")
 
-    async def _commit(self, ready: list[tuple[Item, BalanceReading | None]]) -> list[Item]:
-        """Write how items have ended, and claim others. Return those that are claimed."""
+    async def _commit(self, ready: list[tuple[Item, BalanceReading | None]]) -> None:
+        """Write how items have ended, and claim others."""
         ended, self._ended = self._ended, []
         if not ended and not ready:
-            return []
+            return
         now = time.time()
         claims = [
-            Claim(
-                item.number,
-                str(item.user),
-                now,
-                None if before is None else readings.to_json(before),
-            )
-            for item, before in ready
+            Claim(item.number, str(item.user), now, None if it is None else weighing.to_json(it))
+            for item, it in ready
         ]
-        self.in_flight += len(claims)
         numbers = await wait_for(self._items.write(ended, claims))
-        claimed: list[Item] = []
         for item, _ in ready:
             if item.number in numbers:
-                claimed.append(item)
+                self._claimed.append(item)
             else:  # another item of the user is unclear
-                self.in_flight -= 1
                 self._pace.leave(item.number)
                 self._queue.done(item)
-        return claimed
+        if self.stopped is None and not self._window.is_closed:
+            self._wake_workers(len(self._claimed))
+        else:
+            self._release_claimed()
 
-    async def _send(self, item: Item) -> None:
-        call = self._make_call(self._protocol, item)
-        error: CreduseError | None = None
-        try:
-            await self._client.run(call)
-        except CreduseError as raised:
-            error = raised
-        finally:
-            self._end(item, call, error)
-            self.in_flight -= 1
-            self._wake.set()
+    def _wake_workers(self, count: int) -> None:
+        for _ in range(min(count, len(self._idle))):
+            self._idle.pop().set()
+
+    def _release_claimed(self) -> None:
+        """Give up the claims of items that were not sent."""
+        while self._claimed:
+            item = self._claimed.pop()
+            self._pace.leave(item.number)
+            self._ended.append(Ended(item.number, Change.RELEASE, None, None, None))
+            self._queue.put_back(item)
+
+    async def _work(self) -> None:
+        """Send claimed items until the run is over."""
+        while not self._is_ended:
+            if not self._claimed:
+                event = anyio.Event()
+                self._idle.append(event)
+                await event.wait()
+                continue
+            item = self._claimed.popleft()
+            self.in_flight += 1
+            call = self._make_call(self._protocol, item)
+            error: CreduseError | None = None
+            try:
+                await self._client.run(call)
+            except CreduseError as raised:
+                error = raised
+            finally:
+                self.in_flight -= 1
+                self._end(item, call, error)
+                # The next claims come with many ends, but before the last claimed item is taken.
+                if len(self._claimed) <= self._settings.concurrency // 2:
+                    self._wake.set()
 
     def _end(self, item: Item, call: Call[Any], error: CreduseError | None) -> None:
         """Take note of how a call has ended."""
-        response = call.response
+        response, now = call.response, time.monotonic()
         status = None if response is None else response.status
-        event = call.attempts[-1].event if call.attempts else None
-        change, end = change_of(call), _ENDS.get(event, End.FAILED)
-        if event == "rejected" and status not in _OF_THE_RUN:
-            change = Change.REFUSE
-        self._rejections = self._rejections + 1 if event == "rejected" else 0
-        if event == "unsendable" or (event == "rejected" and change is Change.RELEASE):
-            self.stop(str(error))
-        elif self._rejections >= _REJECTIONS:
-            self.stop(f"the service rejects one item after another: {error}")
-        now = anyio.current_time()
-        wait = retry_after(response) if response and response.status in {429, 503} else None
+        change, event, code = (
+            (Change.APPLY, "done", None)
+            if call.state is CallState.SUCCEEDED
+            else self._failed(call, status, error)
+        )
+        wait = retry_after(response) if response and status in {429, 503} else None
         self._pace.ended(item.number, status, wait, now)
+        end = _ENDS.get(event, End.FAILED)
         self._window.ended(end)
         if end is End.GOOD:
             self._bad_since = None
-        elif self._bad_since is None:
-            self._bad_since = now
-        code = error.error_code if isinstance(error, APIError) else None
+        else:
+            self._bad_since = self._bad_since or now
         self.counts[change] += 1
         self._ended.append(Ended(item.number, change, event, status, code))
         if change is Change.RELEASE:
             self._queue.put_back(item)
         else:
             self._queue.done(item)
+        # Those that are claimed now wait their turn again.
+        if self._window.is_closed or event == "rate_limited":
+            self._release_claimed()
+
+    def _failed(
+        self, call: Call[Any], status: int | None, error: CreduseError | None
+    ) -> tuple[Change, str | None, str | None]:
+        """Return what a call without a result changes, its event, and the service's code.
+
+        Stop if it is not for the item's sake.
+        """
+        event = call.attempts[-1].event if call.attempts else None
+        change = change_of(call)
+        is_rejected = event == "rejected"
+        self._problem = str(error)
+        if is_rejected and status not in _OF_THE_RUN:
+            change = Change.REFUSE
+        self._rejections = self._rejections + 1 if is_rejected else 0
+        if event == "unsendable" or (is_rejected and change is Change.RELEASE):
+            self.stop(self._problem)
+        elif self._rejections >= _REJECTIONS:
+            self.stop(f"the service rejects one line after another: {self._problem}")
+        return change, event, error.error_code if isinstance(error, APIError) else None
 
 
 _ENDS: Final = {

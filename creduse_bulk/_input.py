@@ -1,29 +1,28 @@
-"""Input files: CSV or JSON Lines, one item in each record. What happens to items does not belong here.
+"""Input files: one item in each record. Reading records (`_records`) does not belong here."""
 
-A file is read as a stream, so that memory does not grow with it.
-"""
-
-import csv
 import hashlib
-import json
-import os
 import re
 import sqlite3
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
+from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO, TypeAlias
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from creduse_core.arguments import checked_count, checked_user_id
+from creduse_core.arguments import checked_user_id
 
-if TYPE_CHECKING:
-    import _csv  # it has the type of csv.reader
-    from typing import Self
+from ._records import (
+    MOST_PROBLEMS,
+    InputError,
+    Record,
+    Records,
+    Values,
+    check_problems,
+    shown,
+)
 
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "add": ("end_user_id", "amount", "validity_days"),
@@ -32,50 +31,26 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "stop_cycle": ("end_user_id",),
 }
 """The columns that each method uses. ``validity_days`` can be left out."""
-CHUNK: Final = 1000
-"""Records at a time."""
+DEFAULT_DAYS: Final = 31
+"""``validity_days`` where nothing is given."""
 
 _KNOWN: Final = ("end_user_id", "amount", "validity_days", "id")
-DEFAULT_DAYS: Final = 31
-_SHOWN: Final = 10
-"""Problems that an error lists."""
-_MOST_PROBLEMS: Final = 1000
-"""Problems after which the rest of the file is not read."""
 _NUMBER: Final = re.compile(r"[0-9]{1,3000}")
-
-Cells: TypeAlias = list[str] | str
-"""The cells of CSV, or a line of JSON."""
-Values: TypeAlias = dict[str, Any]
-"""A record's values by their columns."""
-
-
-class InputError(ValueError):
-    """The input file cannot be used. Nothing was sent."""
 
 
 class Item(NamedTuple):
     """One call to make."""
 
     number: int
-    """Its place in the file, from 1 on."""
+    """The number of its record."""
     user: UUID
     amount: int | None
     validity_days: int | None
 
 
-class Record(NamedTuple):
-    """A record as it stands in the file."""
-
-    number: int
-    """Its place in the file, from 1 on. An item has the number of its record."""
-    line: int
-    """The line in which it begins, from 1 on."""
-    cells: Cells
-
-
 @dataclass(slots=True)
 class Overview:
-    """What is in a file."""
+    """What is in a file, or in a shard of it."""
 
     items: int = 0
     total: int = 0
@@ -85,146 +60,47 @@ class Overview:
     """Columns that are not used."""
 
 
-class Input:
-    """An open input file. Use it with ``with``.
+class Input(Records):
+    """An open input file, for the calls of one method.
 
     Raises:
         InputError: The file cannot be read, or its header is wrong.
     """
 
     def __init__(self, path: Path, method: str) -> None:
-        self.path = path
         self.method = method
-        try:
-            self._file = path.open("rb")
-            self._stamp = self._read_stamp()
-            self.digest = hashlib.file_digest(self._file, "sha256").hexdigest()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from None
-        with self._lines() as lines:
-            head = lines.readline()
-        self.is_json = head.lstrip().startswith("{")
-        self._delimiter = max(",;\t", key=head.count)
-        self.columns: Sequence[str] = ()
-        """The columns of CSV."""
-        if not self.is_json:
-            self._read_header()
+        super().__init__(path)
 
-    def __enter__(self) -> "Self":
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
-    # Reading.
-
-    def _read_stamp(self) -> tuple[int, int]:
-        found = os.fstat(self._file.fileno())
-        return found.st_size, found.st_mtime_ns
-
-    @contextmanager
-    def _lines(self) -> Generator[TextIO]:
-        """Read the file from its beginning."""
-        self._file.seek(0)
-        # The same file, even if another one has its name by now. Excel writes a byte order mark.
-        with open(os.dup(self._file.fileno()), encoding="utf-8-sig", newline="") as lines:  # noqa: PTH123 - a descriptor
-            try:
-                yield lines
-            except UnicodeDecodeError as error:
-                raise InputError(f"{self.path} is not UTF-8: {error}") from None
-
-    def _read_header(self) -> None:
-        with self._lines() as lines:
-            names = next(self._reader(lines), list[str]())
-        self.columns = [name.strip() for name in names]
-        twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
-        if twice:
-            raise InputError(f"{self.path}: the header has the column {twice[0]!r} twice")
+    def _begin(self) -> None:
+        super()._begin()
+        if self.is_json:
+            return
         try:
             self._check_columns(self.columns)
         except ValueError as error:
             raise InputError(f"{self.path}: {error}") from None
         for name in COLUMNS[self.method]:
             if name not in self.columns and name != "validity_days":
-                shown = ", ".join(map(repr, self.columns)) or "nothing"
                 raise InputError(
                     f"{self.path}: the first line must name the columns, among them {name}; "
-                    f"it has {shown[:200]}"
+                    f"it has {shown(', '.join(self.columns))}"
                 )
-
-    def _reader(self, lines: TextIO) -> "_csv.Reader":
-        return csv.reader(lines, strict=True, delimiter=self._delimiter)
 
     def _check_columns(self, names: Iterable[str]) -> None:
         """Raise ``ValueError`` if a column may be a misspelled one, or belongs to another method."""
-        wanted = COLUMNS[self.method]
         for name in names:
-            if name in wanted or name == "id":
-                continue
-            if name in _KNOWN:
-                method = self.method.replace("_", "-")
-                raise ValueError(f"{method} has no {name}: remove it, or use another method")
-            folded = re.sub(r"[\s-]", "_", name.strip().lower())
-            if meant := get_close_matches(folded, _KNOWN, 1, 0.85):
-                raise ValueError(f"the column {name!r} must be called {meant[0]!r}")
-
-    def chunks(self) -> Iterator[list[Record]]:
-        """Return all records, many at a time.
-
-        Raises:
-            InputError: A record is not CSV, or the file was changed.
-        """
-        with self._lines() as lines:
-            read = self._json_rows if self.is_json else self._csv_rows
-            rows = enumerate(read(lines), 1)
-            while chunk := [Record(number, *row) for number, row in islice(rows, CHUNK)]:
-                # Whoever reads on may send what is in the chunk.
-                if self._read_stamp() != self._stamp:
-                    raise InputError(f"{self.path} was changed while it was read")
-                yield chunk
-
-    def _csv_rows(self, lines: TextIO) -> Iterator[tuple[int, Cells]]:
-        reader = self._reader(lines)
-        line = 1
-        try:
-            for cells in reader:
-                # The first record is the header. An empty line is none.
-                if line > 1 and cells:
-                    yield line, cells
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise InputError(f"{self.path}, line {line}: {error}") from None
-
-    def _json_rows(self, lines: TextIO) -> Iterator[tuple[int, Cells]]:
-        return ((line, text) for line, text in enumerate(lines, 1) if text.strip())
-
-    def values(self, record: Record) -> Values:
-        """Return a record's values, or raise ``ValueError``."""
-        cells = record.cells
-        if isinstance(cells, list):
-            if len(cells) != len(self.columns):
-                raise ValueError(f"{len(cells)} values, but {len(self.columns)} columns")
-            return dict(zip(self.columns, cells, strict=True))
-        try:
-            values: object = json.loads(cells)
-        except ValueError as error:
-            raise ValueError(f"not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")  # noqa: TRY004 - it is the value of a file
-        return dict[str, Any](values)
+            if problem := _problem_of_column(self.method, name):
+                raise ValueError(problem)
 
     def item(self, record: Record) -> Item:
         """Return a record's item, or raise ``ValueError``."""
-        values = self.values(record)
+        return self._item(record.number, self.values(record))
+
+    def _item(self, number: int, values: Values) -> Item:
         if self.is_json:
             self._check_columns(values)
         try:
-            return Item(record.number, *_READERS[self.method](values))
+            return Item(number, *_READERS[self.method](values))
         except TypeError as error:
             raise ValueError(str(error)) from None
 
@@ -234,40 +110,45 @@ class Input:
         Raises:
             InputError: Something is wrong. It names the first lines.
         """
+        # On the disk: nothing else must know all items at once.
+        with closing(sqlite3.connect("", isolation_level=None)) as seen:
+            try:
+                return self._examine(shard, seen)
+            except sqlite3.Error as error:
+                raise InputError(
+                    f"{self.path} cannot be checked: a temporary file: {error}"
+                ) from error
+
+    def _examine(self, shard: "Shard | None", seen: sqlite3.Connection) -> Overview:
         problems: list[str] = []
         overview = Overview()
         names = dict.fromkeys(self.columns)
-        # On the disk: nothing else must know all items at once.
-        with closing(sqlite3.connect("", isolation_level=None)) as seen:
-            seen.execute("CREATE TABLE seen (line INTEGER, user BLOB, id TEXT)")
-            seen.execute("BEGIN")
-            for chunk in self.chunks():
-                rows: list[tuple[int, bytes | None, str | None]] = []
-                for record in chunk:
-                    try:
-                        values, item = self.values(record), self.item(record)
-                        item_id = _item_id(values)
-                    except ValueError as error:
-                        problems.append(f"line {record.line}: {error}")
-                        continue
-                    if self.is_json:
-                        names |= dict.fromkeys(values)
-                    is_ours = shard is None or shard.has(item.user)
-                    rows.append((record.line, item.user.bytes if is_ours else None, item_id))
-                    overview.items += is_ours
-                    overview.total += (item.amount or 0) if is_ours else 0
-                seen.executemany("INSERT INTO seen VALUES (?, ?, ?)", rows)
-                if len(problems) > _MOST_PROBLEMS:
-                    break
-            problems += [
-                f"line {last}: the id {item_id!r} is that of line {first}, too"
-                for item_id, first, last in seen.execute(_SAME_IDS, (_MOST_PROBLEMS,))
-            ]
-            ((overview.users,),) = seen.execute("SELECT count(DISTINCT user) FROM seen")
-        if problems:
-            more = len(problems) - _SHOWN
-            rest = [f"and {more} more"] if more > 0 else []
-            raise InputError("\n".join([f"{self.path}:", *problems[:_SHOWN], *rest]))
+        seen.execute("CREATE TABLE seen (line INTEGER, user BLOB, id TEXT)")
+        seen.execute("BEGIN")
+        for chunk in self.chunks():
+            rows: list[tuple[int, bytes | None, str | None]] = []
+            for record in chunk:
+                try:
+                    values = self.values(record)
+                    item, item_id = self._item(record.number, values), _item_id(values)
+                except ValueError as error:
+                    problems.append(f"line {record.line}: {error}")
+                    continue
+                if self.is_json:
+                    names |= dict.fromkeys(values)
+                is_ours = shard is None or shard.has(item.user)
+                rows.append((record.line, item.user.bytes if is_ours else None, item_id))
+                overview.items += is_ours
+                overview.total += (item.amount or 0) if is_ours else 0
+            seen.executemany("INSERT INTO seen VALUES (?, ?, ?)", rows)
+            if len(problems) >= MOST_PROBLEMS:
+                break
+        problems += [
+            f"line {last}: the id {shown(item_id)} is that of line {first}, too"
+            for item_id, first, last in seen.execute(_SAME_IDS, (MOST_PROBLEMS,))
+        ]
+        check_problems(self.path, problems)
+        ((overview.users,),) = seen.execute("SELECT count(DISTINCT user) FROM seen")
         overview.ignored = tuple(name for name in names if name not in _KNOWN)
         return overview
 
@@ -285,15 +166,15 @@ def _user(values: Values) -> UUID:
 
 def _count(name: str, values: Values) -> int:
     value: object = values.get(name)
-    if isinstance(value, str):
-        if not _NUMBER.fullmatch(value.strip()):
-            raise ValueError(f"{name} must be a whole number such as 100, not {value[:100]!r}")
-        return int(value)
-    return checked_count(name, value)
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{name} must be a whole number such as 100, not {shown(value)}")
+    return int(text)
 
 
 def _days(values: Values) -> int:
-    if values.get("validity_days") in {None, ""}:
+    value: object = values.get("validity_days")
+    if value is None or (isinstance(value, str) and not value.strip()):
         return DEFAULT_DAYS
     return _count("validity_days", values)
 
@@ -302,9 +183,21 @@ def _item_id(values: Values) -> str | None:
     if "id" not in values:
         return None
     item_id: object = values["id"]
-    if isinstance(item_id, bool) or not isinstance(item_id, str | int) or item_id == "":
+    if isinstance(item_id, bool) or not isinstance(item_id, str | int) or not str(item_id).strip():
         raise ValueError("id must be text that no other line has")
     return str(item_id)
+
+
+@lru_cache
+def _problem_of_column(method: str, name: str) -> str | None:
+    """Return what is wrong with a column that may be a misspelled one, or another method's."""
+    if name in COLUMNS[method] or name == "id":
+        return None
+    if name in _KNOWN:
+        return f"{method.replace('_', '-')} has no {name}: remove it, or use another method"
+    folded = re.sub(r"[\s-]", "_", name.strip().lower())
+    meant = get_close_matches(folded, _KNOWN, 1, 0.85)
+    return f"the column {shown(name)} must be called {meant[0]!r}" if meant else None
 
 
 _READERS: Final[Mapping[str, Callable[[Values], tuple[UUID, int | None, int | None]]]] = {

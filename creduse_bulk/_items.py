@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -49,35 +49,30 @@ _LEAST_SQLITE: Final = (3, 33)
 _ROUNDS: Final = 100_000
 """Of the key's fingerprint, so that a stolen journal does not help to guess a key."""
 
-# One statement for all rows: Python's other threads go on meanwhile.
+# One statement for all rows: Python's other threads go on meanwhile. {} has a row of ? for each.
 _END: Final = """
     UPDATE items SET
-        state = json_extract(value, '$[1]'), event = json_extract(value, '$[2]'),
-        status = json_extract(value, '$[3]'), error_code = json_extract(value, '$[4]'),
-        before = CASE json_extract(value, '$[1]') WHEN 'unclear' THEN before END,
-        changed_at = :now
-    FROM json_each(:ended)
-    WHERE number = json_extract(value, '$[0]') AND state = 'claimed'
+        state = column2, event = column3, status = column4, error_code = column5,
+        changed_at = column6, before = CASE column2 WHEN 'unclear' THEN before END
+    FROM (VALUES {})
+    WHERE number = column1 AND state = 'claimed'
 """
 _CLAIM: Final = """
     INSERT INTO items (number, state, user, began_at, before, changed_at)
-    SELECT json_extract(value, '$[0]'), 'claimed', json_extract(value, '$[1]'),
-        json_extract(value, '$[2]'), json_extract(value, '$[3]'), :now
-    FROM json_each(:claims)
+    SELECT column1, 'claimed', column2, column3, column4, column3
+    FROM (VALUES {})
     WHERE NOT EXISTS (
-        SELECT 1 FROM items
-        WHERE user = json_extract(value, '$[1]') AND state IN ('claimed', 'unclear')
+        SELECT 1 FROM items WHERE user = column2 AND state IN ('claimed', 'unclear')
     )
     ON CONFLICT (number) DO UPDATE SET
         state = excluded.state, began_at = excluded.began_at, before = excluded.before,
-        changed_at = excluded.changed_at
+        changed_at = excluded.changed_at, event = NULL, status = NULL, error_code = NULL
     WHERE state = 'free'
 """
+# Not those that were claimed before.
 _CLAIMED: Final = """
-    SELECT json_group_array(number) FROM items
-    WHERE state = 'claimed' AND number IN (
-        SELECT json_extract(value, '$[0]') FROM json_each(:claims)
-    )
+    SELECT json_group_array(number) FROM items JOIN (VALUES {}) ON number = column1
+    WHERE state = 'claimed' AND began_at = column3
 """
 
 
@@ -169,7 +164,7 @@ class Items:
     def write(self, ended: Sequence[Ended], claims: Sequence[Claim]) -> Future[set[int]]:
         """Write how calls have ended, then claim items. Return the numbers of those that are claimed.
 
-        An item is not claimed if another one of its user is unclear.
+        An item is not claimed if another one of its user is claimed or unclear.
         """
         return self._database.submit(lambda database: _write(database, ended, claims))
 
@@ -224,17 +219,29 @@ def _execute(database: sqlite3.Connection, statement: str, values: Sequence[obje
 def _write(
     database: sqlite3.Connection, ended: Sequence[Ended], claims: Sequence[Claim]
 ) -> set[int]:
-    now, after = time.time(), RULES[State.CLAIMED]
     if ended:
-        rows = [(it.number, after[it.change], *it[2:]) for it in ended]
-        database.execute(_END, {"ended": json.dumps(rows), "now": now})
+        after, now = RULES[State.CLAIMED], time.time()
+        ends = [
+            (it.number, after[it.change], it.event, it.status, it.error_code, now) for it in ended
+        ]
+        _execute_many(database, _END, ends)
     if not claims:
         return set()
-    values = {"claims": json.dumps(claims), "now": now}
-    if database.execute(_CLAIM, values).rowcount == len(claims):
-        return {claim.number for claim in claims}
-    ((found,),) = database.execute(_CLAIMED, values)
+    # The statement does not see its own rows: without this, it would claim two of a user.
+    firsts = list({claim.user: claim for claim in reversed(claims)}.values())
+    if _execute_many(database, _CLAIM, firsts).rowcount == len(firsts):
+        return {claim.number for claim in firsts}
+    ((found,),) = _execute_many(database, _CLAIMED, firsts)
     return set(json.loads(found))
+
+
+def _execute_many(
+    database: sqlite3.Connection, statement: str, rows: Sequence[tuple[object, ...]]
+) -> sqlite3.Cursor:
+    row = f"({', '.join('?' * len(rows[0]))})"
+    return database.execute(
+        statement.format(", ".join([row] * len(rows))), [it for row in rows for it in row]
+    )
 
 
 def _taken(database: sqlite3.Connection, first: int, last: int) -> set[int]:
@@ -247,10 +254,11 @@ def _taken(database: sqlite3.Connection, first: int, last: int) -> set[int]:
 
 
 def _settle(database: sqlite3.Connection, number: int, change: Change, note: str) -> None:
-    ((state,),) = database.execute("SELECT state FROM items WHERE number = ?", (number,))
+    found = database.execute("SELECT state FROM items WHERE number = ?", (number,)).fetchone()
+    state = State.FREE if found is None else State(found[0])
     database.execute(
         "UPDATE items SET state = ?, note = ?, changed_at = ? WHERE number = ?",
-        (state_after(State(state), change), note, time.time(), number),
+        (state_after(state, change), note, time.time(), number),
     )
 
 
@@ -263,13 +271,21 @@ def open_to_read(path: Path) -> closing[sqlite3.Connection]:
     Raises:
         JournalError: It is another program's file, or cannot be read.
     """
-    try:
-        database = sqlite3.connect(path, isolation_level=None)
-        check_owner(database, path, _SCHEMA)
-        database.execute("PRAGMA query_only = 1")
-    except sqlite3.Error as error:
-        raise failure(path, error) from error
-    return closing(database)
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
+            if _has_tables(opened):  # else its owner was killed before it made them
+                check_owner(opened, path, _SCHEMA)
+            opened.execute("PRAGMA query_only = 1")
+        except sqlite3.Error as error:
+            raise failure(path, error) from error
+        stack.pop_all()
+        return closing(opened)
+
+
+def _has_tables(database: sqlite3.Connection) -> bool:
+    ((count,),) = database.execute("SELECT count(*) FROM sqlite_master")
+    return count > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,10 +301,9 @@ class Begun:
 
 def begun(database: sqlite3.Connection) -> Begun | None:
     """Return what a journal says of its run, or ``None`` if it has not begun."""
-    try:
-        kept = dict(database.execute("SELECT name, value FROM run").fetchall())
-    except sqlite3.OperationalError:  # killed before it was made
+    if not _has_tables(database):
         return None
+    kept = dict(database.execute("SELECT name, value FROM run").fetchall())
     return Begun(_identity(kept), kept["items"], int(kept["total"]))
 
 
@@ -306,3 +321,9 @@ def rows(database: sqlite3.Connection) -> Iterator[Row]:
     """Return all rows, in the order of the file."""
     for row in database.execute(f"SELECT {', '.join(Row._fields)} FROM items ORDER BY number"):  # noqa: S608 - ours
         yield Row(*row)._replace(state=State(row[1]), user=UUID(row[2]))
+
+
+def unclear_users(database: sqlite3.Connection) -> set[UUID]:
+    """Return the users who have an unclear item."""
+    found = database.execute("SELECT user FROM items WHERE state IN ('claimed', 'unclear')")
+    return {UUID(user) for (user,) in found}

@@ -4,15 +4,15 @@ import logging
 import math
 import signal
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
@@ -24,7 +24,8 @@ from creduse_journal.database import wait_for
 
 from ._driver import Driver, Settings
 from ._input import COLUMNS, Input, Overview, Shard
-from ._items import Begun, Identity, Items, begun, check_identity, counts, open_to_read
+from ._items import Identity, Items, check_identity
+from ._progress import Progress, journal_of, name_of, progress_of, read_journal
 
 if TYPE_CHECKING:
     from typing import Self
@@ -37,36 +38,6 @@ MAX_CONCURRENCY: Final = 100
 _logger: Final = logging.getLogger("creduse")
 _BETWEEN_REPORTS: Final = 0.1
 """Seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is. Each item is counted once."""
-
-    items: int
-    """All items of the file, or of the shard."""
-    applied: int
-    refused: int
-    unclear: int
-    in_flight: int = 0
-    pause: str | None = None
-    """Why nothing is sent at the moment, or ``None``."""
-    stopped: str | None = None
-    """Why the run has stopped before its end, or ``None``."""
-
-    @property
-    def waiting(self) -> int:
-        """Items that were not applied, and can be sent. Some may wait for an unclear one."""
-        return self.items - self.applied - self.refused - self.unclear - self.in_flight
-
-    @property
-    def exit_status(self) -> int:
-        """0: all applied; 1: some refused; 3: some unclear; 75: stopped, some are still waiting."""
-        if self.stopped is not None and self.waiting:
-            return 75
-        if self.unclear or self.waiting:
-            return 3
-        return 1 if self.refused else 0
 
 
 class Run:
@@ -99,17 +70,19 @@ class Run:
         with ExitStack() as stack:
             self._input = stack.enter_context(Input(path, method))
             self._identity = Identity(method, self._input.digest, protocol.base_url, name_of(shard))
-            found = read(self.journal)
+            found = read_journal(self.journal)
             if found is None:
                 self.overview = self._input.examine(shard)
-                self._items = self.overview.items
-                self._kept = {"items": self._items, "total": str(self.overview.total)}
+                self.items = self.overview.items
+                self._kept: dict[str, object] = {
+                    "items": self.items,
+                    "total": str(self.overview.total),
+                }
             else:
-                begun, states = found
+                begun, self.before = found
                 check_identity(self.journal, begun.identity, self._identity)
-                self._items = begun.items
+                self.items = begun.items
                 self._kept = {}
-                self.before = _progress(begun.items, states)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "Self":
@@ -141,7 +114,7 @@ class Run:
         key = client.protocol.api_key
         items = await anyio.to_thread.run_sync(Items, self.journal, self._identity, key, self._kept)
         try:
-            report = _Reports(self._items, await wait_for(items.counts()), on_progress)
+            report = _Reports(self.items, await wait_for(items.counts()), on_progress)
             driver = Driver(client, self._input, items, settings, report.changed)
             await _drive(driver, signals=signals)
             report.changed(driver, at_once=True)
@@ -159,7 +132,7 @@ async def _in_shield(act: Callable[[], object]) -> None:
 async def _drive(driver: Driver, *, signals: bool) -> None:
     """Run a driver to its end. If the caller is cancelled, stop it, and wait for what is in flight."""
     failures: list[JournalError] = []
-    ended = anyio.Event()
+    ended, watching = anyio.Event(), anyio.CancelScope()
 
     async def run() -> None:
         try:
@@ -167,29 +140,28 @@ async def _drive(driver: Driver, *, signals: bool) -> None:
         except JournalError as error:
             failures.append(error)
         finally:
+            watching.cancel()
             ended.set()
-            tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
         if signals:
-            tasks.start_soon(_stop_by_signals, driver)
+            tasks.start_soon(_stop_by_signals, driver, watching)
         try:
             await ended.wait()
         except BaseException:
-            if not ended.is_set():
-                driver.stop("cancelled")
+            driver.stop("cancelled")
             raise
     if failures:
         raise failures[0]
 
 
-async def _stop_by_signals(driver: Driver) -> None:
+async def _stop_by_signals(driver: Driver, watching: anyio.CancelScope) -> None:
     """Stop at the first signal, and do not wait for what is in flight at the second."""
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+    with watching, anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
         async for number in received:
             if driver.stopped is None:
-                driver.stop(f"{number.name} stopped it")
+                driver.stop(number.name)
             else:
                 driver.abort()
 
@@ -207,18 +179,18 @@ class _Reports:
         self._before = before
         self._on_progress = on_progress
         self._last = -math.inf
-        self.progress = _progress(items, before)
+        self.progress = progress_of(items, before)
 
     def changed(self, driver: Driver, *, at_once: bool = False) -> None:
         """Report how far the driver is."""
-        now = anyio.current_time()
+        now = time.monotonic()
         if now - self._last < _BETWEEN_REPORTS and not at_once:
             return
         self._last = now
         counts = Counter(self._before)
         for change, state in RULES[State.CLAIMED].items():
             counts[state] += driver.counts[change]
-        self.progress = _progress(
+        self.progress = progress_of(
             self._items, counts, driver.in_flight, driver.pause, driver.stopped
         )
         if self._on_progress is not None:
@@ -226,34 +198,6 @@ class _Reports:
                 self._on_progress(self.progress)
             except Exception:
                 _logger.exception("on_progress raised; the run goes on")
-
-
-def _progress(items: int, counts: Mapping[State, int], *rest: Any) -> Progress:
-    return Progress(
-        items, counts[State.APPLIED], counts[State.REFUSED], counts[State.UNCLEAR], *rest
-    )
-
-
-def name_of(shard: Shard | None) -> str:
-    """Return what a journal says of a shard."""
-    return "the whole file" if shard is None else f"shard {shard}"
-
-
-def journal_of(file: Path, journal: str | PathLike[str] | None, shard: Shard | None) -> Path:
-    """Return where the journal of a file, or of a shard, is: beside the file, if nothing else is given."""
-    if journal is not None:
-        return Path(journal)
-    part = "" if shard is None else f".{shard.number}-of-{shard.count}"
-    return file.with_name(f"{file.name}{part}.journal")
-
-
-def read(journal: Path) -> tuple[Begun, dict[State, int]] | None:
-    """Return what a journal says of its run, and its counts; or ``None`` if the run has not begun."""
-    if not journal.exists():
-        return None
-    with open_to_read(journal) as database:
-        run = begun(database)
-        return None if run is None else (run, counts(database))
 
 
 def make_client(*, api_key: str | None, base_url: str | None, timeout: float) -> AsyncCoreClient:
@@ -273,7 +217,7 @@ def check_settings(concurrency: int, rate: float | None) -> None:
     if concurrency > MAX_CONCURRENCY:
         raise ValueError(f"concurrency must be at most {MAX_CONCURRENCY}, not {concurrency}")
     if rate is not None and not 0 < rate < math.inf:
-        raise ValueError(f"rate must be a number of items a second above 0, not {rate!r}")
+        raise ValueError(f"rate must be a number of lines a second above 0, not {rate!r}")
 
 
 def run(  # noqa: PLR0913 - each but two has a default

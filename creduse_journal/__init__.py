@@ -13,7 +13,7 @@ Example::
 SQLite file on a local disk, which one process has open at a time.
 """
 
-from ._entries import Entry, JournalError, UnclearError
+from ._entries import Entry, InUseError, JournalError, UnclearError
 from ._journal import AsyncJournal, Journal
 from ._states import RULES, Change, State
 
@@ -22,6 +22,7 @@ __all__ = [
     "AsyncJournal",
     "Change",
     "Entry",
+    "InUseError",
     "Journal",
     "JournalError",
     "State",

@@ -12,7 +12,7 @@ from creduse_core import (
     Outcome,
 )
 
-from . import readings
+from . import weighing
 from ._states import State
 
 Row: TypeAlias = dict[str, Any]
@@ -41,6 +41,10 @@ COLUMNS: Final = {
 
 class JournalError(RuntimeError):
     """The journal cannot be used: it is locked, on a full disk, or not a journal. Nothing was sent."""
+
+
+class InUseError(JournalError):
+    """Another process, or another object of this one, has the journal open."""
 
 
 class UnclearError(CreduseError):
@@ -84,7 +88,7 @@ def row_of_call(call: CallRecord, began_at: datetime, before: BalanceReading | N
         "amount": None if call.amount is None else str(call.amount),
         "validity_days": None if call.validity_days is None else str(call.validity_days),
         "began_at": began_at.timestamp(),
-        "before": None if before is None else readings.to_json(before),
+        "before": None if before is None else weighing.to_json(before),
     }
 
 
@@ -109,7 +113,7 @@ def entry_of(row: Row) -> Entry:
             _moment(row["began_at"]),
             None
             if row["before"] is None
-            else readings.from_json(row["before"], UUID(row["end_user_id"])),
+            else weighing.from_json(row["before"], UUID(row["end_user_id"])),
         ),
         row["event"],
         row["status"],

@@ -1,9 +1,8 @@
 """Run calls under a journal, synchronously and on an event loop. SQL (`_store`) does not belong here."""
 
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -31,9 +30,10 @@ from creduse_core.evidence import CLOCK_SKEW
 from ._entries import Entry, JournalError, Row, UnclearError, entry_of, row_of_call
 from ._states import Change, State, change_of
 from ._store import Store
+from .database import wait_for
+from .weighing import other_calls
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
     from typing import Self
 
 T = TypeVar("T")
@@ -136,20 +136,9 @@ def _settlement(*, applied: bool, note: str) -> tuple[Change, str]:
     return (Change.SETTLE_APPLIED if applied else Change.SETTLE_FREE), note
 
 
-def _other_calls(entry: Entry, rows: Iterable[Row], clock_skew: float) -> list[CallRecord]:
-    """Return the user's other calls that can have been applied since the balance before."""
-    call = entry.call
-    assert call.began_at is not None  # noqa: S101 - each entry has it
-    since = call.began_at - timedelta(seconds=2 * clock_skew + 2)
-    if call.before is not None:
-        since = call.before.asked_at
+def _others(entry: Entry, rows: Iterable[Row], clock_skew: float) -> list[CallRecord]:
     others = [entry_of(row).call for row in rows if row["id"] != entry.id]
-    return [
-        other
-        for other in others
-        if other.outcome is Outcome.UNKNOWN
-        or (other.began_at is not None and other.began_at >= since)
-    ]
+    return other_calls(entry.call, others, clock_skew)
 
 
 class Journal(_JournalBase):
@@ -235,7 +224,7 @@ class Journal(_JournalBase):
         rows = self._store.find("end_user_id = ?", str(entry.call.end_user_id)).result()
         return client.check(
             entry.call,
-            known=_other_calls(entry, rows, clock_skew),
+            known=_others(entry, rows, clock_skew),
             clock_skew=clock_skew,
             lists_empty_cycles=lists_empty_cycles,
             timeout=timeout,
@@ -317,7 +306,7 @@ class AsyncJournal(_JournalBase):
         rows = await wait_for(self._store.find("end_user_id = ?", str(entry.call.end_user_id)))
         return await client.check(
             entry.call,
-            known=_other_calls(entry, rows, clock_skew),
+            known=_others(entry, rows, clock_skew),
             clock_skew=clock_skew,
             lists_empty_cycles=lists_empty_cycles,
             timeout=timeout,
@@ -333,23 +322,3 @@ def _needed(entry: Entry | None, entry_id: str) -> Entry:
     if entry is None:
         raise KeyError(entry_id)
     return entry
-
-
-async def wait_for(future: "Future[T]") -> T:
-    """Wait for a future of the writing thread, on asyncio or trio."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
-        token, done = trio.lowlevel.current_trio_token(), trio.Event()
-
-        def wake(_: object) -> None:
-            with suppress(trio.RunFinishedError):
-                token.run_sync_soon(done.set)
-
-        future.add_done_callback(wake)
-        await done.wait()
-    else:
-        import asyncio  # noqa: PLC0415 - only where it is running
-
-        # If the caller is cancelled, the operation goes on.
-        await asyncio.shield(asyncio.wrap_future(future))
-    return future.result()

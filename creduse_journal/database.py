@@ -7,6 +7,7 @@ import contextlib
 import os
 import queue
 import sqlite3
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
-from ._entries import JournalError
+from ._entries import InUseError, JournalError
 from ._files import make_private, prepare
 
 T = TypeVar("T")
@@ -24,7 +25,9 @@ T = TypeVar("T")
 _MAX_BATCH: Final = 1000
 """Operations in a transaction."""
 _PATIENCE: Final = 10.0
-"""Seconds to wait for a program that reads the file. Another owner is refused at once."""
+"""Seconds to wait for a program that reads the file."""
+_LOCK_PATIENCE: Final = 0.5
+"""Seconds to wait for the lock. `is_in_use` holds it for a moment."""
 
 _Operation: TypeAlias = tuple[Callable[[sqlite3.Connection], Any], "Future[Any]"]
 _Queue: TypeAlias = "queue.SimpleQueue[_Operation | None]"
@@ -111,9 +114,9 @@ def _open(
         check_owner(database, path, schema)
     # The lock is on a file of its own, so that other processes can read the database. SQLite's lock
     # works on each system, and ends with the process.
-    lock = path.with_name(f"{path.name}-lock")
+    lock = _lock_of(path)
     make_private(lock)
-    _connect(lock, 0, connections).execute("BEGIN EXCLUSIVE")
+    _connect(lock, _LOCK_PATIENCE, connections).execute("BEGIN EXCLUSIVE")
     mode = database.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise JournalError(f"{path} cannot be a journal: SQLite cannot use a write-ahead log here")
@@ -128,6 +131,22 @@ def _open(
     begin(database)
     database.execute("COMMIT")
     return database
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-lock")
+
+
+def is_in_use(path: Path) -> bool:
+    """Return whether a process owns the file now."""
+    if not _lock_of(path).exists():
+        return False
+    with contextlib.ExitStack() as connections:
+        try:
+            _connect(_lock_of(path), 0, connections).execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 def _connect(path: Path, patience: float, connections: contextlib.ExitStack) -> sqlite3.Connection:
@@ -213,11 +232,31 @@ def _commit(
     return None
 
 
+async def wait_for(future: Future[T]) -> T:
+    """Wait for a future of the writing thread, on asyncio or trio."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        token, done = trio.lowlevel.current_trio_token(), trio.Event()
+
+        def wake(_: object) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        future.add_done_callback(wake)
+        await done.wait()
+    else:
+        import asyncio  # noqa: PLC0415 - only where it is running
+
+        # If the caller is cancelled, the operation goes on.
+        await asyncio.shield(asyncio.wrap_future(future))
+    return future.result()
+
+
 def failure(path: Path, error: sqlite3.Error) -> JournalError:
     """Return what an error of SQLite means."""
     code = getattr(error, "sqlite_errorname", "")
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return JournalError(f"{path} is in use: another process, or another Journal, has it open")
+        return InUseError(f"{path} is in use: another process, or another Journal, has it open")
     if code == "SQLITE_NOTADB":
         return JournalError(f"{path} is not a journal")
     if code == "SQLITE_FULL":

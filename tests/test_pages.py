@@ -189,7 +189,7 @@ def run(program: str, names: dict[str, Any]) -> None:
 )
 def test_program(program: str, names: dict[str, Any]) -> None:
     """A program runs as it stands, and prints the text that follows a block."""
-    if program in {"evidence", "journal"}:
+    if program in {"bulk", "evidence", "journal"}:
         keep_from_end_of_day()
     if program.startswith("README"):  # its user has few credits
         names["end_user_id"] = "12345678-1234-5678-1234-567812345678"

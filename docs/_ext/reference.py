@@ -27,6 +27,7 @@ MODULES: Final = (
     "creduse_aiohttp",
     "creduse_trio",
     "creduse_journal",
+    "creduse_bulk",
     "creduse_sandbox",
     "creduse_sandbox.conformance",
 )

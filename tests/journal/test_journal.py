@@ -29,7 +29,7 @@ from creduse_core import (
     Verdict,
 )
 from creduse_journal import AsyncJournal, Journal, JournalError, State, UnclearError
-from creduse_journal._journal import wait_for
+from creduse_journal.database import wait_for
 from creduse_journal._store import Store
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests.common import KEY, USER

@@ -1,0 +1,112 @@
+"""How far a run is, and where its journal is. What each item became (`_report`) does not belong here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from creduse_journal import JournalError, State
+from creduse_journal.database import is_in_use
+
+from ._input import Shard
+from ._items import Begun, begun, counts, open_to_read
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is. Each item is counted once."""
+
+    items: int
+    """All items of the file, or of the shard."""
+    applied: int
+    refused: int
+    unclear: int
+    in_flight: int = 0
+    pause: str | None = None
+    """Why nothing is sent at the moment, or ``None``."""
+    stopped: str | None = None
+    """Why the run has stopped before its end, or ``None``."""
+
+    @property
+    def waiting(self) -> int:
+        """Items that were not applied, and can be sent. Some may wait for an unclear one."""
+        return self.items - self.applied - self.refused - self.unclear - self.in_flight
+
+    @property
+    def exit_status(self) -> int:
+        """0: all applied; 1: some refused; 3: some unclear; 75: some waiting, and another run helps."""
+        if self.waiting and (self.stopped is not None or not self.unclear):
+            return 75
+        if self.unclear:
+            return 3
+        return 1 if self.refused else 0
+
+
+def progress_of(items: int, states: Mapping[State, int], *rest: Any) -> Progress:
+    """Return how far a run is, from the number of rows in each state."""
+    return Progress(
+        items, states[State.APPLIED], states[State.REFUSED], states[State.UNCLEAR], *rest
+    )
+
+
+def name_of(shard: Shard | None) -> str:
+    """Return what a journal says of a shard."""
+    return "the whole file" if shard is None else f"shard {shard}"
+
+
+def journal_of(file: Path, journal: str | PathLike[str] | None, shard: Shard | None) -> Path:
+    """Return where the journal of a file, or of a shard, is: beside the file by default."""
+    if journal is not None:
+        return Path(journal)
+    part = "" if shard is None else f".{shard.number}-of-{shard.count}"
+    return file.with_name(f"{file.name}{part}.journal")
+
+
+def read_journal(journal: Path) -> tuple[Begun, Progress] | None:
+    """Return what a journal says of its run, and how far it is; or ``None`` if it has not begun.
+
+    Another process may be its owner, which sends just now.
+    """
+    if not journal.exists():
+        return None
+    is_going_on = is_in_use(journal)
+    with open_to_read(journal) as database:
+        run = begun(database)
+        if run is None:
+            return None
+        states = counts(database)
+    claimed = states[State.CLAIMED]
+    if not is_going_on:  # the process that sent them is dead
+        states[State.UNCLEAR] += claimed
+        claimed = 0
+    return run, progress_of(run.items, states, claimed)
+
+
+def read_begun(
+    file: Path, journal: str | PathLike[str] | None, shard: Shard | None
+) -> tuple[Path, Begun, Progress]:
+    """Return where the journal of a run is, what it says, and how far the run is.
+
+    Raises:
+        JournalError: No run has begun, or the journal cannot be read.
+    """
+    path = journal_of(file, journal, shard)
+    found = read_journal(path)
+    if found is None:
+        raise JournalError(f"{path}: no run of {file} has begun")
+    return path, *found
+
+
+def status(
+    file: str | PathLike[str],
+    *,
+    journal: str | PathLike[str] | None = None,
+    shard: Shard | None = None,
+) -> Progress:
+    """Return how far the run of a file is. It may be going on in another process.
+
+    Raises:
+        JournalError: No run has begun, or the journal cannot be read.
+    """
+    return read_begun(Path(file), journal, shard)[2]

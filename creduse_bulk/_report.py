@@ -1,0 +1,106 @@
+"""What became of each item: the records of the input, with columns from the journal. It only reads."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+from creduse_core import Outcome
+from creduse_journal import State
+
+from ._input import Input, Shard
+from ._items import Identity, Row, check_identity, open_to_read, rows
+from ._progress import read_begun
+from ._records import Record
+
+ADDED: Final = ("line", "state", "outcome", "event", "status", "error_code", "evidence")
+"""The columns that a report adds."""
+
+STATES: Final[Mapping[State, str]] = {
+    State.FREE: "waiting",
+    State.CLAIMED: "unclear",
+    State.APPLIED: "applied",
+    State.REFUSED: "refused",
+    State.UNCLEAR: "unclear",
+}
+"""What became of an item, in the words of a report."""
+_OUTCOMES: Final = {
+    "waiting": Outcome.NOT_APPLIED,
+    "unclear": Outcome.UNKNOWN,
+    "applied": Outcome.APPLIED,
+    "refused": Outcome.NOT_APPLIED,
+}
+
+
+def report(
+    file: str | PathLike[str],
+    *,
+    journal: str | PathLike[str] | None = None,
+    shard: Shard | None = None,
+    only: str | None = None,
+) -> Iterator[str]:
+    """Return the lines of a report, in the format of the input and in its order.
+
+    Each has the input's columns and ``line``, ``state``, ``outcome``, ``event``, ``status``,
+    ``error_code`` and ``evidence``. ``only`` is one of ``applied``, ``refused``, ``unclear`` and
+    ``waiting``. The run may be going on.
+
+    Raises:
+        InputError: The file cannot be read.
+        JournalError: No run has begun, or the file was changed since then.
+    """
+    path = Path(file)
+    where, begun, _ = read_begun(path, journal, shard)
+    with Input(path, begun.identity.method) as source, open_to_read(where) as database:
+        kept = begun.identity
+        wanted = Identity(kept.method, source.digest, kept.base_url, kept.shard)
+        check_identity(where, kept, wanted)
+        columns = [*(name for name in source.columns if name not in ADDED), *ADDED]
+        if not source.is_json:
+            yield _csv_line(columns)
+        for record, row in matched(source, rows(database), shard):
+            added = _added(record, row)
+            if only is not None and added["state"] != only:
+                continue
+            values = source.values(record) | added
+            yield (
+                json.dumps(values)
+                if source.is_json
+                else _csv_line([values[name] for name in columns])
+            )
+
+
+def matched(
+    source: Input, found: Iterator[Row], shard: Shard | None
+) -> Iterator[tuple[Record, Row | None]]:
+    """Return each record of a file, or of a shard, with its row if it has one."""
+    row = next(found, None)
+    for chunk in source.chunks():
+        for record in chunk:
+            if row is not None and row.number == record.number:
+                yield record, row
+                row = next(found, None)
+            elif shard is None or shard.has(source.item(record).user):
+                yield record, None
+
+
+def _added(record: Record, row: Row | None) -> dict[str, Any]:
+    state = STATES[State.FREE if row is None else row.state]
+    return {
+        "line": record.line,
+        "state": state,
+        "outcome": _OUTCOMES[state].name,
+        "event": None if row is None else row.event,
+        "status": None if row is None else row.status,
+        "error_code": None if row is None else row.error_code,
+        "evidence": None if row is None else row.note,
+    }
+
+
+def _csv_line(cells: list[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()

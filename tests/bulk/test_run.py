@@ -1,0 +1,593 @@
+"""Runs over each client, against a server that misbehaves. Its record says what was applied."""
+
+import asyncio
+import csv
+import json
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import anyio
+import pytest
+import trustme
+
+import creduse_aiohttp
+import creduse_bulk
+import creduse_trio
+from creduse import AsyncCreduseClient
+from creduse_bulk import InputError, Progress, _driver, _items, _run
+from creduse_bulk._driver import AHEAD
+from creduse_bulk._window import FAILURES, FIRST, ROUNDS
+from creduse_core import AsyncCoreClient, Request
+from creduse_journal import JournalError
+from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
+from tests import tls
+from tests.common import KEY
+
+CLIENTS: dict[str, tuple[str, Any]] = {
+    "aiohttp": ("asyncio", creduse_aiohttp.AsyncCreduseClient),
+    "httpx-asyncio": ("asyncio", AsyncCreduseClient),
+    "httpx-trio": ("trio", AsyncCreduseClient),
+    "trio": ("trio", creduse_trio.AsyncCreduseClient),
+}
+
+Send: TypeAlias = Callable[..., Progress]
+
+
+@pytest.fixture
+def server() -> Any:
+    """A sandbox."""
+    with SandboxServer() as server:
+        yield server
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The input file."""
+    return tmp_path / "grants.csv"
+
+
+@pytest.fixture(params=CLIENTS)
+def send(request: pytest.FixtureRequest, server: SandboxServer, path: Path) -> Send:
+    """Send the file over a client of each kind."""
+    backend, client_class = CLIENTS[request.param]
+
+    def run(method: str = "add", **options: Any) -> Progress:
+        async def main() -> Progress:
+            async with client_class(KEY, base_url=server.base_url) as client:
+                return await creduse_bulk.run_async(client, method, path, **options)
+
+        return anyio.run(main, backend=backend)
+
+    return run
+
+
+def run(server: SandboxServer, path: Path, method: str = "add", **options: Any) -> Progress:
+    """Send the file over the default client."""
+    return creduse_bulk.run(method, path, api_key=KEY, base_url=server.base_url, **options)
+
+
+def user(number: int) -> UUID:
+    """Return a user of these tests."""
+    return UUID(int=0x4000_8000_0000_0000_0000 + number)
+
+
+def write(path: Path, items: int, users: int | None = None) -> None:
+    """Write a file in which each line has an amount of its own, from 1 on."""
+    lines = [f"{user(number % (users or items))},{number + 1}\n" for number in range(items)]
+    path.write_text("end_user_id,amount\n" + "".join(lines))
+
+
+def states(path: Path) -> dict[int, str]:
+    """Return the state of each line, by its amount."""
+    return {
+        int(line["amount"]): line["state"] for line in csv.DictReader(creduse_bulk.report(path))
+    }
+
+
+def amounts(server: SandboxServer) -> list[int]:
+    """Return the amounts that the server applied, in its order."""
+    return [json.loads(entry.body or b"")["amount"] for entry in server.applied]
+
+
+def is_write(request: Request) -> bool:
+    """Return whether a request moves credits."""
+    return request.method == "POST"
+
+
+def of_amount(*wanted: int) -> Callable[[Request], bool]:
+    """Return a condition for requests with one of these amounts."""
+
+    def is_one(request: Request) -> bool:
+        return is_write(request) and json.loads(request.body)["amount"] in wanted
+
+    return is_one
+
+
+def test_whole_file(send: Send, server: SandboxServer, path: Path) -> None:
+    """Each line is applied once, in the order of the file for each user. Again, nothing is sent."""
+    write(path, 300, users=40)
+    progress = send(concurrency=8)
+    assert (progress.applied, progress.waiting, progress.exit_status) == (300, 0, 0)
+    by_user: dict[str, list[int]] = {}
+    for entry in server.applied:
+        values = json.loads(entry.body or b"")
+        by_user.setdefault(values["end_user_id"], []).append(values["amount"])
+    assert len(by_user) == 40
+    assert all(found == sorted(found) for found in by_user.values())
+    assert sorted(amounts(server)) == list(range(1, 301))
+    assert send() == progress
+    assert len(server.log) == 300
+    assert states(path) == dict.fromkeys(range(1, 301), "applied")
+
+
+@pytest.mark.parametrize("method", ["add", "subtract", "start_cycle", "stop_cycle"])
+def test_methods(server: SandboxServer, path: Path, method: str) -> None:
+    """Each method sends its own call."""
+    server.direct.add(user(0), 5)
+    server.direct.start_cycle(user(1), 5)
+    path.write_text(
+        f"end_user_id\n{user(1)}\n"
+        if method == "stop_cycle"
+        else f"end_user_id,amount\n{user(0)},3\n"
+    )
+    assert run(server, path, method).applied == 1
+    (entry,) = server.applied
+    assert entry.path == f"/{method.replace('_', '-')}"
+
+
+def test_one_at_a_time(send: Send, server: SandboxServer, path: Path) -> None:
+    """A user's next line is sent after the response to the one before."""
+    write(path, 30, users=1)
+    assert send().applied == 30
+    assert amounts(server) == list(range(1, 31))
+    assert len({entry.connection for entry in server.log}) == 1
+
+
+def test_refused(send: Send, server: SandboxServer, path: Path) -> None:
+    """What the service refuses is refused, and the other lines go on."""
+    write(path, 20)
+    server.direct.add(user(4), 100)
+    progress = send("subtract")
+    assert (progress.applied, progress.refused, progress.exit_status) == (1, 19, 1)
+    assert states(path)[5] == "applied"
+    lines = list(csv.DictReader(creduse_bulk.report(path, only="refused")))
+    assert {(line["status"], line["error_code"]) for line in lines} == {
+        ("404", "USER_DOES_NOT_EXIST")
+    }
+    assert send("subtract") == progress
+    assert len(server.log) == 20
+
+
+@pytest.mark.parametrize("fault", ["apply-then-reset", "request-then-reset", "503"])
+def test_unclear(send: Send, server: SandboxServer, path: Path, fault: str) -> None:
+    """After an unclear line, the user's later ones wait. Those of others go on."""
+    write(path, 30, users=10)
+    server.inject(FAULTS[fault], when=of_amount(3))
+    progress = send()
+    assert (progress.applied, progress.unclear, progress.waiting) == (27, 1, 2)
+    assert progress.exit_status == 3
+    found = states(path)
+    assert [found[amount] for amount in (3, 13, 23)] == ["unclear", "waiting", "waiting"]
+    assert send() == progress
+    assert not {13, 23} & {json.loads(entry.body or b"")["amount"] for entry in server.log}
+
+
+def test_applied_but_misread(server: SandboxServer, path: Path) -> None:
+    """A response that cannot be read but is the line's own proves that it was applied."""
+    write(path, 3)
+    server.inject(FAULTS["mistyped-field"], when=of_amount(2))
+    progress = run(server, path, "start_cycle")
+    assert progress.applied == 3
+    lines = list(csv.DictReader(creduse_bulk.report(path)))
+    assert [line["event"] for line in lines] == ["done", "misread", "done"]
+
+
+def test_limited(send: Send, server: SandboxServer, path: Path) -> None:
+    """After 429, a line is sent again, and all are applied."""
+    write(path, 12)
+    server.inject(CannedResponse(429, (("Retry-After", "0.1"),), b""), 3)
+    progress = send()
+    assert (progress.applied, progress.exit_status) == (12, 0)
+    assert len(server.log) == 15
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probe more often than usual."""
+    monkeypatch.setattr(_driver, "FIRST_PROBE", 0.01)
+
+
+@pytest.mark.usefixtures("fast")
+def test_failing_service(send: Send, server: SandboxServer, path: Path) -> None:
+    """A service that fails at each line makes few of them unclear, and the run stops."""
+    write(path, 500)
+    server.inject(FAULTS["503"], 10_000, when=is_write)
+    progress = send()
+    assert progress.stopped == "the service reads balances, but fails at each of the last lines"
+    assert FAILURES <= progress.unclear <= FAILURES + FIRST + ROUNDS
+    assert progress.exit_status == 75
+    assert progress.waiting == 500 - progress.unclear
+
+
+@pytest.mark.usefixtures("fast")
+def test_service_that_comes_back(send: Send, server: SandboxServer, path: Path) -> None:
+    """While the service fails, balances find out when it is back. Then the run goes on."""
+    write(path, 200)
+    server.inject(FAULTS["503"], 30)
+    progress = send()
+    assert progress.stopped is None
+    assert progress.applied == 200 - progress.unclear
+    assert progress.unclear <= FAILURES + FIRST + ROUNDS
+
+
+@pytest.mark.usefixtures("fast")
+def test_unreachable_service(send: Send, server: SandboxServer, path: Path) -> None:
+    """What could not be sent is sent later. Nothing is unclear."""
+    write(path, 60)
+    reports: list[Progress] = []
+    ready = threading.Event()
+
+    def on_progress(progress: Progress) -> None:
+        reports.append(progress)
+        if progress.pause is not None:
+            ready.set()
+
+    def refuse() -> None:
+        with server.refusing():
+            begun.set()
+            ready.wait(60)
+
+    begun = threading.Event()
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    begun.wait(60)
+    progress = send(on_progress=on_progress)
+    thread.join()
+    assert (progress.applied, progress.unclear) == (60, 0)
+    assert any("the next try is in" in (it.pause or "") for it in reports)
+    assert progress.pause is None
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_fault_of_the_run(send: Send, server: SandboxServer, path: Path, status: int) -> None:
+    """A rejected key stops the run. The line was not applied, and is sent by the next run."""
+    write(path, 100)
+    server.inject(CannedResponse(status, (), b""), when=of_amount(20))
+    progress = send(concurrency=2)
+    assert progress.stopped is not None
+    assert str(status) in progress.stopped
+    assert (progress.exit_status, progress.unclear, progress.refused) == (75, 0, 0)
+    assert states(path)[20] == "waiting"
+    assert KEY not in progress.stopped
+    assert send().applied == 100
+
+
+def test_rejected_line(send: Send, server: SandboxServer, path: Path) -> None:
+    """Another 4xx without a code of the service's own is about the line: it is refused."""
+    write(path, 30)
+    server.inject(CannedResponse(422, (), b""), 2, when=of_amount(7, 21))
+    progress = send()
+    assert (progress.applied, progress.refused, progress.stopped) == (28, 2, None)
+
+
+def test_rejected_lines(send: Send, server: SandboxServer, path: Path) -> None:
+    """If the service rejects one line after another, the run stops."""
+    write(path, 300)
+    server.inject(CannedResponse(400, (), b""), 1000)
+    progress = send()
+    assert progress.stopped is not None
+    assert progress.stopped.startswith("the service rejects one line after another: POST /add: 400")
+    assert progress.exit_status == 75
+    assert progress.refused < 10 + AHEAD * 16
+
+
+def test_untrusted(path: Path) -> None:
+    """A server whose certificate is not trusted stops the run, and nothing is sent."""
+    write(path, 3)
+    with SandboxServer(ssl_context=tls.server_context(trustme.CA())) as server:
+        progress = run(server, path)
+        assert not server.log
+    assert progress.stopped is not None
+    assert "certificate" in progress.stopped
+    assert (progress.exit_status, progress.waiting) == (75, 3)
+
+
+def test_rate(send: Send, path: Path) -> None:
+    """With a rate, lines are not sent faster."""
+    write(path, 21)
+    begun = time.monotonic()
+    assert send(rate=40).applied == 21
+    assert time.monotonic() - begun >= 20 / 40 - _driver.MAX_LATE
+
+
+def test_balance_first(send: Send, server: SandboxServer, path: Path) -> None:
+    """With ``balance_first``, a balance is read before each line, and an unclear one keeps it."""
+    write(path, 8)
+    for number in range(8):
+        server.direct.add(user(number), 100)
+    server.inject(FAULTS["apply-then-reset"], when=of_amount(5))
+    progress = send("subtract", balance_first=True)
+    assert (progress.applied, progress.unclear) == (7, 1)
+    seen: set[str] = set()
+    for entry in server.log:
+        name = json.loads(entry.body or b"")["end_user_id"]
+        assert (entry.method == "GET") == (name not in seen)
+        seen.add(name)
+
+
+@pytest.mark.usefixtures("fast")
+def test_balance_first_fails(send: Send, server: SandboxServer, path: Path) -> None:
+    """A line whose balance cannot be read is not sent until it can."""
+    write(path, 5)
+    server.inject(CannedResponse(500, (), b""), 12, when=lambda request: request.method == "GET")
+    progress = send(balance_first=True)
+    assert progress.applied == 5
+    assert len([entry for entry in server.log if entry.method == "POST"]) == 5
+
+
+def test_balance_first_without_key(send: Send, server: SandboxServer, path: Path) -> None:
+    """A rejected key stops the run before anything is claimed."""
+    write(path, 50)
+    server.inject(CannedResponse(401, (), b""), 100)
+    progress = send(balance_first=True)
+    assert progress.stopped is not None
+    assert (progress.waiting, progress.exit_status) == (50, 75)
+    assert all(entry.method == "GET" for entry in server.log)
+
+
+def test_balance_first_limited(server: SandboxServer, path: Path) -> None:
+    """A line whose balance is refused with 429 waits, and is sent."""
+    write(path, 3)
+    server.inject(CannedResponse(429, (("Retry-After", "0"),), b""), 4)
+    assert run(server, path, balance_first=True).applied == 3
+
+
+def test_nothing_left(server: SandboxServer, path: Path) -> None:
+    """If all lines are unclear when the service fails, nothing is left to wait for."""
+    write(path, 12)
+    server.inject(FAULTS["503"], 12)
+    progress = run(server, path)
+    assert (progress.exit_status, progress.stopped) == (3, None)
+
+
+def test_shards(send: Send, server: SandboxServer, path: Path) -> None:
+    """Each line is in one shard, which has a journal of its own."""
+    write(path, 60)
+    found = [send(shard=creduse_bulk.Shard(number, 3)) for number in (1, 2, 3)]
+    assert sum(it.items for it in found) == sum(it.applied for it in found) == 60
+    assert all(it.items > 5 for it in found)
+    assert sorted(amounts(server)) == list(range(1, 61))
+    assert send(shard=creduse_bulk.Shard(2, 3)) == found[1]
+    lines = list(creduse_bulk.report(path, shard=creduse_bulk.Shard(2, 3)))
+    assert len(lines) == 1 + found[1].items
+    assert path.with_name("grants.csv.2-of-3.journal").exists()
+    assert len(server.log) == 60
+
+
+def cancelled_asyncio(
+    act: Callable[[], Coroutine[Any, Any, None]], ready: Callable[[], bool]
+) -> None:
+    """Cancel a task of asyncio when it is time."""
+
+    async def main() -> None:
+        task = asyncio.ensure_future(act())
+        while not ready():  # noqa: ASYNC110 - the server's record is in another thread
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def cancelled_trio(act: Callable[[], Coroutine[Any, Any, None]], ready: Callable[[], bool]) -> None:
+    """Cancel a task of trio when it is time."""
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(act)
+            while not ready():  # noqa: ASYNC110 - the same
+                await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main, backend="trio")
+
+
+@pytest.mark.parametrize("cancelled", [cancelled_asyncio, cancelled_trio])
+def test_cancelled(server: SandboxServer, path: Path, cancelled: Callable[..., None]) -> None:
+    """A run that is cancelled waits for what is in flight, so that nothing is unclear."""
+    write(path, 3000)
+    over: list[float] = []
+
+    async def act() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            await creduse_bulk.run_async(client, "add", path)
+        over.append(1)
+
+    cancelled(act, lambda: len(server.applied) > 20)
+    assert not over
+    progress = creduse_bulk.status(path)
+    assert (progress.unclear, progress.in_flight) == (0, 0)
+    assert 20 < progress.applied == len(server.applied) < 3000
+    assert run(server, path).applied == 3000
+
+
+def test_stopped_while_reading(server: SandboxServer, path: Path) -> None:
+    """A run that is stopped does not wait for balances."""
+    write(path, 3)
+    server.inject(FAULTS["request-then-hang"], 3)
+    begun = time.monotonic()
+
+    async def act() -> None:
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            await creduse_bulk.run_async(client, "add", path, balance_first=True)
+
+    cancelled_asyncio(act, lambda: len(server.log) == 3)
+    assert time.monotonic() - begun < 10
+    assert creduse_bulk.status(path).waiting == 3
+
+
+def test_changed_file(server: SandboxServer, path: Path) -> None:
+    """A file that is changed while it is sent stops the run before anything of the new text is sent."""
+    write(path, 9000)
+    changed = False
+
+    def change(_: Request) -> bool:
+        nonlocal changed
+        if not changed:
+            changed = True
+            path.write_text(path.read_text().replace(",9000\n", ",9999\n"))
+            os.utime(path, (1, 1))
+        return False
+
+    server.inject(FAULTS["503"], when=change)
+    progress = run(server, path)
+    assert progress.stopped == f"{path} was changed while it was read"
+    assert progress.exit_status == 75
+    assert 9999 not in amounts(server)
+
+
+def test_progress(server: SandboxServer, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Progress adds up to all lines. A function that raises is logged, and the run goes on."""
+    write(path, 200)
+    reports: list[Progress] = []
+
+    def on_progress(progress: Progress) -> None:
+        reports.append(progress)
+        raise KeyError("mine")
+
+    with caplog.at_level(logging.ERROR, "creduse"):
+        assert run(server, path, on_progress=on_progress) == reports[-1]
+    assert "on_progress raised; the run goes on" in caplog.text
+    for it in reports:
+        assert it.items == it.applied + it.refused + it.unclear + it.in_flight + it.waiting == 200
+
+
+def test_journal_fails(server: SandboxServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the journal cannot be written, nothing more is claimed, and the next run goes on."""
+    write(path, 400)
+
+    def limited(*arguments: Any) -> Any:
+        items: Any = _items.Items(*arguments)
+        items._database.submit(lambda database: database.execute("PRAGMA max_page_count = 9"))  # noqa: SLF001
+        return items
+
+    monkeypatch.setattr(_run, "Items", limited)
+    with pytest.raises(JournalError, match="the disk is full"):
+        run(server, path)
+    monkeypatch.undo()
+    counts = Counter(amounts(server))
+    assert 0 < len(counts) < 400
+    assert max(counts.values()) == 1
+    for amount, state in states(path).items():
+        if state != "unclear":
+            assert (counts[amount] == 1) == (state == "applied")
+    run(server, path)
+    assert max(Counter(amounts(server)).values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "get_balance"}, "method must be one of add, subtract, start_cycle, stop_cycle"),
+        ({"concurrency": 0}, "concurrency must be at least 1, not 0"),
+        ({"concurrency": 101}, "concurrency must be at most 100, not 101"),
+        ({"rate": 0}, "rate must be a number of lines a second above 0, not 0"),
+        ({"rate": float("nan")}, "rate must be a number of lines a second above 0, not nan"),
+    ],
+)
+def test_wrong_setting(
+    server: SandboxServer, path: Path, options: dict[str, Any], message: str
+) -> None:
+    """A wrong setting raises before anything is read or sent."""
+    write(path, 3)
+    with pytest.raises(ValueError, match=message):
+        run(server, path, **options)
+    assert not server.log
+    assert [it.name for it in path.parent.iterdir()] == ["grants.csv"]
+
+
+def test_wrong_client(path: Path) -> None:
+    """A client that is not asynchronous is named."""
+    write(path, 3)
+    client: Any = "client"
+
+    async def main() -> None:
+        await creduse_bulk.run_async(client, "add", path)
+
+    with pytest.raises(TypeError, match="client must be AsyncCoreClient, such as"):
+        anyio.run(main)
+
+
+def test_wrong_file(server: SandboxServer, path: Path) -> None:
+    """If any line is wrong, nothing is sent, and no journal is made."""
+    path.write_text(f"end_user_id,amount\n{user(0)},5\n{user(1)},five\n")
+    with pytest.raises(
+        InputError, match="line 3: amount must be a whole number such as 100, not 'five'"
+    ):
+        run(server, path)
+    assert not server.log
+    assert [it.name for it in path.parent.iterdir()] == ["grants.csv"]
+
+
+def test_empty_file(server: SandboxServer, path: Path) -> None:
+    """A file with a header and no line is done at once."""
+    path.write_text("end_user_id,amount\n")
+    progress = run(server, path)
+    assert (progress.items, progress.exit_status) == (0, 0)
+
+
+def test_without_aiohttp(
+    server: SandboxServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where aiohttp is not installed, httpx sends."""
+    write(path, 5)
+    monkeypatch.setitem(__import__("sys").modules, "creduse_aiohttp", None)
+    made: list[AsyncCoreClient] = []
+    make_client = _run.make_client
+
+    def make(**settings: Any) -> AsyncCoreClient:
+        made.append(make_client(**settings))
+        return made[0]
+
+    monkeypatch.setattr(_run, "make_client", make)
+    assert run(server, path).applied == 5
+    assert isinstance(made[0], AsyncCreduseClient)
+
+
+def test_in_another_thread(server: SandboxServer, path: Path) -> None:
+    """A run in another thread leaves signals alone."""
+    write(path, 5)
+    found: list[Progress] = []
+    thread = threading.Thread(target=lambda: found.append(run(server, path)))
+    thread.start()
+    thread.join()
+    assert found[0].applied == 5
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("balance_first", [False, True])
+@pytest.mark.parametrize("status", [429, 500])
+def test_patience(
+    server: SandboxServer,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    *,
+    balance_first: bool,
+) -> None:
+    """If the service carries out nothing for long, the run stops."""
+    monkeypatch.setattr(_driver, "PATIENCE", 0.5)
+    write(path, 50)
+    server.inject(CannedResponse(status, (("Retry-After", "0.1"),), b""), 10_000)
+    progress = run(server, path, balance_first=balance_first)
+    assert progress.stopped == "the service has carried out nothing for 0.5 seconds"
+    assert progress.exit_status == 75
+    assert progress.applied == 0
