@@ -23,7 +23,7 @@ from creduse_core import (
     CycleStatus,
     CycleType,
 )
-from creduse_core.evidence import _SHIFTS, CLOCK_SKEW, _end_of_day, _may_last  # pyright: ignore[reportPrivateUsage]  # a fact must be what evidence itself asks
+from creduse_core.evidence import CLOCK_SKEW, SHIFTS, end_of_day, may_last
 
 READS: Final = 3
 """Balances that are read after each write."""
@@ -412,14 +412,14 @@ def _may_have_ended_a_day(
     return any(
         (midnight + shift - since) % _DAY <= length
         for midnight in _midnights(cycles)
-        for shift in _SHIFTS
+        for shift in SHIFTS
         if midnight is not None
     )
 
 
 def _midnights(cycles: Iterable[CycleBalance]) -> set[timedelta | None]:
     """Return the times of day, in UTC, at which cycles end; ``None`` for one that is no midnight."""
-    return {_end_of_day(cycle.cycle_end) for cycle in cycles}
+    return {end_of_day(cycle.cycle_end) for cycle in cycles}
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -499,7 +499,7 @@ def _are_of_one_zone(one: timedelta | None, other: timedelta | None) -> bool:
     """Return whether two midnights differ by no more than the change to daylight saving time."""
     if one is None or other is None:
         return False
-    return any((one - other - shift) % _DAY == timedelta() for shift in _SHIFTS)
+    return any((one - other - shift) % _DAY == timedelta() for shift in SHIFTS)
 
 
 def _lasts(cycle: CycleBalance, days: int) -> bool | None:
@@ -510,7 +510,7 @@ def _lasts(cycle: CycleBalance, days: int) -> bool | None:
     length = cycle.cycle_end - cycle.cycle_start
     if days * _DAY - _SECOND <= length <= (days + 1) * _DAY + _SECOND:
         return True
-    return None if _may_last(cycle, days) else False
+    return None if may_last(cycle, days) else False
 
 
 def says_cycle_types(full: ActiveBalance) -> bool | None:

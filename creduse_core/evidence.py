@@ -188,12 +188,12 @@ class _Case(NamedTuple):
         length = self.last + self.slack - _EPOCH - since
         if length < timedelta():
             return False
-        ends = [_end_of_day(cycle.cycle_end) for cycle in (*self.was, *self.now)]
+        ends = [end_of_day(cycle.cycle_end) for cycle in (*self.was, *self.now)]
         if None in ends or length >= _DAY:
             return True
         # A cycle can end on the other side of a change to or from daylight saving time.
         midnights = {
-            midnight + shift for midnight in ends if midnight is not None for shift in _SHIFTS
+            midnight + shift for midnight in ends if midnight is not None for shift in SHIFTS
         } or {_QUARTER * number for number in range(96)}
         return any((midnight - since) % _DAY <= length for midnight in midnights)
 
@@ -202,9 +202,9 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = timedelta(days=1)
 _QUARTER: Final = timedelta(minutes=15)
 _SECOND: Final = timedelta(seconds=1)
-_SHIFTS: Final = tuple(timedelta(minutes=minutes) for minutes in (-120, -60, -30, 0, 30, 60, 120))
+SHIFTS: Final = tuple(timedelta(minutes=minutes) for minutes in (-120, -60, -30, 0, 30, 60, 120))
 """By how much the end of a day can move with daylight saving time. Troll in Antarctica has 2 hours."""
-_MOST_SHIFT: Final = max(_SHIFTS)
+_MOST_SHIFT: Final = max(SHIFTS)
 _MAX_DAYS: Final = 4_000_000
 """Days, more than a calendar has."""
 
@@ -300,7 +300,7 @@ def _has_dropped_one(
     return any(count > 0 and identity[1] > last for identity, count in gone.items())
 
 
-def _end_of_day(end: datetime) -> timedelta | None:
+def end_of_day(end: datetime) -> timedelta | None:
     """Return the time, in UTC, of the midnight at which a cycle ends; or ``None`` at other times."""
     # Ends are written as 23:59:59.999999, as 23:59:59, or as the midnight itself, in whichever zone.
     since = end - _EPOCH
@@ -308,7 +308,7 @@ def _end_of_day(end: datetime) -> timedelta | None:
     return (since + rest) % _DAY if rest <= _SECOND else None
 
 
-def _may_last(cycle: CycleBalance, days: int) -> bool:
+def may_last(cycle: CycleBalance, days: int) -> bool:
     """Return whether a cycle ends so many days after its start, at the end of that day.
 
     The zone does not matter: a cycle that lasts n days and a part of a day ends after n days. If it
@@ -406,19 +406,19 @@ def _is_opened_by(case: _Case, cycle: CycleBalance, wanted: CycleType) -> bool |
     """Return whether the call, or one like it, opened a cycle. ``None``: perhaps."""
     days = case.call.validity_days
     start, amount = cycle.cycle_start, cycle.starting_amount
-    is_renewal = wanted is CycleType.RECURRING and _end_of_day(start) is not None
+    is_renewal = wanted is CycleType.RECURRING and end_of_day(start) is not None
     if (
         start < case.began - case.slack
         or cycle.cycle_type in set(CycleType) - {wanted}
         or (cycle.amount > case.amount if amount is None else amount != case.amount)
-        or not (days is None or is_renewal or _may_last(cycle, case.days))
+        or not (days is None or is_renewal or may_last(cycle, case.days))
     ):
         return False
     is_sure = (
         cycle.cycle_type == wanted
         and amount is not None
         and not is_renewal
-        and _end_of_day(cycle.cycle_end) is not None
+        and end_of_day(cycle.cycle_end) is not None
         and start <= case.last + case.slack
     )
     return True if is_sure else None
