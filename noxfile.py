@@ -167,6 +167,10 @@ def soak(session: nox.Session) -> None:
     """Run all clients under random faults, and compare their outcomes with a server's record."""
     session.install("-e", ".", *group("test"))
     session.run("python", "-m", "tests.soak", *session.posargs)
+    if not session.posargs:
+        # Bulk runs, killed 100 times.
+        killed = ("-m", "exhaustive", "-k", "killed", "-s", "tests/bulk/test_crashes.py")
+        session.run("pytest", *killed)
 
 
 @nox.session(python=NEWEST)
@@ -174,6 +178,8 @@ def bench(session: nox.Session) -> None:
     """Compare the speed of all clients with other clients. See docs/benchmarks.md."""
     session.install("-e", ".[all]")
     session.run("python", "-m", "benchmarks.lines")
+    if not session.posargs:
+        session.run("python", "-m", "benchmarks.bulk")
     # It has our import name, so it needs its own environment.
     published = Path(session.create_tmp(), "published")
     python = str(published / "bin" / "python")

@@ -3,6 +3,7 @@
 It responds by path, with bytes made beforehand:
 
 - ``/3/subtract`` and ``/3/get-active-balance``: a normal response, with 3 cycles.
+- ``/echo/``: a normal response to ``add``: the request's body.
 - ``/closed/``: it closes the connection after the response.
 - ``/reset/``: it resets the connection and sends no response.
 - ``/cancelled/``: it sends nothing.
@@ -128,10 +129,12 @@ class Server:
         data = self._begun.pop(descriptor, b"") + piece
         if not piece:
             self._close(descriptor)
-        elif _whole(data):
-            self._response(data.split(b" ", 2)[1], descriptor, connection)
-        else:
+        elif not _whole(data):
             self._begun[descriptor] = data
+        elif (path := data.split(b" ", 2)[1]).startswith(b"/echo/"):
+            connection.sendall(_response(data.partition(b"\r\n\r\n")[2]))
+        else:
+            self._response(path, descriptor, connection)
 
     def _close(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)

@@ -10,9 +10,9 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -164,7 +164,8 @@ class Items:
     def write(self, ended: Sequence[Ended], claims: Sequence[Claim]) -> Future[set[int]]:
         """Write how calls have ended, then claim items. Return the numbers of those that are claimed.
 
-        An item is not claimed if another one of its user is claimed or unclear.
+        An item is not claimed if another one of its user is claimed or unclear. Of several items of
+        a user, only the first one can be claimed.
         """
         return self._database.submit(lambda database: _write(database, ended, claims))
 
@@ -227,7 +228,7 @@ def _write(
         _execute_many(database, _END, ends)
     if not claims:
         return set()
-    # The statement does not see its own rows: without this, it would claim two of a user.
+    # The statement does not see its own rows, so it would claim two items of a user.
     firsts = list({claim.user: claim for claim in reversed(claims)}.values())
     if _execute_many(database, _CLAIM, firsts).rowcount == len(firsts):
         return {claim.number for claim in firsts}
@@ -265,27 +266,25 @@ def _settle(database: sqlite3.Connection, number: int, change: Change, note: str
 # Reading, by any process.
 
 
-def open_to_read(path: Path) -> closing[sqlite3.Connection]:
+@contextmanager
+def open_to_read(path: Path) -> Generator[sqlite3.Connection]:
     """Open a journal, of which another process may be the owner.
 
     Raises:
         JournalError: It is another program's file, or cannot be read.
     """
-    with ExitStack() as stack:
-        try:
-            opened = stack.enter_context(closing(sqlite3.connect(path, isolation_level=None)))
-            if _has_tables(opened):  # else its owner was killed before it made them
-                check_owner(opened, path, _SCHEMA)
-            opened.execute("PRAGMA query_only = 1")
-        except sqlite3.Error as error:
-            raise failure(path, error) from error
-        stack.pop_all()
-        return closing(opened)
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            if _has_tables(database):  # else its owner was killed before it made them
+                check_owner(database, path, _SCHEMA)
+            database.execute("PRAGMA query_only = 1")
+            yield database
+    except sqlite3.Error as error:
+        raise failure(path, error) from error
 
 
 def _has_tables(database: sqlite3.Connection) -> bool:
-    ((count,),) = database.execute("SELECT count(*) FROM sqlite_master")
-    return count > 0
+    return database.execute("SELECT 1 FROM sqlite_master").fetchone() is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from creduse_journal import State
 
 from ._input import Input, Shard
 from ._items import Identity, Row, check_identity, open_to_read, rows
-from ._progress import read_begun
+from ._progress import name_of, read_begun
 from ._records import Record
 
 ADDED: Final = ("line", "state", "outcome", "event", "status", "error_code", "evidence")
@@ -50,13 +50,16 @@ def report(
 
     Raises:
         InputError: The file cannot be read.
-        JournalError: No run has begun, or the file was changed since then.
+        JournalError: No run has begun, it is that of another shard, or the file was changed since.
+        ValueError: ``only`` is something else.
     """
+    if only is not None and only not in _OUTCOMES:
+        raise ValueError(f"only must be one of {', '.join(_OUTCOMES)}, not {only!r}")
     path = Path(file)
     where, begun, _ = read_begun(path, journal, shard)
     with Input(path, begun.identity.method) as source, open_to_read(where) as database:
         kept = begun.identity
-        wanted = Identity(kept.method, source.digest, kept.base_url, kept.shard)
+        wanted = Identity(kept.method, source.digest, kept.base_url, name_of(shard))
         check_identity(where, kept, wanted)
         columns = [*(name for name in source.columns if name not in ADDED), *ADDED]
         if not source.is_json:
@@ -102,5 +105,5 @@ def _added(record: Record, row: Row | None) -> dict[str, Any]:
 
 def _csv_line(cells: list[Any]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    csv.writer(line).writerow(cells)  # it quotes line breaks if they end its lines
+    return line.getvalue().removesuffix("\r\n")

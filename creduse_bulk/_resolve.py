@@ -31,7 +31,7 @@ from creduse_journal import RULES, Change, State, weighing
 
 from ._input import Input, Item, Shard
 from ._items import Identity, Items, Row, open_to_read, rows, unclear_users
-from ._progress import Progress, progress_of, read_begun
+from ._progress import Progress, name_of, progress_of, read_begun
 from ._records import Record, Records, Values, check_problems
 from ._report import STATES, matched
 
@@ -88,7 +88,9 @@ class Resolution:
         kept = self._begun.identity
         with ExitStack() as stack:
             self._input = stack.enter_context(Input(Path(file), kept.method))
-            found = Identity(kept.method, self._input.digest, protocol.base_url, kept.shard)
+            found = Identity(
+                kept.method, self._input.digest, protocol.base_url, name_of(shard)
+            )
             self._items = Items(self._path, found, protocol.api_key, {})
             stack.callback(self._items.close)
             self.unclear: tuple[Unclear, ...] = tuple(self._find())

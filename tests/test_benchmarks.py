@@ -38,3 +38,17 @@ def test_a_short_run(tmp_path: Path) -> None:
     assert all(len(rounds) == 2 for subject in found.values() for rounds in subject.values())
     assert "| creduse_trio / h11 on trio by hand | 0.75 |" in done.stdout
     assert picture.read_text().count('class="ours"') == 5
+
+
+def test_bulk() -> None:
+    """The benchmark of bulk runs sends each way, and goes on after a kill."""
+    few = ("--rounds", "1", "--lines", "300", "--sizes", "2000")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bulk", *few],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert "| 64 | a run |" in done.stdout
+    assert "| 2,000 |" in done.stdout
