@@ -35,7 +35,11 @@ class Progress:
 
     @property
     def exit_status(self) -> int:
-        """0: all applied; 1: some refused; 3: some unclear; 75: some waiting, and another run helps."""
+        """The exit status of the command.
+
+        0 if all items are applied, 1 if some were refused, 3 if some are unclear, 75 if some are waiting
+        and another run can send them.
+        """
         if self.waiting and (self.stopped is not None or not self.unclear):
             return 75
         if self.unclear:
