@@ -114,7 +114,7 @@ class Driver:
         self._bad_since: float | None = None
         self._wake = anyio.Event()
         self._is_ended = False
-        self._scope = anyio.CancelScope(shield=True)
+        self._scope = anyio.CancelScope()
         self._reads: set[anyio.CancelScope] = set()
         self.counts: Counter[Change] = Counter()
         """How calls have ended in this run."""
@@ -138,9 +138,7 @@ class Driver:
         self._scope.cancel()
 
     async def run(self) -> None:
-        """Send all items, or as many as possible until it is stopped.
-
-        The caller's cancellation does not reach it.
+        """Send all items, or as many as possible until it is stopped. Do not cancel it.
 
         Raises:
             JournalError: The journal cannot be written. Nothing more is sent.
@@ -160,8 +158,7 @@ class Driver:
                 self._wake_workers(len(self._idle))
         if failure is not None:
             raise failure
-        with anyio.CancelScope(shield=True):
-            await self._commit([])
+        await self._commit([])
         self._on_change(self)
 
     def _is_over(self) -> bool:

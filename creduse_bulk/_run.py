@@ -6,20 +6,20 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from creduse_core import TIMEOUT, AsyncCoreClient, CreduseProtocol
 from creduse_core.arguments import check_at_least_one, check_type
-from creduse_journal import RULES, JournalError, State
+from creduse_journal import RULES, State
 from creduse_journal.database import wait_for
 
 from ._driver import Driver, Settings
@@ -29,6 +29,8 @@ from ._progress import Progress, journal_of, name_of, progress_of, read_journal
 
 if TYPE_CHECKING:
     from typing import Self
+
+T = TypeVar("T")
 
 CONCURRENCY: Final = 16
 """Items in flight at once, by default."""
@@ -111,59 +113,88 @@ class Run:
         ``signals``: whether SIGINT and SIGTERM stop the run.
         """
         settings = Settings(concurrency, rate, balance_first, self._shard)
+        return await _to_its_end(
+            lambda stop: self.send_until(stop, client, settings, on_progress), signals=signals
+        )
+
+    async def send_until(
+        self,
+        stop: "_Stop",
+        client: AsyncCoreClient,
+        settings: Settings,
+        on_progress: Callable[[Progress], object] | None,
+    ) -> Progress:
+        """Send what is waiting, until somebody stops it. The task must not be cancelled."""
         key = client.protocol.api_key
         items = await anyio.to_thread.run_sync(Items, self.journal, self._identity, key, self._kept)
         try:
             report = _Reports(self.items, await wait_for(items.counts()), on_progress)
             driver = Driver(client, self._input, items, settings, report.changed)
-            await _drive(driver, signals=signals)
+            stop.attach(driver)
+            await driver.run()
             report.changed(driver, at_once=True)
         finally:
-            await _in_shield(items.close)
+            await anyio.to_thread.run_sync(items.close)
         return report.progress
 
 
-async def _in_shield(act: Callable[[], object]) -> None:
-    """Do something in a thread, also if the caller is cancelled."""
-    with anyio.CancelScope(shield=True):
-        await anyio.to_thread.run_sync(act)
+class _Stop:
+    """Whether a run shall stop. The first wish waits for what is in flight, and a second one does not."""
+
+    def __init__(self) -> None:
+        self._why: str | None = None
+        self._driver: Driver | None = None
+
+    def attach(self, driver: Driver) -> None:
+        """Pass on what was wished before the driver was made."""
+        self._driver = driver
+        if self._why is not None:
+            driver.stop(self._why)
+
+    def stop(self, why: str) -> None:
+        """Stop the run."""
+        if self._driver is not None:
+            act = partial(self._driver.stop, why) if self._why is None else self._driver.abort
+            act()
+        self._why = why
 
 
-async def _drive(driver: Driver, *, signals: bool) -> None:
-    """Run a driver to its end. If the caller is cancelled, stop it, and wait for what is in flight."""
-    failures: list[JournalError] = []
-    ended, watching = anyio.Event(), anyio.CancelScope()
+async def _to_its_end(act: Callable[[_Stop], Awaitable[T]], *, signals: bool) -> T:
+    """Run something in a task of its own, which no cancellation reaches.
+
+    If the caller is cancelled, stop the run, wait for its end, and be cancelled then.
+    """
+    stop, ended, watching = _Stop(), anyio.Event(), anyio.CancelScope()
+    results: list[T] = []
+    errors: list[Exception] = []
 
     async def run() -> None:
         try:
-            await driver.run()
-        except JournalError as error:
-            failures.append(error)
+            with anyio.CancelScope(shield=True):
+                results.append(await act(stop))
+        except Exception as error:  # noqa: BLE001 - raised below, and not in a group
+            errors.append(error)
         finally:
             watching.cancel()
             ended.set()
 
+    async def watch() -> None:
+        with watching, anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+            async for number in received:
+                stop.stop(number.name)
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
         if signals:
-            tasks.start_soon(_stop_by_signals, driver, watching)
+            tasks.start_soon(watch)
         try:
             await ended.wait()
         except BaseException:
-            driver.stop("cancelled")
+            stop.stop("cancelled")
             raise
-    if failures:
-        raise failures[0]
-
-
-async def _stop_by_signals(driver: Driver, watching: anyio.CancelScope) -> None:
-    """Stop at the first signal, and do not wait for what is in flight at the second."""
-    with watching, anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
-        async for number in received:
-            if driver.stopped is None:
-                driver.stop(number.name)
-            else:
-                driver.abort()
+    for error in errors:
+        raise error
+    return results[0]
 
 
 class _Reports:
@@ -299,12 +330,11 @@ async def run_async(  # noqa: PLR0913 - each but three has a default
     """
     check_type("client", client, AsyncCoreClient, "AsyncCreduseClient()")
     check_settings(concurrency, rate)
+    settings = Settings(concurrency, rate, balance_first, shard)
     make = partial(Run, client.protocol, method, file, journal, shard)
-    with await anyio.to_thread.run_sync(make) as opened:
-        return await opened.send(
-            client,
-            concurrency=concurrency,
-            rate=rate,
-            balance_first=balance_first,
-            on_progress=on_progress,
-        )
+
+    async def act(stop: _Stop) -> Progress:
+        with await anyio.to_thread.run_sync(make) as opened:
+            return await opened.send_until(stop, client, settings, on_progress)
+
+    return await _to_its_end(act, signals=False)
