@@ -302,7 +302,9 @@ class Driver:
             Claim(item.number, str(item.user), now, None if it is None else weighing.to_json(it))
             for item, it in ready
         ]
-        numbers = await wait_for(self._items.write(ended, claims))
+        # After `abort`, what is being claimed is released below.
+        with anyio.CancelScope(shield=True):
+            numbers = await wait_for(self._items.write(ended, claims))
         for item, _ in ready:
             if item.number in numbers:
                 self._claimed.append(item)

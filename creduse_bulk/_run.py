@@ -119,7 +119,7 @@ class Run:
 
     async def send_until(
         self,
-        stop: "_Stop",
+        stop: "Stop",
         client: AsyncCoreClient,
         settings: Settings,
         on_progress: Callable[[Progress], object] | None,
@@ -138,7 +138,7 @@ class Run:
         return report.progress
 
 
-class _Stop:
+class Stop:
     """Whether a run shall stop. The first wish waits for what is in flight, and a second one does not."""
 
     def __init__(self) -> None:
@@ -159,12 +159,12 @@ class _Stop:
         self._why = why
 
 
-async def _to_its_end(act: Callable[[_Stop], Awaitable[T]], *, signals: bool) -> T:
+async def _to_its_end(act: Callable[[Stop], Awaitable[T]], *, signals: bool) -> T:
     """Run something in a task of its own, which no cancellation reaches.
 
     If the caller is cancelled, stop the run, wait for its end, and be cancelled then.
     """
-    stop, ended, watching = _Stop(), anyio.Event(), anyio.CancelScope()
+    stop, ended, watching = Stop(), anyio.Event(), anyio.CancelScope()
     results: list[T] = []
     errors: list[Exception] = []
 
@@ -333,7 +333,7 @@ async def run_async(  # noqa: PLR0913 - each but three has a default
     settings = Settings(concurrency, rate, balance_first, shard)
     make = partial(Run, client.protocol, method, file, journal, shard)
 
-    async def act(stop: _Stop) -> Progress:
+    async def act(stop: Stop) -> Progress:
         with await anyio.to_thread.run_sync(make) as opened:
             return await opened.send_until(stop, client, settings, on_progress)
 

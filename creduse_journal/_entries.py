@@ -34,6 +34,8 @@ COLUMNS: Final = {
     "error_code": "TEXT",
     "body": "BLOB",
     "note": "TEXT",
+    # When the caller knew the end; for one that was settled, when it was.
+    "ended_at": "REAL",
     "changed_at": "REAL NOT NULL",
 }
 """The columns of the table, with their types."""

@@ -1,8 +1,9 @@
 """Run calls under a journal, synchronously and on an event loop. SQL (`_store`) does not belong here."""
 
+import time
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,6 @@ from ._entries import Entry, JournalError, Row, UnclearError, entry_of, row_of_c
 from ._states import Change, State, change_of
 from ._store import Store
 from .database import wait_for
-from .weighing import other_calls
 
 if TYPE_CHECKING:
     from typing import Self
@@ -82,6 +82,7 @@ class _JournalBase:
                 status=None if response is None else response.status,
                 error_code=code,
                 body=body,
+                ended_at=time.time(),
             )
 
 
@@ -137,8 +138,19 @@ def _settlement(*, applied: bool, note: str) -> tuple[Change, str]:
 
 
 def _others(entry: Entry, rows: Iterable[Row], clock_skew: float) -> list[CallRecord]:
-    others = [entry_of(row).call for row in rows if row["id"] != entry.id]
-    return other_calls(entry.call, others, clock_skew)
+    """Return those of the user's other calls that can have been applied since the balance before."""
+    call = entry.call
+    assert call.began_at is not None  # noqa: S101 - each entry has it
+    since = (call.began_at - timedelta(seconds=2 * clock_skew + 2)).timestamp()
+    if call.before is not None:
+        since = call.before.asked_at.timestamp()
+    # A call can have been applied until it ended, however early it began.
+    return [
+        entry_of(row).call
+        for row in rows
+        if row["id"] != entry.id
+        and (row["state"] in {State.CLAIMED, State.UNCLEAR} or (row["ended_at"] or 0.0) >= since)
+    ]
 
 
 class Journal(_JournalBase):

@@ -111,7 +111,7 @@ def _settle(database: sqlite3.Connection, entry_id: str, change: Change, note: s
     found = _get(database, entry_id)
     if found is None:
         raise KeyError(entry_id)
-    return _update(database, found, change, {"note": note})
+    return _update(database, found, change, {"note": note, "ended_at": time.time()})
 
 
 def _update(database: sqlite3.Connection, row: Row, change: Change, columns: Row) -> Row:

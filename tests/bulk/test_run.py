@@ -419,6 +419,33 @@ def test_cancelled(server: SandboxServer, path: Path, cancelled: Callable[..., N
     assert run(server, path).applied == 3000
 
 
+def test_aborted_while_claiming(
+    server: SandboxServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines that are being claimed when the run is told twice to stop are not unclear."""
+    write(path, 30)
+    stops: list[_run.Stop] = []
+
+    class Stop(_run.Stop):
+        def __init__(self) -> None:
+            super().__init__()
+            stops.append(self)
+
+    class Items(_items.Items):
+        def write(self, *given: Any) -> Any:
+            future = super().write(*given)
+            for _ in range(2):
+                asyncio.get_running_loop().call_soon(stops[0].stop, "two signals")
+            return future
+
+    monkeypatch.setattr(_run, "Stop", Stop)
+    monkeypatch.setattr(_run, "Items", Items)
+    progress = run(server, path)
+    assert (progress.stopped, progress.waiting) == ("two signals", 30)
+    assert creduse_bulk.status(path).waiting == 30
+    assert not server.log
+
+
 def test_stopped_while_reading(server: SandboxServer, path: Path) -> None:
     """A run that is stopped does not wait for balances."""
     write(path, 3)

@@ -1,6 +1,7 @@
 """Journals over every client: what is sent, what is kept, and what is known afterwards."""
 
 import asyncio
+import json
 import pickle
 import sqlite3
 import stat
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,23 @@ from creduse_core import (
     CoreClient,
     CreduseError,
     CreduseProtocol,
+    Delivery,
+    Failure,
     InsufficientFundsError,
     InvalidResponseError,
     LocalProtocolError,
     Outcome,
     RateLimitError,
+    Response,
+    Send,
+    Transport,
     Verdict,
 )
 from creduse_journal import AsyncJournal, Journal, JournalError, State, UnclearError
-from creduse_journal.database import wait_for
 from creduse_journal._store import Store
+from creduse_journal.database import wait_for
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
-from tests.common import KEY, USER
+from tests.common import KEY, USER, keep_from_end_of_day
 from tests.journal.conftest import Open
 from tests.transports.kinds import example
 
@@ -447,3 +454,36 @@ def test_entries_change_together(server: SandboxServer, path: Path) -> None:
         8,
     )
     database.close()
+
+
+def test_check_beside_a_slow_call(server: SandboxServer, path: Path) -> None:
+    """A call that began before the balance and was applied after it is not taken for a lost one."""
+    keep_from_end_of_day()
+
+    class Nested(Transport):
+        """Sends a second call, whose request is lost, while the first is under way."""
+
+        def send(self, send: Send) -> Response | Failure:
+            body = json.loads(send.request.body)
+            if body.get("amount") == 7 and not sent:
+                sent.append(1)
+                with suppress(CreduseError):
+                    journal.run(client, "lost", protocol.subtract(USER, 7), balance_first=True)
+            elif body.get("amount") == 7:
+                return Failure(Delivery.MAYBE_SENT, OSError("lost"), transient=False)
+            return server.handle(send.request)
+
+        def sleep(self, seconds: float) -> None:
+            pass
+
+        def now(self) -> float:
+            return time.monotonic()
+
+        def close(self) -> None:
+            pass
+
+    sent: list[int] = []
+    protocol = CreduseProtocol(KEY, server.base_url)
+    with CoreClient(protocol, Nested()) as client, Journal(path) as journal:
+        journal.run(client, "slow", protocol.subtract(USER, 7))
+        assert journal.check(client, "lost").verdict is not Verdict.APPLIED
