@@ -17,6 +17,7 @@ from creduse import CreduseClient
 PACKAGES = (
     "creduse",
     "creduse_aiohttp",
+    "creduse_bulk",
     "creduse_core",
     "creduse_httpx",
     "creduse_pytest",

@@ -22,6 +22,8 @@ from creduse_journal import Change, InUseError, JournalError
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import KEY
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONCURRENCY = 8
 

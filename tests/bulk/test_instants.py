@@ -23,6 +23,8 @@ from tests.bulk.instants import CONCURRENCY, Instants
 from tests.bulk.test_crashes import ROOT, applied, check, settle_some, write_file
 from tests.common import KEY
 
+pytestmark = pytest.mark.slow
+
 LINES = 7
 SOME = 6
 """Instants in the usual run."""

@@ -216,6 +216,7 @@ def test_failing_service(send: Send, server: SandboxServer, path: Path) -> None:
     assert progress.waiting == 500 - progress.unclear
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 def test_service_that_comes_back(send: Send, server: SandboxServer, path: Path) -> None:
     """While the service fails, balances find out when it is back. Then the run goes on."""
