@@ -255,6 +255,7 @@ def _make_parser() -> _Parser:
         raise ValueError(f"no command; choose one of {choices} (see creduse --help)")
 
     parser.set_defaults(prepare=no_command)
+    add_bulk(commands)
     sandbox = commands.add_parser(
         "sandbox",
         key_variable=_SANDBOX_KEY,
@@ -287,8 +288,6 @@ def _make_parser() -> _Parser:
     )
     sandbox.add_argument("--list-faults", action="store_true", help="list all faults and exit")
     sandbox.set_defaults(prepare=_sandbox)
-
-    add_bulk(commands)
 
     demonstration = commands.add_parser(
         "demo",

@@ -1,80 +1,116 @@
 """``creduse bulk``: its parsers, and how it shows a run. What a run does (`creduse_bulk`) is not here.
 
-Its messages name files and show their values, unlike those of the other commands, so the API key is
-removed from them.
+Its messages name files and show their values, unlike those of the other commands. So it removes the API
+key from all that it writes.
 """
 
 import argparse
 import json
+import os
 import re
 import shlex
+import signal
 import sys
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from textwrap import fill
+from typing import Any, Final, NamedTuple, TextIO
 from uuid import UUID
 
 import anyio
 
 from creduse_bulk import InputError, Progress, Shard, report, status
+from creduse_bulk._input import COLUMNS
 from creduse_bulk._probe import Findings, from_json, probe, to_json
-from creduse_bulk._resolve import Resolution
+from creduse_bulk._resolve import Decision, Resolution
 from creduse_bulk._run import Run, check_settings, make_client
 from creduse_core import TIMEOUT, AsyncCoreClient, CreduseError, Evidence
 from creduse_core.arguments import checked_user_id
+from creduse_core.secret import Secret
 from creduse_journal import Change, JournalError
 
-from ._calls import show, write
-
-try:
-    from tqdm import tqdm
-except ImportError:  # the extra "bulk" has it
-    tqdm = None
+from ._calls import write
 
 STATUSES: Final = {
-    0: "all items are applied",
+    0: "all lines are applied",
     1: "some were refused, all others are applied",
     2: "wrong usage, settings or file; nothing was sent",
     3: "some are unclear, or wait for these: see creduse bulk resolve",
     75: "some are waiting: the same command goes on",
 }
-"""What each exit status means."""
-
-_EPILOG: Final = "\n".join(
-    [
-        "environment: see creduse --help",
-        "",
-        "exit status:",
-        *(f"  {status:<4} {meaning}" for status, meaning in STATUSES.items()),
-        "  Any other status, such as after a kill, means the same as 75.",
-    ]
-)
-_METHODS: Final = {
-    "add": "add credits",
-    "subtract": "take credits: each amount whole or not at all",
-    "start-cycle": "add credits now and again in each cycle",
-    "stop-cycle": "stop the renewal of cycles",
+"""What each exit status of a run means."""
+_OF_REPORT: Final = {
+    0: "the report was printed",
+    2: "wrong usage or file, or the report cannot be written",
 }
-_WORDS: Final = {Change.SETTLE_APPLIED: "applied", Change.SETTLE_FREE: "not applied"}
+_OF_PROBE: Final = {
+    0: "the service keeps balances as resolve --findings needs",
+    1: "it does not, or a call failed; the user may keep a few credits",
+    2: "wrong usage or settings; nothing was sent",
+}
+
+
+class _Method(NamedTuple):
+    """A method whose calls a run can make."""
+
+    help: str
+    columns: str
+    question: str
+    """What the command asks before it sends anything."""
+
+
+_COLUMNS: Final = "end_user_id, amount, and validity_days (31 if it is empty or missing)"
+_METHODS: Final[Mapping[str, _Method]] = {
+    "add": _Method("add credits", _COLUMNS, "Add these credits?"),
+    "subtract": _Method(
+        "take credits: each amount whole or not at all",
+        "end_user_id and amount",
+        "Take these credits?",
+    ),
+    "start-cycle": _Method(
+        "add credits now and again in each cycle", _COLUMNS, "Start these cycles?"
+    ),
+    "stop-cycle": _Method("stop the renewal of cycles", "end_user_id", "Stop these cycles?"),
+}
+_OTHER_COMMANDS: Final = {
+    "status FILE": "show how far a run is",
+    "report FILE": "print the file with what became of each line",
+    "resolve FILE": "find out about unclear lines, and decide",
+    "probe USER": "find out how the service keeps balances, for resolve",
+}
+_SETTLED: Final = {Change.SETTLE_APPLIED: "applied", Change.SETTLE_FREE: "not applied"}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_BETWEEN_LINES: Final = 10.0
+BETWEEN_LINES: Final = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
 # Arguments
 
 
+def _whole(text: str) -> int:
+    return int(text)
+
+
+def _number(text: str) -> float:
+    return float(text)
+
+
+# For argparse's message "invalid number value"
+_whole.__name__ = "whole number"
+_number.__name__ = "number"
+
+
 def _duration(text: str) -> float:
     found = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
     if found is None:
-        raise argparse.ArgumentTypeError("it must be a number and s, m, h or d, such as 2h")
+        raise argparse.ArgumentTypeError("it must be a whole number and s, m, h or d, such as 2h")
     return int(found[1]) * _UNITS[found[2]]
 
 
@@ -85,47 +121,62 @@ def _shard(text: str) -> Shard:
     return Shard(int(found[1]), int(found[2]))
 
 
+def _text(*parts: str) -> str:
+    """Return paragraphs for argparse, which does not wrap them beside tables."""
+    return "\n\n".join(fill(part, 78) for part in parts)
+
+
+def _epilog(statuses: Mapping[int, str], *more: str) -> str:
+    lines = (f"  {status:<4} {meaning}" for status, meaning in statuses.items())
+    return "\n".join(["environment: see creduse --help", "", "exit status:", *lines, *more])
+
+
+_EPILOG: Final = _epilog(
+    STATUSES, "  Any other status, such as after a kill, means the same as 75."
+)
+
+
 def add_parsers(commands: Any) -> None:
     """Add the parser of ``bulk``, and those of its own commands."""
+    helps = {f"{name} FILE": method.help for name, method in _METHODS.items()} | _OTHER_COMMANDS
+    table = "\n".join(f"  {name:<18} {text}" for name, text in helps.items())
+    what = _text(
+        "Make one call for each line of a file, each at most once. The same command again goes on "
+        "where an earlier one stopped."
+    )
     bulk = commands.add_parser(
         "bulk",
         usage="creduse bulk [-h] COMMAND ...",
-        description=(
-            "Make one call for each line of a file, each at most once. The same command again goes "
-            "on where it stopped.\n\ncommands:\n"
-            + "\n".join(
-                f"  {name:<18} {text}"
-                for name, text in {
-                    **{f"{name} FILE": text for name, text in _METHODS.items()},
-                    "status FILE": "show how far a run is",
-                    "report FILE": "print the file with what became of each line",
-                    "resolve FILE": "find out about unclear lines, and decide",
-                    "probe USER": "find out how the service keeps balances, for resolve",
-                }.items()
-            )
-        ),
+        description=f"{what}\n\ncommands:\n{table}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
     )
     parsers = bulk.add_subparsers(prog="creduse bulk", metavar="COMMAND", help=argparse.SUPPRESS)
 
     def no_command(_: argparse.Namespace) -> Any:
-        raise ValueError(f"no command; choose one of {', '.join(parsers.choices)}")
+        choices = ", ".join(parsers.choices)
+        raise ValueError(f"no command; choose one of {choices} (see creduse bulk --help)")
 
     bulk.set_defaults(prepare=no_command)
-    for name, text in _METHODS.items():
-        _add_sending(parsers, name, text)
+    for name, method in _METHODS.items():
+        _add_sending(parsers, name, method)
     _add_reading(parsers)
     _add_resolve(parsers)
     _add_probe(parsers)
 
 
-def _add(parsers: Any, name: str, description: str, prepare: Callable[..., Any]) -> Any:
+def _add(
+    parsers: Any,
+    name: str,
+    description: str,
+    prepare: Callable[..., Any],
+    epilog: str = _EPILOG,
+) -> Any:
     parser = parsers.add_parser(
         name,
-        description=description,
+        description=_text(description),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_EPILOG,
+        epilog=epilog,
     )
     parser.set_defaults(prepare=prepare)
     return parser
@@ -145,7 +196,7 @@ def _add_service(parser: Any) -> None:
     parser.add_argument("--base-url", metavar="URL", help="the service's URL")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_number,
         default=TIMEOUT,
         metavar="SECONDS",
         help="timeout of a call (default: %(default)g)",
@@ -153,51 +204,50 @@ def _add_service(parser: Any) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
-def _add_sending(parsers: Any, name: str, text: str) -> None:
-    columns = {
-        "add": "end_user_id, amount, and validity_days (31 where it is empty or not there)",
-        "subtract": "end_user_id and amount",
-        "start-cycle": "end_user_id, amount, and validity_days (31 where it is empty or not there)",
-        "stop-cycle": "end_user_id",
-    }[name]
+def _add_json(parser: Any) -> None:
+    parser.add_argument("--json", action="store_true", help="print the counts as a JSON object")
+
+
+def _add_sending(parsers: Any, name: str, method: _Method) -> None:
     parser = _add(
         parsers,
         name,
-        f"For each line of the file, {text}. Its columns are {columns}. With a column id, each id "
-        "must be there once.",
-        partial(_prepare_sending, name.replace("-", "_")),
+        f"For each line of the file, {method.help}. Its columns are {method.columns}. If it has a "
+        "column id, no two lines may have the same one.",
+        partial(_prepare_sending, name),
     )
     _add_file(parser)
     _add_service(parser)
     parser.add_argument(
         "--concurrency",
-        type=int,
+        type=_whole,
         default=16,
         metavar="N",
         help=(
-            "calls in flight at once, at most 100 (default: %(default)s); after a kill, at most so "
-            "many lines are unclear"
+            "calls in flight at once, at most 100 (default: %(default)s); after a kill, at most "
+            "three times as many lines are unclear"
         ),
     )
-    parser.add_argument("--rate", type=float, metavar="N", help="at most N lines a second")
+    parser.add_argument("--rate", type=_number, metavar="N", help="at most N lines a second")
     parser.add_argument(
         "--balance-first",
         action="store_true",
         help="read each balance before, so that resolve can find out more; needed for subtract",
     )
-    parser.add_argument("--json", action="store_true", help="print the counts as a JSON object")
+    _add_json(parser)
 
 
 def _add_reading(parsers: Any) -> None:
     status = _add(parsers, "status", "Show how far a run is. It may be going on.", _prepare_status)
     _add_file(status)
-    status.add_argument("--json", action="store_true", help="print the counts as a JSON object")
+    _add_json(status)
     report = _add(
         parsers,
         "report",
         "Print the columns of the file and what became of each line: line, state (applied, refused, "
         "unclear, waiting), outcome, event, status, error_code, evidence.",
         _prepare_report,
+        _epilog(_OF_REPORT),
     )
     _add_file(report)
     report.add_argument(
@@ -234,7 +284,7 @@ def _add_resolve(parsers: Any) -> None:
         metavar="PATH",
         help="a report with a column decision: applied, not_applied or empty",
     )
-    parser.add_argument("--note", metavar="TEXT", help="who decides, and why")
+    parser.add_argument("--note", metavar="TEXT", help="for --decisions: who decides, and why")
 
 
 def _add_probe(parsers: Any) -> None:
@@ -244,129 +294,45 @@ def _add_probe(parsers: Any) -> None:
         "Find out, with a new user, how the service keeps balances: add, subtract, start and stop a "
         "cycle, and read. Prints JSON for resolve --findings.",
         _prepare_probe,
+        _epilog(_OF_PROBE),
     )
     parser.add_argument("end_user_id", metavar="USER", help="a UUID that no real user has")
     _add_service(parser)
 
 
-# Commands. Each first checks arguments and settings, and returns what does the work.
+# Output
 
 
-def _client(arguments: argparse.Namespace) -> AsyncCoreClient:
-    return make_client(api_key=None, base_url=arguments.base_url, timeout=arguments.timeout)
+def _secret() -> Secret:
+    """Return the API key. The command gets it from the environment alone."""
+    return Secret(os.environ.get("CREDUSE_API_KEY", "").strip())
 
 
-def _guarded(act: Callable[[], int], client: AsyncCoreClient | None = None) -> Callable[[], int]:
-    """Return a function that shows warnings, and errors of files and journals, without the key."""
-
-    def tell(message: object) -> None:
-        text = str(message)
-        write(sys.stderr, "creduse: " + (client.protocol.api_key.redact(text) if client else text))
-
-    def warn(message: Warning | str, *_: Any, **__: Any) -> None:
-        tell(f"warning: {message}")
-
-    def run() -> int:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("always", UserWarning)
-                warnings.showwarning = warn
-                return act()
-        except (InputError, JournalError) as error:
-            tell(error)
-            return 2
-
-    return run
+def _tell(stream: TextIO | None, text: str) -> None:
+    """Print lines without the API key, which a file and its name can hold. Ignore failures."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = _secret().redact(text).encode(encoding, "backslashreplace").decode(encoding)
+    write(stream, shown)
 
 
-def _agrees(arguments: argparse.Namespace, question: str) -> bool:
-    """Ask, unless ``--yes`` was given."""
-    if arguments.yes:
-        return True
-    if not sys.stdin.isatty():
-        raise InputError("nobody can be asked here: pass --yes")
-    write(sys.stderr, f"{question} [y/N]")
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+def _print(lines: Iterable[str], what: str) -> bool:
+    """Print what a program can read, without the API key. Return whether that was possible."""
+    secret, stream = _secret(), sys.stdout
+    try:
+        for line in lines:
+            print(secret.redact(line), file=stream)
+        print(end="", file=stream, flush=True)
+    except BrokenPipeError:
+        pass  # the reader has all that it wants, as `head` has
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        _tell(sys.stderr, f"creduse: the {what} cannot be written: {reason}")
+        return False
+    return True
 
 
-def _place(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"journal": arguments.journal, "shard": arguments.shard}
-
-
-def _again(arguments: argparse.Namespace, command: str) -> str:
-    """Return a command about the same run."""
-    rest = {"--journal": arguments.journal, "--shard": arguments.shard}
-    flags = [part for name, value in rest.items() if value for part in (name, str(value))]
-    return shlex.join(["creduse", "bulk", command, arguments.file, *flags])
-
-
-def _prepare_sending(method: str, arguments: argparse.Namespace) -> Callable[[], int]:
-    check_settings(arguments.concurrency, arguments.rate)
-    client = _client(arguments)
-    return _guarded(partial(_send, method, arguments, client), client)
-
-
-def _send(method: str, arguments: argparse.Namespace, client: AsyncCoreClient) -> int:
-    with Run(client.protocol, method, arguments.file, **_place(arguments)) as run:
-        if run.before is None:
-            write(sys.stderr, _overview(run, arguments.file, client.protocol.base_url))
-            question = f"{_METHODS[method.replace('_', '-')].capitalize()}?"
-            if not _agrees(arguments, question):
-                write(sys.stderr, "Nothing was sent.")
-                return 2
-        else:
-            write(sys.stderr, f"{arguments.file}: going on. {_counts(run.before)}")
-
-        async def main() -> Progress:
-            async with client:
-                with _display(run.items) as on_progress:
-                    return await run.send(
-                        client,
-                        concurrency=arguments.concurrency,
-                        rate=arguments.rate,
-                        balance_first=arguments.balance_first,
-                        on_progress=on_progress,
-                        signals=threading.current_thread() is threading.main_thread(),
-                    )
-
-        progress = anyio.run(main)
-    if progress.stopped is not None:
-        reason = client.protocol.api_key.redact(progress.stopped)
-        write(sys.stderr, f"creduse: stopped: {reason}")
-    return _show(arguments, progress)
-
-
-def _overview(run: Run, file: str, base_url: str) -> str:
-    found = run.overview
-    assert found is not None  # noqa: S101 - the run is new
-    counts = ((found.items, "line"), (found.users, "user"), (found.total, "credit"))
-    lines, users, credit = (_number(*it) for it in counts)
-    shown = [f"{file}: {lines} for {users}, {credit}", f"to {base_url}"]
-    if found.ignored:
-        shown.append(f"columns that are not used: {', '.join(found.ignored)}")
-    return "\n".join(shown)
-
-
-def _show(arguments: argparse.Namespace, progress: Progress) -> int:
-    """Print how far a run is, and what to do next. Return the exit status."""
-    status = progress.exit_status
-    if getattr(arguments, "json", False):
-        counts = asdict(progress) | {"waiting": progress.waiting, "exit_status": status}
-        write(sys.stdout, json.dumps(counts))
-        return status
-    lines = [_counts(progress)]
-    if progress.refused:
-        lines.append(f"The refused ones: {_again(arguments, 'report')} --only refused")
-    if progress.unclear:
-        lines.append(f"To find out about the unclear ones: {_again(arguments, 'resolve')}")
-    if status == 75 and not progress.in_flight:
-        lines.append("To go on: the same creduse bulk command again")
-    write(sys.stdout, "\n".join(lines))
-    return status
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _counts(progress: Progress) -> str:
@@ -378,60 +344,118 @@ def _counts(progress: Progress) -> str:
         "waiting": progress.waiting,
     }
     parts = [f"{count:,} {name}" for name, count in counts.items() if count or name == "applied"]
-    return f"{_number(progress.items, 'line')}: {', '.join(parts)}"
+    return f"{_count(progress.items, 'line')}: {', '.join(parts)}"
+
+
+def _show(arguments: argparse.Namespace, progress: Progress) -> int:
+    """Print how far a run is, and what to do next. Return the exit status."""
+    status = progress.exit_status
+    if getattr(arguments, "json", False):
+        counts = asdict(progress) | {"waiting": progress.waiting, "exit_status": status}
+        _tell(sys.stdout, json.dumps(counts))
+        return status
+    lines = [_counts(progress)]
+    if progress.refused:
+        lines.append(f"The refused ones: {_again(arguments, 'report')} --only refused")
+    if progress.unclear:
+        lines.append(f"To find out about the unclear ones: {_again(arguments, 'resolve')}")
+    if status == 75 and not progress.in_flight:
+        lines.append("To go on: the same creduse bulk command again")
+    _tell(sys.stdout, "\n".join(lines))
+    return status
+
+
+def _show_end(arguments: argparse.Namespace, progress: Progress) -> int:
+    """Print why a run has stopped, too."""
+    if progress.stopped is not None and progress.exit_status:
+        _tell(sys.stderr, f"creduse: stopped: {progress.stopped}")
+    return _show(arguments, progress)
+
+
+def _again(arguments: argparse.Namespace, command: str) -> str:
+    """Return a command about the same run."""
+    flags = {"--journal": arguments.journal, "--shard": arguments.shard}
+    if command == "resolve":
+        flags["--base-url"] = getattr(arguments, "base_url", None)
+    rest = [part for name, value in flags.items() if value for part in (name, str(value))]
+    return shlex.join(["creduse", "bulk", command, arguments.file, *rest])
+
+
+# Progress
 
 
 @contextmanager
-def _display(items: int) -> Generator[Callable[[Progress], None]]:
+def _display(run: Run) -> Generator[Callable[[Progress], None]]:
     """Show progress while a run goes on: a bar on a terminal, else a line now and then."""
-    if sys.stderr is not None and sys.stderr.isatty() and tqdm is not None:
-        with tqdm(total=items, unit=" lines", dynamic_ncols=True, leave=False) as bar:
-            yield partial(_show_bar, bar)
-    else:
-        yield _Lines().show
+    done = 0 if run.before is None else _done(run.before)
+    bar_class = _find_bar()
+    if bar_class is None or sys.stderr is None or not sys.stderr.isatty():
+        yield Lines(done).show
+        return
+    # What was done before is not part of the rate. Each report redraws the bar: a run makes few.
+    with bar_class(
+        total=run.items,
+        initial=done,
+        unit=" lines",
+        dynamic_ncols=True,
+        leave=False,
+        mininterval=0,
+        miniters=0,
+    ) as bar:
+        yield partial(_show_bar, bar)
 
 
-def _is_done(progress: Progress) -> int:
+def _find_bar() -> Any:
+    """Return the class of bars, or ``None`` if it is not installed."""
+    try:
+        from tqdm import tqdm  # noqa: PLC0415 - the extra "bulk" has it
+    except ImportError:
+        return None
+    return tqdm
+
+
+def _done(progress: Progress) -> int:
     return progress.applied + progress.refused + progress.unclear
 
 
 def _show_bar(bar: Any, progress: Progress) -> None:
-    if not bar.n:  # what was done before is not part of the rate
-        bar.initial = bar.n = bar.last_print_n = _is_done(progress)
-    bar.set_postfix_str(progress.pause or _failed(progress), refresh=False)
-    bar.update(_is_done(progress) - bar.n)
+    failed = {"refused": progress.refused, "unclear": progress.unclear}
+    counts = ", ".join(f"{count:,} {name}" for name, count in failed.items() if count)
+    bar.set_postfix_str(_secret().redact(_held(progress) or counts), refresh=False)
+    bar.update(_done(progress) - bar.n)
 
 
-def _failed(progress: Progress) -> str:
-    counts = {"refused": progress.refused, "unclear": progress.unclear}
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+def _held(progress: Progress) -> str | None:
+    """Return why nothing is sent at the moment, or ``None``."""
+    if progress.stopped is None or not progress.in_flight:
+        return progress.pause
+    responses = _count(progress.in_flight, "response")
+    return f"stopping: waits for {responses}; without them, these lines are unclear"
 
 
-class _Lines:
-    """Lines of progress, with the rate since the last one, and the time left."""
+class Lines:
+    """Lines of progress: one in ten seconds at most, and one when nothing is sent any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, done: int) -> None:
         self._at = time.monotonic()
-        self._done: int | None = None
-        self._pause: str | None = None
+        self._done = done
+        self._was_held = False
 
     def show(self, progress: Progress) -> None:
         """Write a line if it is time."""
-        now, done = time.monotonic(), _is_done(progress)
-        if self._done is None:
-            self._done = done
-        if progress.pause != self._pause:
-            self._pause = progress.pause
-            if self._pause is not None:
-                write(sys.stderr, f"{_counts(progress)}; {self._pause}")
+        now, done, held = time.monotonic(), _done(progress), _held(progress)
+        passed, is_news = now - self._at, bool(held) and not self._was_held
+        self._was_held = bool(held)
+        if passed < BETWEEN_LINES and not is_news:
             return
-        passed = now - self._at
-        if passed < _BETWEEN_LINES:
-            return
-        rate = (done - self._done) / passed
+        what = held or _speed(progress, (done - self._done) / passed)
         self._at, self._done = now, done
-        left = f"; about {_time(progress.waiting / rate)} left" if rate else ""
-        write(sys.stderr, f"{_counts(progress)}; {rate:,.0f} a second{left}")
+        _tell(sys.stderr, f"{_counts(progress)}; {what}")
+
+
+def _speed(progress: Progress, rate: float) -> str:
+    left = f"; about {_time(progress.waiting / rate)} left" if rate else ""
+    return f"{rate:,.0f} a second{left}"
 
 
 def _time(seconds: float) -> str:
@@ -441,21 +465,144 @@ def _time(seconds: float) -> str:
     return f"{seconds / length:.0f} {unit}"
 
 
+# Commands. Each first checks arguments and settings, and returns what does the work.
+
+
+def _client(arguments: argparse.Namespace) -> AsyncCoreClient:
+    return make_client(api_key=None, base_url=arguments.base_url, timeout=arguments.timeout)
+
+
+def _place(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"journal": arguments.journal, "shard": arguments.shard}
+
+
+def _guarded(act: Callable[[], int]) -> Callable[[], int]:
+    """Return a function that shows warnings, and errors of files and journals."""
+
+    def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+        _tell(sys.stderr, f"creduse: warning: {message}")
+
+    def run() -> int:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", UserWarning)
+                warnings.showwarning = warn
+                return act()
+        except (InputError, JournalError) as error:
+            _tell(sys.stderr, f"creduse: {error}")
+            return 2
+
+    return run
+
+
+def _agrees(arguments: argparse.Namespace, question: str, otherwise: str) -> bool:
+    """Ask, unless ``--yes`` was given. ``otherwise`` is what a refusal means."""
+    if arguments.yes:
+        return True
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        raise InputError(f"{question} Nobody can be asked here: pass --yes")
+    reply = ""
+    try:
+        with suppress(OSError, UnicodeError):  # the terminal has gone, or it is no text
+            sys.stderr.write(f"{_secret().redact(question)} [y/N] ")
+            sys.stderr.flush()
+            reply = sys.stdin.readline()
+    finally:
+        if not reply.endswith("\n"):  # Ctrl-C and Ctrl-D leave the cursor behind the question
+            write(sys.stderr, "")
+    if reply.strip().lower() in {"y", "yes"}:
+        return True
+    write(sys.stderr, otherwise)
+    return False
+
+
+def _prepare_sending(name: str, arguments: argparse.Namespace) -> Callable[[], int]:
+    check_settings(arguments.concurrency, arguments.rate)
+    return _guarded(partial(_send, name, arguments, _client(arguments)))
+
+
+def _send(name: str, arguments: argparse.Namespace, client: AsyncCoreClient) -> int:
+    method = name.replace("-", "_")
+    with Run(client.protocol, method, arguments.file, **_place(arguments)) as run:
+        if run.before is None:
+            _tell(sys.stderr, _overview(run, method, arguments.file, client.protocol.base_url))
+            if not _agrees(arguments, _METHODS[name].question, "Nothing was sent."):
+                return 2
+        else:
+            _tell(sys.stderr, f"{arguments.file}: going on. {_counts(run.before)}")
+        progress = _send_all(arguments, client, run)
+    if progress is None:
+        return 75
+    return _show_end(arguments, progress)
+
+
+def _overview(run: Run, method: str, file: str, base_url: str) -> str:
+    found = run.overview
+    assert found is not None  # noqa: S101 - the run is new
+    what = f"{_count(found.items, 'line')} for {_count(found.users, 'user')}"
+    if "amount" in COLUMNS[method]:
+        what = f"{what}, {_count(found.total, 'credit')}"
+    shown = [f"{file}: {what}", f"to {base_url}"]
+    if found.ignored:
+        shown.append(f"columns that are not used: {', '.join(found.ignored)}")
+    return "\n".join(shown)
+
+
+def _send_all(arguments: argparse.Namespace, client: AsyncCoreClient, run: Run) -> Progress | None:
+    """Send what is waiting. Return ``None`` if the journal fails once something may have been sent."""
+    has_begun = False
+    is_main = threading.current_thread() is threading.main_thread()
+
+    async def main() -> Progress:
+        async with client:
+            with _display(run) as display:
+
+                def on_progress(progress: Progress) -> None:
+                    nonlocal has_begun
+                    has_begun = True
+                    display(progress)
+
+                progress = await run.send(
+                    client,
+                    concurrency=arguments.concurrency,
+                    rate=arguments.rate,
+                    balance_first=arguments.balance_first,
+                    on_progress=on_progress,
+                    signals=is_main,
+                )
+            if is_main:
+                _ignore_signals()
+        return progress
+
+    try:
+        return anyio.run(main)
+    except KeyboardInterrupt:
+        if not has_begun:
+            raise
+        # It came between the end of the run and `_ignore_signals`.
+        _ignore_signals()
+        return replace(status(arguments.file, **_place(arguments)), stopped="SIGINT")
+    except JournalError as error:
+        if not has_begun:
+            raise
+        _tell(sys.stderr, f"creduse: stopped: {error}")
+        return None
+
+
+def _ignore_signals() -> None:
+    """Ignore Ctrl-C and SIGTERM: the run has ended, and how far it came is always shown."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _prepare_status(arguments: argparse.Namespace) -> Callable[[], int]:
-    return _guarded(lambda: _show(arguments, status(arguments.file, **_place(arguments))))
+    return _guarded(lambda: _show_end(arguments, status(arguments.file, **_place(arguments))))
 
 
 def _prepare_report(arguments: argparse.Namespace) -> Callable[[], int]:
     def act() -> int:
-        try:
-            for line in report(arguments.file, only=arguments.only, **_place(arguments)):
-                show(sys.stdout, line)
-        except BrokenPipeError:
-            pass  # the reader has all that it wants, as `head` has
-        except OSError as error:
-            write(sys.stderr, f"creduse: the report cannot be written: {error.strerror}")
-            return 2
-        return 0
+        lines = report(arguments.file, only=arguments.only, **_place(arguments))
+        return 0 if _print(lines, "report") else 2
 
     return _guarded(act)
 
@@ -463,38 +610,32 @@ def _prepare_report(arguments: argparse.Namespace) -> Callable[[], int]:
 def _prepare_resolve(arguments: argparse.Namespace) -> Callable[[], int]:
     if arguments.settled_after is not None and arguments.findings is None:
         raise ValueError("--settled-after needs --findings: see creduse bulk probe --help")
+    if arguments.note is not None and arguments.decisions is None:
+        raise ValueError("--note needs --decisions: see creduse bulk resolve --help")
     if arguments.decisions is not None and arguments.findings is not None:
         raise ValueError(
             "--decisions and --findings cannot be combined: a person decides, or evidence"
         )
-    client = _client(arguments)
-    return _guarded(partial(_resolve, arguments, client), client)
+    return _guarded(partial(_resolve, arguments, _client(arguments)))
 
 
 def _resolve(arguments: argparse.Namespace, client: AsyncCoreClient) -> int:
-    findings = _findings(arguments.findings, client)
-    problems = () if findings is None else findings.problems()
+    findings = _findings(arguments.findings, client.protocol.base_url)
     with Resolution(client.protocol, arguments.file, **_place(arguments)) as resolution:
         if arguments.decisions is not None:
             decisions = resolution.by_file(Path(arguments.decisions), arguments.note)
+            basis = ""
         else:
-            evidence = anyio.run(_weigh, client, resolution, findings)
-            for it, proved in zip(resolution.unclear, evidence, strict=True):
-                write(sys.stdout, f"line {it.line}, {it.item.user}: {proved}")
-            decisions = []
-            for problem in problems:
-                write(sys.stderr, f"creduse: by evidence, nothing can be decided: {problem}")
-            if findings is not None and not problems:
-                decisions = resolution.by_evidence(evidence, arguments.settled_after)
-        if decisions:
-            counts = Counter(_WORDS[it.change] for it in decisions)
-            parts = ", ".join(f"{count:,} as {name}" for name, count in counts.items())
-            if _agrees(arguments, f"Settle {parts}? It relies on what is assumed above."):
-                resolution.settle(decisions)
+            decisions = _by_evidence(arguments, client, resolution, findings)
+            basis = " It relies on what is assumed above."
+        counts = Counter(_SETTLED[it.change] for it in decisions)
+        parts = ", ".join(f"{count:,} as {name}" for name, count in counts.items())
+        if parts and _agrees(arguments, f"Settle {parts}?{basis}", "Nothing was decided."):
+            resolution.settle(decisions)
     return _show(arguments, status(arguments.file, **_place(arguments)))
 
 
-def _findings(path: str | None, client: AsyncCoreClient) -> Findings | None:
+def _findings(path: str | None, base_url: str) -> Findings | None:
     """Return the findings in a file, if one is given."""
     if path is None:
         return None
@@ -504,9 +645,27 @@ def _findings(path: str | None, client: AsyncCoreClient) -> Findings | None:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    if findings.base_url != client.protocol.base_url:
-        raise InputError(f"{path} is about {findings.base_url}, not {client.protocol.base_url}")
+    if findings.base_url != base_url:
+        raise InputError(f"{path} is about {findings.base_url}, not {base_url}")
     return findings
+
+
+def _by_evidence(
+    arguments: argparse.Namespace,
+    client: AsyncCoreClient,
+    resolution: Resolution,
+    findings: Findings | None,
+) -> list[Decision]:
+    """Show what balances prove. Return the decisions that the findings allow."""
+    evidence = anyio.run(_weigh, client, resolution, findings)
+    for it, proved in zip(resolution.unclear, evidence, strict=True):
+        _tell(sys.stdout, f"line {it.line}, {it.item.user}: {proved}")
+    if findings is None:
+        return []
+    problems = findings.problems()
+    for problem in problems:
+        _tell(sys.stderr, f"creduse: by evidence, nothing can be decided: {problem}")
+    return [] if problems else resolution.by_evidence(evidence, arguments.settled_after)
 
 
 async def _weigh(
@@ -521,12 +680,12 @@ async def _weigh(
 def _prepare_probe(arguments: argparse.Namespace) -> Callable[[], int]:
     client = _client(arguments)
     user, _ = checked_user_id(arguments.end_user_id)
-    return _guarded(partial(_probe, arguments, client, user), client)
+    return _guarded(partial(_probe, arguments, client, user))
 
 
 def _probe(arguments: argparse.Namespace, client: AsyncCoreClient, user: UUID) -> int:
     question = f"Add and take a few credits of {user} at {client.protocol.base_url}?"
-    if not _agrees(arguments, question):
+    if not _agrees(arguments, question, "Nothing was sent."):
         return 2
 
     async def main() -> Findings:
@@ -536,11 +695,11 @@ def _probe(arguments: argparse.Namespace, client: AsyncCoreClient, user: UUID) -
     try:
         findings = anyio.run(main)
     except CreduseError as error:
-        write(sys.stderr, f"creduse: {error}")
+        _tell(sys.stderr, f"creduse: {error}; to probe again, pass another new user")
         return 1
     except ValueError as error:
         raise InputError(str(error)) from None
-    write(sys.stdout, to_json(findings))
+    is_written = _print([to_json(findings)], "findings")
     for problem in findings.problems():
-        write(sys.stderr, f"creduse: {problem}")
-    return 1 if findings.problems() else 0
+        _tell(sys.stderr, f"creduse: {problem}")
+    return 0 if is_written and not findings.problems() else 1

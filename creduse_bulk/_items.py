@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -141,6 +141,11 @@ def check_identity(path: Path, kept: Identity, wanted: Identity) -> None:
             raise JournalError(f"{path}: {words.format(was, is_now)}")
 
 
+def check_shard(path: Path, kept: Identity, wanted: str) -> None:
+    """Raise `JournalError` if a journal belongs to another part of the file."""
+    check_identity(path, kept, replace(kept, shard=wanted))
+
+
 class Items:
     """The open journal of a run. Each method returns a future, which ends after the commit."""
 
@@ -177,9 +182,17 @@ class Items:
         """Return the numbers, from ``first`` to ``last``, of items that must not be sent."""
         return self._database.submit(lambda database: _taken(database, first, last))
 
-    def settle(self, number: int, change: Change, note: str) -> Future[None]:
-        """Change the state of an item by a decision, if the rules allow it."""
-        return self._database.submit(lambda database: _settle(database, number, change, note))
+    def settle(self, decisions: Sequence[tuple[int, Change, str]]) -> Future[None]:
+        """Change the states of items by decisions with notes, if the rules allow all of them."""
+        return self._database.submit(lambda database: _settle(database, decisions))
+
+    def set_stopped(self, why: str | None) -> Future[None]:
+        """Keep why the run does not go on, or ``None`` if it has done what it can."""
+        return self._database.submit(
+            lambda database: _execute(
+                database, "UPDATE run SET value = ? WHERE name = 'stopped'", (why,)
+            )
+        )
 
     def annotate(self, number: int, note: str) -> Future[None]:
         """Keep what is known of an item, without a decision."""
@@ -201,7 +214,7 @@ def _begin(
     salt = bytes.fromhex(kept.get("salt", "")) or os.urandom(16)
     key = hashlib.pbkdf2_hmac("sha256", api_key.reveal().encode(), salt, _ROUNDS).hex()
     if not kept:
-        begun = asdict(identity) | dict(found) | {"salt": salt.hex(), "key": key}
+        begun = asdict(identity) | dict(found) | {"salt": salt.hex(), "key": key, "stopped": None}
         database.executemany("INSERT INTO run VALUES (?, ?)", begun.items())
         return
     check_identity(path, _identity(kept), identity)
@@ -254,12 +267,14 @@ def _taken(database: sqlite3.Connection, first: int, last: int) -> set[int]:
     return set(json.loads(found))
 
 
-def _settle(database: sqlite3.Connection, number: int, change: Change, note: str) -> None:
-    found = database.execute("SELECT state FROM items WHERE number = ?", (number,)).fetchone()
-    state = State.FREE if found is None else State(found[0])
-    database.execute(
-        "UPDATE items SET state = ?, note = ?, changed_at = ? WHERE number = ?",
-        (state_after(state, change), note, time.time(), number),
+def _settle(database: sqlite3.Connection, decisions: Sequence[tuple[int, Change, str]]) -> None:
+    settled: list[tuple[State, str, float, int]] = []
+    for number, change, note in decisions:
+        found = database.execute("SELECT state FROM items WHERE number = ?", (number,)).fetchone()
+        state = State.FREE if found is None else State(found[0])
+        settled.append((state_after(state, change), note, time.time(), number))
+    database.executemany(
+        "UPDATE items SET state = ?, note = ?, changed_at = ? WHERE number = ?", settled
     )
 
 
@@ -296,6 +311,8 @@ class Begun:
     """All items of the file, or of the shard."""
     total: int
     """The sum of their amounts."""
+    stopped: str | None
+    """Why the run does not go on, or ``None`` if it has done what it can."""
 
 
 def begun(database: sqlite3.Connection) -> Begun | None:
@@ -303,7 +320,7 @@ def begun(database: sqlite3.Connection) -> Begun | None:
     if not _has_tables(database):
         return None
     kept = dict(database.execute("SELECT name, value FROM run").fetchall())
-    return Begun(_identity(kept), kept["items"], int(kept["total"]))
+    return Begun(_identity(kept), kept["items"], int(kept["total"]), kept["stopped"])
 
 
 def _identity(kept: Mapping[str, Any]) -> Identity:

@@ -10,7 +10,8 @@ from creduse_journal import JournalError, State
 from creduse_journal.database import is_in_use
 
 from ._input import Shard
-from ._items import Begun, begun, counts, open_to_read
+from ._items import Begun, begun, check_shard, counts, open_to_read
+from ._records import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Progress:
         0 if all items are applied, 1 if some were refused, 3 if some are unclear, 75 if some are waiting
         and another run can send them.
         """
-        if self.waiting and (self.stopped is not None or not self.unclear):
+        if self.in_flight or (self.waiting and (self.stopped is not None or not self.unclear)):
             return 75
         if self.unclear:
             return 3
@@ -61,10 +62,12 @@ def name_of(shard: Shard | None) -> str:
 
 def journal_of(file: Path, journal: str | PathLike[str] | None, shard: Shard | None) -> Path:
     """Return where the journal of a file, or of a shard, is: beside the file by default."""
-    if journal is not None:
-        return Path(journal)
     part = "" if shard is None else f".{shard.number}-of-{shard.count}"
-    return file.with_name(f"{file.name}{part}.journal")
+    path = Path(f"{file}{part}.journal" if journal is None else journal)
+    for it in (file, path):
+        if not it.name:
+            raise InputError(f"{it} must be a file")
+    return path
 
 
 def read_journal(journal: Path) -> tuple[Begun, Progress] | None:
@@ -84,7 +87,8 @@ def read_journal(journal: Path) -> tuple[Begun, Progress] | None:
     if not is_going_on:  # the process that sent them is dead
         states[State.UNCLEAR] += claimed
         claimed = 0
-    return run, progress_of(run.items, states, claimed)
+    stopped = None if is_going_on else run.stopped
+    return run, progress_of(run.items, states, claimed, None, stopped)
 
 
 def read_begun(
@@ -99,6 +103,7 @@ def read_begun(
     found = read_journal(path)
     if found is None:
         raise JournalError(f"{path}: no run of {file} has begun")
+    check_shard(path, found[0].identity, name_of(shard))
     return path, *found
 
 

@@ -8,11 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import anyio
 
@@ -28,14 +28,16 @@ from creduse_core import (
 )
 from creduse_core.evidence import CLOCK_SKEW, unreadable
 from creduse_journal import RULES, Change, State, weighing
+from creduse_journal.database import wait_for
 
 from ._input import Input, Item, Shard
 from ._items import Identity, Items, Row, open_to_read, rows, unclear_users
 from ._progress import Progress, name_of, progress_of, read_begun
-from ._records import Record, Records, Values, check_problems
+from ._records import InputError, Records, Values, check_problems, shown
 from ._report import STATES, matched
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from typing import Self
     from uuid import UUID
 
@@ -52,8 +54,8 @@ class Unclear:
     line: int
     item: Item
     call: CallRecord
-    known: tuple[CallRecord, ...]
-    """The run's other calls for the same user."""
+    others: tuple[tuple[CallRecord, datetime], ...]
+    """The run's other calls for the same user, and when they ended at the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,7 @@ class Resolution:
         kept = self._begun.identity
         with ExitStack() as stack:
             self._input = stack.enter_context(Input(Path(file), kept.method))
-            found = Identity(
-                kept.method, self._input.digest, protocol.base_url, name_of(shard)
-            )
+            found = Identity(kept.method, self._input.digest, protocol.base_url, name_of(shard))
             self._items = Items(self._path, found, protocol.api_key, {})
             stack.callback(self._items.close)
             self.unclear: tuple[Unclear, ...] = tuple(self._find())
@@ -109,7 +109,7 @@ class Resolution:
         self._stack.close()
 
     def _find(self) -> Iterable[Unclear]:
-        calls: dict[UUID, dict[int, CallRecord]] = defaultdict(dict)
+        calls: dict[UUID, dict[int, tuple[CallRecord, datetime]]] = defaultdict(dict)
         unclear: list[tuple[int, Item]] = []
         with open_to_read(self._path) as database:
             users = unclear_users(database)
@@ -117,13 +117,14 @@ class Resolution:
                 if row is None or row.user not in users or row.state not in _OUTCOMES:
                     continue
                 item = self._input.item(record)
-                calls[row.user][row.number] = _call(self._input.method, item, row)
+                ended_at = datetime.fromtimestamp(row.changed_at, UTC)
+                calls[row.user][row.number] = _call(self._input.method, item, row), ended_at
                 if row.state is State.UNCLEAR:
                     unclear.append((record.line, item))
         for line, item in unclear:
-            known = dict(calls[item.user])
-            call = known.pop(item.number)
-            yield Unclear(line, item, call, tuple(known.values()))
+            others = dict(calls[item.user])
+            call, _ = others.pop(item.number)
+            yield Unclear(line, item, call, tuple(others.values()))
 
     async def weigh(
         self,
@@ -134,6 +135,7 @@ class Resolution:
     ) -> list[Evidence]:
         """Read balances, and return what they prove about each unclear item. The journal keeps it."""
         found: dict[int, Evidence] = {}
+        kept: list[Future[None]] = []
         limit = anyio.CapacityLimiter(_AT_ONCE)
 
         async def weigh_one(it: Unclear) -> None:
@@ -146,16 +148,18 @@ class Resolution:
                     evidence = weigh(
                         it.call,
                         after,
-                        known=weighing.other_calls(it.call, it.known, clock_skew),
+                        known=_known(it, clock_skew),
                         clock_skew=clock_skew,
                         lists_empty_cycles=lists_empty_cycles,
                     )
                 found[it.item.number] = evidence
-                self._items.annotate(it.item.number, str(evidence))
+                kept.append(self._items.annotate(it.item.number, str(evidence)))
 
         async with anyio.create_task_group() as tasks:
             for it in self.unclear:
                 tasks.start_soon(weigh_one, it)
+        for future in kept:
+            await wait_for(future)
         return [found[it.item.number] for it in self.unclear]
 
     def by_evidence(
@@ -183,41 +187,75 @@ class Resolution:
         """Return the decisions of a file: CSV or JSON Lines, such as an edited report.
 
         Its column ``decision`` is ``applied``, ``not_applied``, or empty. ``line``, or else ``id``,
-        says which item it is. ``note``, by default its column ``note``, says who decides, and why.
+        says which item it is, and ``end_user_id``, if it is there, must be the item's. ``note``, by
+        default the column ``note``, says who decides, and why.
 
         Raises:
             InputError: Something is wrong in the file. Nothing is decided.
         """
-        problems: list[str] = []
-        decided: dict[str, tuple[int, Values]] = {}
-        with Records(path) as source:
-            name = "line" if "line" in source.columns or source.is_json else "id"
-            for record in (record for chunk in source.chunks() for record in chunk):
-                try:
-                    values = source.values(record)
-                    if values.get("decision"):
-                        decided[str(values[name])] = record.line, values
-                except ValueError as error:
-                    problems.append(f"line {record.line}: {error}")
+        decided, problems = _read_decisions(path)
         decisions: list[Decision] = []
         with open_to_read(self._path) as database:
             for record, row in matched(self._input, rows(database), self._shard):
-                own = record.line if name == "line" else self._input.values(record).get("id")
-                if found := decided.pop(str(own), None):
-                    line, values = found
+                own = self._input.values(record)
+                keys = ("line", str(record.line)), ("id", str(own.get("id", "")))
+                found = [decided.pop(key) for key in keys if key in decided]
+                for line, values in found[:1]:
                     try:
-                        decisions.append(_decision(record, row, values, note))
+                        change, why = _decision(own, row, values, note)
+                        decisions.append(Decision(record.number, change, why))
                     except ValueError as error:
-                        problems.append(f"line {line}: {error}")
-        problems += [f"line {line}: no item has this {name}" for line, _ in decided.values()]
-        check_problems(path, problems)
+                        problems.append((line, str(error)))
+                problems += [(line, _TWICE.format(found[0][0])) for line, _ in found[1:]]
+        problems += [
+            (line, f"no item has the {name} {shown(value)}")
+            for (name, value), (line, _) in decided.items()
+        ]
+        check_problems(path, [f"line {line}: {problem}" for line, problem in sorted(problems)])
         return decisions
 
     def settle(self, decisions: Iterable[Decision]) -> Progress:
-        """Write decisions, and return how far the run is."""
-        for future in [self._items.settle(it.number, it.change, it.note) for it in decisions]:
-            future.result()
+        """Write all decisions, or none of them. Return how far the run is."""
+        self._items.settle([(it.number, it.change, it.note) for it in decisions]).result()
         return progress_of(self._begun.items, self._items.counts().result())
+
+
+_Key: TypeAlias = tuple[str, str]
+"""How a file of decisions calls an item: by its ``line`` or ``id``."""
+_TWICE: Final = "line {} decides about the same item"
+
+
+def _read_decisions(path: Path) -> tuple[dict[_Key, tuple[int, Values]], list[tuple[int, str]]]:
+    """Return the lines of a file that decide, and what is wrong in others."""
+    decided: dict[_Key, tuple[int, Values]] = {}
+    problems: list[tuple[int, str]] = []
+    with Records(path) as source:
+        has_decisions = "decision" in source.columns
+        for record in (record for chunk in source.chunks() for record in chunk):
+            try:
+                values = source.values(record)
+                has_decisions |= "decision" in values
+                if not _is_empty(values.get("decision")):
+                    key = _key(values)
+                    if key in decided:
+                        raise ValueError(_TWICE.format(decided[key][0]))  # noqa: TRY301 - as the others
+                    decided[key] = record.line, values
+            except ValueError as error:
+                problems.append((record.line, str(error)))
+    if not has_decisions and not problems:
+        raise InputError(f"{path}: there is no column decision")
+    return decided, problems
+
+
+def _key(values: Values) -> _Key:
+    for name in ("line", "id"):
+        if not _is_empty(values.get(name)):
+            return name, str(values[name])
+    raise ValueError("line or id must say which item it is")
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value == ""
 
 
 def _call(method: str, item: Item, row: Row) -> CallRecord:
@@ -233,22 +271,41 @@ def _call(method: str, item: Item, row: Row) -> CallRecord:
     )
 
 
-def _decision(record: Record, row: Row | None, values: Values, note: str | None) -> Decision:
-    """Return the decision that a file makes about an item."""
-    change = _DECISIONS.get(values["decision"])
+def _known(it: Unclear, clock_skew: float) -> list[CallRecord]:
+    """Return the other calls that can have been applied since the balance before."""
+    began, before = it.call.began_at, it.call.before
+    assert began is not None  # noqa: S101 - the journal keeps it
+    # A user's calls are made one at a time: all others ended before that balance was read. A call can
+    # be applied until it ends, so without that balance, its end counts.
+    since = began - timedelta(seconds=2 * clock_skew + 2)
+    return [
+        call
+        for call, ended_at in it.others
+        if call.outcome is Outcome.UNKNOWN or (before is None and ended_at >= since)
+    ]
+
+
+def _decision(own: Values, row: Row | None, values: Values, note: str | None) -> tuple[Change, str]:
+    """Return the decision that a line of a file makes about an item, and its note."""
+    user = values.get("end_user_id")
+    if not _is_empty(user) and user != own["end_user_id"]:
+        raise ValueError(
+            f"the item is for {shown(own['end_user_id'])}, not for {shown(user)}: this may be the "
+            "report of another file"
+        )
+    decision: object = values["decision"]
+    change = _DECISIONS.get(decision) if isinstance(decision, str) else None
     if change is None:
-        raise ValueError(f"decision must be applied or not_applied, not {values['decision']!r}")
+        raise ValueError(f"decision must be applied or not_applied, not {shown(decision)}")
     state = State.FREE if row is None else row.state
     if change not in RULES[state]:
-        raise ValueError(
-            f"the item is {STATES[state]}, so it cannot be settled as {values['decision']}"
-        )
-    note = note or values.get("note")
-    if not note:
+        raise ValueError(f"the item is {STATES[state]}, so it cannot be settled as {decision}")
+    why: object = note or values.get("note")
+    if not isinstance(why, str) or not why.strip():
         raise ValueError(
             "a note must say who decides, and why: pass --note, or add the column note"
         )
-    return Decision(record.number, change, note)
+    return change, why
 
 
 _OUTCOMES: Final = {State.APPLIED: Outcome.APPLIED, State.UNCLEAR: Outcome.UNKNOWN}

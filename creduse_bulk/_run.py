@@ -131,7 +131,9 @@ class Run:
             report = _Reports(self.items, await wait_for(items.counts()), on_progress)
             driver = Driver(client, self._input, items, settings, report.changed)
             stop.attach(driver)
+            await wait_for(items.set_stopped("its process ended"))
             await driver.run()
+            await wait_for(items.set_stopped(driver.stopped))
             report.changed(driver, at_once=True)
         finally:
             await anyio.to_thread.run_sync(items.close)
@@ -210,14 +212,15 @@ class _Reports:
         self._before = before
         self._on_progress = on_progress
         self._last = -math.inf
+        self._news: tuple[str | None, str | None] = (None, None)
         self.progress = progress_of(items, before)
 
     def changed(self, driver: Driver, *, at_once: bool = False) -> None:
         """Report how far the driver is."""
-        now = time.monotonic()
-        if now - self._last < _BETWEEN_REPORTS and not at_once:
+        now, news = time.monotonic(), (driver.pause, driver.stopped)
+        if now - self._last < _BETWEEN_REPORTS and news == self._news and not at_once:
             return
-        self._last = now
+        self._last, self._news = now, news
         counts = Counter(self._before)
         for change, state in RULES[State.CLAIMED].items():
             counts[state] += driver.counts[change]

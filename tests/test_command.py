@@ -164,8 +164,8 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
         [],
         {},
         (
-            "no command; choose one of balance, add, subtract, start-cycle, stop-cycle, sandbox, demo "
-            "(see creduse --help)"
+            "no command; choose one of balance, add, subtract, start-cycle, stop-cycle, bulk, sandbox, "
+            "demo (see creduse --help)"
         ),
     ),
     "unknown command": (["frobnicate"], {}, "argument COMMAND: invalid choice (choose from "),

@@ -92,7 +92,7 @@ def test_settle(path: Path, state: State | None, change: Change) -> None:
     items = begin(path)
     if state is not None:
         put(items, 1, state)
-    future = items.settle(1, change, "Ada")
+    future = items.settle([(1, change, "Ada")])
     after = RULES[state or State.FREE].get(change)
     if after is None:
         name = state or State.FREE
@@ -104,6 +104,23 @@ def test_settle(path: Path, state: State | None, change: Change) -> None:
         with open_to_read(path) as database:
             (row,) = rows(database)
         assert (row.state, row.note) == (after, "Ada")
+    items.close()
+
+
+def test_settle_many(path: Path) -> None:
+    """Decisions are all written, or none of them."""
+    items = begin(path)
+    for number, state in enumerate(State):
+        put(items, number, state)
+    before = states(path)
+    good = [(4, Change.SETTLE_APPLIED, "Ada"), (3, Change.SETTLE_FREE, "Ada")]
+    for bad in [(2, Change.SETTLE_FREE, "Ada"), (9, Change.SETTLE_APPLIED, "Ada")]:
+        with pytest.raises(LocalProtocolError):
+            items.settle([*good, bad]).result()
+        assert states(path) == before
+    items.settle(good).result()
+    assert states(path) == before | {4: State.APPLIED, 3: State.FREE}
+    items.settle([]).result()
     items.close()
 
 
@@ -239,7 +256,7 @@ def test_histories(
         ).result()
         assert {number - base for number in numbers} == model.write(ends, claims)
         for it, change in decisions:
-            future = items.settle(base + it, change, "note")
+            future = items.settle([(base + it, change, "note")])
             if model.settle(it, change):
                 future.result()
             else:
@@ -288,7 +305,7 @@ def test_claimed_again(path: Path) -> None:
     """A claim forgets how the call ended before, and keeps what somebody has decided."""
     items = begin(path)
     put(items, 1, State.UNCLEAR)
-    items.settle(1, Change.SETTLE_FREE, "Ada").result()
+    items.settle([(1, Change.SETTLE_FREE, "Ada")]).result()
     items.write([], [claim(1, 1, 7.5, "balance")]).result()
     items.close()
     begin(path).close()
@@ -371,7 +388,7 @@ def test_same_identity(path: Path) -> None:
     """What a journal belongs to is kept, with what was in the file."""
     begin(path).close()
     with open_to_read(path) as database:
-        assert begun(database) == Begun(IDENTITY, 9, 45)
+        assert begun(database) == Begun(IDENTITY, 9, 45, None)
     check_identity(path, IDENTITY, IDENTITY)
 
 
@@ -407,7 +424,7 @@ def test_two_owners(path: Path) -> None:
     with pytest.raises(InUseError, match="is in use: another process, or another Journal"):
         begin(path)
     with open_to_read(path) as database:
-        assert begun(database) == Begun(IDENTITY, 9, 45)
+        assert begun(database) == Begun(IDENTITY, 9, 45, None)
         assert [row.state for row in rows(database)] == [State.CLAIMED]
         put(items, 2, State.APPLIED)
         assert [row.state for row in rows(database)] == [State.CLAIMED, State.APPLIED]

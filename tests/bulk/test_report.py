@@ -122,7 +122,7 @@ def test_evidence(path: Path) -> None:
     write(path)
     put_all(path)
     items = begin_run(path)
-    items.settle(3, Change.SETTLE_APPLIED, "Ada, by the record").result()
+    items.settle([(3, Change.SETTLE_APPLIED, "Ada, by the record")]).result()
     items.annotate(6, 'OPEN: "perhaps"').result()
     items.close()
     found = list(csv.DictReader(report(path)))

@@ -619,3 +619,51 @@ def test_patience(
     assert progress.stopped == "the service has carried out nothing for 0.5 seconds"
     assert progress.exit_status == 75
     assert progress.applied == 0
+
+
+def test_status_after_a_stop(server: SandboxServer, path: Path) -> None:
+    """``status`` has the exit status of the run, also if it stopped with an unclear line."""
+    write(path, 400, users=100)
+    server.inject(FAULTS["apply-then-reset"], when=of_amount(3))
+    server.inject(CannedResponse(401, (), b""), when=of_amount(250))
+    progress = run(server, path)
+    assert (progress.unclear, progress.exit_status) == (1, 75)
+    assert creduse_bulk.status(path) == progress
+    progress = run(server, path)
+    assert (progress.unclear, progress.stopped, progress.exit_status) == (1, None, 3)
+    assert creduse_bulk.status(path) == progress
+
+
+@pytest.mark.usefixtures("fast")
+def test_pause_is_reported(server: SandboxServer, path: Path) -> None:
+    """A pause is reported when it begins, and when it ends."""
+    write(path, 100)
+    server.inject(FAULTS["503"], 10, when=is_write)
+    reports: list[Progress] = []
+    run(server, path, on_progress=reports.append)
+    pauses = [it.pause for it in reports]
+    begun = next(number for number, it in enumerate(pauses) if it is not None)
+    assert "503" in str(pauses[begun])
+    assert None in pauses[begun:]
+
+
+@pytest.mark.parametrize("options", [{}, {"shard": creduse_bulk.Shard(1, 2)}])
+def test_status_of_another_shard(
+    server: SandboxServer, path: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """A journal of another shard is refused."""
+    write(path, 10)
+    journal = tmp_path / "my.journal"
+    run(server, path, journal=journal, shard=creduse_bulk.Shard(2, 2))
+    with pytest.raises(JournalError, match="it is that of shard 2/2, not of"):
+        creduse_bulk.status(path, journal=journal, **options)
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_no_file(server: SandboxServer, path: Path, name: str) -> None:
+    """What is no file's name is named, as the input and as the journal."""
+    write(path, 1)
+    with pytest.raises(InputError, match="must be a file"):
+        run(server, Path(name))
+    with pytest.raises(InputError, match="must be a file"):
+        run(server, path, journal=name)
