@@ -25,7 +25,7 @@ from creduse_core import (
 )
 from creduse_core import State as CallState
 from creduse_core.retry import retry_after
-from creduse_journal import Change, JournalError, weighing
+from creduse_journal import Change, JournalError, readings
 from creduse_journal._states import change_of
 from creduse_journal.database import wait_for
 
@@ -299,7 +299,7 @@ class Driver:
             return
         now = time.time()
         claims = [
-            Claim(item.number, str(item.user), now, None if it is None else weighing.to_json(it))
+            Claim(item.number, str(item.user), now, None if it is None else readings.to_json(it))
             for item, it in ready
         ]
         # After `abort`, what is being claimed is released below.

@@ -27,7 +27,7 @@ from creduse_core import (
     weigh,
 )
 from creduse_core.evidence import CLOCK_SKEW, unreadable
-from creduse_journal import RULES, Change, State, weighing
+from creduse_journal import RULES, Change, State, readings
 from creduse_journal.database import wait_for
 
 from ._input import Input, Item, Shard
@@ -267,7 +267,7 @@ def _call(method: str, item: Item, row: Row) -> CallRecord:
         item.validity_days,
         _OUTCOMES[row.state],
         datetime.fromtimestamp(row.began_at, UTC),
-        None if row.before is None else weighing.from_json(row.before, item.user),
+        None if row.before is None else readings.from_json(row.before, item.user),
     )
 
 

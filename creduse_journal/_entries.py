@@ -12,7 +12,7 @@ from creduse_core import (
     Outcome,
 )
 
-from . import weighing
+from . import readings
 from ._states import State
 
 Row: TypeAlias = dict[str, Any]
@@ -90,7 +90,7 @@ def row_of_call(call: CallRecord, began_at: datetime, before: BalanceReading | N
         "amount": None if call.amount is None else str(call.amount),
         "validity_days": None if call.validity_days is None else str(call.validity_days),
         "began_at": began_at.timestamp(),
-        "before": None if before is None else weighing.to_json(before),
+        "before": None if before is None else readings.to_json(before),
     }
 
 
@@ -115,7 +115,7 @@ def entry_of(row: Row) -> Entry:
             _moment(row["began_at"]),
             None
             if row["before"] is None
-            else weighing.from_json(row["before"], UUID(row["end_user_id"])),
+            else readings.from_json(row["before"], UUID(row["end_user_id"])),
         ),
         row["event"],
         row["status"],

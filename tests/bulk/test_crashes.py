@@ -139,13 +139,12 @@ def test_killed(tmp_path: Path, method: str, kills: int, items: int) -> None:
             # At most the window, and those that met a fault.
             assert found["unclear"] <= unclear + AHEAD * CONCURRENCY + lost - lost_before, number
             unclear = settle_some(path, server, dice)
-        for _ in range(100):
-            server.settle()
+        found = Counter({"waiting": items})
+        while found["unclear"] or found["waiting"]:
             end(start(method, path, server))
-            found = check(path, server)
-            if not found["unclear"] and not found["waiting"]:
-                break
+            server.settle()
             settle_some(path, server, dice)
+            found = check(path, server)
         assert found["applied"] + found["refused"] == items
         assert found["refused"] == 0 or method == "subtract"
 

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from creduse_bulk import InputError, Shard
@@ -416,6 +416,7 @@ def test_full_disk(path: Path) -> None:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.uuids(), st.integers(1, 7))
 def test_shards(user: UUID, count: int) -> None:
     """Each user is in one of the shards, always in the same one."""

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from creduse_bulk import status
@@ -240,6 +240,7 @@ class Model(dict[int, State]):
         return after is not None
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(batches=BATCHES)
 def test_histories(
     shared: Shared,

@@ -3,7 +3,7 @@
 import itertools
 from uuid import UUID
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
@@ -108,6 +108,7 @@ def test_every_order() -> None:
                 assert own == sorted(own)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.integers(0, 5), max_size=30), st.data())
 def test_put_back_many(users: list[int], data: st.DataObject) -> None:
     """Items that are put back, the last one first, are taken again in the same order."""

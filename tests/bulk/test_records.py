@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from creduse_bulk import InputError
@@ -79,6 +79,7 @@ def test_csv(path: Path, content: bytes, found: list[tuple[int, Any]]) -> None:
 CELLS = st.text(st.sampled_from('a1,;\t"\r\n é\0'), max_size=6)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.tuples(CELLS, CELLS), max_size=20),
     st.sampled_from(",;\t"),

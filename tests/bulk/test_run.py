@@ -5,10 +5,11 @@ import csv
 import json
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -21,8 +22,10 @@ import creduse_aiohttp
 import creduse_bulk
 import creduse_trio
 from creduse import AsyncCreduseClient
-from creduse_bulk import InputError, Progress, _driver, _items, _run
+from creduse_bulk import InputError, Progress, _driver, _items
+from creduse_bulk import _run as runs
 from creduse_bulk._driver import AHEAD
+from creduse_bulk._items import Claim, Ended
 from creduse_bulk._window import FAILURES, FIRST, ROUNDS
 from creduse_core import AsyncCoreClient, Request
 from creduse_journal import JournalError
@@ -352,10 +355,10 @@ def test_balance_first_limited(server: SandboxServer, path: Path) -> None:
 
 def test_nothing_left(server: SandboxServer, path: Path) -> None:
     """If all lines are unclear when the service fails, nothing is left to wait for."""
-    write(path, 12)
-    server.inject(FAULTS["503"], 12)
+    write(path, FAILURES)
+    server.inject(FAULTS["503"], FAILURES)
     progress = run(server, path)
-    assert (progress.exit_status, progress.stopped) == (3, None)
+    assert (progress.unclear, progress.exit_status, progress.stopped) == (FAILURES, 3, None)
 
 
 def test_shards(send: Send, server: SandboxServer, path: Path) -> None:
@@ -425,22 +428,22 @@ def test_aborted_while_claiming(
 ) -> None:
     """Lines that are being claimed when the run is told twice to stop are not unclear."""
     write(path, 30)
-    stops: list[_run.Stop] = []
+    stops: list[runs.Stop] = []
 
-    class Stop(_run.Stop):
+    class Stop(runs.Stop):
         def __init__(self) -> None:
             super().__init__()
             stops.append(self)
 
     class Items(_items.Items):
-        def write(self, *given: Any) -> Any:
-            future = super().write(*given)
+        def write(self, ended: Sequence[Ended], claims: Sequence[Claim]) -> Any:
+            future = super().write(ended, claims)
             for _ in range(2):
                 asyncio.get_running_loop().call_soon(stops[0].stop, "two signals")
             return future
 
-    monkeypatch.setattr(_run, "Stop", Stop)
-    monkeypatch.setattr(_run, "Items", Items)
+    monkeypatch.setattr(runs, "Stop", Stop)
+    monkeypatch.setattr(runs, "Items", Items)
     progress = run(server, path)
     assert (progress.stopped, progress.waiting) == ("two signals", 30)
     assert creduse_bulk.status(path).waiting == 30
@@ -504,10 +507,14 @@ def test_journal_fails(server: SandboxServer, path: Path, monkeypatch: pytest.Mo
 
     def limited(*arguments: Any) -> Any:
         items: Any = _items.Items(*arguments)
-        items._database.submit(lambda database: database.execute("PRAGMA max_page_count = 9"))  # noqa: SLF001
+
+        def limit(database: sqlite3.Connection) -> None:
+            database.execute("PRAGMA max_page_count = 9")
+
+        items._database.submit(limit)  # noqa: SLF001
         return items
 
-    monkeypatch.setattr(_run, "Items", limited)
+    monkeypatch.setattr(runs, "Items", limited)
     with pytest.raises(JournalError, match="the disk is full"):
         run(server, path)
     monkeypatch.undo()
@@ -579,13 +586,13 @@ def test_without_aiohttp(
     write(path, 5)
     monkeypatch.setitem(__import__("sys").modules, "creduse_aiohttp", None)
     made: list[AsyncCoreClient] = []
-    make_client = _run.make_client
+    make_client = runs.make_client
 
     def make(**settings: Any) -> AsyncCoreClient:
         made.append(make_client(**settings))
         return made[0]
 
-    monkeypatch.setattr(_run, "make_client", make)
+    monkeypatch.setattr(runs, "make_client", make)
     assert run(server, path).applied == 5
     assert isinstance(made[0], AsyncCreduseClient)
 

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from creduse_bulk._window import FAILURES, FIRST, ROUNDS, End, Window
@@ -124,6 +124,7 @@ def run(largest: int, events: tuple[End | None, ...]) -> None:
         assert window.is_hopeless == (rounds >= ROUNDS)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(1, 12), st.lists(st.sampled_from([*EVENTS, FAILED, FAILED])))
 def test_any_events(largest: int, events: list[End | None]) -> None:
     """Whatever happens, the size stays between 1 and the largest one, and the counts are right."""

@@ -1,15 +1,11 @@
-"""What evidence needs of a journal: readings as text, and a user's other calls.
-
-`creduse_bulk` uses it, too. SQL does not belong here.
-"""
+"""A balance reading as text, for a database. `creduse_bulk` uses it, too. SQL does not belong here."""
 
 import json
-from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from creduse_core import ActiveBalance, BalanceReading, CallRecord, Outcome
+from creduse_core import ActiveBalance, BalanceReading
 from creduse_core.decoding import active_balance
 
 
@@ -52,19 +48,3 @@ def from_json(text: str, user: UUID) -> BalanceReading:
         datetime.fromisoformat(data["received_at"]),
         None if data["date"] is None else datetime.fromisoformat(data["date"]),
     )
-
-
-def other_calls(
-    call: CallRecord, others: Iterable[CallRecord], clock_skew: float
-) -> list[CallRecord]:
-    """Return those of a user's other calls that can have been applied since the balance before."""
-    assert call.began_at is not None  # noqa: S101 - each journal keeps it
-    since = call.began_at - timedelta(seconds=2 * clock_skew + 2)
-    if call.before is not None:
-        since = call.before.asked_at
-    return [
-        other
-        for other in others
-        if other.outcome is Outcome.UNKNOWN
-        or (other.began_at is not None and other.began_at >= since)
-    ]
