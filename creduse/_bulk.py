@@ -355,14 +355,23 @@ def _show(arguments: argparse.Namespace, progress: Progress) -> int:
         _tell(sys.stdout, json.dumps(counts))
         return status
     lines = [_counts(progress)]
+    if progress.is_going_on:
+        _tell(sys.stdout, f"{lines[0]}\nThe run is going on.")
+        return status
     if progress.refused:
         lines.append(f"The refused ones: {_again(arguments, 'report')} --only refused")
     if progress.unclear:
-        lines.append(f"To find out about the unclear ones: {_again(arguments, 'resolve')}")
+        lines.append(_about_unclear(arguments))
     if status == 75 and not progress.in_flight:
         lines.append("To go on: the same creduse bulk command again")
     _tell(sys.stdout, "\n".join(lines))
     return status
+
+
+def _about_unclear(arguments: argparse.Namespace) -> str:
+    if arguments.prepare is _prepare_resolve:
+        return "To decide about the unclear ones: --findings or --decisions, see resolve --help"
+    return f"To find out about the unclear ones: {_again(arguments, 'resolve')}"
 
 
 def _show_end(arguments: argparse.Namespace, progress: Progress) -> int:
@@ -390,7 +399,8 @@ def _display(run: Run) -> Generator[Callable[[Progress], None]]:
     done = 0 if run.before is None else _done(run.before)
     bar_class = _find_bar()
     if bar_class is None or sys.stderr is None or not sys.stderr.isatty():
-        yield Lines(done).show
+        is_watched = sys.stderr is not None and sys.stderr.isatty()
+        yield Lines(done, 1.0 if is_watched else BETWEEN_LINES).show
         return
     # What was done before is not part of the rate. Each report redraws the bar: a run makes few.
     with bar_class(
@@ -434,9 +444,10 @@ def _held(progress: Progress) -> str | None:
 
 
 class Lines:
-    """Lines of progress: one in ten seconds at most, and one when nothing is sent any more."""
+    """Lines of progress: now and then, and when nothing is sent any more."""
 
-    def __init__(self, done: int) -> None:
+    def __init__(self, done: int, pause: float) -> None:
+        self._pause = pause
         self._at = time.monotonic()
         self._done = done
         self._was_held = False
@@ -446,7 +457,7 @@ class Lines:
         now, done, held = time.monotonic(), _done(progress), _held(progress)
         passed, is_news = now - self._at, bool(held) and not self._was_held
         self._was_held = bool(held)
-        if passed < BETWEEN_LINES and not is_news:
+        if passed < self._pause and not is_news:
             return
         what = held or _speed(progress, (done - self._done) / passed)
         self._at, self._done = now, done
@@ -525,7 +536,8 @@ def _send(name: str, arguments: argparse.Namespace, client: AsyncCoreClient) -> 
     method = name.replace("-", "_")
     with Run(client.protocol, method, arguments.file, **_place(arguments)) as run:
         if run.before is None:
-            _tell(sys.stderr, _overview(run, method, arguments.file, client.protocol.base_url))
+            where, first = client.protocol.base_url, arguments.balance_first
+            _tell(sys.stderr, _overview(run, method, arguments.file, where, balance_first=first))
             if not _agrees(arguments, _METHODS[name].question, "Nothing was sent."):
                 return 2
         else:
@@ -536,7 +548,7 @@ def _send(name: str, arguments: argparse.Namespace, client: AsyncCoreClient) -> 
     return _show_end(arguments, progress)
 
 
-def _overview(run: Run, method: str, file: str, base_url: str) -> str:
+def _overview(run: Run, method: str, file: str, base_url: str, *, balance_first: bool) -> str:
     found = run.overview
     assert found is not None  # noqa: S101 - the run is new
     what = f"{_count(found.items, 'line')} for {_count(found.users, 'user')}"
@@ -545,6 +557,8 @@ def _overview(run: Run, method: str, file: str, base_url: str) -> str:
     shown = [f"{file}: {what}", f"to {base_url}"]
     if found.ignored:
         shown.append(f"columns that are not used: {', '.join(found.ignored)}")
+    if method in {"subtract", "stop_cycle"} and not balance_first:
+        shown.append("without --balance-first, balances prove little if a response is lost")
     return "\n".join(shown)
 
 
@@ -660,6 +674,9 @@ def _by_evidence(
     evidence = anyio.run(_weigh, client, resolution, findings)
     for it, proved in zip(resolution.unclear, evidence, strict=True):
         _tell(sys.stdout, f"line {it.line}, {it.item.user}: {proved}")
+    verdicts = Counter(proved.verdict.value for proved in evidence)
+    parts = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(verdicts.items()))
+    _tell(sys.stdout, f"{_count(len(evidence), 'unclear line')}: {parts or 'none'}")
     if findings is None:
         return []
     problems = findings.problems()

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -35,6 +35,7 @@ DEFAULT_DAYS: Final = 31
 """``validity_days`` where nothing is given."""
 
 _KNOWN: Final = ("end_user_id", "amount", "validity_days", "id")
+_OF_A_REPORT: Final = frozenset({"line", "state", "outcome", "event"})
 _NUMBER: Final = re.compile(r"[0-9]{1,3000}")
 
 
@@ -86,10 +87,11 @@ class Input(Records):
                     f"it has {shown(', '.join(self.columns))}"
                 )
 
-    def _check_columns(self, names: Iterable[str]) -> None:
+    def _check_columns(self, names: Collection[str]) -> None:
         """Raise ``ValueError`` if a column may be a misspelled one, or belongs to another method."""
+        missing = tuple(name for name in COLUMNS[self.method] if name not in names)
         for name in names:
-            if problem := _problem_of_column(self.method, name):
+            if problem := _problem_of_column(self.method, name, missing):
                 raise ValueError(problem)
 
     def item(self, record: Record) -> Item:
@@ -131,6 +133,7 @@ class Input(Records):
                 try:
                     values = self.values(record)
                     item, item_id = self._item(record.number, values), _item_id(values)
+                    _check_report(values)
                 except ValueError as error:
                     problems.append(f"line {record.line}: {error}")
                     continue
@@ -179,6 +182,15 @@ def _days(values: Values) -> int:
     return _count("validity_days", values)
 
 
+def _check_report(values: Values) -> None:
+    """Raise ``ValueError`` if this is the line of a report, and may have been applied."""
+    if values.keys() >= _OF_A_REPORT and values["state"] not in ("refused", "waiting"):
+        raise ValueError(
+            f"the file is a report, and this line's state is {shown(values['state'])}: send only those "
+            "that were refused or are waiting, as report --only waiting prints"
+        )
+
+
 def _item_id(values: Values) -> str | None:
     if "id" not in values:
         return None
@@ -189,14 +201,16 @@ def _item_id(values: Values) -> str | None:
 
 
 @lru_cache
-def _problem_of_column(method: str, name: str) -> str | None:
+def _problem_of_column(method: str, name: str, missing: tuple[str, ...]) -> str | None:
     """Return what is wrong with a column that may be a misspelled one, or another method's."""
     if name in COLUMNS[method] or name == "id":
         return None
     if name in _KNOWN:
         return f"{method.replace('_', '-')} has no {name}: remove it, or use another method"
     folded = re.sub(r"[\s-]", "_", name.strip().lower())
-    meant = get_close_matches(folded, _KNOWN, 1, 0.85)
+    meant = get_close_matches(folded, _KNOWN, 1, 0.85) or get_close_matches(
+        folded, missing, 1, 0.75
+    )
     return f"the column {shown(name)} must be called {meant[0]!r}" if meant else None
 
 

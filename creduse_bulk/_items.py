@@ -219,7 +219,14 @@ def _begin(
         return
     check_identity(path, _identity(kept), identity)
     if not hmac.compare_digest(kept["key"], key):
-        raise JournalError(f"{path}: the run began with another API key. Use that one to go on")
+        if database.execute("SELECT 1 FROM items WHERE state <> 'free' LIMIT 1").fetchone():
+            raise JournalError(
+                f"{path}: the run began with another API key, and some lines were sent. Use that key to "
+                "go on; or send the rest as a new file: see creduse bulk report --only waiting"
+            )
+        # That key was rejected, or nothing was sent yet.
+        new = ((salt.hex(), "salt"), (key, "key"))
+        database.executemany("UPDATE run SET value = ? WHERE name = ?", new)
     database.execute(
         "UPDATE items SET state = ?, changed_at = ? WHERE state = 'claimed'",
         (RULES[State.CLAIMED][Change.DOUBT], time.time()),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import escape
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class Progress:
     """Why nothing is sent at the moment, or ``None``."""
     stopped: str | None = None
     """Why the run has stopped before its end, or ``None``."""
+    is_going_on: bool = False
+    """For `status`: whether a process has the run open, and sends."""
 
     @property
     def waiting(self) -> int:
@@ -70,6 +73,24 @@ def journal_of(file: Path, journal: str | PathLike[str] | None, shard: Shard | N
     return path
 
 
+def check_alone(file: Path, shard: Shard | None) -> None:
+    """Raise `JournalError` if a run of the file has begun that divides it otherwise.
+
+    Both together would send lines twice. A journal elsewhere is not found.
+    """
+    journals = file.parent.glob(f"{escape(file.name)}.*-of-*.journal")
+    for journal in (journal_of(file, None, None), *sorted(journals)):
+        found = read_journal(journal)
+        if found is None:
+            continue
+        part = found[0].identity.shard
+        if part.partition("/")[2] != ("" if shard is None else str(shard.count)):
+            raise JournalError(
+                f"{journal}: a run of {part} has begun, so {name_of(shard)} cannot be sent: lines would "
+                "be sent twice"
+            )
+
+
 def read_journal(journal: Path) -> tuple[Begun, Progress] | None:
     """Return what a journal says of its run, and how far it is; or ``None`` if it has not begun.
 
@@ -88,7 +109,7 @@ def read_journal(journal: Path) -> tuple[Begun, Progress] | None:
         states[State.UNCLEAR] += claimed
         claimed = 0
     stopped = None if is_going_on else run.stopped
-    return run, progress_of(run.items, states, claimed, None, stopped)
+    return run, progress_of(run.items, states, claimed, None, stopped, is_going_on)
 
 
 def read_begun(

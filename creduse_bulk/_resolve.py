@@ -202,13 +202,13 @@ class Resolution:
                 found = [decided.pop(key) for key in keys if key in decided]
                 for line, values in found[:1]:
                     try:
-                        change, why = _decision(own, row, values, note)
-                        decisions.append(Decision(record.number, change, why))
+                        if made := _decision(own, row, values, note):
+                            decisions.append(Decision(record.number, *made))
                     except ValueError as error:
                         problems.append((line, str(error)))
                 problems += [(line, _TWICE.format(found[0][0])) for line, _ in found[1:]]
         problems += [
-            (line, f"no item has the {name} {shown(value)}")
+            (line, f"no line has the {name} {shown(value)}")
             for (name, value), (line, _) in decided.items()
         ]
         check_problems(path, [f"line {line}: {problem}" for line, problem in sorted(problems)])
@@ -222,7 +222,7 @@ class Resolution:
 
 _Key: TypeAlias = tuple[str, str]
 """How a file of decisions calls an item: by its ``line`` or ``id``."""
-_TWICE: Final = "line {} decides about the same item"
+_TWICE: Final = "line {} decides about the same one"
 
 
 def _read_decisions(path: Path) -> tuple[dict[_Key, tuple[int, Values]], list[tuple[int, str]]]:
@@ -285,12 +285,17 @@ def _known(it: Unclear, clock_skew: float) -> list[CallRecord]:
     ]
 
 
-def _decision(own: Values, row: Row | None, values: Values, note: str | None) -> tuple[Change, str]:
-    """Return the decision that a line of a file makes about an item, and its note."""
+def _decision(
+    own: Values, row: Row | None, values: Values, note: str | None
+) -> tuple[Change, str] | None:
+    """Return the decision that a line of a file makes about an item, and its note.
+
+    ``None``: it was made before.
+    """
     user = values.get("end_user_id")
     if not _is_empty(user) and user != own["end_user_id"]:
         raise ValueError(
-            f"the item is for {shown(own['end_user_id'])}, not for {shown(user)}: this may be the "
+            f"the line is for {shown(own['end_user_id'])}, not for {shown(user)}: this may be the "
             "report of another file"
         )
     decision: object = values["decision"]
@@ -298,8 +303,10 @@ def _decision(own: Values, row: Row | None, values: Values, note: str | None) ->
     if change is None:
         raise ValueError(f"decision must be applied or not_applied, not {shown(decision)}")
     state = State.FREE if row is None else row.state
+    if row is not None and state is RULES[State.UNCLEAR][change]:
+        return None
     if change not in RULES[state]:
-        raise ValueError(f"the item is {STATES[state]}, so it cannot be settled as {decision}")
+        raise ValueError(f"it is {STATES[state]}, so it cannot be settled as {decision}")
     why: object = note or values.get("note")
     if not isinstance(why, str) or not why.strip():
         raise ValueError(

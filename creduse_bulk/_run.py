@@ -25,7 +25,7 @@ from creduse_journal.database import wait_for
 from ._driver import Driver, Settings
 from ._input import COLUMNS, Input, Overview, Shard
 from ._items import Identity, Items, check_identity
-from ._progress import Progress, journal_of, name_of, progress_of, read_journal
+from ._progress import Progress, check_alone, journal_of, name_of, progress_of, read_journal
 
 if TYPE_CHECKING:
     from typing import Self
@@ -62,6 +62,8 @@ class Run:
     ) -> None:
         if method not in COLUMNS:
             raise ValueError(f"method must be one of {', '.join(COLUMNS)}, not {method!r}")
+        if shard is not None:
+            check_type("shard", shard, Shard, "Shard(2, 4)")
         path = Path(file)
         self.journal = journal_of(path, journal, shard)
         self._shard = shard
@@ -74,6 +76,8 @@ class Run:
             self._identity = Identity(method, self._input.digest, protocol.base_url, name_of(shard))
             found = read_journal(self.journal)
             if found is None:
+                if journal is None:
+                    check_alone(path, shard)
                 self.overview = self._input.examine(shard)
                 self.items = self.overview.items
                 self._kept: dict[str, object] = {

@@ -144,8 +144,8 @@ def is_in_use(path: Path) -> bool:
     with contextlib.ExitStack() as connections:
         try:
             _connect(_lock_of(path), 0, connections).execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            return True
+        except sqlite3.OperationalError as error:
+            return isinstance(failure(path, error), InUseError)
     return False
 
 

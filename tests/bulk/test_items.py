@@ -359,7 +359,13 @@ DIFFERENT: dict[str, tuple[dict[str, str], str]] = {
         "the run began at http://127.0.0.1:1, not at http://127.0.0.1:2",
     ),
     "shard": ({"shard": "shard 1/2"}, "it is that of the whole file, not of shard 1/2"),
-    "key": ({"key": f"{KEY}x"}, "the run began with another API key. Use that one to go on"),
+    "key": (
+        {"key": f"{KEY}x"},
+        (
+            "the run began with another API key, and some lines were sent. Use that key to go on; or "
+            "send the rest as a new file: see creduse bulk report --only waiting"
+        ),
+    ),
 }
 
 
@@ -383,6 +389,19 @@ def test_another_run(path: Path, what: str) -> None:
     assert found() == before
     assert not is_in_use(path)
     begin(path).close()
+
+
+def test_key_that_was_rejected(path: Path) -> None:
+    """As long as nothing was sent, another key takes the place of the first one."""
+    items = begin(path, key="rejected-key")
+    put(items, 1, State.FREE)
+    items.close()
+    items = begin(path)
+    put(items, 2, State.APPLIED)
+    items.close()
+    begin(path).close()
+    with pytest.raises(JournalError, match="another API key"):
+        begin(path, key="rejected-key")
 
 
 def test_same_identity(path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import creduse_bulk
 from creduse_bulk import InputError, Progress, Shard, report, status
+from creduse_bulk._input import Input
 from creduse_bulk._progress import journal_of, read_begun
 from creduse_bulk._records import Records
 from creduse_bulk._report import ADDED
@@ -175,7 +176,7 @@ def test_any_cells(path: Path) -> None:
 
 
 def test_report_of_a_report(path: Path) -> None:
-    """A report can be sent as a file itself, such as one of what was refused."""
+    """A report can be sent as a file itself, if none of its lines may have been applied."""
     write(path)
     put_all(path)
     again = path.with_name("again.csv")
@@ -183,6 +184,14 @@ def test_report_of_a_report(path: Path) -> None:
     begin_run(again).close()
     (found,) = csv.DictReader(report(again))
     assert (found["end_user_id"], found["amount"], found["state"]) == (str(user(5)), "5", "waiting")
+    again.write_text("\n".join(report(path)))
+    with (
+        Input(again, "add") as source,
+        pytest.raises(InputError, match="the file is a report") as caught,
+    ):
+        source.examine()
+    assert "this line's state is 'applied'" in str(caught.value)
+    assert "this line's state is 'unclear'" in str(caught.value)
 
 
 def test_changed(path: Path) -> None:
@@ -267,7 +276,7 @@ def test_in_flight(path: Path) -> None:
     items.write([], [claim(1, 1), claim(2, 2)]).result()
     items.write([ended(1, Change.APPLY)], [claim(3, 3)]).result()
     progress = status(path)
-    assert progress == Progress(6, applied=1, refused=0, unclear=0, in_flight=2)
+    assert progress == Progress(6, applied=1, refused=0, unclear=0, in_flight=2, is_going_on=True)
     assert progress.waiting == 3
     states = [line["state"] for line in csv.DictReader(report(path))]
     assert states == ["applied", "unclear", "unclear", *["waiting"] * 3]

@@ -399,55 +399,45 @@ WANTED = "decision must be applied or not_applied, not"
         ("line,decision\n3,applied\n", None, [f"line 2: {NO_NOTE}"]),
         ("line,decision\n3,applied\n", "  ", [f"line 2: {NO_NOTE}"]),
         ("line,decision,note\n3,applied, \n", None, [f"line 2: {NO_NOTE}"]),
-        ("line,decision\n2,applied\n", "A", ["line 2: no item has the line '2'"]),
-        ("line,decision\n03,applied\n", "A", ["line 2: no item has the line '03'"]),
-        ("line,decision\n99,applied\n", "A", ["line 2: no item has the line '99'"]),
-        ("id,decision\nline 99,applied\n", "A", ["line 2: no item has the id 'line 99'"]),
-        ("id,decision\nNone,applied\n", "A", ["line 2: no item has the id 'None'"]),
-        (f"id,decision\n{'x' * 500},applied\n", "A", [f"line 2: no item has the id '{'x' * 99}…"]),
+        ("line,decision\n2,applied\n", "A", ["line 2: no line has the line '2'"]),
+        ("line,decision\n03,applied\n", "A", ["line 2: no line has the line '03'"]),
+        ("line,decision\n99,applied\n", "A", ["line 2: no line has the line '99'"]),
+        ("id,decision\nline 99,applied\n", "A", ["line 2: no line has the id 'line 99'"]),
+        ("id,decision\nNone,applied\n", "A", ["line 2: no line has the id 'None'"]),
+        (f"id,decision\n{'x' * 500},applied\n", "A", [f"line 2: no line has the id '{'x' * 99}…"]),
         ("line,decision\n,applied\n", "A", [f"line 2: {WHICH}"]),
         ("decision\napplied\n", "A", [f"line 2: {WHICH}"]),
         (
             "line,decision\n4,applied\n",
             "A",
-            ["line 2: the item is refused, so it cannot be settled as applied"],
-        ),
-        (
-            "line,decision\n5,applied\n",
-            "A",
-            ["line 2: the item is applied, so it cannot be settled as applied"],
+            ["line 2: it is refused, so it cannot be settled as applied"],
         ),
         (
             "line,decision\n5,not_applied\n",
             "A",
-            ["line 2: the item is applied, so it cannot be settled as not_applied"],
-        ),
-        (
-            "line,decision\n6,not_applied\n",
-            "A",
-            ["line 2: the item is waiting, so it cannot be settled as not_applied"],
+            ["line 2: it is applied, so it cannot be settled as not_applied"],
         ),
         (
             "line,decision\n7,applied\n",
             "A",
-            ["line 2: the item is waiting, so it cannot be settled as applied"],
+            ["line 2: it is waiting, so it cannot be settled as applied"],
         ),
         (
             "line,decision\n3,applied\n3,not_applied\n",
             "A",
-            ["line 3: line 2 decides about the same item"],
+            ["line 3: line 2 decides about the same one"],
         ),
         (
             "line,id,decision\n,line 3,applied\n3,,applied\n",
             "A",
-            ["line 2: line 3 decides about the same item"],
+            ["line 2: line 3 decides about the same one"],
         ),
         ("line,decision\n3\n", "A", ["line 2: 1 values, but 2 columns"]),
         (
             f"end_user_id,line,decision\n{user(4)},3,applied\n",
             "A",
             [
-                f"line 2: the item is for '{user(3)}', not for '{user(4)}': this may be the report of another file"
+                f"line 2: the line is for '{user(3)}', not for '{user(4)}': this may be the report of another file"
             ],
         ),
         ('{"line": 3, "decision": ["applied"]}', "A", [f"line 1: {WANTED} list"]),
@@ -457,8 +447,8 @@ WANTED = "decision must be applied or not_applied, not"
         ('{"line": 3, "decision": 0}', "A", [f"line 1: {WANTED} 0"]),
         ('{"line": 3, "decision": "applied", "note": 5}', None, [f"line 1: {NO_NOTE}"]),
         ('{"line": 3, "decision": "applied", "note": ["A"]}', None, [f"line 1: {NO_NOTE}"]),
-        ('{"line": 3.0, "decision": "applied"}', "A", ["line 1: no item has the line '3.0'"]),
-        ('{"line": [3], "decision": "applied"}', "A", ["line 1: no item has the line '[3]'"]),
+        ('{"line": 3.0, "decision": "applied"}', "A", ["line 1: no line has the line '3.0'"]),
+        ('{"line": [3], "decision": "applied"}', "A", ["line 1: no line has the line '[3]'"]),
         ('{"decision": "applied"}', "A", [f"line 1: {WHICH}"]),
         ('{"line": 3, "decision": "applied"}\n[]', "A", ["line 2: not a JSON object"]),
         (
@@ -466,8 +456,8 @@ WANTED = "decision must be applied or not_applied, not"
             "A",
             [
                 f"line 2: {WANTED} 'maybe'",
-                "line 3: no item has the line '2'",
-                "line 5: the item is refused, so it cannot be settled as applied",
+                "line 3: no line has the line '2'",
+                "line 5: it is refused, so it cannot be settled as applied",
                 f"line 6: {WHICH}",
             ],
         ),
@@ -526,7 +516,7 @@ def test_without_ids(server: SandboxServer, path: Path, decided: Path) -> None:
     with resolve(server, path) as resolution:
         for item_id in ("None", "2"):
             decided.write_text(f"id,decision\n{item_id},applied\n")
-            with pytest.raises(InputError, match=f"no item has the id '{item_id}'"):
+            with pytest.raises(InputError, match=f"no line has the id '{item_id}'"):
                 resolution.by_file(decided, "Ada")
 
 
@@ -589,6 +579,23 @@ def test_sent_again(server: SandboxServer, path: Path, decided: Path, how: str) 
     with resolve(server, path) as resolution:
         assert resolution.unclear == ()
         assert weigh(server, resolution, "asyncio") == []
+
+
+def test_decided_before(server: SandboxServer, path: Path, decided: Path) -> None:
+    """The same decisions can be made again. What was decided before stays as it is."""
+    write(path, (1, 7), (2, 7))
+    items = begin_run(path, base_url=server.base_url)
+    put(items, 1, State.UNCLEAR)
+    put(items, 2, State.UNCLEAR)
+    items.close()
+    decided.write_text("line,decision\n2,applied\n3,not_applied\n")
+    for wanted in (2, 0):
+        with resolve(server, path) as resolution:
+            decisions = resolution.by_file(decided, "Ada")
+            assert len(decisions) == wanted
+            resolution.settle(decisions)
+    found = states(path.with_name("grants.csv.journal"))
+    assert list(found.values()) == [State.APPLIED, State.FREE]
 
 
 def test_refused_again(server: SandboxServer, path: Path, decided: Path) -> None:

@@ -104,12 +104,12 @@ def test_two_processes(tmp_path: Path) -> None:
     """A journal is open in one process at a time. The other is told so, and nothing is lost."""
     path = tmp_path / "journal"
     with SandboxServer() as server:
-        process = start(path, server, 150)
+        process = start(path, server, 1500)
         wait_until_open(process)
         with pytest.raises(JournalError, match="is in use: another process, or another Journal"):
             Journal(path)
         assert wait_until_ended(process) == 0
-        assert len(server.applied) == 150
+        assert len(server.applied) == 1500
     with Journal(path), pytest.raises(JournalError, match="is in use"):
         Journal(path)
 
