@@ -88,6 +88,10 @@ class NoJournal:
         """Return that all lines are waiting."""
         return _done(set[int]())
 
+    def set_stopped(self, _: str | None) -> "Future[None]":
+        """Forget why the run stops."""
+        return _done(None)
+
     def counts(self) -> "Future[dict[State, int]]":
         """Return that there are no rows."""
         return _done(dict.fromkeys(State, 0))

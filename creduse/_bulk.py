@@ -397,10 +397,10 @@ def _again(arguments: argparse.Namespace, command: str) -> str:
 def _display(run: Run) -> Generator[Callable[[Progress], None]]:
     """Show progress while a run goes on: a bar on a terminal, else a line now and then."""
     done = 0 if run.before is None else _done(run.before)
-    bar_class = _find_bar()
-    if bar_class is None or sys.stderr is None or not sys.stderr.isatty():
-        is_watched = sys.stderr is not None and sys.stderr.isatty()
-        yield Lines(done, 1.0 if is_watched else BETWEEN_LINES).show
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    bar_class = _find_bar() if is_terminal else None
+    if bar_class is None:
+        yield Lines(done, 1.0 if is_terminal else BETWEEN_LINES).show
         return
     # What was done before is not part of the rate. Each report redraws the bar: a run makes few.
     with bar_class(
@@ -444,10 +444,10 @@ def _held(progress: Progress) -> str | None:
 
 
 class Lines:
-    """Lines of progress: now and then, and when nothing is sent any more."""
+    """Lines of progress: one in ``between`` seconds at most, and one when nothing is sent any more."""
 
-    def __init__(self, done: int, pause: float) -> None:
-        self._pause = pause
+    def __init__(self, done: int, between: float) -> None:
+        self._between = between
         self._at = time.monotonic()
         self._done = done
         self._was_held = False
@@ -457,7 +457,7 @@ class Lines:
         now, done, held = time.monotonic(), _done(progress), _held(progress)
         passed, is_news = now - self._at, bool(held) and not self._was_held
         self._was_held = bool(held)
-        if passed < self._pause and not is_news:
+        if passed < self._between and not is_news:
             return
         what = held or _speed(progress, (done - self._done) / passed)
         self._at, self._done = now, done

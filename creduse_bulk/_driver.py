@@ -302,6 +302,7 @@ class Driver:
             Claim(item.number, str(item.user), now, None if it is None else readings.to_json(it))
             for item, it in ready
         ]
+        numbers = set[int]()
         # After `abort`, what is being claimed is released below.
         with anyio.CancelScope(shield=True):
             numbers = await wait_for(self._items.write(ended, claims))
@@ -348,7 +349,7 @@ class Driver:
                 self.in_flight -= 1
                 self._end(item, call, error)
                 # The next claims come with many ends, but before the last claimed item is taken.
-                if len(self._claimed) <= self._settings.concurrency // 2:
+                if len(self._claimed) <= self._settings.concurrency // 4:
                     self._wake.set()
 
     def _end(self, item: Item, call: Call[Any], error: CreduseError | None) -> None:

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -261,7 +262,7 @@ def _execute_many(
 ) -> sqlite3.Cursor:
     row = f"({', '.join('?' * len(rows[0]))})"
     return database.execute(
-        statement.format(", ".join([row] * len(rows))), [it for row in rows for it in row]
+        statement.format(", ".join([row] * len(rows))), list(chain.from_iterable(rows))
     )
 
 

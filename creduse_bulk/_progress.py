@@ -1,8 +1,8 @@
 """How far a run is, and where its journal is. What each item became (`_report`) does not belong here."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from glob import escape
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,9 @@ def check_alone(file: Path, shard: Shard | None) -> None:
 
     Both together would send lines twice. A journal elsewhere is not found.
     """
-    journals = file.parent.glob(f"{escape(file.name)}.*-of-*.journal")
-    for journal in (journal_of(file, None, None), *sorted(journals)):
+    of_shards = re.compile(re.escape(file.name) + r"\.[0-9]+-of-[0-9]+\.journal")
+    shards = sorted(it for it in file.parent.iterdir() if of_shards.fullmatch(it.name))
+    for journal in (journal_of(file, None, None), *shards):
         found = read_journal(journal)
         if found is None:
             continue

@@ -1,12 +1,8 @@
 """Which item comes next: one at a time for a user, in the order of the file. It is pure."""
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 from ._input import Item
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 
 class Queue:
@@ -14,7 +10,8 @@ class Queue:
 
     def __init__(self) -> None:
         self._next: deque[Item] = deque()
-        self._behind: dict[UUID, deque[Item]] = {}
+        # By the user's number, which is hashed faster. Few users have several items.
+        self._behind: dict[int, deque[Item] | None] = {}
         self._size = 0
 
     def __len__(self) -> int:
@@ -23,12 +20,14 @@ class Queue:
     def put(self, item: Item) -> None:
         """Add an item at the end."""
         self._size += 1
-        behind = self._behind.get(item.user)
-        if behind is None:
-            self._behind[item.user] = deque()
+        user = item.user.int
+        if user not in self._behind:
+            self._behind[user] = None
             self._next.append(item)
-        else:
+        elif behind := self._behind[user]:
             behind.append(item)
+        else:
+            self._behind[user] = deque([item])
 
     def take(self) -> Item | None:
         """Return the next item whose user has none taken, or ``None``."""
@@ -44,8 +43,8 @@ class Queue:
 
     def done(self, item: Item) -> None:
         """End an item that was taken. The user's next one can be taken."""
-        behind = self._behind[item.user]
+        behind = self._behind[item.user.int]
         if behind:
             self._next.append(behind.popleft())
         else:
-            del self._behind[item.user]
+            del self._behind[item.user.int]

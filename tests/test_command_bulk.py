@@ -1767,6 +1767,21 @@ def test_lists_of_commands(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None
     assert "\n  bulk " in capsys.readouterr().out
 
 
+def test_another_key(
+    server: SandboxServer, ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was begun with one key does not go on with another one."""
+    write(path, 1)
+    assert ask(*ADD)[0] == 0
+    monkeypatch.setenv("CREDUSE_API_KEY", "sk-another-0123456789")
+    for command in "add", "resolve":
+        status, out, err = ask(command, "f.csv")
+        assert (status, out) == (2, "")
+        *_, last = err.splitlines()
+        assert last.startswith("creduse: f.csv.journal: the run began with another API key")
+    assert len(server.log) == 1
+
+
 def test_wrong_key_first(ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a key that was rejected at once, the right one sends the file."""
     write(path, 2)

@@ -14,7 +14,7 @@ import pytest
 import creduse_bulk
 from creduse_bulk import InputError, Progress, Shard, report, status
 from creduse_bulk._input import Input
-from creduse_bulk._progress import journal_of, read_begun
+from creduse_bulk._progress import check_alone, journal_of, read_begun
 from creduse_bulk._records import Records
 from creduse_bulk._report import ADDED
 from creduse_journal import Change, JournalError, State
@@ -261,6 +261,52 @@ def test_names_of_journals(path: Path) -> None:
     assert read_begun(path, elsewhere, None)[1].total == 21
 
 
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_no_name(path: Path, name: str) -> None:
+    """What has no name of a file cannot have a journal, or be one."""
+    for file, journal in ((Path(name), None), (path, name)):
+        with pytest.raises(InputError, match=r"^[./]+ must be a file$"):
+            status(file, journal=journal)
+
+
+WHOLE, FIRST, SECOND, THIRD = None, Shard(1, 2), Shard(2, 2), Shard(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("begun", "wanted", "message"),
+    [
+        ([], WHOLE, None),
+        ([], FIRST, None),
+        ([FIRST], SECOND, None),
+        ([FIRST, SECOND], FIRST, None),
+        ([WHOLE], WHOLE, None),
+        ([WHOLE], FIRST, "a run of the whole file has begun, so shard 1/2 cannot be sent"),
+        ([FIRST], WHOLE, "a run of shard 1/2 has begun, so the whole file cannot be sent"),
+        ([SECOND], THIRD, "a run of shard 2/2 has begun, so shard 1/3 cannot be sent"),
+    ],
+)
+@pytest.mark.parametrize("name", ["grants.csv", "grants[1]*?.csv"])
+def test_alone(
+    path: Path, name: str, begun: list[Shard | None], wanted: Shard | None, message: str | None
+) -> None:
+    """What would be sent twice is found by the journals beside the file, not by those of others."""
+    path = path.with_name(name)
+    for file, shards in (
+        (f"{name}.old", [Shard(1, 4)]),
+        (f"x{name}", [Shard(1, 4)]),
+        (name, begun),
+    ):
+        write(path.with_name(file))
+        for shard in shards:
+            begin_run(path.with_name(file), shard=shard).close()
+    path.with_name(f"{name}.4-of-4.journal").touch()  # killed before it began
+    if message is None:
+        check_alone(path, wanted)
+    else:
+        with pytest.raises(JournalError, match=f"{message}: lines would be sent twice"):
+            check_alone(path, wanted)
+
+
 def test_status(path: Path) -> None:
     """Each line is counted once. What a dead process has sent is unclear."""
     write(path, 60)
@@ -312,7 +358,7 @@ def test_killed(path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"
-        assert status(path) == Progress(6, 0, 0, 0, in_flight=1)
+        assert status(path) == Progress(6, 0, 0, 0, in_flight=1, is_going_on=True)
         process.kill()
         process.wait()
     assert status(path) == Progress(6, 0, 0, unclear=1)

@@ -23,7 +23,7 @@ import creduse_bulk
 import creduse_trio
 from creduse import AsyncCreduseClient
 from creduse_bulk import InputError, Progress, _driver, _items
-from creduse_bulk import _run as runs
+from creduse_bulk import _run as runs  # pyright: ignore[reportPrivateUsage]  # it makes the stops
 from creduse_bulk._driver import AHEAD
 from creduse_bulk._items import Claim, Ended
 from creduse_bulk._window import FAILURES, FIRST, ROUNDS
