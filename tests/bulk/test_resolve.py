@@ -452,6 +452,11 @@ WANTED = "decision must be applied or not_applied, not"
         ('{"decision": "applied"}', "A", [f"line 1: {WHICH}"]),
         ('{"line": 3, "decision": "applied"}\n[]', "A", ["line 2: not a JSON object"]),
         (
+            "{5",
+            "A",
+            ["line 1: not JSON: Expecting property name enclosed in double quotes at column 2"],
+        ),
+        (
             "line,decision\n9,maybe\n2,applied\n3,applied\n4,applied\n,applied\n",
             "A",
             [
