@@ -24,8 +24,9 @@ from unittest.mock import patch
 
 from benchmarks.__main__ import Process
 from creduse_aiohttp import AsyncCreduseClient
+from creduse_bulk._driver import Settings
 from creduse_bulk._items import Claim, Ended, Items
-from creduse_bulk._run import Run
+from creduse_bulk._run import Run, Stop
 from creduse_core import AsyncCoreClient, CreduseProtocol, Secret
 from creduse_journal import State
 
@@ -109,7 +110,8 @@ async def bulk(path: Path, base_url: str, lines: int, concurrency: int) -> float
     async with client_of(base_url) as client:
         with Run(client.protocol, "add", path) as run:
             begun = time.perf_counter()
-            progress = await run.send(client, concurrency=concurrency)
+            settings = Settings(concurrency, None, balance_first=False, shard=None)
+            progress = await run.send_until(Stop(), client, settings, None)
             seconds = time.perf_counter() - begun
     assert progress.applied == lines
     return lines / seconds
@@ -218,7 +220,8 @@ def child_go_on(path: Path, base_url: str, _: int) -> None:
     async def main() -> None:
         async with client_of(base_url) as client:
             with Run(client.protocol, "add", path) as run:
-                progress = await run.send(client)
+                settings = Settings(16, None, balance_first=False, shard=None)
+                progress = await run.send_until(Stop(), client, settings, None)
                 assert (progress.waiting, progress.unclear) == (0, 48), progress
 
     asyncio.run(main())

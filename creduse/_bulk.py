@@ -5,19 +5,19 @@ key from all that it writes.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import re
 import shlex
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from textwrap import fill
@@ -27,10 +27,11 @@ from uuid import UUID
 import anyio
 
 from creduse_bulk import InputError, Progress, Shard, report, status
+from creduse_bulk._driver import Settings
 from creduse_bulk._input import COLUMNS
 from creduse_bulk._probe import Findings, from_json, probe, to_json
 from creduse_bulk._resolve import Decision, Resolution
-from creduse_bulk._run import Run, check_settings, make_client
+from creduse_bulk._run import Run, Stop, check_settings, make_client
 from creduse_core import TIMEOUT, AsyncCoreClient, CreduseError, Evidence
 from creduse_core.arguments import checked_user_id
 from creduse_core.secret import Secret
@@ -370,7 +371,7 @@ def _show(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def _about_unclear(arguments: argparse.Namespace) -> str:
     if arguments.prepare is _prepare_resolve:
-        return "To decide about the unclear ones: --findings or --decisions, see resolve --help"
+        return "To decide about the unclear ones: --findings or --decisions, see creduse bulk resolve --help"
     return f"To find out about the unclear ones: {_again(arguments, 'resolve')}"
 
 
@@ -564,10 +565,13 @@ def _overview(run: Run, method: str, file: str, base_url: str, *, balance_first:
 
 def _send_all(arguments: argparse.Namespace, client: AsyncCoreClient, run: Run) -> Progress | None:
     """Send what is waiting. Return ``None`` if the journal fails once something may have been sent."""
-    has_begun = False
-    is_main = threading.current_thread() is threading.main_thread()
+    settings = Settings(
+        arguments.concurrency, arguments.rate, arguments.balance_first, arguments.shard
+    )
+    stop, has_begun = Stop(), False
 
     async def main() -> Progress:
+        _handle_signals(stop.handler(asyncio.get_running_loop()))
         async with client:
             with _display(run) as display:
 
@@ -576,37 +580,24 @@ def _send_all(arguments: argparse.Namespace, client: AsyncCoreClient, run: Run) 
                     has_begun = True
                     display(progress)
 
-                progress = await run.send(
-                    client,
-                    concurrency=arguments.concurrency,
-                    rate=arguments.rate,
-                    balance_first=arguments.balance_first,
-                    on_progress=on_progress,
-                    signals=is_main,
-                )
-            if is_main:
-                _ignore_signals()
-        return progress
+                return await run.send_until(stop, client, settings, on_progress)
 
     try:
         return anyio.run(main)
-    except KeyboardInterrupt:
-        if not has_begun:
-            raise
-        # It came between the end of the run and `_ignore_signals`.
-        _ignore_signals()
-        return replace(status(arguments.file, **_place(arguments)), stopped="SIGINT")
     except JournalError as error:
         if not has_begun:
             raise
         _tell(sys.stderr, f"creduse: stopped: {error}")
         return None
+    finally:
+        _handle_signals(signal.SIG_IGN)  # how far the run came is always shown
 
 
-def _ignore_signals() -> None:
-    """Ignore Ctrl-C and SIGTERM: the run has ended, and how far it came is always shown."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _handle_signals(handler: Any) -> None:
+    """Handle Ctrl-C and SIGTERM until the command ends."""
+    with suppress(ValueError):  # only the main thread sets handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
 
 
 def _prepare_status(arguments: argparse.Namespace) -> Callable[[], int]:

@@ -1,17 +1,18 @@
 """A run: an input file, its journal, and the client that sends. What the command prints is not here."""
 
+import asyncio
 import logging
 import math
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
@@ -45,7 +46,7 @@ _BETWEEN_REPORTS: Final = 0.1
 class Run:
     """An input file and its journal. Use it with ``with``.
 
-    It checks the whole file if the run has not begun. Nothing is sent before ``send``.
+    It checks the whole file if the run has not begun. Nothing is sent before ``send_until``.
 
     Raises:
         InputError: Something is wrong in the file.
@@ -102,25 +103,6 @@ class Run:
     ) -> None:
         self._stack.close()
 
-    async def send(
-        self,
-        client: AsyncCoreClient,
-        *,
-        concurrency: int = CONCURRENCY,
-        rate: float | None = None,
-        balance_first: bool = False,
-        on_progress: Callable[[Progress], object] | None = None,
-        signals: bool = False,
-    ) -> Progress:
-        """Send what is waiting. See `run_async`.
-
-        ``signals``: whether SIGINT and SIGTERM stop the run.
-        """
-        settings = Settings(concurrency, rate, balance_first, self._shard)
-        return await _to_its_end(
-            lambda stop: self.send_until(stop, client, settings, on_progress), signals=signals
-        )
-
     async def send_until(
         self,
         stop: "Stop",
@@ -164,13 +146,22 @@ class Stop:
             act()
         self._why = why
 
+    def handler(self, loop: asyncio.AbstractEventLoop) -> Callable[[int, FrameType | None], None]:
+        """Return a signal handler that stops the run, which is on this loop."""
 
-async def _to_its_end(act: Callable[[Stop], Awaitable[T]], *, signals: bool) -> T:
+        def handle(number: int, _: FrameType | None) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self.stop, signal.Signals(number).name)
+
+        return handle
+
+
+async def _to_its_end(act: Callable[[Stop], Awaitable[T]]) -> T:
     """Run something in a task of its own, which no cancellation reaches.
 
     If the caller is cancelled, stop the run, wait for its end, and be cancelled then.
     """
-    stop, ended, watching = Stop(), anyio.Event(), anyio.CancelScope()
+    stop, ended = Stop(), anyio.Event()
     results: list[T] = []
     errors: list[Exception] = []
 
@@ -181,18 +172,10 @@ async def _to_its_end(act: Callable[[Stop], Awaitable[T]], *, signals: bool) -> 
         except Exception as error:  # noqa: BLE001 - raised below, and not in a group
             errors.append(error)
         finally:
-            watching.cancel()
             ended.set()
-
-    async def watch() -> None:
-        with watching, anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
-            async for number in received:
-                stop.stop(number.name)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
-        if signals:
-            tasks.start_soon(watch)
         try:
             await ended.wait()
         except BaseException:
@@ -302,20 +285,31 @@ def run(  # noqa: PLR0913 - each but two has a default
     """
     check_settings(concurrency, rate)
     client = make_client(api_key=api_key, base_url=base_url, timeout=timeout)
+    settings = Settings(concurrency, rate, balance_first, shard)
 
     async def main() -> Progress:
-        async with client:
-            return await opened.send(
-                client,
-                concurrency=concurrency,
-                rate=rate,
-                balance_first=balance_first,
-                on_progress=on_progress,
-                signals=threading.current_thread() is threading.main_thread(),
-            )
+        stop = Stop()
+        with _signals_handled(stop.handler(asyncio.get_running_loop())):
+            async with client:
+                return await opened.send_until(stop, client, settings, on_progress)
 
     with Run(client.protocol, method, file, journal, shard) as opened:
         return anyio.run(main)
+
+
+@contextmanager
+def _signals_handled(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Handle SIGINT and SIGTERM in the main thread. Others leave signals alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            # None: it was not set from Python.
+            signal.signal(number, handler_before or signal.SIG_DFL)
 
 
 async def run_async(  # noqa: PLR0913 - each but three has a default
@@ -344,4 +338,4 @@ async def run_async(  # noqa: PLR0913 - each but three has a default
         with await anyio.to_thread.run_sync(make) as opened:
             return await opened.send_until(stop, client, settings, on_progress)
 
-    return await _to_its_end(act, signals=False)
+    return await _to_its_end(act)

@@ -1099,27 +1099,41 @@ def test_interrupted_again_and_again(server: SandboxServer, ask: Ask, path: Path
             time.sleep(0.001)
         while process.poll() is None:
             process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             time.sleep(0.001)
         out, err = process.communicate(timeout=60)
     check_texts(out, err)
+    assert process.returncode in {0, 3}
     assert out.splitlines()[0] == ask("status", "f.csv")[1].splitlines()[0]
+
+
+class Interrupting(io.StringIO):
+    """A stream that is interrupted when a line is written."""
+
+    def write(self, text: str) -> int:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        return super().write(text)
 
 
 def test_interrupted_at_the_end(
     server: SandboxServer, ask: Ask, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in the moment after the end of a run does not hide how far it came."""
+    """Signals after the end of a run do not hide how far it came."""
     write(path, 3)
-    send = Run.send
+    send = Run.send_until
 
-    async def send_and_interrupt(*arguments: Any, **settings: Any) -> Progress:
-        await send(*arguments, **settings)
+    async def send_and_interrupt(*arguments: Any) -> Progress:
+        progress = await send(*arguments)
         signal.raise_signal(signal.SIGINT)
-        raise AssertionError
+        signal.raise_signal(signal.SIGTERM)
+        return progress
 
-    monkeypatch.setattr(Run, "send", send_and_interrupt)
-    status, out, err = ask(*ADD)
-    assert (status, out) == (0, "3 lines: 3 applied\n")
+    monkeypatch.setattr(Run, "send_until", send_and_interrupt)
+    out = Interrupting()
+    monkeypatch.setattr("sys.stdout", out)
+    status, _, err = ask(*ADD)
+    assert (status, out.getvalue()) == (0, "3 lines: 3 applied\n")
     assert "SIGINT" not in err
     assert len(server.applied) == 3
 
@@ -1130,14 +1144,13 @@ def test_interrupted_before_it_begins(
     """Ctrl-C before anything is sent is one line, as for the other commands."""
     write(path, 3)
 
-    async def interrupt(*_: object, **__: object) -> None:
+    def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Run, "send", interrupt)
-    status, out, err = ask(*ADD)
-    assert (status, out) == (130, "")
-    assert err.endswith("creduse: interrupted\n")
+    monkeypatch.setattr("creduse_bulk._run.Input.examine", interrupt)
+    assert ask(*ADD) == (130, "", "creduse: interrupted\n")
     assert server.log == ()
+    assert not Path("f.csv.journal").exists()
 
 
 # Progress
@@ -1450,7 +1463,7 @@ def states(ask: Ask) -> list[str]:
 
 UNCLEAR = f"3 lines: 1 applied, 2 unclear\nTo find out about the unclear ones: {RESOLVE}\n"
 TO_DECIDE = """3 lines: 1 applied, 2 unclear
-To decide about the unclear ones: --findings or --decisions, see resolve --help
+To decide about the unclear ones: --findings or --decisions, see creduse bulk resolve --help
 """
 
 

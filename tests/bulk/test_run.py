@@ -572,6 +572,18 @@ def test_wrong_file(server: SandboxServer, path: Path) -> None:
     assert [it.name for it in path.parent.iterdir()] == ["grants.csv"]
 
 
+def test_wrong_file_on_a_loop(send: Send, server: SandboxServer, path: Path) -> None:
+    """On an event loop, a wrong file and a wrong journal are the same errors, in no group."""
+    path.write_text(f"end_user_id,amount\n{user(0)},five\n")
+    with pytest.raises(InputError, match="line 2"):
+        send()
+    write(path, 3)
+    send()
+    with pytest.raises(JournalError, match="it is that of add, not of subtract"):
+        send("subtract")
+    assert len(server.log) == 3
+
+
 def test_empty_file(server: SandboxServer, path: Path) -> None:
     """A file with a header and no line is done at once."""
     path.write_text("end_user_id,amount\n")
