@@ -26,7 +26,7 @@ from benchmarks.__main__ import Process
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_bulk._driver import Settings
 from creduse_bulk._items import Claim, Ended, Items
-from creduse_bulk._run import Run, Stop
+from creduse_bulk._run import CONCURRENCY, Run, Stop
 from creduse_core import AsyncCoreClient, CreduseProtocol, Secret
 from creduse_journal import State
 
@@ -220,7 +220,7 @@ def child_go_on(path: Path, base_url: str, _: int) -> None:
     async def main() -> None:
         async with client_of(base_url) as client:
             with Run(client.protocol, "add", path) as run:
-                settings = Settings(16, None, balance_first=False, shard=None)
+                settings = Settings(CONCURRENCY, None, balance_first=False, shard=None)
                 progress = await run.send_until(Stop(), client, settings, None)
                 assert (progress.waiting, progress.unclear) == (0, 48), progress
 

@@ -30,8 +30,9 @@ from creduse_bulk import InputError, Progress, Shard, report, status
 from creduse_bulk._driver import Settings
 from creduse_bulk._input import COLUMNS
 from creduse_bulk._probe import Findings, from_json, probe, to_json
+from creduse_bulk._report import STATES
 from creduse_bulk._resolve import Decision, Resolution
-from creduse_bulk._run import Run, Stop, check_settings, make_client
+from creduse_bulk._run import CONCURRENCY, Run, Stop, check_settings, make_client
 from creduse_core import TIMEOUT, AsyncCoreClient, CreduseError, Evidence
 from creduse_core.arguments import checked_user_id
 from creduse_core.secret import Secret
@@ -44,7 +45,7 @@ STATUSES: Final = {
     1: "some were refused, all others are applied",
     2: "wrong usage, settings or file; nothing was sent",
     3: "some are unclear, or wait for these: see creduse bulk resolve",
-    75: "some are waiting: the same command goes on",
+    75: "some can still be sent: the same command goes on",
 }
 """What each exit status of a run means."""
 _OF_REPORT: Final = {
@@ -222,7 +223,7 @@ def _add_sending(parsers: Any, name: str, method: _Method) -> None:
     parser.add_argument(
         "--concurrency",
         type=_whole,
-        default=16,
+        default=CONCURRENCY,
         metavar="N",
         help=(
             "calls in flight at once, at most 100 (default: %(default)s); after a kill, at most "
@@ -251,9 +252,7 @@ def _add_reading(parsers: Any) -> None:
         _epilog(_OF_REPORT),
     )
     _add_file(report)
-    report.add_argument(
-        "--only", choices=("applied", "refused", "unclear", "waiting"), help="only these lines"
-    )
+    report.add_argument("--only", choices=sorted(set(STATES.values())), help="only these lines")
 
 
 def _add_resolve(parsers: Any) -> None:

@@ -46,7 +46,7 @@ PATIENCE: Final = 900.0
 """Seconds without any item that the service has carried out or refused, after which a run stops."""
 
 _READ_AHEAD: Final = 3000
-"""Items in the queue. With many items of one user in a row, others would wait behind fewer."""
+"""Items in the queue. A shorter one could hold the items of a single user, sent one at a time."""
 FIRST_PROBE: Final = 1.0
 """Seconds before the first balance that finds out whether the service is back. They double."""
 _LONGEST_PROBE: Final = 60.0
@@ -58,7 +58,7 @@ MAX_LATE: Final = 0.1
 _OF_THE_RUN: Final = frozenset({401, 403, 404, 405, 407, 421, 426, 428, 451})
 """Status codes that concern all calls. The service rejects others of its 4xx for the item's sake."""
 _REJECTIONS: Final = 10
-"""Rejections in a row, of whatever kind, that are not for the item's sake."""
+"""Rejections in a row, after which the run stops: they cannot all be for the item's sake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Settings:
 
     concurrency: int
     rate: float | None
-    """The largest number of requests a second."""
+    """The largest number of items a second."""
     balance_first: bool
     shard: Shard | None
 
@@ -159,7 +159,6 @@ class Driver:
         if failure is not None:
             raise failure
         await self._commit([])
-        self._on_change(self)
 
     def _is_over(self) -> bool:
         if self.in_flight or self._claimed or self._reading or self._ended:
@@ -273,7 +272,6 @@ class Driver:
         self._queue.put_back(item)
         delay = FIRST_PROBE
         while self.stopped is None:
-            self._check_patience()
             self.pause = f"the next try is in {delay:.0f} s: {self._problem}"
             self._on_change(self)
             self._wake = anyio.Event()
@@ -283,6 +281,7 @@ class Driver:
                 self._window.reopen()
                 break
             delay = min(2 * delay, _LONGEST_PROBE)
+            self._check_patience()
         self.pause = None
 
     def _check_patience(self) -> None:
@@ -369,6 +368,9 @@ class Driver:
             self._bad_since = None
         else:
             self._bad_since = self._bad_since or now
+        self._rejections = self._rejections + 1 if event == "rejected" else 0
+        if self._rejections >= _REJECTIONS:
+            self.stop(f"the service rejects one line after another: {self._problem}")
         self.counts[change] += 1
         self._ended.append(Ended(item.number, change, event, status, code))
         if change is Change.RELEASE:
@@ -392,11 +394,8 @@ class Driver:
         self._problem = str(error)
         if is_rejected and status not in _OF_THE_RUN:
             change = Change.REFUSE
-        self._rejections = self._rejections + 1 if is_rejected else 0
         if event == "unsendable" or (is_rejected and change is Change.RELEASE):
             self.stop(self._problem)
-        elif self._rejections >= _REJECTIONS:
-            self.stop(f"the service rejects one line after another: {self._problem}")
         return change, event, error.error_code if isinstance(error, APIError) else None
 
 

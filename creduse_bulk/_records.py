@@ -139,7 +139,7 @@ class Records:
             numbered = enumerate(rows, 1)
             while True:
                 chunk = [Record(number, *row) for number, row in islice(numbered, _CHUNK)]
-                # Whoever reads on may send what is in the chunk. A file can also have lost its end.
+                # The caller sends what is in the chunk. At its end, the file can have been cut.
                 if _stamp(os.fstat(self._file.fileno())) != self._stamp:
                     raise InputError(f"{self.path} was changed while it was read")
                 if not chunk:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -12,8 +13,8 @@ from creduse_core import Outcome
 from creduse_journal import State
 
 from ._input import Input, Shard
-from ._items import Identity, Row, check_identity, open_to_read, rows
-from ._progress import name_of, read_begun
+from ._items import Row, check_identity, open_to_read, rows
+from ._progress import read_begun
 from ._records import Record
 
 ADDED: Final = ("line", "state", "outcome", "event", "status", "error_code", "evidence")
@@ -58,9 +59,7 @@ def report(
     path = Path(file)
     where, begun, _ = read_begun(path, journal, shard)
     with Input(path, begun.identity.method) as source, open_to_read(where) as database:
-        kept = begun.identity
-        wanted = Identity(kept.method, source.digest, kept.base_url, name_of(shard))
-        check_identity(where, kept, wanted)
+        check_identity(where, begun.identity, replace(begun.identity, digest=source.digest))
         columns = [*(name for name in source.columns if name not in ADDED), *ADDED]
         if not source.is_json:
             yield _csv_line(columns)

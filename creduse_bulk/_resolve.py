@@ -7,7 +7,7 @@ person accepts. What a balance proves (`creduse_core.evidence`) does not belong 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from os import PathLike
 from pathlib import Path
@@ -31,8 +31,8 @@ from creduse_journal import RULES, Change, State, readings
 from creduse_journal.database import wait_for
 
 from ._input import Input, Item, Shard
-from ._items import Identity, Items, Row, open_to_read, rows, unclear_users
-from ._progress import Progress, name_of, progress_of, read_begun
+from ._items import Items, Row, open_to_read, rows, unclear_users
+from ._progress import Progress, progress_of, read_begun
 from ._records import InputError, Records, Values, check_problems, shown
 from ._report import STATES, matched
 
@@ -90,7 +90,7 @@ class Resolution:
         kept = self._begun.identity
         with ExitStack() as stack:
             self._input = stack.enter_context(Input(Path(file), kept.method))
-            found = Identity(kept.method, self._input.digest, protocol.base_url, name_of(shard))
+            found = replace(kept, digest=self._input.digest, base_url=protocol.base_url)
             self._items = Items(self._path, found, protocol.api_key, {})
             stack.callback(self._items.close)
             self.unclear: tuple[Unclear, ...] = tuple(self._find())

@@ -13,7 +13,7 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
@@ -30,8 +30,6 @@ from ._progress import Progress, check_alone, journal_of, name_of, progress_of, 
 
 if TYPE_CHECKING:
     from typing import Self
-
-T = TypeVar("T")
 
 CONCURRENCY: Final = 16
 """Items in flight at once, by default."""
@@ -156,13 +154,13 @@ class Stop:
         return handle
 
 
-async def _to_its_end(act: Callable[[Stop], Awaitable[T]]) -> T:
-    """Run something in a task of its own, which no cancellation reaches.
+async def _to_its_end(act: Callable[[Stop], Awaitable[Progress]]) -> Progress:
+    """Send in a task of its own, which no cancellation reaches.
 
     If the caller is cancelled, stop the run, wait for its end, and be cancelled then.
     """
     stop, ended = Stop(), anyio.Event()
-    results: list[T] = []
+    results: list[Progress] = []
     errors: list[Exception] = []
 
     async def run() -> None:
@@ -232,12 +230,16 @@ def make_client(*, api_key: str | None, base_url: str | None, timeout: float) ->
     return AsyncCreduseClient(api_key, base_url=base_url, timeout=timeout)
 
 
-def check_settings(concurrency: int, rate: float | None) -> None:
+def check_settings(concurrency: int, rate: object) -> None:
     """Raise for a wrong setting."""
     check_at_least_one("concurrency", concurrency)
     if concurrency > MAX_CONCURRENCY:
         raise ValueError(f"concurrency must be at most {MAX_CONCURRENCY}, not {concurrency}")
-    if rate is not None and not 0 < rate < math.inf:
+    if rate is None:
+        return
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise TypeError(f"rate must be a number of lines a second, not {type(rate).__name__}")
+    if not 0 < rate < math.inf:
         raise ValueError(f"rate must be a number of lines a second above 0, not {rate!r}")
 
 
@@ -277,7 +279,7 @@ def run(  # noqa: PLR0913 - each but two has a default
     - ``rate``: items a second at most.
     - ``balance_first``: read each user's balance before, so that more can be proved afterwards.
     - ``api_key``, ``base_url``, ``timeout``: those of a client. ``timeout`` is that of an item.
-    - ``on_progress``: is called with a `Progress`, up to ten times a second.
+    - ``on_progress``: is called with a `Progress`, about ten times a second.
 
     Raises:
         InputError: Something is wrong in the file. Nothing was sent.

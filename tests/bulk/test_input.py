@@ -403,7 +403,7 @@ def test_memory(path: Path, is_json: bool) -> None:  # noqa: FBT001 - pytest pas
 
 
 def test_full_disk(path: Path) -> None:
-    """Where there is no room to check a large file, it is refused."""
+    """If the disk for temporary files is full, a large file is refused."""
     write(path, 60_000)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -281,6 +281,15 @@ def test_rejected_line(send: Send, server: SandboxServer, path: Path) -> None:
     assert (progress.applied, progress.refused, progress.stopped) == (28, 2, None)
 
 
+def test_rejected_lines_here_and_there(server: SandboxServer, path: Path) -> None:
+    """Many rejected lines do not stop a run, as long as others are applied in between."""
+    write(path, 60)
+    rejected = range(1, 61, 4)
+    server.inject(CannedResponse(422, (), b""), len(rejected), when=of_amount(*rejected))
+    progress = run(server, path, concurrency=1)
+    assert (progress.applied, progress.refused, progress.stopped) == (45, 15, None)
+
+
 def test_rejected_lines(send: Send, server: SandboxServer, path: Path) -> None:
     """If the service rejects one line after another, the run stops."""
     write(path, 300)
@@ -534,6 +543,7 @@ def test_journal_fails(server: SandboxServer, path: Path, monkeypatch: pytest.Mo
         ({"method": "get_balance"}, "method must be one of add, subtract, start_cycle, stop_cycle"),
         ({"concurrency": 0}, "concurrency must be at least 1, not 0"),
         ({"concurrency": 101}, "concurrency must be at most 100, not 101"),
+        ({"rate": "5"}, "rate must be a number of lines a second, not str"),
         ({"rate": 0}, "rate must be a number of lines a second above 0, not 0"),
         ({"rate": float("nan")}, "rate must be a number of lines a second above 0, not nan"),
     ],
@@ -543,7 +553,7 @@ def test_wrong_setting(
 ) -> None:
     """A wrong setting raises before anything is read or sent."""
     write(path, 3)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         run(server, path, **options)
     assert not server.log
     assert [it.name for it in path.parent.iterdir()] == ["grants.csv"]
