@@ -459,6 +459,27 @@ def test_aborted_while_claiming(
     assert not server.log
 
 
+def test_stopped_in_a_pause(
+    server: SandboxServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is stopped while the service fails asks for no further balance."""
+    monkeypatch.setattr(_driver, "FIRST_PROBE", 60)
+    write(path, 100)
+    server.inject(FAULTS["503"], 10_000)
+    pauses: list[Progress] = []
+
+    async def act() -> None:
+        def on_progress(progress: Progress) -> None:
+            pauses.extend([progress] if progress.pause is not None else [])
+
+        async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
+            await creduse_bulk.run_async(client, "add", path, on_progress=on_progress)
+
+    cancelled_asyncio(act, lambda: bool(pauses))
+    assert all(entry.method == "POST" for entry in server.log)
+    assert creduse_bulk.status(path).stopped == "cancelled"
+
+
 def test_stopped_while_reading(server: SandboxServer, path: Path) -> None:
     """A run that is stopped does not wait for balances."""
     write(path, 3)
