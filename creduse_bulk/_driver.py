@@ -27,7 +27,7 @@ from creduse_core import State as CallState
 from creduse_core.retry import retry_after
 from creduse_journal import Change, JournalError, readings
 from creduse_journal._states import change_of
-from creduse_journal.database import wait_for
+from creduse_journal.committer import wait_for
 
 from ._input import Input, Item, Shard
 from ._items import Claim, Ended, Items

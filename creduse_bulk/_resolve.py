@@ -28,7 +28,7 @@ from creduse_core import (
 )
 from creduse_core.evidence import CLOCK_SKEW, unreadable
 from creduse_journal import RULES, Change, State, readings
-from creduse_journal.database import wait_for
+from creduse_journal.committer import wait_for
 
 from ._input import Input, Item, Shard
 from ._items import Items, Row, open_to_read, rows, unclear_users

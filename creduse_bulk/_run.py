@@ -21,7 +21,7 @@ import anyio.to_thread
 from creduse_core import TIMEOUT, AsyncCoreClient, CreduseProtocol
 from creduse_core.arguments import check_at_least_one, check_type
 from creduse_journal import RULES, State
-from creduse_journal.database import wait_for
+from creduse_journal.committer import wait_for
 
 from ._driver import Driver, Settings
 from ._input import COLUMNS, Input, Overview, Shard

@@ -31,7 +31,7 @@ from creduse_core.evidence import CLOCK_SKEW
 from ._entries import Entry, JournalError, Row, UnclearError, entry_of, row_of_call
 from ._states import Change, State, change_of
 from ._store import Store
-from .database import wait_for
+from .committer import wait_for
 
 if TYPE_CHECKING:
     from typing import Self

@@ -1,11 +1,17 @@
 """Fixtures of all tests."""
 
 import gc
+import os
 import signal
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
+from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
+
+from tests.postgres import URL_VARIABLE, Cluster, find_programs
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,3 +28,29 @@ def leaks() -> Iterator[None]:
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         yield
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server. Others may use it, too."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    with ExitStack() as stack:
+        url = os.environ.get(URL_VARIABLE)
+        if not url:
+            if find_programs() is None:
+                pytest.skip("PostgreSQL is not installed")
+            url = stack.enter_context(Cluster()).url
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """The URL of a new and empty schema of PostgreSQL."""
+    import psycopg  # noqa: PLC0415 - only where it is installed
+
+    schema = f"test_{uuid4().hex}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+    yield f"{postgres_server}?options={quote(f'-csearch_path={schema}')}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"DROP SCHEMA {schema} CASCADE")

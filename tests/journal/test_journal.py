@@ -37,7 +37,7 @@ from creduse_core import (
 )
 from creduse_journal import AsyncJournal, Journal, JournalError, State, UnclearError
 from creduse_journal._store import Store
-from creduse_journal.database import wait_for
+from creduse_journal.committer import wait_for
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests.common import KEY, USER, keep_from_end_of_day
 from tests.journal.conftest import Open

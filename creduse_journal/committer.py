@@ -1,0 +1,165 @@
+"""A thread that writes to a database, and commits what has gathered in the meantime.
+
+`creduse_bulk` uses it, too. Which database it is (`database`, `postgres`) does not belong here.
+"""
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+
+from ._entries import JournalError
+
+T = TypeVar("T")
+C = TypeVar("C")
+"""A connection."""
+
+_MAX_BATCH: Final = 1000
+"""Operations in a transaction."""
+
+Batch: TypeAlias = list[tuple[Callable[[C], Any], Future[Any]]]
+"""Operations, each with the future of its result."""
+_Queue: TypeAlias = queue.SimpleQueue[tuple[Callable[[C], Any], Future[Any]] | None]
+
+
+class Writer(Protocol[C]):
+    """What carries out operations, in the thread."""
+
+    rest: float | None
+    """Seconds without an operation, after which ``keep_alive`` is called; ``None`` for never."""
+
+    def commit(self, batch: Batch[C]) -> None:
+        """Carry out operations in a transaction, and end their futures."""
+        ...
+
+    def keep_alive(self) -> None:
+        """Show a server that this process lives."""
+        ...
+
+    def close(self) -> None:
+        """Close the database. There are no more operations."""
+        ...
+
+
+class Committer(Generic[C]):
+    """Carries out operations in a thread of its own, in the order in which they are submitted."""
+
+    def __init__(self, name: str, writer: Writer[C]) -> None:
+        """Start the thread. ``name`` is that of the journal, for messages."""
+        self._name = name
+        self._process = os.getpid()
+        self._queue: _Queue[C] = queue.SimpleQueue()
+        # Nothing may be queued behind the end. Reentrant, since a signal handler can make a call.
+        self._lock = threading.RLock()
+        thread = threading.Thread(
+            target=_write, args=(writer, self._queue), name="creduse_journal", daemon=True
+        )
+        thread.start()
+        # At the end of the program, too.
+        self._finalize = weakref.finalize(self, _stop, self._queue, thread, self._process)
+
+    def close(self) -> None:
+        """Write what has gathered, and close the database."""
+        with self._lock:
+            self._finalize()
+
+    def submit(self, act: Callable[[C], T]) -> "Future[T]":
+        """Carry out an operation in the next transaction. Its future ends after the commit."""
+        if os.getpid() != self._process:
+            raise JournalError(
+                f"{self._name} was opened in another process: open it after the fork"
+            )
+        future: Future[T] = Future()
+        with self._lock:
+            if not self._finalize.alive:
+                raise JournalError(f"{self._name} is closed")
+            self._queue.put((act, future))
+        return future
+
+
+def _stop(waiting: _Queue[Any], thread: threading.Thread, process: int) -> None:
+    if os.getpid() == process:  # a forked child has no such thread
+        waiting.put(None)
+        thread.join()
+
+
+def _write(writer: Writer[C], waiting: _Queue[C]) -> None:
+    """Carry out operations until ``None`` comes."""
+    with contextlib.closing(writer):
+        stopped = False
+        while not stopped:
+            batch, stopped = _next_batch(waiting, writer.rest)
+            if batch:
+                writer.commit(batch)
+            elif not stopped:
+                writer.keep_alive()
+
+
+def _next_batch(waiting: _Queue[C], rest: float | None) -> tuple[Batch[C], bool]:
+    """Return what has gathered, and whether it was the last.
+
+    Nothing, if nothing comes for ``rest`` seconds.
+    """
+    batch: Batch[C] = []
+    try:
+        operation = waiting.get(timeout=rest)
+        while operation is not None:
+            batch.append(operation)
+            if len(batch) == _MAX_BATCH:
+                return batch, False
+            operation = waiting.get_nowait()
+    except queue.Empty:
+        return batch, False
+    return batch, True
+
+
+def carry_out(
+    connection: C, batch: Batch[C], errors: type[Exception]
+) -> list[Callable[[], object]]:
+    """Carry out operations, and return what ends their futures after the commit.
+
+    An error of the database, one of ``errors``, is raised. Others belong to their operation.
+    """
+    ends: list[Callable[[], object]] = []
+    for act, future in batch:
+        try:
+            result = act(connection)
+        except errors:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            ends.append(partial(future.set_exception, error))
+        else:
+            ends.append(partial(future.set_result, result))
+    return ends
+
+
+def fail(batch: Batch[C], error: JournalError) -> None:
+    """End operations with an error."""
+    for _, future in batch:
+        future.set_exception(error)
+
+
+async def wait_for(future: Future[T]) -> T:
+    """Wait for a future of the thread, on asyncio or trio."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        token, done = trio.lowlevel.current_trio_token(), trio.Event()
+
+        def wake(_: object) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        future.add_done_callback(wake)
+        await done.wait()
+    else:
+        import asyncio  # noqa: PLC0415 - only where it is running
+
+        # If the caller is cancelled, the operation goes on.
+        await asyncio.shield(asyncio.wrap_future(future))
+    return future.result()
