@@ -110,7 +110,9 @@ def oldest(session: nox.Session) -> None:
     """Run the tests on the oldest supported versions of all dependencies."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    claimed = [*project["dependencies"], *extras["aiohttp"], *extras["bulk"][1:], *extras["trio"]]
+    names = ("aiohttp", "bulk", "postgres", "trio")
+    claimed = [*project["dependencies"], *(it for name in names for it in extras[name])]
+    claimed.remove("creduse[aiohttp]")
     floors = [requirement.split(",")[0].replace(">=", "==") for requirement in claimed]
     session.install("-e", ".", *group("test"), *floors)
     session.run("pytest", *(session.posargs or ON_FLOORS))

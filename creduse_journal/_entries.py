@@ -94,10 +94,18 @@ def row_of_call(call: CallRecord, began_at: datetime, before: BalanceReading | N
     }
 
 
-def is_same_call(row: Row, other: Row) -> bool:
-    """Return whether two rows are of the same call of the same service."""
-    names = ("base_url", "method", "end_user_id", "amount", "validity_days")
-    return all(row[name] == other[name] for name in names)
+def check_same_call(found: Row, row: Row) -> None:
+    """Raise ``ValueError`` if an entry is that of another call, or of another service."""
+    names = ("method", "end_user_id", "amount", "validity_days")
+    is_same = all(found[name] == row[name] for name in names)
+    # An app that inserts an entry need not say at which service.
+    if not is_same or (found["base_url"] or row["base_url"]) != row["base_url"]:
+        amount = "" if found["amount"] is None else f", {found['amount']} credits"
+        place = "" if found["base_url"] is None else f", at {found['base_url']}"
+        raise ValueError(
+            f"{row['id']!r} is the id of another call: {found['method']} for {found['end_user_id']}"
+            f"{amount}{place}"
+        )
 
 
 def entry_of(row: Row) -> Entry:
@@ -112,7 +120,8 @@ def entry_of(row: Row) -> Entry:
             None if row["amount"] is None else int(row["amount"]),
             None if row["validity_days"] is None else int(row["validity_days"]),
             _OUTCOMES[state],
-            _moment(row["began_at"]),
+            # An entry of an app's own has not begun.
+            None if row["began_at"] is None else _moment(row["began_at"]),
             None
             if row["before"] is None
             else readings.from_json(row["before"], UUID(row["end_user_id"])),

@@ -29,12 +29,15 @@ from creduse_core.arguments import check_type
 from creduse_core.evidence import CLOCK_SKEW
 
 from ._entries import Entry, JournalError, Row, UnclearError, entry_of, row_of_call
-from ._states import Change, State, change_of
+from ._states import LONGEST_CLAIM, Change, State, change_of
 from ._store import Store
 from .committer import wait_for
+from .urls import is_url, without_password
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from ._postgres_store import PostgresStore
 
 T = TypeVar("T")
 
@@ -43,11 +46,11 @@ class _JournalBase:
     """What both journals share: everything but waiting."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = Path(path)
-        self._store = Store(self._path)
+        self._name = without_password(str(path))
+        self._store = _open(path)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._path}>"
+        return f"<{type(self).__name__} {self._name}>"
 
     def _row(
         self,
@@ -84,6 +87,20 @@ class _JournalBase:
                 body=body,
                 ended_at=time.time(),
             )
+
+
+def _open(path: str | PathLike[str]) -> "Store | PostgresStore":
+    if is_url(path):
+        from ._postgres_store import PostgresStore  # noqa: PLC0415 - it may not be installed
+
+        return PostgresStore(path)
+    return Store(Path(path))
+
+
+def _check_age(row: Row) -> None:
+    """Raise `JournalError` if a claim is so old that others may have decided about it."""
+    if time.time() - row["began_at"] > LONGEST_CLAIM:
+        raise JournalError(f"nothing was sent: to claim {row['id']!r} took too long")
 
 
 def _check(entry_id: str, call: Call[Any]) -> None:
@@ -140,7 +157,8 @@ def _settlement(*, applied: bool, note: str) -> tuple[Change, str]:
 def _others(entry: Entry, rows: Iterable[Row], clock_skew: float) -> list[CallRecord]:
     """Return those of the user's other calls that can have been applied since the balance before."""
     call = entry.call
-    assert call.began_at is not None  # noqa: S101 - each entry has it
+    if call.began_at is None:  # nothing was sent
+        return []
     since = (call.began_at - timedelta(seconds=2 * clock_skew + 2)).timestamp()
     if call.before is not None:
         since = call.before.asked_at.timestamp()
@@ -202,6 +220,7 @@ class Journal(_JournalBase):
         try:
             found = self._store.claim(row).result()
             if found["state"] == State.FREE:
+                _check_age(row)
                 return client.run(call)
         except APIError as error:
             code = error.error_code
@@ -217,7 +236,7 @@ class Journal(_JournalBase):
 
     def unclear(self) -> list[Entry]:
         """Return all entries that are unclear, the oldest first."""
-        return [entry_of(row) for row in self._store.find("state = ?", State.UNCLEAR).result()]
+        return [entry_of(row) for row in self._store.unclear().result()]
 
     def check(
         self,
@@ -233,7 +252,7 @@ class Journal(_JournalBase):
         The journal's other calls for the same user are taken into account. Begin none meanwhile.
         """
         entry = _needed(self.get(entry_id), entry_id)
-        rows = self._store.find("end_user_id = ?", str(entry.call.end_user_id)).result()
+        rows = self._store.of_user(str(entry.call.end_user_id)).result()
         return client.check(
             entry.call,
             known=_others(entry, rows, clock_skew),
@@ -286,6 +305,7 @@ class AsyncJournal(_JournalBase):
         try:
             found = await wait_for(self._store.claim(row))
             if found["state"] == State.FREE:
+                _check_age(row)
                 return await client.run(call)
         except APIError as error:
             code = error.error_code
@@ -301,7 +321,7 @@ class AsyncJournal(_JournalBase):
 
     async def unclear(self) -> list[Entry]:
         """Return all entries that are unclear, the oldest first."""
-        rows = await wait_for(self._store.find("state = ?", State.UNCLEAR))
+        rows = await wait_for(self._store.unclear())
         return [entry_of(row) for row in rows]
 
     async def check(
@@ -315,7 +335,7 @@ class AsyncJournal(_JournalBase):
     ) -> Evidence:
         """Return what the balance proves about an unclear entry. See `Journal.check`."""
         entry = _needed(await self.get(entry_id), entry_id)
-        rows = await wait_for(self._store.find("end_user_id = ?", str(entry.call.end_user_id)))
+        rows = await wait_for(self._store.of_user(str(entry.call.end_user_id)))
         return await client.check(
             entry.call,
             known=_others(entry, rows, clock_skew),

@@ -13,6 +13,13 @@ from typing import Any, Final
 
 from creduse_core import Call, LocalProtocolError, Outcome
 
+LONGEST_CLAIM: Final = 60.0
+"""Seconds after a claim in which its request may leave.
+
+A process that was frozen for longer may have lost its journal, and somebody may have decided that the call
+is not applied and never will be.
+"""
+
 
 class State(enum.StrEnum):
     """What is known of an entry's call."""

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
-from ._entries import COLUMNS, Row, is_same_call
+from ._entries import COLUMNS, Row, check_same_call
 from ._states import Change, State, state_after
 from .database import Database, Schema
 
@@ -56,11 +56,16 @@ class Store:
         """Return an entry."""
         return self._database.submit(lambda database: _get(database, entry_id))
 
-    def find(self, where: str, *values: object) -> Future[list[Row]]:
-        """Return all entries for which this is true, in the order in which they changed."""
-        return self._database.submit(
-            lambda database: _rows(database, f"WHERE {where} ORDER BY changed_at", values)
-        )
+    def unclear(self) -> Future[list[Row]]:
+        """Return all unclear entries, in the order in which they changed."""
+        return self._find("WHERE state = ? ORDER BY changed_at", State.UNCLEAR)
+
+    def of_user(self, user: str) -> Future[list[Row]]:
+        """Return all entries of a user."""
+        return self._find("WHERE end_user_id = ?", user)
+
+    def _find(self, rest: str, *values: object) -> Future[list[Row]]:
+        return self._database.submit(lambda database: _rows(database, rest, values))
 
 
 def _doubt(database: sqlite3.Connection) -> None:
@@ -82,12 +87,8 @@ def _rows(database: sqlite3.Connection, rest: str, values: tuple[object, ...]) -
 
 def _claim(database: sqlite3.Connection, row: Row) -> Row:
     found = _get(database, row["id"])
-    if found is not None and not is_same_call(found, row):
-        raise ValueError(
-            f"{row['id']!r} is the id of another call: {found['method']} for {found['end_user_id']}"
-            + ("" if found["amount"] is None else f", {found['amount']} credits")
-            + f", at {found['base_url']}"
-        )
+    if found is not None:
+        check_same_call(found, row)
     before = {"state": State.FREE} if found is None else found
     state = State(before["state"])
     if state is State.FREE:

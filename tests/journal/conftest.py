@@ -81,17 +81,26 @@ def server() -> Iterator[SandboxServer]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the journal is."""
+    """A journal's file."""
     return tmp_path / "credits.journal"
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, path: Path) -> str:
+    """Where the journal is: each test runs in both databases."""
+    if request.param == "sqlite":
+        return str(path)
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
 @pytest.fixture(params=["sync", *ASYNC])
-def open_journal(request: pytest.FixtureRequest, server: SandboxServer, path: Path) -> Open:
+def open_journal(request: pytest.FixtureRequest, server: SandboxServer, place: str) -> Open:
     """Open the journal, with a client of each kind. It can be opened again."""
 
     @contextmanager
     def open_sync() -> Generator[Handle]:
-        with CreduseClient(KEY, base_url=server.base_url) as client, Journal(path) as journal:
+        with CreduseClient(KEY, base_url=server.base_url) as client, Journal(place) as journal:
 
             def invoke(method: str, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
                 return getattr(journal, method)(*given, **options)
@@ -104,7 +113,7 @@ def open_journal(request: pytest.FixtureRequest, server: SandboxServer, path: Pa
         with start_blocking_portal(backend) as portal:
 
             async def make() -> tuple[Any, AsyncJournal]:
-                return client_class(KEY, base_url=server.base_url), AsyncJournal(path)
+                return client_class(KEY, base_url=server.base_url), AsyncJournal(place)
 
             client, journal = portal.call(make)
 

@@ -293,35 +293,35 @@ def test_many_at_once(open_journal: Open, server: SandboxServer) -> None:
     assert all(end is Outcome.UNKNOWN or getattr(end, "amount", 0) == 1 for end in ends)
 
 
-def test_closed(server: SandboxServer, path: Path) -> None:
+def test_closed(server: SandboxServer, place: str) -> None:
     """A closed journal sends nothing."""
     protocol = CreduseProtocol(KEY, server.base_url)
     with CoreClient(protocol, example("urllib")()) as client:
-        with Journal(path) as journal:
+        with Journal(place) as journal:
             pass
         with pytest.raises(JournalError, match="is closed"):
             journal.run(client, "job", protocol.add(USER, 5))
     assert writes(server) == 0
 
 
-def test_your_own_transport(server: SandboxServer, path: Path) -> None:
+def test_your_own_transport(server: SandboxServer, place: str) -> None:
     """A `CoreClient` over any transport can have a journal."""
     protocol = CreduseProtocol(KEY, server.base_url)
-    with CoreClient(protocol, example("urllib")()) as client, Journal(path) as journal:
+    with CoreClient(protocol, example("urllib")()) as client, Journal(place) as journal:
         for _ in range(2):
             assert journal.run(client, "job", protocol.add(USER, 5)).amount == 5
-        assert repr(journal) == f"<Journal {path}>"
+        assert repr(journal) == f"<Journal {place}>"
     assert writes(server) == 1
 
 
-def test_async_with(server: SandboxServer, path: Path) -> None:
+def test_async_with(server: SandboxServer, place: str) -> None:
     """An asynchronous journal closes at the end of its block."""
 
     async def main() -> None:
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            async with AsyncJournal(path) as journal:
+            async with AsyncJournal(place) as journal:
                 await journal.run(client, "job", client.protocol.add(USER, 5))
-                assert repr(journal) == f"<AsyncJournal {path}>"
+                assert repr(journal) == f"<AsyncJournal {place}>"
             with pytest.raises(JournalError, match="is closed"):
                 await journal.get("job")
 
@@ -330,11 +330,11 @@ def test_async_with(server: SandboxServer, path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("when", ["claiming", "sending"])
-def test_cancelled(server: SandboxServer, path: Path, backend: str, when: str) -> None:
+def test_cancelled(server: SandboxServer, place: str, backend: str, when: str) -> None:
     """A run that is cancelled leaves a true state: free before its request, unclear after it."""
 
     async def main() -> None:
-        journal = AsyncJournal(path)
+        journal = AsyncJournal(place)
         store = journal._store  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to hold its thread
         hold = threading.Event()
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
@@ -371,9 +371,9 @@ def test_end_of_trio_while_waiting(path: Path) -> None:
     store.close()
 
 
-def test_another_service(server: SandboxServer, path: Path) -> None:
+def test_another_service(server: SandboxServer, place: str) -> None:
     """A job that was applied at one service is not taken for one of another."""
-    with SandboxServer() as other, Journal(path) as journal:
+    with SandboxServer() as other, Journal(place) as journal:
         for it in (server, other):
             protocol = CreduseProtocol(KEY, it.base_url)
             with CoreClient(protocol, example("urllib")()) as client:
@@ -410,10 +410,10 @@ def test_closed_while_another_thread_asks(path: Path) -> None:
         assert asked.result().result(20) is None
 
 
-def test_big_numbers(server: SandboxServer, path: Path) -> None:
+def test_big_numbers(server: SandboxServer, place: str) -> None:
     """Numbers of any size are kept."""
     protocol = CreduseProtocol(KEY, server.base_url)
-    with CoreClient(protocol, example("urllib")()) as client, Journal(path) as journal:
+    with CoreClient(protocol, example("urllib")()) as client, Journal(place) as journal:
         with pytest.raises(CreduseError):
             journal.run(client, "job", protocol.add(USER, 10**2000, 10**20))
         entry = journal.get("job")
@@ -456,7 +456,7 @@ def test_entries_change_together(server: SandboxServer, path: Path) -> None:
     database.close()
 
 
-def test_check_beside_a_slow_call(server: SandboxServer, path: Path) -> None:
+def test_check_beside_a_slow_call(server: SandboxServer, place: str) -> None:
     """A call that began before the balance and was applied after it is not taken for a lost one."""
     keep_from_end_of_day()
 
@@ -484,6 +484,6 @@ def test_check_beside_a_slow_call(server: SandboxServer, path: Path) -> None:
 
     sent: list[int] = []
     protocol = CreduseProtocol(KEY, server.base_url)
-    with CoreClient(protocol, Nested()) as client, Journal(path) as journal:
+    with CoreClient(protocol, Nested()) as client, Journal(place) as journal:
         journal.run(client, "slow", protocol.subtract(USER, 7))
         assert journal.check(client, "lost").verdict is not Verdict.APPLIED

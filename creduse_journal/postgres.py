@@ -1,0 +1,342 @@
+"""A PostgreSQL database that many processes share. Each says by locks that it lives, and what it owns.
+
+A lock ends with its connection, and the server ends the connection of a process that does not show that
+it lives. So a lost lock proves nothing about requests: they may still leave, and a late owner may still
+write how they have ended. `creduse_bulk` uses this module, too. Tables do not belong here.
+"""
+
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString, NamedTuple, TypeAlias
+
+try:
+    import psycopg
+except ImportError as error:
+    raise ImportError(
+        "a journal in PostgreSQL needs psycopg: pip install 'creduse[postgres]'"
+    ) from error
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from ._entries import InUseError, JournalError
+from .committer import Batch, Committer, carry_out, fail
+from .urls import without_password
+
+Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
+
+LEASE: Final = 30
+"""Seconds after which a process that is frozen, or cut off, loses its locks."""
+PATIENCE: Final = 30.0
+"""Seconds to try again when a connection is lost."""
+_LOCK_PATIENCE: Final = 1.0
+"""Seconds to wait for a lock. The server may need a moment to see that its owner has died."""
+_BETWEEN_TRIES: Final = 0.1
+"""Seconds."""
+_OLDEST: Final = 140000
+"""Version 14: it has idle_session_timeout."""
+_AGAIN: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+"""Errors of a transaction that met with another one."""
+
+# They notice a dead network. Without them, that takes hours.
+_CONNECTION: Final = {
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": f"{1000 * LEASE}",
+    "application_name": "creduse",
+}
+_SESSION: Final = f"""
+    SET idle_session_timeout = '{LEASE}s';
+    SET idle_in_transaction_session_timeout = '{LEASE}s';
+    SET lock_timeout = '{LEASE}s';
+    SET tcp_keepalives_idle = '10s';
+    SET tcp_keepalives_interval = '5s';
+    SET tcp_keepalives_count = 3;
+    SET tcp_user_timeout = '{LEASE}s';
+    SET client_min_messages = warning;
+    SELECT set_config('synchronous_commit', 'on', false)
+    WHERE current_setting('synchronous_commit') IN ('off', 'local');
+"""
+_LOCKED: Final = """
+    pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+"""The locks of this kind that are held."""
+_KEY: Final = "(classid::bigint << 32) | objid::bigint"
+IS_ALIVE: Final = f"owner IN (SELECT {_KEY} FROM {_LOCKED})"  # noqa: S608 - ours
+"""Whether the owner of a row lives, in SQL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Tables. They are made in the first schema of the search path, if they are not there."""
+
+    table: str
+    """One of them, which is there if all are."""
+    statements: tuple[str, ...]
+
+
+class Lock(NamedTuple):
+    """What a process wants to own."""
+
+    name: str
+    words: str
+    """What it is, for messages."""
+
+
+class LostError(InUseError):
+    """Another process owns what this one has owned. It may go on, and this one must not."""
+
+
+def connect(url: str) -> Connection:
+    """Connect to a server.
+
+    Raises:
+        JournalError: The URL is wrong, or the server cannot be used.
+    """
+    with errors(url):
+        return _connect(url)
+
+
+def _connect(url: str) -> Connection:
+    try:
+        parameters = _CONNECTION | conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        # libpq's message can show a part of the password.
+        raise JournalError(
+            f"{without_password(url)} is not a URL such as postgresql://user@host/database; "
+            "special characters must be percent-encoded"
+        ) from None
+    texts = {name: str(value) for name, value in parameters.items()}
+    return psycopg.connect(make_conninfo("", **texts), autocommit=True)
+
+
+@contextlib.contextmanager
+def errors(url: str) -> Generator[None]:
+    """Raise errors of PostgreSQL as `JournalError`."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise failure(url, error) from error
+
+
+def make_tables(connection: Connection, schema: Schema) -> int:
+    """Make the tables if they are not there, and return the number of the first one."""
+    number = _number_of(connection, schema)
+    if number is None:
+        with connection.transaction():
+            # Two processes can begin at the same time.
+            connection.execute("SELECT pg_advisory_xact_lock(hashtext('creduse tables'))")
+            if _number_of(connection, schema) is None:
+                for statement in schema.statements:
+                    connection.execute(statement.encode())
+        number = _number_of(connection, schema)
+        assert number is not None  # noqa: S101 - it was made
+    return number
+
+
+def _number_of(connection: Connection, schema: Schema) -> int | None:
+    number: int | None = _first(connection, "SELECT to_regclass(%s)::oid::bigint", (schema.table,))
+    return number
+
+
+def has_tables(connection: Connection, schema: Schema) -> bool:
+    """Return whether the tables are there."""
+    return _number_of(connection, schema) is not None
+
+
+def lock_key(table: int, name: str) -> int:
+    """Return the key of a lock. ``table``: the number of a table, since all schemas share locks."""
+    digest = hashlib.sha256(f"{table} {name}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1  # it is signed there
+
+
+def is_locked(connection: Connection, keys: list[int]) -> bool:
+    """Return whether somebody holds one of these locks."""
+    found: int = _first(
+        connection,
+        f"SELECT count(*) FROM {_LOCKED} AND {_KEY} = ANY(%s)",  # noqa: S608 - ours
+        (keys,),
+    )
+    return found > 0
+
+
+class Postgres(Committer[Connection]):
+    """A connection, its thread, and what this process owns. Its locks last until it is closed."""
+
+    def __init__(
+        self,
+        url: str,
+        schema: Schema,
+        begin: Callable[[Connection, int], object],
+        locks: Sequence[Lock] = (),
+    ) -> None:
+        """Connect. ``begin`` is the first operation, with the number of the new owner.
+
+        Raises:
+            JournalError: Another process owns one of the locks, or the server cannot be used.
+        """
+        self.owner = secrets.randbits(62)
+        """The number of this process as an owner, which rows have."""
+        self._writer = _Writer(url, self.owner)
+        with errors(url):
+            try:
+                self._writer.open(schema, begin, locks)
+            except BaseException:
+                self._writer.close()
+                raise
+        super().__init__(without_password(url), self._writer)
+
+    def check_owner(self) -> None:
+        """Raise `LostError` if another process owns what this one has owned. For operations."""
+        if self._writer.lost is not None:
+            raise LostError(self._writer.lost)
+
+
+class _Writer:
+    """Carries out operations, and connects again when a connection is lost."""
+
+    rest: float | None = LEASE / 3
+
+    def __init__(self, url: str, owner: int) -> None:
+        self._url = url
+        self._owner = owner
+        self._locks: dict[int, str] = {}
+        self._connection: Connection | None = None
+        self._process = 0
+        self.lost: str | None = None
+
+    def open(
+        self,
+        schema: Schema,
+        begin: Callable[[Connection, int], object],
+        locks: Sequence[Lock],
+    ) -> None:
+        connection = self._connection = _connect(self._url)
+        version = connection.info.server_version
+        if version < _OLDEST:
+            raise JournalError(
+                f"a journal needs PostgreSQL 14 or later; {without_password(self._url)} has "
+                f"{version // 10000}"
+            )
+        if _first(connection, "SHOW fsync") != "on":
+            raise JournalError(
+                f"{without_password(self._url)} cannot keep a journal: fsync is off there, so a crash "
+                "would forget what was sent"
+            )
+        table = make_tables(connection, schema)
+        self._locks = {lock_key(table, lock.name): lock.words for lock in locks}
+        if (words := self._own(connection)) is not None:
+            raise InUseError(f"{words} is in use: another process sends it")
+        with connection.transaction():
+            begin(connection, self._owner)
+
+    def _own(self, connection: Connection) -> str | None:
+        """Take all locks. Return what another process owns, if it does."""
+        connection.execute(_SESSION.encode())
+        # The server may not have seen that an earlier connection has ended.
+        connection.execute(
+            f"SELECT pg_terminate_backend(pid, 5000) FROM {_LOCKED} AND {_KEY} = %s",  # noqa: S608 - ours
+            (self._owner,),
+        )
+        until = time.monotonic() + _LOCK_PATIENCE
+        # The owner's lock comes last: whoever takes over believes that its rows are in good hands.
+        for key, words in (*self._locks.items(), (self._owner, "the owner's number")):
+            while not _first(connection, "SELECT pg_try_advisory_lock(%s)", (key,)):
+                if time.monotonic() > until:
+                    return words
+                time.sleep(_BETWEEN_TRIES)
+        self._process = _first(connection, "SELECT pg_backend_pid()")
+        return None
+
+    def _connected(self) -> Connection:
+        """Return the connection. If it was lost, make another one, and take the locks again."""
+        if self._connection is None or self._connection.closed:
+            self._connection = None
+            connection = _connect(self._url)
+            try:
+                if self.lost is None and (words := self._own(connection)) is not None:
+                    self.lost = f"another process has taken over {words}"
+                    connection.execute("SELECT pg_advisory_unlock_all()")
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def commit(self, batch: Batch[Connection]) -> None:
+        """Carry out operations in a transaction.
+
+        If the connection is lost, even during the commit, they are carried out again, so a second time
+        must change nothing. If one of them fails, the others are carried out alone.
+        """
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                ends = self._transaction(batch)
+            except JournalError as error:
+                self.close()
+                return fail(batch, error)
+            except psycopg.Error as error:
+                if self._is_of_an_operation(error):
+                    if len(batch) > 1:
+                        for operation in batch:
+                            self.commit([operation])
+                        return None
+                    return fail(batch, failure(self._url, error))
+                if time.monotonic() > until:
+                    return fail(batch, failure(self._url, error))
+                time.sleep(_BETWEEN_TRIES)
+            else:
+                for end in ends:
+                    end()
+                return None
+
+    def _transaction(self, batch: Batch[Connection]) -> list[Callable[[], object]]:
+        connection = self._connected()
+        connection.execute("BEGIN")
+        if self.lost is None and _first(connection, "SELECT pg_backend_pid()") != self._process:
+            raise JournalError(
+                f"{without_password(self._url)} is a pooler that changes connections between "
+                "transactions, so locks are lost there: connect to the server itself"
+            )
+        ends = carry_out(connection, batch, psycopg.Error)
+        connection.execute("COMMIT")
+        return ends
+
+    def _is_of_an_operation(self, error: psycopg.Error) -> bool:
+        """Roll back. Return whether an operation is wrong, so that it would fail again."""
+        if self._connection is None or self._connection.closed:
+            return False
+        with contextlib.suppress(psycopg.Error):
+            self._connection.execute("ROLLBACK")
+        return not isinstance(error, _AGAIN)
+
+    def keep_alive(self) -> None:
+        """Show the server that this process lives."""
+        with contextlib.suppress(psycopg.Error):  # the next operation tries again
+            self._connected().execute("SELECT 1")
+
+    def close(self) -> None:
+        """Give up all locks."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.execute("SELECT pg_advisory_unlock_all()")
+            connection.close()
+
+
+def _first(connection: Connection, query: LiteralString, values: Sequence[object] = ()) -> Any:
+    """Return the first value of the first row."""
+    found = connection.execute(query, values).fetchone()
+    return None if found is None else found[0]
+
+
+def failure(url: str, error: psycopg.Error) -> JournalError:
+    """Return what an error of PostgreSQL means."""
+    text = error.diag.message_primary or next(iter(str(error).splitlines()), "no connection")
+    return JournalError(f"{without_password(url)} cannot be used: {text}")

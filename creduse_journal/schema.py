@@ -1,0 +1,48 @@
+"""The table of entries in PostgreSQL. It needs no driver. What is done with it does not belong here.
+
+`Journal` and ``creduse bulk follow`` make it if it is not there. An app that inserts entries can make it in
+a migration of its own.
+"""
+
+from typing import Final
+
+TABLE: Final = "creduse_entries"
+
+STATEMENTS: Final = (
+    """CREATE TABLE creduse_entries (
+    id text PRIMARY KEY CHECK (id ~ '\\S'),
+    method text NOT NULL CHECK (method IN ('add', 'subtract', 'start_cycle', 'stop_cycle')),
+    end_user_id uuid NOT NULL,
+    amount numeric CHECK (amount >= 0 AND amount < 1e3000 AND amount = trunc(amount)),
+    validity_days numeric DEFAULT 31 CHECK (
+        validity_days >= 0 AND validity_days < 1e3000 AND validity_days = trunc(validity_days)
+    ),
+    queued boolean NOT NULL DEFAULT true,
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    state text NOT NULL DEFAULT 'free'
+        CHECK (state IN ('free', 'claimed', 'applied', 'refused', 'unclear')),
+    claim text,
+    owner bigint,
+    base_url text,
+    began_at double precision,
+    before text,
+    event text,
+    status integer,
+    error_code text,
+    body bytea,
+    note text,
+    ended_at double precision,
+    changed_at double precision NOT NULL DEFAULT extract(epoch FROM clock_timestamp()),
+    CHECK ((amount IS NULL) = (method = 'stop_cycle'))
+)""",
+    # Those that wait, in the order in which they were inserted.
+    "CREATE INDEX creduse_entries_queue ON creduse_entries (number) WHERE state = 'free' AND queued",
+    # One call at a time for a user, and none after an unclear one.
+    """CREATE INDEX creduse_entries_open ON creduse_entries (end_user_id)
+    WHERE state IN ('claimed', 'unclear')""",
+    "CREATE INDEX creduse_entries_users ON creduse_entries (end_user_id)",
+)
+
+POSTGRES_SCHEMA: Final = "".join(f"{statement};\n" for statement in STATEMENTS)
+"""SQL that makes the table in which `Journal` keeps its entries, and from which ``creduse bulk follow``
+delivers those that an app has inserted."""
