@@ -25,8 +25,11 @@ from unittest.mock import patch
 from benchmarks.__main__ import Process
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_bulk._driver import Settings
-from creduse_bulk._items import Claim, Ended, Items
-from creduse_bulk._run import CONCURRENCY, Run, Stop
+from creduse_bulk._input import Overview
+from creduse_bulk._items import Claim, Ended
+from creduse_bulk._run import Run
+from creduse_bulk._sending import CONCURRENCY, Stop
+from creduse_bulk._sqlite import SqliteItems
 from creduse_core import AsyncCoreClient, CreduseProtocol, Secret
 from creduse_journal import State
 
@@ -110,7 +113,7 @@ async def bulk(path: Path, base_url: str, lines: int, concurrency: int) -> float
     async with client_of(base_url) as client:
         with Run(client.protocol, "add", path) as run:
             begun = time.perf_counter()
-            settings = Settings(concurrency, None, balance_first=False, shard=None)
+            settings = Settings(concurrency, None, balance_first=False)
             progress = await run.send_until(Stop(), client, settings, None)
             seconds = time.perf_counter() - begun
     assert progress.applied == lines
@@ -119,7 +122,7 @@ async def bulk(path: Path, base_url: str, lines: int, concurrency: int) -> float
 
 async def bulk_without_journal(path: Path, base_url: str, lines: int, concurrency: int) -> float:
     """Send as a bulk run does, but write nothing down."""
-    with patch("creduse_bulk._run.Items", NoJournal):
+    with patch("creduse_bulk._sqlite.SqliteItems", NoJournal):
         return await bulk(path, base_url, lines, concurrency)
 
 
@@ -173,10 +176,17 @@ def fill(path: Path, base_url: str, lines: int) -> None:
     assert child.returncode == -signal.SIGKILL
 
 
+def open_items(run: Run, overview: Overview | None) -> SqliteItems:
+    """Open the journal of a run."""
+    items = run.place.open(run._identity, Secret(KEY), overview)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(items, SqliteItems)
+    return items
+
+
 def child_fill(path: Path, base_url: str, lines: int) -> None:
     """Write rows, claim some lines, and die."""
     with Run(CreduseProtocol(KEY, base_url), "add", path) as run:
-        items = Items(run.journal, run._identity, Secret(KEY), {"items": lines, "total": "1"})  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        items = open_items(run, Overview(lines, 1))
 
     def insert(database: sqlite3.Connection) -> None:
         database.execute(
@@ -209,7 +219,7 @@ def child_open(path: Path, base_url: str, _: int) -> None:
     """Open a journal after a kill."""
     with Run(CreduseProtocol(KEY, base_url), "add", path) as run:
         begun = time.perf_counter()
-        items = Items(run.journal, run._identity, Secret(KEY), {})  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        items = open_items(run, None)
         print(time.perf_counter() - begun)
     items.close()
 
@@ -220,7 +230,7 @@ def child_go_on(path: Path, base_url: str, _: int) -> None:
     async def main() -> None:
         async with client_of(base_url) as client:
             with Run(client.protocol, "add", path) as run:
-                settings = Settings(CONCURRENCY, None, balance_first=False, shard=None)
+                settings = Settings(CONCURRENCY, None, balance_first=False)
                 progress = await run.send_until(Stop(), client, settings, None)
                 assert (progress.waiting, progress.unclear) == (0, 48), progress
 

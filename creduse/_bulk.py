@@ -28,15 +28,18 @@ import anyio
 
 from creduse_bulk import InputError, Progress, Shard, report, status
 from creduse_bulk._driver import Settings
+from creduse_bulk._follow import Follower, settings_of
 from creduse_bulk._input import COLUMNS
 from creduse_bulk._probe import Findings, from_json, probe, to_json
 from creduse_bulk._report import STATES
 from creduse_bulk._resolve import Decision, Resolution
-from creduse_bulk._run import CONCURRENCY, Run, Stop, check_settings, make_client
+from creduse_bulk._run import Run
+from creduse_bulk._sending import CONCURRENCY, Sends, Stop, check_settings, make_client
 from creduse_core import TIMEOUT, AsyncCoreClient, CreduseError, Evidence
 from creduse_core.arguments import checked_user_id
 from creduse_core.secret import Secret
-from creduse_journal import Change, JournalError
+from creduse_journal import Change, InUseError, JournalError, UnavailableError
+from creduse_journal.urls import is_url, without_password
 
 from ._calls import write
 
@@ -45,9 +48,14 @@ STATUSES: Final = {
     1: "some were refused, all others are applied",
     2: "wrong usage, settings or file; nothing was sent",
     3: "some are unclear, or wait for these: see creduse bulk resolve",
-    75: "some can still be sent: the same command goes on",
+    75: "some can still be sent, or the journal is in use: the same command goes on",
 }
 """What each exit status of a run means."""
+_OF_FOLLOW: Final = {
+    0: "a signal has stopped it",
+    2: "wrong usage or settings; nothing was sent",
+    75: "another process follows, the database cannot be reached, or the service fails: try again",
+}
 _OF_REPORT: Final = {
     0: "the report was printed",
     2: "wrong usage or file, or the report cannot be written",
@@ -83,6 +91,7 @@ _METHODS: Final[Mapping[str, _Method]] = {
 }
 _OTHER_COMMANDS: Final = {
     "status FILE": "show how far a run is",
+    "follow": "make the calls that apps insert into PostgreSQL, as they come",
     "report FILE": "print the file with what became of each line",
     "resolve FILE": "find out about unclear lines, and decide",
     "probe USER": "find out how the service keeps balances, for resolve",
@@ -121,6 +130,14 @@ def _shard(text: str) -> Shard:
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError("it must be one of 1/S to S/S, such as 2/4")
     return Shard(int(found[1]), int(found[2]))
+
+
+def _journal(text: str) -> str:
+    try:
+        is_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _text(*parts: str) -> str:
@@ -162,6 +179,7 @@ def add_parsers(commands: Any) -> None:
     bulk.set_defaults(prepare=no_command)
     for name, method in _METHODS.items():
         _add_sending(parsers, name, method)
+    _add_follow(parsers)
     _add_reading(parsers)
     _add_resolve(parsers)
     _add_probe(parsers)
@@ -187,10 +205,20 @@ def _add(
 def _add_file(parser: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="CSV with a header, or JSON Lines")
     parser.add_argument(
-        "--journal", metavar="PATH", help="the journal (default: FILE.journal, beside the file)"
+        "--journal",
+        metavar="WHERE",
+        type=_journal,
+        help=(
+            "the journal: a file (default: FILE.journal, beside the file), or the URL of a PostgreSQL "
+            "database, such as postgresql://user@host/database"
+        ),
     )
+    _add_shard(parser)
+
+
+def _add_shard(parser: Any) -> None:
     parser.add_argument(
-        "--shard", metavar="K/S", type=_shard, help="only part K of S; each has its own journal"
+        "--shard", metavar="K/S", type=_shard, help="only part K of S; a user is always in one part"
     )
 
 
@@ -203,6 +231,9 @@ def _add_service(parser: Any) -> None:
         metavar="SECONDS",
         help="timeout of a call (default: %(default)g)",
     )
+
+
+def _add_yes(parser: Any) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -220,6 +251,12 @@ def _add_sending(parsers: Any, name: str, method: _Method) -> None:
     )
     _add_file(parser)
     _add_service(parser)
+    _add_yes(parser)
+    _add_speed(parser)
+    _add_json(parser)
+
+
+def _add_speed(parser: Any) -> None:
     parser.add_argument(
         "--concurrency",
         type=_whole,
@@ -227,15 +264,35 @@ def _add_sending(parsers: Any, name: str, method: _Method) -> None:
         metavar="N",
         help=(
             "calls in flight at once, at most 100 (default: %(default)s); after a kill, at most "
-            "three times as many lines are unclear"
+            "three times as many are unclear"
         ),
     )
-    parser.add_argument("--rate", type=_number, metavar="N", help="at most N lines a second")
+    parser.add_argument("--rate", type=_number, metavar="N", help="at most N calls a second")
     parser.add_argument(
         "--balance-first",
         action="store_true",
-        help="read each balance before, so that resolve can find out more; needed for subtract",
+        help="read each balance before, so that more can be proved later; needed for subtract",
     )
+
+
+def _add_follow(parsers: Any) -> None:
+    parser = _add(
+        parsers,
+        "follow",
+        "Make the calls that apps insert into the table creduse_entries, each at most once, until a "
+        "signal stops it.",
+        _prepare_follow,
+        _epilog(_OF_FOLLOW),
+    )
+    parser.add_argument(
+        "--journal",
+        metavar="URL",
+        required=True,
+        help="the PostgreSQL database, such as postgresql://user@host/database",
+    )
+    _add_shard(parser)
+    _add_service(parser)
+    _add_speed(parser)
     _add_json(parser)
 
 
@@ -265,6 +322,7 @@ def _add_resolve(parsers: Any) -> None:
     )
     _add_file(parser)
     _add_service(parser)
+    _add_yes(parser)
     parser.add_argument(
         "--findings",
         metavar="PATH",
@@ -298,6 +356,7 @@ def _add_probe(parsers: Any) -> None:
     )
     parser.add_argument("end_user_id", metavar="USER", help="a UUID that no real user has")
     _add_service(parser)
+    _add_yes(parser)
 
 
 # Output
@@ -335,7 +394,11 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _counts(progress: Progress) -> str:
+def _as_json(progress: Progress, **more: int) -> str:
+    return json.dumps(asdict(progress) | {"waiting": progress.waiting} | more)
+
+
+def _counts(progress: Progress, noun: str = "line") -> str:
     counts = {
         "applied": progress.applied,
         "refused": progress.refused,
@@ -344,15 +407,14 @@ def _counts(progress: Progress) -> str:
         "waiting": progress.waiting,
     }
     parts = [f"{count:,} {name}" for name, count in counts.items() if count or name == "applied"]
-    return f"{_count(progress.items, 'line')}: {', '.join(parts)}"
+    return f"{_count(progress.items, noun)}: {', '.join(parts)}"
 
 
 def _show(arguments: argparse.Namespace, progress: Progress) -> int:
     """Print how far a run is, and what to do next. Return the exit status."""
     status = progress.exit_status
     if getattr(arguments, "json", False):
-        counts = asdict(progress) | {"waiting": progress.waiting, "exit_status": status}
-        _tell(sys.stdout, json.dumps(counts))
+        _tell(sys.stdout, _as_json(progress, exit_status=status))
         return status
     lines = [_counts(progress)]
     if progress.is_going_on:
@@ -383,7 +445,8 @@ def _show_end(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def _again(arguments: argparse.Namespace, command: str) -> str:
     """Return a command about the same run."""
-    flags = {"--journal": arguments.journal, "--shard": arguments.shard}
+    journal = arguments.journal and without_password(arguments.journal)
+    flags = {"--journal": journal, "--shard": arguments.shard}
     if command == "resolve":
         flags["--base-url"] = getattr(arguments, "base_url", None)
     rest = [part for name, value in flags.items() if value for part in (name, str(value))]
@@ -440,33 +503,42 @@ def _held(progress: Progress) -> str | None:
     if progress.stopped is None or not progress.in_flight:
         return progress.pause
     responses = _count(progress.in_flight, "response")
-    return f"stopping: waits for {responses}; without them, these lines are unclear"
+    return f"stopping: waits for {responses}; without them, these are unclear"
 
 
 class Lines:
-    """Lines of progress: one in ``between`` seconds at most, and one when nothing is sent any more."""
+    """Lines of progress: one in ``between`` seconds at most, and one when nothing is sent any more.
 
-    def __init__(self, done: int, between: float) -> None:
+    Without an end, there is none either as long as nothing happens.
+    """
+
+    def __init__(
+        self, done: int, between: float, *, has_end: bool = True, beginning: str | None = None
+    ) -> None:
         self._between = between
         self._at = time.monotonic()
-        self._done = done
+        self._done: int = done
+        self._has_end = has_end
+        self._beginning = beginning
         self._was_held = False
 
     def show(self, progress: Progress) -> None:
         """Write a line if it is time."""
+        if self._beginning is not None:
+            _tell(sys.stderr, self._beginning)
+            self._beginning = None
         now, done, held = time.monotonic(), _done(progress), _held(progress)
         passed, is_news = now - self._at, bool(held) and not self._was_held
         self._was_held = bool(held)
-        if passed < self._between and not is_news:
+        if not is_news and (
+            passed < self._between or (not self._has_end and done == self._done and not held)
+        ):
             return
-        what = held or _speed(progress, (done - self._done) / passed)
+        rate = (done - self._done) / passed
         self._at, self._done = now, done
-        _tell(sys.stderr, f"{_counts(progress)}; {what}")
-
-
-def _speed(progress: Progress, rate: float) -> str:
-    left = f"; about {_time(progress.waiting / rate)} left" if rate else ""
-    return f"{rate:,.0f} a second{left}"
+        left = f"; about {_time(progress.waiting / rate)} left" if rate and self._has_end else ""
+        what = held or f"{rate:,.0f} a second{left}"
+        _tell(sys.stderr, f"{_counts(progress, 'line' if self._has_end else 'call')}; {what}")
 
 
 def _time(seconds: float) -> str:
@@ -499,9 +571,9 @@ def _guarded(act: Callable[[], int]) -> Callable[[], int]:
                 warnings.simplefilter("always", UserWarning)
                 warnings.showwarning = warn
                 return act()
-        except (InputError, JournalError) as error:
+        except (ImportError, InputError, JournalError) as error:
             _tell(sys.stderr, f"creduse: {error}")
-            return 2
+            return 75 if isinstance(error, InUseError | UnavailableError) else 2
 
     return run
 
@@ -564,22 +636,26 @@ def _overview(run: Run, method: str, file: str, base_url: str, *, balance_first:
 
 def _send_all(arguments: argparse.Namespace, client: AsyncCoreClient, run: Run) -> Progress | None:
     """Send what is waiting. Return ``None`` if the journal fails once something may have been sent."""
-    settings = Settings(
-        arguments.concurrency, arguments.rate, arguments.balance_first, arguments.shard
-    )
+    settings = Settings(arguments.concurrency, arguments.rate, arguments.balance_first)
+    with _display(run) as display:
+        return _send_until_signal(client, run, settings, display)
+
+
+def _send_until_signal(
+    client: AsyncCoreClient, what: Sends, settings: Settings, display: Callable[[Progress], None]
+) -> Progress | None:
+    """Send until a signal stops it. Return ``None`` if the journal fails meanwhile."""
     stop, has_begun = Stop(), False
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal has_begun
+        has_begun = True
+        display(progress)
 
     async def main() -> Progress:
         _handle_signals(stop.handler(asyncio.get_running_loop()))
         async with client:
-            with _display(run) as display:
-
-                def on_progress(progress: Progress) -> None:
-                    nonlocal has_begun
-                    has_begun = True
-                    display(progress)
-
-                return await run.send_until(stop, client, settings, on_progress)
+            return await what.send_until(stop, client, settings, on_progress)
 
     try:
         return anyio.run(main)
@@ -589,7 +665,7 @@ def _send_all(arguments: argparse.Namespace, client: AsyncCoreClient, run: Run) 
         _tell(sys.stderr, f"creduse: stopped: {error}")
         return None
     finally:
-        _handle_signals(signal.SIG_IGN)  # how far the run came is always shown
+        _handle_signals(signal.SIG_IGN)  # how far it came is always shown
 
 
 def _handle_signals(handler: Any) -> None:
@@ -597,6 +673,32 @@ def _handle_signals(handler: Any) -> None:
     with suppress(ValueError):  # only the main thread sets handlers
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, handler)
+
+
+def _prepare_follow(arguments: argparse.Namespace) -> Callable[[], int]:
+    settings = settings_of(
+        arguments.concurrency, arguments.rate, balance_first=arguments.balance_first
+    )
+    follower = Follower(arguments.journal, arguments.shard)
+    return _guarded(partial(_follow, arguments, _client(arguments), follower, settings))
+
+
+def _follow(
+    arguments: argparse.Namespace,
+    client: AsyncCoreClient,
+    follower: Follower,
+    settings: Settings,
+) -> int:
+    where = f"{without_password(arguments.journal)} to {client.protocol.base_url}"
+    lines = Lines(0, BETWEEN_LINES, has_end=False, beginning=f"creduse: following {where}")
+    progress = _send_until_signal(client, follower, settings, lines.show)
+    if progress is None:
+        return 75
+    is_signal = progress.stopped in signal.Signals.__members__
+    if not is_signal:
+        _tell(sys.stderr, f"creduse: stopped: {progress.stopped}")
+    _tell(sys.stdout, _as_json(progress) if arguments.json else _counts(progress, "call"))
+    return 0 if is_signal else 75
 
 
 def _prepare_status(arguments: argparse.Namespace) -> Callable[[], int]:

@@ -10,10 +10,21 @@ The command ``creduse bulk add grants.csv`` does the same. The same call, or com
 earlier one stopped.
 """
 
+from ._follow import follow, follow_async
 from ._input import Shard
 from ._progress import Progress, status
 from ._records import InputError
 from ._report import report
 from ._run import run, run_async
 
-__all__ = ["InputError", "Progress", "Shard", "report", "run", "run_async", "status"]
+__all__ = [
+    "InputError",
+    "Progress",
+    "Shard",
+    "follow",
+    "follow_async",
+    "report",
+    "run",
+    "run_async",
+    "status",
+]

@@ -7,7 +7,7 @@ one, and the next claims. Files, and what a caller sees of a run, do not belong 
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,14 +25,15 @@ from creduse_core import (
 )
 from creduse_core import State as CallState
 from creduse_core.retry import retry_after
-from creduse_journal import Change, JournalError, readings
-from creduse_journal._states import change_of
+from creduse_journal import Change, JournalError, LostError, readings
+from creduse_journal._states import LONGEST_CLAIM, change_of
 from creduse_journal.committer import wait_for
 
-from ._input import Input, Item, Shard
-from ._items import Claim, Ended, Items
+from ._input import Item
+from ._items import Claim, Ended, Writer
 from ._queue import Queue
-from ._records import InputError, Record
+from ._records import InputError
+from ._source import Source
 from ._window import End, Window
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ if TYPE_CHECKING:
 AHEAD: Final = 3
 """The largest window, as a multiple of ``concurrency``. After a kill, so many items may be unclear."""
 PATIENCE: Final = 900.0
-"""Seconds without any item that the service has carried out or refused, after which a run stops."""
+"""The patience of a run that has an end."""
 
 _READ_AHEAD: Final = 3000
 """Items in the queue. A shorter one could hold the items of a single user, sent one at a time."""
+_FEW: Final = 1000
+"""If fewer items came, there may be no more at the moment."""
 FIRST_PROBE: Final = 1.0
 """Seconds before the first balance that finds out whether the service is back. They double."""
 _LONGEST_PROBE: Final = 60.0
@@ -69,7 +72,8 @@ class Settings:
     rate: float | None
     """The largest number of items a second."""
     balance_first: bool
-    shard: Shard | None
+    patience: float = PATIENCE
+    """Seconds without any item that the service has carried out or refused, after which a run stops."""
 
 
 class Driver:
@@ -78,8 +82,8 @@ class Driver:
     def __init__(
         self,
         client: AsyncCoreClient,
-        source: Input,
-        items: Items,
+        source: Source,
+        items: Writer,
         settings: Settings,
         on_change: Callable[["Driver"], object],
     ) -> None:
@@ -94,15 +98,14 @@ class Driver:
         )
         self._client = client
         self._source = source
-        self._make_call = _CALLS[source.method]
-        self._chunks: Iterator[list[Record]] | None = source.chunks()
+        self._read_at = -math.inf  # inf at the end
         self._items = items
         self._settings = settings
         self._on_change = on_change
         self._queue = Queue()
         # Claimed items wait for a worker, so that no worker waits for the disk.
         self._window = Window(AHEAD * settings.concurrency)
-        self._claimed: deque[Item] = deque()
+        self._claimed: deque[tuple[Item, float]] = deque()
         self._idle: list[anyio.Event] = []
         self._pace = Pace()
         self._next_at = 0.0
@@ -123,6 +126,11 @@ class Driver:
         """Why the run stops, or ``None``."""
         self.pause: str | None = None
         """Why nothing is sent at the moment, or ``None``."""
+
+    @property
+    def waiting(self) -> int:
+        """How many items are in the queue."""
+        return len(self._queue)
 
     def stop(self, why: str) -> None:
         """Send no more items, and end when those in flight have ended."""
@@ -165,7 +173,7 @@ class Driver:
             return False
         if self.stopped is not None:
             return True
-        return self._chunks is None and not self._queue and not self._ready
+        return self._read_at == math.inf and not self._queue and not self._ready
 
     async def _step(self, tasks: "TaskGroup") -> None:
         """Do what can be done now, or wait."""
@@ -175,7 +183,7 @@ class Driver:
         if self._window.is_closed and not self.in_flight and self.stopped is None:
             await self._commit([])
             await self._wait_for_service()
-        wait = self._choose(tasks)
+        wait = min(self._choose(tasks), self._until_read())
         ready, self._ready = ([] if self.stopped is not None else self._ready), []
         if ready or self._ended:
             await self._commit(ready)
@@ -186,23 +194,29 @@ class Driver:
 
     async def _read_ahead(self) -> None:
         """Fill the queue with items that must be sent."""
-        while len(self._queue) < _READ_AHEAD and self._chunks is not None and self.stopped is None:
+        while (
+            len(self._queue) < _READ_AHEAD
+            and self._read_at <= time.monotonic()
+            and self.stopped is None
+        ):
             try:
-                chunk = next(self._chunks, None)
+                items = await self._source.more()
             except InputError as error:
                 self.stop(str(error))
                 return
-            if chunk is None:
-                self._chunks = None
+            if items is None:
+                self._read_at = math.inf
                 return
-            taken = await wait_for(self._items.taken(chunk[0].number, chunk[-1].number))
-            if len(taken) == len(chunk):  # after a restart, most are
-                continue
-            for record in chunk:
-                if record.number not in taken:
-                    item = self._source.item(record)
-                    if self._settings.shard is None or self._settings.shard.has(item.user):
-                        self._queue.put(item)
+            if len(items) < _FEW:
+                self._read_at = time.monotonic() + self._source.interval
+            for item in items:
+                self._queue.put(item)
+
+    def _until_read(self) -> float:
+        """Return the seconds until more items must be read."""
+        if self.stopped is not None or len(self._queue) >= _READ_AHEAD:
+            return math.inf
+        return max(self._read_at - time.monotonic(), 0)
 
     def _choose(self, tasks: "TaskGroup") -> float:
         """Make items ready to be claimed, and return the seconds until the next one may be."""
@@ -288,8 +302,13 @@ class Driver:
         """Stop if the service has failed for long, or again and again."""
         if self._window.is_hopeless:
             self.stop("the service reads balances, but fails at each of the last lines")
-        elif self._bad_since is not None and time.monotonic() - self._bad_since > PATIENCE:
-            self.stop(f"the service has carried out nothing for {PATIENCE:g} seconds")
+        elif (
+            self._bad_since is not None
+            and time.monotonic() - self._bad_since > self._settings.patience
+        ):
+            self.stop(
+                f"the service has carried out nothing for {self._settings.patience:g} seconds"
+            )
 
     async def _commit(self, ready: list[tuple[Item, BalanceReading | None]]) -> None:
         """Write how items have ended, and claim others."""
@@ -304,10 +323,13 @@ class Driver:
         numbers = set[int]()
         # After `abort`, what is being claimed is released below.
         with anyio.CancelScope(shield=True):
-            numbers = await wait_for(self._items.write(ended, claims))
+            try:
+                numbers = await wait_for(self._items.write(ended, claims))
+            except LostError as error:
+                self.stop(str(error))
         for item, _ in ready:
             if item.number in numbers:
-                self._claimed.append(item)
+                self._claimed.append((item, now))
             else:  # another item of the user is unclear
                 self._pace.leave(item.number)
                 self._queue.done(item)
@@ -323,10 +345,13 @@ class Driver:
     def _release_claimed(self) -> None:
         """Give up the claims of items that were not sent."""
         while self._claimed:
-            item = self._claimed.pop()
-            self._pace.leave(item.number)
-            self._ended.append(Ended(item.number, Change.RELEASE, None, None, None))
-            self._queue.put_back(item)
+            self._release(self._claimed.pop()[0])
+
+    def _release(self, item: Item) -> None:
+        """Give up the claim of an item that was not sent."""
+        self._pace.leave(item.number)
+        self._ended.append(Ended(item.number, Change.RELEASE))
+        self._queue.put_back(item)
 
     async def _work(self) -> None:
         """Send claimed items until the run is over."""
@@ -336,9 +361,13 @@ class Driver:
                 self._idle.append(event)
                 await event.wait()
                 continue
-            item = self._claimed.popleft()
+            item, claimed_at = self._claimed.popleft()
+            if time.time() - claimed_at > LONGEST_CLAIM:
+                self._release(item)
+                self._wake.set()
+                continue
             self.in_flight += 1
-            call = self._make_call(self._protocol, item)
+            call = _CALLS[item.method](self._protocol, item)
             error: CreduseError | None = None
             try:
                 await self._client.run(call)
@@ -372,7 +401,8 @@ class Driver:
         if self._rejections >= _REJECTIONS:
             self.stop(f"the service rejects one line after another: {self._problem}")
         self.counts[change] += 1
-        self._ended.append(Ended(item.number, change, event, status, code))
+        body = None if response is None else response.body
+        self._ended.append(Ended(item.number, change, event, status, code, body))
         if change is Change.RELEASE:
             self._queue.put_back(item)
         else:

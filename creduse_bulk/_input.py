@@ -5,7 +5,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +44,7 @@ class Item(NamedTuple):
 
     number: int
     """The number of its record."""
+    method: str
     user: UUID
     amount: int | None
     validity_days: int | None
@@ -59,6 +60,8 @@ class Overview:
     users: int = 0
     ignored: tuple[str, ...] = ()
     """Columns that are not used."""
+    parts: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    """Items and their amounts in each shard of the file, by its number."""
 
 
 class Input(Records):
@@ -102,7 +105,7 @@ class Input(Records):
         if self.is_json:
             self._check_columns(values)
         try:
-            return Item(number, *_READERS[self.method](values))
+            return Item(number, self.method, *_READERS[self.method](values))
         except TypeError as error:
             raise ValueError(str(error)) from None
 
@@ -139,10 +142,11 @@ class Input(Records):
                     continue
                 if self.is_json:
                     names |= dict.fromkeys(values)
-                is_ours = shard is None or shard.has(item.user)
+                part = shard_of(item.user, 1 if shard is None else shard.count)
+                is_ours = shard is None or part == shard.number
                 rows.append((record.line, item.user.bytes if is_ours else None, item_id))
-                overview.items += is_ours
-                overview.total += (item.amount or 0) if is_ours else 0
+                items, total = overview.parts.get(part, (0, 0))
+                overview.parts[part] = items + 1, total + (item.amount or 0)
             seen.executemany("INSERT INTO seen VALUES (?, ?, ?)", rows)
             if len(problems) >= MOST_PROBLEMS:
                 break
@@ -152,6 +156,9 @@ class Input(Records):
         ]
         check_problems(self.path, problems)
         ((overview.users,),) = seen.execute("SELECT count(DISTINCT user) FROM seen")
+        overview.items, overview.total = overview.parts.get(
+            1 if shard is None else shard.number, (0, 0)
+        )
         overview.ignored = tuple(name for name in names if name not in _KNOWN)
         return overview
 
@@ -238,5 +245,12 @@ class Shard:
 
     def has(self, user: UUID) -> bool:
         """Return whether a user is in this part."""
-        digest = hashlib.sha256(user.bytes).digest()
-        return int.from_bytes(digest[:8]) % self.count == self.number - 1
+        return shard_of(user, self.count) == self.number
+
+
+def shard_of(user: UUID, count: int) -> int:
+    """Return the number of a user's part, of ``count`` parts."""
+    if count == 1:
+        return 1
+    digest = hashlib.sha256(user.bytes).digest()
+    return int.from_bytes(digest[:8]) % count + 1

@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from creduse_journal import JournalError, State
-from creduse_journal.database import is_in_use
+from creduse_journal.urls import is_url
 
 from ._input import Shard
-from ._items import Begun, begun, check_shard, counts, open_to_read
+from ._items import Begun, Place, check_identity
 from ._records import InputError
+from ._sqlite import SqlitePlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,19 @@ def name_of(shard: Shard | None) -> str:
     return "the whole file" if shard is None else f"shard {shard}"
 
 
-def journal_of(file: Path, journal: str | PathLike[str] | None, shard: Shard | None) -> Path:
+def place_of(file: Path, journal: str | PathLike[str] | None, shard: Shard | None) -> Place:
     """Return where the journal of a file, or of a shard, is: beside the file by default."""
+    if not file.name:
+        raise InputError(f"{file} must be a file")
+    if is_url(journal):
+        from ._postgres import PostgresPlace  # noqa: PLC0415 - it may not be installed
+
+        return PostgresPlace(journal, file.name, shard)
     part = "" if shard is None else f".{shard.number}-of-{shard.count}"
     path = Path(f"{file}{part}.journal" if journal is None else journal)
-    for it in (file, path):
-        if not it.name:
-            raise InputError(f"{it} must be a file")
-    return path
+    if not path.name:
+        raise InputError(f"{path} must be a file")
+    return SqlitePlace(path)
 
 
 def check_alone(file: Path, shard: Shard | None) -> None:
@@ -80,53 +86,47 @@ def check_alone(file: Path, shard: Shard | None) -> None:
     """
     of_shards = re.compile(re.escape(file.name) + r"\.[0-9]+-of-[0-9]+\.journal")
     shards = sorted(it for it in file.parent.iterdir() if of_shards.fullmatch(it.name))
-    for journal in (journal_of(file, None, None), *shards):
-        found = read_journal(journal)
+    for place in (place_of(file, None, None), *map(SqlitePlace, shards)):
+        found = read_journal(place)
         if found is None:
             continue
         part = found[0].identity.shard
         if part.partition("/")[2] != ("" if shard is None else str(shard.count)):
             raise JournalError(
-                f"{journal}: a run of {part} has begun, so {name_of(shard)} cannot be sent: lines would "
+                f"{place}: a run of {part} has begun, so {name_of(shard)} cannot be sent: lines would "
                 "be sent twice"
             )
 
 
-def read_journal(journal: Path) -> tuple[Begun, Progress] | None:
+def read_journal(place: Place) -> tuple[Begun, Progress] | None:
     """Return what a journal says of its run, and how far it is; or ``None`` if it has not begun.
 
     Another process may be its owner, which sends just now.
     """
-    if not journal.exists():
-        return None
-    is_going_on = is_in_use(journal)
-    with open_to_read(journal) as database:
-        run = begun(database)
-        if run is None:
+    with place.read() as reader:
+        run = None if reader is None else reader.begun()
+        if reader is None or run is None:
             return None
-        states = counts(database)
-    claimed = states[State.CLAIMED]
-    if not is_going_on:  # the process that sent them is dead
-        states[State.UNCLEAR] += claimed
-        claimed = 0
+        states, is_going_on = reader.counts(), reader.is_going_on
     stopped = None if is_going_on else run.stopped
-    return run, progress_of(run.items, states, claimed, None, stopped, is_going_on)
+    return run, progress_of(run.items, states, states[State.CLAIMED], None, stopped, is_going_on)
 
 
 def read_begun(
     file: Path, journal: str | PathLike[str] | None, shard: Shard | None
-) -> tuple[Path, Begun, Progress]:
+) -> tuple[Place, Begun, Progress]:
     """Return where the journal of a run is, what it says, and how far the run is.
 
     Raises:
         JournalError: No run has begun, or the journal cannot be read.
     """
-    path = journal_of(file, journal, shard)
-    found = read_journal(path)
+    place = place_of(file, journal, shard)
+    found = read_journal(place)
     if found is None:
-        raise JournalError(f"{path}: no run of {file} has begun")
-    check_shard(path, found[0].identity, name_of(shard))
-    return path, *found
+        raise JournalError(f"{place}: no run of {file} has begun")
+    kept = found[0].identity
+    check_identity(place, kept, replace(kept, shard=name_of(shard)))
+    return place, *found
 
 
 def status(

@@ -13,7 +13,7 @@ from creduse_core import Outcome
 from creduse_journal import State
 
 from ._input import Input, Shard
-from ._items import Row, check_identity, open_to_read, rows
+from ._items import Row, check_identity
 from ._progress import read_begun
 from ._records import Record
 
@@ -58,12 +58,13 @@ def report(
         raise ValueError(f"only must be one of {', '.join(_OUTCOMES)}, not {only!r}")
     path = Path(file)
     where, begun, _ = read_begun(path, journal, shard)
-    with Input(path, begun.identity.method) as source, open_to_read(where) as database:
+    with Input(path, begun.identity.method) as source, where.read() as reader:
+        assert reader is not None  # noqa: S101 - it was read before
         check_identity(where, begun.identity, replace(begun.identity, digest=source.digest))
         columns = [*(name for name in source.columns if name not in ADDED), *ADDED]
         if not source.is_json:
             yield _csv_line(columns)
-        for record, row in matched(source, rows(database), shard):
+        for record, row in matched(source, reader.rows(), shard):
             added = _added(record, row)
             if only is not None and added["state"] != only:
                 continue

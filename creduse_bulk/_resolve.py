@@ -31,7 +31,7 @@ from creduse_journal import RULES, Change, State, readings
 from creduse_journal.committer import wait_for
 
 from ._input import Input, Item, Shard
-from ._items import Items, Row, open_to_read, rows, unclear_users
+from ._items import Row
 from ._progress import Progress, progress_of, read_begun
 from ._records import InputError, Records, Values, check_problems, shown
 from ._report import STATES, matched
@@ -86,12 +86,12 @@ class Resolution:
         shard: Shard | None = None,
     ) -> None:
         self._shard = shard
-        self._path, self._begun, _ = read_begun(Path(file), journal, shard)
+        self._place, self._begun, _ = read_begun(Path(file), journal, shard)
         kept = self._begun.identity
         with ExitStack() as stack:
             self._input = stack.enter_context(Input(Path(file), kept.method))
             found = replace(kept, digest=self._input.digest, base_url=protocol.base_url)
-            self._items = Items(self._path, found, protocol.api_key, {})
+            self._items = self._place.open(found, protocol.api_key, None)
             stack.callback(self._items.close)
             self.unclear: tuple[Unclear, ...] = tuple(self._find())
             """The unclear items, in the order of the file."""
@@ -111,9 +111,10 @@ class Resolution:
     def _find(self) -> Iterable[Unclear]:
         calls: dict[UUID, dict[int, tuple[CallRecord, datetime]]] = defaultdict(dict)
         unclear: list[tuple[int, Item]] = []
-        with open_to_read(self._path) as database:
-            users = unclear_users(database)
-            for record, row in matched(self._input, rows(database), self._shard):
+        with self._place.read() as reader:
+            assert reader is not None  # noqa: S101 - it is open
+            users = reader.unclear_users()
+            for record, row in matched(self._input, reader.rows(), self._shard):
                 if row is None or row.user not in users or row.state not in _OUTCOMES:
                     continue
                 item = self._input.item(record)
@@ -195,8 +196,9 @@ class Resolution:
         """
         decided, problems = _read_decisions(path)
         decisions: list[Decision] = []
-        with open_to_read(self._path) as database:
-            for record, row in matched(self._input, rows(database), self._shard):
+        with self._place.read() as reader:
+            assert reader is not None  # noqa: S101 - it is open
+            for record, row in matched(self._input, reader.rows(), self._shard):
                 own = self._input.values(record)
                 keys = ("line", str(record.line)), ("id", str(own.get("id", "")))
                 found = [decided.pop(key) for key in keys if key in decided]

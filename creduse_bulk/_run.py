@@ -1,44 +1,29 @@
 """A run: an input file, its journal, and the client that sends. What the command prints is not here."""
 
-import asyncio
-import logging
-import math
-import signal
-import threading
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Final
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from creduse_core import TIMEOUT, AsyncCoreClient, CreduseProtocol
-from creduse_core.arguments import check_at_least_one, check_type
-from creduse_journal import RULES, State
+from creduse_core.arguments import check_type
 from creduse_journal.committer import wait_for
 
 from ._driver import Driver, Settings
 from ._input import COLUMNS, Input, Overview, Shard
-from ._items import Identity, Items, check_identity
-from ._progress import Progress, check_alone, journal_of, name_of, progress_of, read_journal
+from ._items import Identity, check_identity
+from ._progress import Progress, check_alone, name_of, place_of, read_journal
+from ._sending import CONCURRENCY, Reports, Stop, check_settings, make_client, send_here, to_its_end
+from ._source import FileSource
 
 if TYPE_CHECKING:
     from typing import Self
-
-CONCURRENCY: Final = 16
-"""Items in flight at once, by default."""
-MAX_CONCURRENCY: Final = 100
-"""As many connections as a client has."""
-
-_logger: Final = logging.getLogger("creduse")
-_BETWEEN_REPORTS: Final = 0.1
-"""Seconds."""
 
 
 class Run:
@@ -64,7 +49,7 @@ class Run:
         if shard is not None:
             check_type("shard", shard, Shard, "Shard(2, 4)")
         path = Path(file)
-        self.journal = journal_of(path, journal, shard)
+        self.place = place_of(path, journal, shard)
         self._shard = shard
         self.overview: Overview | None = None
         """What is in the file, if the run has not begun."""
@@ -73,21 +58,16 @@ class Run:
         with ExitStack() as stack:
             self._input = stack.enter_context(Input(path, method))
             self._identity = Identity(method, self._input.digest, protocol.base_url, name_of(shard))
-            found = read_journal(self.journal)
+            found = read_journal(self.place)
             if found is None:
                 if journal is None:
                     check_alone(path, shard)
                 self.overview = self._input.examine(shard)
                 self.items = self.overview.items
-                self._kept: dict[str, object] = {
-                    "items": self.items,
-                    "total": str(self.overview.total),
-                }
             else:
                 begun, self.before = found
-                check_identity(self.journal, begun.identity, self._identity)
+                check_identity(self.place, begun.identity, self._identity)
                 self.items = begun.items
-                self._kept = {}
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "Self":
@@ -110,137 +90,19 @@ class Run:
     ) -> Progress:
         """Send what is waiting, until somebody stops it. The task must not be cancelled."""
         key = client.protocol.api_key
-        items = await anyio.to_thread.run_sync(Items, self.journal, self._identity, key, self._kept)
+        items = await anyio.to_thread.run_sync(self.place.open, self._identity, key, self.overview)
         try:
-            report = _Reports(self.items, await wait_for(items.counts()), on_progress)
-            driver = Driver(client, self._input, items, settings, report.changed)
+            report = Reports(self.items, await wait_for(items.counts()), on_progress)
+            source = FileSource(self._input, items, self._shard)
+            driver = Driver(client, source, items, settings, report.changed)
             stop.attach(driver)
             await wait_for(items.set_stopped("its process ended"))
             await driver.run()
             await wait_for(items.set_stopped(driver.stopped))
-            report.changed(driver, at_once=True)
+            report.ended(driver, await wait_for(items.counts()))
         finally:
             await anyio.to_thread.run_sync(items.close)
         return report.progress
-
-
-class Stop:
-    """Whether a run shall stop. The first wish waits for what is in flight, and a second one does not."""
-
-    def __init__(self) -> None:
-        self._why: str | None = None
-        self._driver: Driver | None = None
-
-    def attach(self, driver: Driver) -> None:
-        """Pass on what was wished before the driver was made."""
-        self._driver = driver
-        if self._why is not None:
-            driver.stop(self._why)
-
-    def stop(self, why: str) -> None:
-        """Stop the run."""
-        if self._driver is not None:
-            act = partial(self._driver.stop, why) if self._why is None else self._driver.abort
-            act()
-        self._why = why
-
-    def handler(self, loop: asyncio.AbstractEventLoop) -> Callable[[int, FrameType | None], None]:
-        """Return a signal handler that stops the run, which is on this loop."""
-
-        def handle(number: int, _: FrameType | None) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self.stop, signal.Signals(number).name)
-
-        return handle
-
-
-async def _to_its_end(act: Callable[[Stop], Awaitable[Progress]]) -> Progress:
-    """Send in a task of its own, which no cancellation reaches.
-
-    If the caller is cancelled, stop the run, wait for its end, and be cancelled then.
-    """
-    stop, ended = Stop(), anyio.Event()
-    results: list[Progress] = []
-    errors: list[Exception] = []
-
-    async def run() -> None:
-        try:
-            with anyio.CancelScope(shield=True):
-                results.append(await act(stop))
-        except Exception as error:  # noqa: BLE001 - raised below, and not in a group
-            errors.append(error)
-        finally:
-            ended.set()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run)
-        try:
-            await ended.wait()
-        except BaseException:
-            stop.stop("cancelled")
-            raise
-    for error in errors:
-        raise error
-    return results[0]
-
-
-class _Reports:
-    """Reports progress, some times a second."""
-
-    def __init__(
-        self,
-        items: int,
-        before: dict[State, int],
-        on_progress: Callable[[Progress], object] | None,
-    ) -> None:
-        self._items = items
-        self._before = before
-        self._on_progress = on_progress
-        self._last = -math.inf
-        self._news: tuple[str | None, str | None] = (None, None)
-        self.progress = progress_of(items, before)
-
-    def changed(self, driver: Driver, *, at_once: bool = False) -> None:
-        """Report how far the driver is."""
-        now, news = time.monotonic(), (driver.pause, driver.stopped)
-        if now - self._last < _BETWEEN_REPORTS and news == self._news and not at_once:
-            return
-        self._last, self._news = now, news
-        counts = Counter(self._before)
-        for change, state in RULES[State.CLAIMED].items():
-            counts[state] += driver.counts[change]
-        self.progress = progress_of(
-            self._items, counts, driver.in_flight, driver.pause, driver.stopped
-        )
-        if self._on_progress is not None:
-            try:
-                self._on_progress(self.progress)
-            except Exception:
-                _logger.exception("on_progress raised; the run goes on")
-
-
-def make_client(*, api_key: str | None, base_url: str | None, timeout: float) -> AsyncCoreClient:
-    """Return a client over aiohttp where it is installed, else over httpx."""
-    try:
-        from creduse_aiohttp import AsyncCreduseClient  # noqa: PLC0415 - it may not be installed
-    except ImportError:
-        from creduse_httpx import AsyncCreduseClient as HttpxClient  # noqa: PLC0415
-
-        return HttpxClient(api_key, base_url=base_url, timeout=timeout)
-    return AsyncCreduseClient(api_key, base_url=base_url, timeout=timeout)
-
-
-def check_settings(concurrency: int, rate: object) -> None:
-    """Raise for a wrong setting."""
-    check_at_least_one("concurrency", concurrency)
-    if concurrency > MAX_CONCURRENCY:
-        raise ValueError(f"concurrency must be at most {MAX_CONCURRENCY}, not {concurrency}")
-    if rate is None:
-        return
-    if isinstance(rate, bool) or not isinstance(rate, int | float):
-        raise TypeError(f"rate must be a number of lines a second, not {type(rate).__name__}")
-    if not 0 < rate < math.inf:
-        raise ValueError(f"rate must be a number of lines a second above 0, not {rate!r}")
 
 
 def run(  # noqa: PLR0913 - each but two has a default
@@ -287,31 +149,10 @@ def run(  # noqa: PLR0913 - each but two has a default
     """
     check_settings(concurrency, rate)
     client = make_client(api_key=api_key, base_url=base_url, timeout=timeout)
-    settings = Settings(concurrency, rate, balance_first, shard)
-
-    async def main() -> Progress:
-        stop = Stop()
-        with _signals_handled(stop.handler(asyncio.get_running_loop())):
-            async with client:
-                return await opened.send_until(stop, client, settings, on_progress)
+    settings = Settings(concurrency, rate, balance_first)
 
     with Run(client.protocol, method, file, journal, shard) as opened:
-        return anyio.run(main)
-
-
-@contextmanager
-def _signals_handled(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
-    """Handle SIGINT and SIGTERM in the main thread. Others leave signals alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler_before in before.items():
-            # None: it was not set from Python.
-            signal.signal(number, handler_before or signal.SIG_DFL)
+        return send_here(opened, client, settings, on_progress)
 
 
 async def run_async(  # noqa: PLR0913 - each but three has a default
@@ -333,11 +174,11 @@ async def run_async(  # noqa: PLR0913 - each but three has a default
     """
     check_type("client", client, AsyncCoreClient, "AsyncCreduseClient()")
     check_settings(concurrency, rate)
-    settings = Settings(concurrency, rate, balance_first, shard)
+    settings = Settings(concurrency, rate, balance_first)
     make = partial(Run, client.protocol, method, file, journal, shard)
 
     async def act(stop: Stop) -> Progress:
         with await anyio.to_thread.run_sync(make) as opened:
             return await opened.send_until(stop, client, settings, on_progress)
 
-    return await _to_its_end(act)
+    return await to_its_end(act)

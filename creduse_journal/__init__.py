@@ -13,11 +13,20 @@ Example::
 SQLite file on a local disk, which one process has open at a time.
 """
 
-from ._entries import Entry, InUseError, JournalError, UnclearError
+from ._entries import (
+    Entry,
+    InUseError,
+    JournalError,
+    LostError,
+    UnavailableError,
+    UnclearError,
+)
 from ._journal import AsyncJournal, Journal
 from ._states import RULES, Change, State
+from .schema import POSTGRES_SCHEMA
 
 __all__ = [
+    "POSTGRES_SCHEMA",
     "RULES",
     "AsyncJournal",
     "Change",
@@ -25,6 +34,8 @@ __all__ = [
     "InUseError",
     "Journal",
     "JournalError",
+    "LostError",
     "State",
+    "UnavailableError",
     "UnclearError",
 ]

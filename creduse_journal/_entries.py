@@ -11,6 +11,7 @@ from creduse_core import (
     CreduseError,
     Outcome,
 )
+from creduse_core.secret import Secret
 
 from . import readings
 from ._states import State
@@ -47,6 +48,14 @@ class JournalError(RuntimeError):
 
 class InUseError(JournalError):
     """Another process, or another object of this one, has the journal open."""
+
+
+class LostError(InUseError):
+    """Another process has taken over what this one has owned, such as after this one was frozen."""
+
+
+class UnavailableError(JournalError):
+    """The database cannot be used at the moment. Try again later."""
 
 
 class UnclearError(CreduseError):
@@ -92,6 +101,11 @@ def row_of_call(call: CallRecord, began_at: datetime, before: BalanceReading | N
         "began_at": began_at.timestamp(),
         "before": None if before is None else readings.to_json(before),
     }
+
+
+def body_without_key(api_key: Secret, body: bytes) -> bytes:
+    """Return the body of a response for a journal. A server can repeat the key."""
+    return api_key.redact(body.decode("latin-1")).encode("latin-1")
 
 
 def check_same_call(found: Row, row: Row) -> None:

@@ -28,7 +28,15 @@ from creduse_core import State as CallState
 from creduse_core.arguments import check_type
 from creduse_core.evidence import CLOCK_SKEW
 
-from ._entries import Entry, JournalError, Row, UnclearError, entry_of, row_of_call
+from ._entries import (
+    Entry,
+    JournalError,
+    Row,
+    UnclearError,
+    body_without_key,
+    entry_of,
+    row_of_call,
+)
 from ._states import LONGEST_CLAIM, Change, State, change_of
 from ._store import Store
 from .committer import wait_for
@@ -72,10 +80,7 @@ class _JournalBase:
         If the claim did not succeed, nothing is written.
         """
         attempts, response = call.attempts, call.response
-        body = None
-        if response is not None:
-            text = client.protocol.api_key.redact(response.body.decode("latin-1"))
-            body = text.encode("latin-1")
+        key = client.protocol.api_key
         with suppress(JournalError):
             self._store.end(
                 row["id"],
@@ -84,7 +89,7 @@ class _JournalBase:
                 event=attempts[-1].event if attempts else None,
                 status=None if response is None else response.status,
                 error_code=code,
-                body=body,
+                body=None if response is None else body_without_key(key, response.body),
                 ended_at=time.time(),
             )
 

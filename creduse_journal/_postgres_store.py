@@ -8,16 +8,14 @@ import time
 from concurrent.futures import Future
 from typing import Any, Final, LiteralString
 
-from psycopg.rows import dict_row
-
 from ._entries import Row, check_same_call
 from ._states import RULES, Change, State, state_after
-from .postgres import IS_ALIVE, Connection, Postgres, Schema
+from .postgres import IS_ALIVE, Connection, Postgres, Schema, rows
 from .schema import STATEMENTS, TABLE
 
 SCHEMA: Final = Schema(TABLE, STATEMENTS)
 
-COLUMNS: Final = """
+_COLUMNS: Final = """
     id, state, claim, base_url, method, end_user_id::text AS end_user_id,
     trim_scale(amount)::text AS amount,
     CASE WHEN method IN ('add', 'start_cycle') THEN trim_scale(validity_days)::text END
@@ -33,7 +31,7 @@ _CLAIM: Final = """
         'claimed', %(claim)s, %(owner)s, %(base_url)s, %(began_at)s, %(before)s, %(now)s
     )
     ON CONFLICT (id) DO UPDATE SET
-        state = 'claimed', claim = excluded.claim, owner = excluded.owner,
+        queued = false, state = 'claimed', claim = excluded.claim, owner = excluded.owner,
         base_url = excluded.base_url, began_at = excluded.began_at, before = excluded.before,
         changed_at = excluded.changed_at, event = NULL, status = NULL, error_code = NULL,
         body = NULL, ended_at = NULL
@@ -128,11 +126,7 @@ def doubt(connection: Connection, _: object = None) -> None:
 
 
 def _rows(connection: Connection, rest: LiteralString, *values: object) -> list[Row]:
-    with connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(
-            f"SELECT {COLUMNS} FROM creduse_entries {rest}",  # noqa: S608 - ours
-            values,
-        ).fetchall()
+    return rows(connection, f"SELECT {_COLUMNS} FROM creduse_entries {rest}", values)  # noqa: S608 - ours
 
 
 def _get(connection: Connection, entry_id: str, *, lock: bool = False) -> Row | None:

@@ -86,7 +86,8 @@ class Committer(Generic[C]):
 def _stop(waiting: _Queue[Any], thread: threading.Thread, process: int) -> None:
     if os.getpid() == process:  # a forked child has no such thread
         waiting.put(None)
-        thread.join()
+        if thread is not threading.current_thread():  # the last reference can end there
+            thread.join()
 
 
 def _write(writer: Writer[C], waiting: _Queue[C]) -> None:
@@ -99,6 +100,8 @@ def _write(writer: Writer[C], waiting: _Queue[C]) -> None:
                 writer.commit(batch)
             elif not stopped:
                 writer.keep_alive()
+            # It holds the objects of its operations, which could not be collected otherwise.
+            del batch
 
 
 def _next_batch(waiting: _Queue[C], rest: float | None) -> tuple[Batch[C], bool]:

@@ -20,8 +20,9 @@ except ImportError as error:
         "a journal in PostgreSQL needs psycopg: pip install 'creduse[postgres]'"
     ) from error
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import dict_row
 
-from ._entries import InUseError, JournalError
+from ._entries import InUseError, JournalError, LostError, UnavailableError
 from .committer import Batch, Committer, carry_out, fail
 from .urls import without_password
 
@@ -30,14 +31,18 @@ Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 LEASE: Final = 30
 """Seconds after which a process that is frozen, or cut off, loses its locks."""
 PATIENCE: Final = 30.0
-"""Seconds to try again when a connection is lost."""
+"""Seconds to try again when a connection is lost, by default."""
 _LOCK_PATIENCE: Final = 1.0
 """Seconds to wait for a lock. The server may need a moment to see that its owner has died."""
 _BETWEEN_TRIES: Final = 0.1
 """Seconds."""
 _OLDEST: Final = 140000
 """Version 14: it has idle_session_timeout."""
-_AGAIN: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_AGAIN: Final = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.UniqueViolation,
+)
 """Errors of a transaction that met with another one."""
 
 # They notice a dead network. Without them, that takes hours.
@@ -83,13 +88,9 @@ class Schema:
 class Lock(NamedTuple):
     """What a process wants to own."""
 
-    name: str
+    key: int
     words: str
     """What it is, for messages."""
-
-
-class LostError(InUseError):
-    """Another process owns what this one has owned. It may go on, and this one must not."""
 
 
 def connect(url: str) -> Connection:
@@ -124,29 +125,41 @@ def errors(url: str) -> Generator[None]:
         raise failure(url, error) from error
 
 
-def make_tables(connection: Connection, schema: Schema) -> int:
-    """Make the tables if they are not there, and return the number of the first one."""
-    number = _number_of(connection, schema)
+def make_tables(url: str, connection: Connection, schema: Schema) -> int:
+    """Make the tables if they are not there, and return the number of ``schema.table``.
+
+    Raises:
+        JournalError: The server is too old, or does not sync.
+    """
+    version = connection.info.server_version
+    if version < _OLDEST:
+        raise JournalError(
+            f"a journal needs PostgreSQL 14 or later; {without_password(url)} has {version // 10000}"
+        )
+    if scalar(connection, "SHOW fsync") != "on":
+        raise JournalError(
+            f"{without_password(url)} cannot keep a journal: fsync is off there, so a crash would "
+            "forget what was sent"
+        )
+    number = table_number(connection, schema)
     if number is None:
-        with connection.transaction():
-            # Two processes can begin at the same time.
-            connection.execute("SELECT pg_advisory_xact_lock(hashtext('creduse tables'))")
-            if _number_of(connection, schema) is None:
+        # Two processes can begin at the same time. Only a new transaction, after the lock, is certain to
+        # see the tables that another process has just made.
+        connection.execute("SELECT pg_advisory_lock(hashtext('creduse tables'))")
+        if table_number(connection, schema) is None:
+            with connection.transaction():
                 for statement in schema.statements:
                     connection.execute(statement.encode())
-        number = _number_of(connection, schema)
+        connection.execute("SELECT pg_advisory_unlock(hashtext('creduse tables'))")
+        number = table_number(connection, schema)
         assert number is not None  # noqa: S101 - it was made
     return number
 
 
-def _number_of(connection: Connection, schema: Schema) -> int | None:
-    number: int | None = _first(connection, "SELECT to_regclass(%s)::oid::bigint", (schema.table,))
+def table_number(connection: Connection, schema: Schema) -> int | None:
+    """Return the number of ``schema.table``, or ``None`` if it is not there."""
+    number: int | None = scalar(connection, "SELECT to_regclass(%s)::oid::bigint", (schema.table,))
     return number
-
-
-def has_tables(connection: Connection, schema: Schema) -> bool:
-    """Return whether the tables are there."""
-    return _number_of(connection, schema) is not None
 
 
 def lock_key(table: int, name: str) -> int:
@@ -157,7 +170,7 @@ def lock_key(table: int, name: str) -> int:
 
 def is_locked(connection: Connection, keys: list[int]) -> bool:
     """Return whether somebody holds one of these locks."""
-    found: int = _first(
+    found: int = scalar(
         connection,
         f"SELECT count(*) FROM {_LOCKED} AND {_KEY} = ANY(%s)",  # noqa: S608 - ours
         (keys,),
@@ -174,15 +187,19 @@ class Postgres(Committer[Connection]):
         schema: Schema,
         begin: Callable[[Connection, int], object],
         locks: Sequence[Lock] = (),
+        *,
+        is_owner: Callable[[Connection, int], bool] | None = None,
+        patience: float | None = None,
     ) -> None:
         """Connect. ``begin`` is the first operation, with the number of the new owner.
+
+        ``is_owner``: whether nobody else has owned the locks since, when the connection was lost.
+        ``patience``: seconds to try again then.
 
         Raises:
             JournalError: Another process owns one of the locks, or the server cannot be used.
         """
-        self.owner = secrets.randbits(62)
-        """The number of this process as an owner, which rows have."""
-        self._writer = _Writer(url, self.owner)
+        self._writer = _Writer(url, is_owner, PATIENCE if patience is None else patience)
         with errors(url):
             try:
                 self._writer.open(schema, begin, locks)
@@ -190,6 +207,16 @@ class Postgres(Committer[Connection]):
                 self._writer.close()
                 raise
         super().__init__(without_password(url), self._writer)
+
+    @property
+    def owner(self) -> int:
+        """The number of this process as an owner, which rows have. For operations."""
+        return self._writer.owner
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another process owns what this one has owned. For operations."""
+        return self._writer.lost is not None
 
     def check_owner(self) -> None:
         """Raise `LostError` if another process owns what this one has owned. For operations."""
@@ -202,10 +229,14 @@ class _Writer:
 
     rest: float | None = LEASE / 3
 
-    def __init__(self, url: str, owner: int) -> None:
+    def __init__(
+        self, url: str, is_owner: Callable[[Connection, int], bool] | None, patience: float
+    ) -> None:
         self._url = url
-        self._owner = owner
-        self._locks: dict[int, str] = {}
+        self._is_owner = is_owner
+        self.owner = secrets.randbits(62)
+        self._patience = patience
+        self._locks: Sequence[Lock] = ()
         self._connection: Connection | None = None
         self._process = 0
         self.lost: str | None = None
@@ -217,23 +248,12 @@ class _Writer:
         locks: Sequence[Lock],
     ) -> None:
         connection = self._connection = _connect(self._url)
-        version = connection.info.server_version
-        if version < _OLDEST:
-            raise JournalError(
-                f"a journal needs PostgreSQL 14 or later; {without_password(self._url)} has "
-                f"{version // 10000}"
-            )
-        if _first(connection, "SHOW fsync") != "on":
-            raise JournalError(
-                f"{without_password(self._url)} cannot keep a journal: fsync is off there, so a crash "
-                "would forget what was sent"
-            )
-        table = make_tables(connection, schema)
-        self._locks = {lock_key(table, lock.name): lock.words for lock in locks}
+        make_tables(self._url, connection, schema)
+        self._locks = locks
         if (words := self._own(connection)) is not None:
             raise InUseError(f"{words} is in use: another process sends it")
         with connection.transaction():
-            begin(connection, self._owner)
+            begin(connection, self.owner)
 
     def _own(self, connection: Connection) -> str | None:
         """Take all locks. Return what another process owns, if it does."""
@@ -241,16 +261,16 @@ class _Writer:
         # The server may not have seen that an earlier connection has ended.
         connection.execute(
             f"SELECT pg_terminate_backend(pid, 5000) FROM {_LOCKED} AND {_KEY} = %s",  # noqa: S608 - ours
-            (self._owner,),
+            (self.owner,),
         )
         until = time.monotonic() + _LOCK_PATIENCE
         # The owner's lock comes last: whoever takes over believes that its rows are in good hands.
-        for key, words in (*self._locks.items(), (self._owner, "the owner's number")):
-            while not _first(connection, "SELECT pg_try_advisory_lock(%s)", (key,)):
+        for key, words in (*self._locks, (self.owner, "the number of this process")):
+            while not scalar(connection, "SELECT pg_try_advisory_lock(%s)", (key,)):
                 if time.monotonic() > until:
                     return words
                 time.sleep(_BETWEEN_TRIES)
-        self._process = _first(connection, "SELECT pg_backend_pid()")
+        self._process = scalar(connection, "SELECT pg_backend_pid()")
         return None
 
     def _connected(self) -> Connection:
@@ -259,7 +279,7 @@ class _Writer:
             self._connection = None
             connection = _connect(self._url)
             try:
-                if self.lost is None and (words := self._own(connection)) is not None:
+                if self.lost is None and (words := self._own_again(connection)) is not None:
                     self.lost = f"another process has taken over {words}"
                     connection.execute("SELECT pg_advisory_unlock_all()")
             except BaseException:
@@ -268,13 +288,19 @@ class _Writer:
             self._connection = connection
         return self._connection
 
+    def _own_again(self, connection: Connection) -> str | None:
+        words = self._own(connection)
+        if words is None and self._is_owner and not self._is_owner(connection, self.owner):
+            return self._locks[0].words  # it has ended since
+        return words
+
     def commit(self, batch: Batch[Connection]) -> None:
         """Carry out operations in a transaction.
 
         If the connection is lost, even during the commit, they are carried out again, so a second time
         must change nothing. If one of them fails, the others are carried out alone.
         """
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self._patience
         while True:
             try:
                 ends = self._transaction(batch)
@@ -289,6 +315,9 @@ class _Writer:
                         return None
                     return fail(batch, failure(self._url, error))
                 if time.monotonic() > until:
+                    # Nobody will write how those calls have ended, so their rows need a dead owner.
+                    self.close()
+                    self.owner = secrets.randbits(62)
                     return fail(batch, failure(self._url, error))
                 time.sleep(_BETWEEN_TRIES)
             else:
@@ -299,7 +328,7 @@ class _Writer:
     def _transaction(self, batch: Batch[Connection]) -> list[Callable[[], object]]:
         connection = self._connected()
         connection.execute("BEGIN")
-        if self.lost is None and _first(connection, "SELECT pg_backend_pid()") != self._process:
+        if self.lost is None and scalar(connection, "SELECT pg_backend_pid()") != self._process:
             raise JournalError(
                 f"{without_password(self._url)} is a pooler that changes connections between "
                 "transactions, so locks are lost there: connect to the server itself"
@@ -330,13 +359,25 @@ class _Writer:
             connection.close()
 
 
-def _first(connection: Connection, query: LiteralString, values: Sequence[object] = ()) -> Any:
+def scalar(connection: Connection, query: LiteralString, values: Sequence[object] = ()) -> Any:
     """Return the first value of the first row."""
     found = connection.execute(query, values).fetchone()
     return None if found is None else found[0]
 
 
+def rows(
+    connection: Connection, query: LiteralString, values: Sequence[object]
+) -> list[dict[str, Any]]:
+    """Return rows by the names of their columns."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(query, values).fetchall()
+
+
 def failure(url: str, error: psycopg.Error) -> JournalError:
     """Return what an error of PostgreSQL means."""
     text = error.diag.message_primary or next(iter(str(error).splitlines()), "no connection")
-    return JournalError(f"{without_password(url)} cannot be used: {text}")
+    # libpq gives no code if it cannot connect.
+    code = error.sqlstate or ("08000" if isinstance(error, psycopg.OperationalError) else "")
+    is_of_the_connection = code.startswith(("08", "57P")) or code == "53300"
+    kind = UnavailableError if is_of_the_connection else JournalError
+    return kind(f"{without_password(url)} cannot be used: {text}")

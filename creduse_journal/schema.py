@@ -9,7 +9,7 @@ from typing import Final
 TABLE: Final = "creduse_entries"
 
 STATEMENTS: Final = (
-    """CREATE TABLE creduse_entries (
+    """CREATE TABLE IF NOT EXISTS creduse_entries (
     id text PRIMARY KEY CHECK (id ~ '\\S'),
     method text NOT NULL CHECK (method IN ('add', 'subtract', 'start_cycle', 'stop_cycle')),
     end_user_id uuid NOT NULL,
@@ -18,7 +18,7 @@ STATEMENTS: Final = (
         validity_days >= 0 AND validity_days < 1e3000 AND validity_days = trunc(validity_days)
     ),
     queued boolean NOT NULL DEFAULT true,
-    number bigint GENERATED ALWAYS AS IDENTITY,
+    number bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
     state text NOT NULL DEFAULT 'free'
         CHECK (state IN ('free', 'claimed', 'applied', 'refused', 'unclear')),
     claim text,
@@ -33,16 +33,24 @@ STATEMENTS: Final = (
     note text,
     ended_at double precision,
     changed_at double precision NOT NULL DEFAULT extract(epoch FROM clock_timestamp()),
-    CHECK ((amount IS NULL) = (method = 'stop_cycle'))
+    CONSTRAINT creduse_entries_amount_except_for_stop_cycle
+        CHECK ((amount IS NULL) = (method = 'stop_cycle'))
 )""",
     # Those that wait, in the order in which they were inserted.
-    "CREATE INDEX creduse_entries_queue ON creduse_entries (number) WHERE state = 'free' AND queued",
-    # One call at a time for a user, and none after an unclear one.
-    """CREATE INDEX creduse_entries_open ON creduse_entries (end_user_id)
+    """CREATE INDEX IF NOT EXISTS creduse_entries_queue ON creduse_entries (number)
+    WHERE state = 'free' AND queued""",
+    # Two processes cannot send for a user at the same time.
+    """CREATE UNIQUE INDEX IF NOT EXISTS creduse_entries_sending ON creduse_entries (end_user_id)
+    WHERE state = 'claimed' AND queued""",
+    # None for a user after an unclear one.
+    """CREATE INDEX IF NOT EXISTS creduse_entries_open ON creduse_entries (end_user_id)
     WHERE state IN ('claimed', 'unclear')""",
-    "CREATE INDEX creduse_entries_users ON creduse_entries (end_user_id)",
+    "CREATE INDEX IF NOT EXISTS creduse_entries_users ON creduse_entries (end_user_id)",
 )
 
-POSTGRES_SCHEMA: Final = "".join(f"{statement};\n" for statement in STATEMENTS)
-"""SQL that makes the table in which `Journal` keeps its entries, and from which ``creduse bulk follow``
+# One statement, since some drivers accept only one at a time.
+POSTGRES_SCHEMA: Final = "\n".join(
+    ["DO $$ BEGIN", *(f"{statement};" for statement in STATEMENTS), "END $$"]
+)
+"""SQL that makes the table, if it is not there, in which `Journal` keeps its entries, and from which ``follow``
 delivers those that an app has inserted."""

@@ -3,12 +3,23 @@
 import re
 from typing import Final, TypeGuard
 
-_PASSWORD: Final = re.compile(r"(://[^/?#]*?:)[^/?#]*(?=@)|((?:^|[?&\s])password\s*=)[^&\s]*")
+# To the last @: a password with special characters can be anything.
+_PASSWORD: Final = re.compile(r"(://[^/?#@]*?:).*(?=@)|((?:^|[?&\s])password\s*=)[^&\s]*")
 
 
 def is_url(journal: object) -> TypeGuard[str]:
-    """Return whether a journal is in PostgreSQL. All others are files."""
-    return isinstance(journal, str) and journal.startswith(("postgresql://", "postgres://"))
+    """Return whether a journal is in PostgreSQL. All others are files.
+
+    A URL of something else raises ``ValueError``.
+    """
+    if not isinstance(journal, str) or "://" not in journal:
+        return False
+    if not journal.startswith(("postgresql://", "postgres://")):
+        raise ValueError(
+            "journal must be a path, or a URL such as postgresql://user@host/database, not one that "
+            f"begins with {journal.partition('://')[0]}://"
+        )
+    return True
 
 
 def without_password(url: str) -> str:

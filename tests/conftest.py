@@ -50,7 +50,7 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
 
     schema = f"test_{uuid4().hex}"
     with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
+        connection.execute(f"CREATE SCHEMA {schema}".encode())
     yield f"{postgres_server}?options={quote(f'-csearch_path={schema}')}"
     with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+        connection.execute(f"DROP SCHEMA {schema} CASCADE".encode())

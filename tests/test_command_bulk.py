@@ -30,9 +30,9 @@ from creduse import _bulk
 from creduse.__main__ import main
 from creduse_bulk import Progress
 from creduse_bulk._driver import MAX_LATE
-from creduse_bulk._items import Items
 from creduse_bulk._probe import Findings
 from creduse_bulk._run import Run
+from creduse_bulk._sqlite import SqliteItems
 from creduse_core import Request
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests.common import keep_from_end_of_day
@@ -331,13 +331,13 @@ def test_journal_fails(
     def limit(database: sqlite3.Connection) -> object:
         return database.execute("PRAGMA max_page_count = 9")
 
-    def limited(*arguments: Any) -> Items:
-        items = Items(*arguments)
+    def limited(*arguments: Any) -> SqliteItems:
+        items = SqliteItems(*arguments)
         items._database.submit(limit)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # nothing else limits it
         return items
 
     with monkeypatch.context() as patched:
-        patched.setattr("creduse_bulk._run.Items", limited)
+        patched.setattr("creduse_bulk._sqlite.SqliteItems", limited)
         status, out, err = ask("add", "f.csv", "--yes", "--json")
     assert (status, out) == (75, "")
     assert err.splitlines()[2:] == ["creduse: stopped: f.csv.journal: the disk is full"]

@@ -1,21 +1,23 @@
 """What the tests of journals share: journals with rows in each state, without a run."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
+import pytest
+
 from creduse_bulk import Shard
-from creduse_bulk._input import Input
-from creduse_bulk._items import Claim, Ended, Identity, Items, open_to_read, rows
-from creduse_bulk._progress import journal_of, name_of
+from creduse_bulk._input import Input, Overview
+from creduse_bulk._items import Claim, Ended, Identity, Items, Place, Row
+from creduse_bulk._progress import name_of, place_of
 from creduse_core.secret import Secret
 from creduse_journal import Change, State
 from tests.common import KEY
 
 IDENTITY = Identity("add", "0" * 64, "http://127.0.0.1:1", "the whole file")
-FOUND: dict[str, object] = {"items": 9, "total": "45"}
+FOUND = Overview(9, 45, 9, parts={1: (9, 45)})
 
 HOW: dict[State, tuple[Change, ...]] = {
     State.FREE: (Change.RELEASE,),
@@ -27,25 +29,47 @@ HOW: dict[State, tuple[Change, ...]] = {
 """How a claimed item gets into each state."""
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def journal(request: pytest.FixtureRequest) -> str | None:
+    """Where journals are: each test runs in both databases. ``None``: beside the file."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+def place(tmp_path: Path, journal: str | None) -> Place:
+    """Where the journal of a run is: each test runs in both databases."""
+    return place_of(tmp_path / "grants.csv", journal, None)
+
+
 def user(number: int) -> UUID:
     """Return a user of the tests."""
     return UUID(int=0x4000_8000_0000_0000_0000 + number)
 
 
-def begin(path: Path, key: str = KEY, **changes: str) -> Items:
+def begin(place: Place, key: str = KEY, **changes: str) -> Items:
     """Open a journal."""
-    return Items(path, replace(IDENTITY, **changes), Secret(key), FOUND)
+    return place.open(replace(IDENTITY, **changes), Secret(key), FOUND)
 
 
-def begin_run(file: Path, method: str = "add", shard: Shard | None = None, **changes: str) -> Items:
+def begin_run(
+    file: Path,
+    method: str = "add",
+    shard: Shard | None = None,
+    journal: str | Path | None = None,
+    **changes: str,
+) -> Items:
     """Open the journal of a file, as a run does."""
     with Input(file, method) as source:
         overview = source.examine(shard)
         identity = replace(
             IDENTITY, method=method, digest=source.digest, shard=name_of(shard), **changes
         )
-    found: dict[str, object] = {"items": overview.items, "total": str(overview.total)}
-    return Items(journal_of(file, None, shard), identity, Secret(KEY), found)
+    items = place_of(file, journal, shard).open(identity, Secret(KEY), overview)
+    items.set_stopped(None).result()
+    return items
 
 
 def claim(number: int, of: int, began_at: float | None = None, before: str | None = None) -> Claim:
@@ -65,10 +89,29 @@ def put(items: Items, number: int, state: State, of: int | None = None) -> None:
     items.write([ended(number, change) for change in HOW[state]], []).result()
 
 
-def states(path: Path) -> dict[int, State]:
+def rows(place: Place) -> list[Row]:
+    """Return all rows."""
+    with place.read() as reader:
+        return [] if reader is None else list(reader.rows())
+
+
+def states(place: Place) -> dict[int, State]:
     """Return the state of each row."""
-    with open_to_read(path) as database:
-        return {row.number: row.state for row in rows(database)}
+    return {row.number: row.state for row in rows(place)}
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens soon, such as a server that sees that a process has died."""
+    until = time.monotonic() + 20
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert condition()
+
+
+def is_owned(place: Place) -> bool:
+    """Return whether a process has the journal open."""
+    with place.read() as reader:
+        return reader is not None and reader.is_going_on
 
 
 def contents(paths: Iterable[Path]) -> bytes:

@@ -89,7 +89,7 @@ def problems(path: Path, method: str = "add") -> list[str]:
 def test_items(path: Path, method: str, content: str, item: tuple[Any, ...]) -> None:
     """Each method has its columns, and days are 31 where none are given."""
     path.write_text(content)
-    assert items(path, method) == [Item(*item)]
+    assert items(path, method) == [Item(item[0], method, *item[1:])]
     assert astuple(examine(path, method))[:3] == (1, item[2] or 0, 1)
 
 
@@ -355,17 +355,21 @@ def test_overview(path: Path, is_json: bool) -> None:  # noqa: FBT001 - pytest p
     """The whole file is counted, and so is each shard."""
     write(path, 2300, is_json=is_json)
     ignored = ("name", "Country")
-    assert examine(path) == Overview(2300, 2300 * 2301 // 2, 2300, ignored)
+    whole = 2300, 2300 * 2301 // 2
+    assert examine(path) == Overview(*whole, 2300, ignored, {1: whole})
     parts = [examine(path, shard=Shard(number, 3)) for number in (1, 2, 3)]
     assert all(part.ignored == ignored and part.users == part.items > 0 for part in parts)
     assert sum(part.items for part in parts) == 2300
     assert sum(part.total for part in parts) == 2300 * 2301 // 2
+    # Each knows the others' parts, too.
+    of = {number: (part.items, part.total) for number, part in enumerate(parts, 1)}
+    assert all(part.parts == of for part in parts)
 
 
 def test_overview_of_few_users(path: Path) -> None:
     """A user is counted once, whatever the amounts."""
     path.write_text("end_user_id\n" + f"{USER_ID}\n{USER.hex}\n" * 5 + f"{UUID(int=7)}\n")
-    assert examine(path, "stop_cycle") == Overview(11, 0, 2)
+    assert examine(path, "stop_cycle") == Overview(11, 0, 2, parts={1: (11, 0)})
 
 
 @pytest.mark.parametrize("content", ["end_user_id,amount", "end_user_id,amount\r\n\r\n"])

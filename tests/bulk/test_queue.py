@@ -13,7 +13,7 @@ from creduse_bulk._queue import Queue
 
 def item(number: int, user: int) -> Item:
     """Return an item."""
-    return Item(number, UUID(int=user), 1, None)
+    return Item(number, "add", UUID(int=user), 1, None)
 
 
 class Model(RuleBasedStateMachine):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -14,12 +15,12 @@ import pytest
 import creduse_bulk
 from creduse_bulk import InputError, Progress, Shard, report, status
 from creduse_bulk._input import Input
-from creduse_bulk._progress import check_alone, journal_of, read_begun
+from creduse_bulk._progress import check_alone, place_of, read_begun
 from creduse_bulk._records import Records
 from creduse_bulk._report import ADDED
 from creduse_journal import Change, JournalError, State
 from creduse_sandbox import SandboxServer
-from tests.bulk.conftest import begin_run, claim, ended, put, user
+from tests.bulk.conftest import begin_run, claim, ended, put, user, wait_until
 from tests.common import KEY
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +44,9 @@ OUTCOMES = {
 }
 
 
-def put_all(path: Path, count: int = 6) -> None:
+def put_all(path: Path, count: int = 6, journal: str | None = None) -> None:
     """Make a journal with lines in each state, whose owner has ended."""
-    items = begin_run(path)
+    items = begin_run(path, journal=journal)
     for number in range(1, count + 1):
         state = STATES[(number - 1) % 6]
         if state is not None:
@@ -59,12 +60,12 @@ def write(path: Path, count: int = 6) -> None:
     path.write_text("end_user_id,amount\n" + "".join(lines))
 
 
-def test_csv(path: Path) -> None:
+def test_csv(path: Path, journal: str | None) -> None:
     """A report has the columns of the file, and what became of each line."""
     write(path)
-    put_all(path)
+    put_all(path, journal=journal)
     event = "event,299,CODE,"
-    assert list(report(path)) == [
+    assert list(report(path, journal=journal)) == [
         "end_user_id,amount,line,state,outcome,event,status,error_code,evidence",
         f"{user(1)},1,2,waiting,NOT_APPLIED,,,,",
         f"{user(2)},2,3,waiting,NOT_APPLIED,{event}",
@@ -75,15 +76,15 @@ def test_csv(path: Path) -> None:
     ]
 
 
-def test_json(path: Path) -> None:
+def test_json(path: Path, journal: str | None) -> None:
     """A report about JSON Lines is JSON Lines, with all values of the file."""
     values = [
         {"end_user_id": str(user(number)), "amount": number, "é": [1.5, None, {"a": "\u2028"}]}
         for number in range(1, 7)
     ]
     path.write_text("\n\n".join(map(json.dumps, values)))
-    put_all(path)
-    found = [json.loads(line) for line in report(path)]
+    put_all(path, journal=journal)
+    found = [json.loads(line) for line in report(path, journal=journal)]
     assert [{name: line[name] for name in values[0]} for line in found] == values
     assert [line["line"] for line in found] == [1, 3, 5, 7, 9, 11]
     assert [line["state"] for line in found] == NAMES
@@ -95,14 +96,17 @@ def test_json(path: Path) -> None:
 
 @pytest.mark.parametrize("is_json", [False, True])
 @pytest.mark.parametrize("only", OUTCOMES)
-def test_only(path: Path, only: str, is_json: bool) -> None:  # noqa: FBT001 - pytest passes it
+def test_only(path: Path, journal: str | None, only: str, is_json: bool) -> None:  # noqa: FBT001 - pytest passes it
     """A report can show only the lines in one state, in the order of the file."""
     write(path, 24)
     if is_json:
         lines = list(csv.DictReader(path.read_text().splitlines()))
         path.write_text("\n".join(map(json.dumps, lines)))
-    put_all(path, 24)
-    everything, found = list(report(path)), list(report(path, only=only))
+    put_all(path, 24, journal=journal)
+    everything, found = (
+        list(report(path, journal=journal)),
+        list(report(path, journal=journal, only=only)),
+    )
     head = 0 if is_json else 1
     assert found[:head] == everything[:head]
     numbers = [number for number in range(24) if NAMES[number % 6] == only]
@@ -118,15 +122,15 @@ def test_only_something_else(path: Path) -> None:
         list(report(path, only="claimed"))
 
 
-def test_evidence(path: Path) -> None:
+def test_evidence(path: Path, journal: str | None) -> None:
     """A report shows who has settled a line, and what is known of one that is unclear."""
     write(path)
-    put_all(path)
-    items = begin_run(path)
+    put_all(path, journal=journal)
+    items = begin_run(path, journal=journal)
     items.settle([(3, Change.SETTLE_APPLIED, "Ada, by the record")]).result()
     items.annotate(6, 'OPEN: "perhaps"').result()
     items.close()
-    found = list(csv.DictReader(report(path)))
+    found = list(csv.DictReader(report(path, journal=journal)))
     assert (found[2]["state"], found[2]["evidence"]) == ("applied", "Ada, by the record")
     assert (found[5]["state"], found[5]["evidence"]) == ("unclear", 'OPEN: "perhaps"')
 
@@ -194,49 +198,57 @@ def test_report_of_a_report(path: Path) -> None:
     assert "this line's state is 'unclear'" in str(caught.value)
 
 
-def test_changed(path: Path) -> None:
+def test_changed(path: Path, journal: str | None) -> None:
     """If the file was changed since the run began, there is no report."""
     write(path)
-    put_all(path)
+    put_all(path, journal=journal)
     path.write_text(path.read_text() + f"{user(7)},7\n")
     with pytest.raises(JournalError, match="the file was changed since the run began"):
-        list(report(path))
-    assert status(path).items == 6
+        list(report(path, journal=journal))
+    assert status(path, journal=journal).items == 6
     path.unlink()
     with pytest.raises(InputError, match="cannot be read: No such file"):
-        list(report(path))
+        list(report(path, journal=journal))
 
 
-def test_no_run(path: Path) -> None:
+def test_no_run(path: Path, journal: str | None) -> None:
     """Without a journal, no run of the file has begun, and no file is made."""
     write(path)
     before = set(path.parent.iterdir())
-    message = r"grants.csv.journal: no run of .* has begun"
-    with pytest.raises(JournalError, match=message):
-        status(path)
-    with pytest.raises(JournalError, match=message):
-        list(report(path))
+    for shard in (None, Shard(1, 2)):
+        message = re.escape(f"{place_of(path, journal, shard)}: no run of {path} has begun")
+        with pytest.raises(JournalError, match=message):
+            status(path, journal=journal, shard=shard)
+        with pytest.raises(JournalError, match=message):
+            list(report(path, journal=journal, shard=shard))
     assert set(path.parent.iterdir()) == before
 
 
-def test_shards(path: Path) -> None:
-    """A report of a shard has the lines of its users. Another shard's journal is refused."""
+def test_shards(path: Path, journal: str | None) -> None:
+    """A report of a shard has the lines of its users."""
     write(path, 60)
     found: list[str] = []
     for number in (1, 2, 3):
         shard = Shard(number, 3)
-        items = begin_run(path, shard=shard)
+        items = begin_run(path, shard=shard, journal=journal)
         of = [it for it in range(1, 61) if shard.has(user(it))]
         for it in of[::2]:
             put(items, it, State.APPLIED)
         items.close()
-        lines = list(csv.DictReader(report(path, shard=shard)))
+        lines = list(csv.DictReader(report(path, journal=journal, shard=shard)))
         assert [int(line["amount"]) for line in lines] == of
         assert [line["state"] for line in lines[:3]] == ["applied", "waiting", "applied"]
-        assert status(path, shard=shard) == Progress(len(of), len(of[::2]), 0, 0)
+        progress = Progress(len(of), len(of[::2]), 0, 0)
+        assert status(path, journal=journal, shard=shard) == progress
         found += [line["amount"] for line in lines]
     assert sorted(map(int, found)) == list(range(1, 61))
-    journal = journal_of(path, None, Shard(2, 3))
+
+
+def test_journal_of_another_shard(path: Path) -> None:
+    """The file of another shard's journal is refused."""
+    write(path, 60)
+    begin_run(path, shard=Shard(2, 3)).close()
+    journal = path.with_name("grants.csv.2-of-3.journal")
     others: dict[str, Shard | None] = {
         "the whole file": None,
         "shard 1/3": Shard(1, 3),
@@ -249,13 +261,13 @@ def test_shards(path: Path) -> None:
 
 def test_names_of_journals(path: Path) -> None:
     """A journal is beside its file, that of a shard by a name of its own, or where you say."""
-    assert journal_of(path, None, None) == path.with_name("grants.csv.journal")
-    assert journal_of(path, None, Shard(2, 4)) == path.with_name("grants.csv.2-of-4.journal")
-    assert journal_of(path, "x/y", Shard(2, 4)) == Path("x/y")
+    assert str(place_of(path, None, None)) == f"{path}.journal"
+    assert str(place_of(path, None, Shard(2, 4))) == f"{path}.2-of-4.journal"
+    assert str(place_of(path, "x/y", Shard(2, 4))) == "x/y"
     write(path)
     put_all(path)
     elsewhere = path.with_name("elsewhere")
-    journal_of(path, None, None).rename(elsewhere)
+    path.with_name("grants.csv.journal").rename(elsewhere)
     assert status(str(path), journal=str(elsewhere)).items == 6
     assert len(list(report(str(path), journal=str(elsewhere)))) == 7
     assert read_begun(path, elsewhere, None)[1].total == 21
@@ -307,50 +319,50 @@ def test_alone(
             check_alone(path, wanted)
 
 
-def test_status(path: Path) -> None:
+def test_status(path: Path, journal: str | None) -> None:
     """Each line is counted once. What a dead process has sent is unclear."""
     write(path, 60)
-    put_all(path, 60)
-    assert status(path) == Progress(items=60, applied=10, refused=10, unclear=20)
-    assert status(path).waiting == 20
+    put_all(path, 60, journal=journal)
+    assert status(path, journal=journal) == Progress(items=60, applied=10, refused=10, unclear=20)
+    assert status(path, journal=journal).waiting == 20
 
 
-def test_in_flight(path: Path) -> None:
+def test_in_flight(path: Path, journal: str | None) -> None:
     """While a run owns the journal, what it sends is in flight. Its report says unclear."""
     write(path)
-    items = begin_run(path)
+    items = begin_run(path, journal=journal)
     items.write([], [claim(1, 1), claim(2, 2)]).result()
     items.write([ended(1, Change.APPLY)], [claim(3, 3)]).result()
-    progress = status(path)
+    progress = status(path, journal=journal)
     assert progress == Progress(6, applied=1, refused=0, unclear=0, in_flight=2, is_going_on=True)
     assert progress.waiting == 3
-    states = [line["state"] for line in csv.DictReader(report(path))]
+    states = [line["state"] for line in csv.DictReader(report(path, journal=journal))]
     assert states == ["applied", "unclear", "unclear", *["waiting"] * 3]
     # A report that has begun shows the same moment to its end.
-    lines = report(path)
+    lines = report(path, journal=journal)
     assert [next(lines).split(",")[3] for _ in range(2)] == ["state", "applied"]
     items.write([ended(2, Change.APPLY), ended(3, Change.REFUSE)], [claim(4, 4)]).result()
     assert [line.split(",")[3] for line in lines] == states[1:]
     items.close()
-    assert status(path) == Progress(6, applied=2, refused=1, unclear=1)
+    assert status(path, journal=journal) == Progress(6, applied=2, refused=1, unclear=1)
 
 
 OWNER = """
 import sys
 from pathlib import Path
 from tests.bulk.conftest import begin_run, claim
-items = begin_run(Path(sys.argv[1]))
+items = begin_run(Path(sys.argv[1]), journal=sys.argv[2] or None)
 items.write([], [claim(1, 1)]).result()
 print("open", flush=True)
 sys.stdin.read()
 """
 
 
-def test_killed(path: Path) -> None:
+def test_killed(path: Path, journal: str | None) -> None:
     """What a run has sent is unclear as soon as its process is dead."""
     write(path)
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(path)],
+        [sys.executable, "-c", OWNER, str(path), journal or ""],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
@@ -358,11 +370,12 @@ def test_killed(path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"
-        assert status(path) == Progress(6, 0, 0, 0, in_flight=1, is_going_on=True)
+        assert status(path, journal=journal) == Progress(6, 0, 0, 0, in_flight=1, is_going_on=True)
         process.kill()
         process.wait()
-    assert status(path) == Progress(6, 0, 0, unclear=1)
-    assert len(list(report(path, only="unclear"))) == 2
+    wait_until(lambda: not status(path, journal=journal).is_going_on)
+    assert status(path, journal=journal) == Progress(6, 0, 0, unclear=1)
+    assert len(list(report(path, journal=journal, only="unclear"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -386,17 +399,21 @@ def test_exit_status(progress: Progress, exit_status: int) -> None:
     assert progress.exit_status == exit_status
 
 
-def test_after_a_run(path: Path) -> None:
+def test_after_a_run(path: Path, journal: str | None) -> None:
     """A report shows what the service has responded."""
     write(path, 4)
     path.write_text(path.read_text() + f"{user(3)},9\n")
     with SandboxServer() as server:
         for number in (1, 3):
             server.direct.add(user(number), 10)
-        progress = creduse_bulk.run("subtract", path, api_key=KEY, base_url=server.base_url)
-        assert progress == status(path) == Progress(5, 2, 3, 0)
+        progress = creduse_bulk.run(
+            "subtract", path, api_key=KEY, base_url=server.base_url, journal=journal
+        )
+        assert progress == status(path, journal=journal) == Progress(5, 2, 3, 0)
         missing = ["refused", "NOT_APPLIED", "refused", "404", "USER_DOES_NOT_EXIST", ""]
-        assert [list(line.values())[3:] for line in csv.DictReader(report(path))] == [
+        assert [
+            list(line.values())[3:] for line in csv.DictReader(report(path, journal=journal))
+        ] == [
             ["applied", "APPLIED", "done", "200", "", ""],
             missing,
             ["applied", "APPLIED", "done", "200", "", ""],
@@ -405,12 +422,13 @@ def test_after_a_run(path: Path) -> None:
         ]
 
 
-def test_memory(path: Path) -> None:
+def test_memory(path: Path, journal: str | None) -> None:
     """Memory does not grow with the report."""
 
     def peak(lines: int) -> int:
-        write(path, lines)
-        items = begin_run(path)
+        file = path.with_name(f"{lines}.csv")
+        write(file, lines)
+        items = begin_run(file, journal=journal)
         for first in range(1, lines, 1000):
             numbers = range(first, min(first + 1000, lines + 1))
             items.write([], [claim(number, number) for number in numbers]).result()
@@ -418,11 +436,10 @@ def test_memory(path: Path) -> None:
         items.close()
         tracemalloc.start()
         try:
-            assert sum(1 for _ in report(path)) == lines + 1
+            assert sum(1 for _ in report(file, journal=journal)) == lines + 1
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-            journal_of(path, None, None).unlink()
 
     peak(1000)  # imports, and what is made once
     assert peak(20_000) < 1.5 * peak(1500) + 100_000

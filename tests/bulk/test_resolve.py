@@ -19,12 +19,12 @@ import creduse_aiohttp
 import creduse_bulk
 import creduse_trio
 from creduse_bulk import InputError, Progress, Shard
+from creduse_bulk._progress import place_of
 from creduse_bulk._resolve import Decision, Resolution
 from creduse_core import CreduseProtocol, Evidence, Request, Verdict
 from creduse_journal import Change, InUseError, JournalError, State
-from creduse_journal.database import is_in_use
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
-from tests.bulk.conftest import begin_run, claim, ended, put, states, user
+from tests.bulk.conftest import begin_run, claim, ended, is_owned, put, states, user
 from tests.common import KEY, keep_from_end_of_day
 
 LOST_RESPONSE, LOST_REQUEST = FAULTS["apply-then-reset"], FAULTS["request-then-reset"]
@@ -79,9 +79,11 @@ def nth(of: int, number: int) -> Callable[[Request], bool]:
     return is_it
 
 
-def resolve(server: SandboxServer, path: Path, shard: Shard | None = None) -> Resolution:
+def resolve(
+    server: SandboxServer, path: Path, journal: str | None = None, shard: Shard | None = None
+) -> Resolution:
     """Open the journal, to resolve what is unclear."""
-    return Resolution(CreduseProtocol(KEY, server.base_url), path, shard=shard)
+    return Resolution(CreduseProtocol(KEY, server.base_url), path, journal, shard)
 
 
 def weigh(server: SandboxServer, resolution: Resolution, backend: str, **options: Any) -> Any:
@@ -106,7 +108,9 @@ METHODS = ["add", "subtract", "start_cycle", "stop_cycle"]
 
 @pytest.mark.parametrize("backend", CLIENTS)
 @pytest.mark.parametrize("method", METHODS)
-def test_weigh(server: SandboxServer, path: Path, method: str, backend: str) -> None:
+def test_weigh(
+    server: SandboxServer, path: Path, journal: str | None, method: str, backend: str
+) -> None:
     """With balances from before, each verdict is what the server's record says."""
     keep_from_end_of_day()
     if method == "stop_cycle":
@@ -123,10 +127,10 @@ def test_weigh(server: SandboxServer, path: Path, method: str, backend: str) -> 
         server.inject(LOST_RESPONSE, when=nth(number, last))
     for number in (3, 4):
         server.inject(LOST_REQUEST, when=nth(number, last))
-    assert run(server, path, method, balance_first=True).unclear == 4
+    assert run(server, path, method, journal=journal, balance_first=True).unclear == 4
     applied = writes(server)
     sent = len(server.log)
-    with resolve(server, path) as resolution:
+    with resolve(server, path, journal) as resolution:
         assert [it.line for it in resolution.unclear] == [
             it + 6 * (last - 1) + 1 for it in range(1, 5)
         ]
@@ -137,90 +141,108 @@ def test_weigh(server: SandboxServer, path: Path, method: str, backend: str) -> 
         was_applied = applied[str(it.item.user)] == last
         assert proved.verdict is (Verdict.APPLIED if was_applied else Verdict.NOT_YET), proved
     assert [proved.verdict for proved in evidence].count(Verdict.APPLIED) == 2
-    shown = [line["evidence"] for line in csv.DictReader(creduse_bulk.report(path, only="unclear"))]
+    shown = [
+        line["evidence"]
+        for line in csv.DictReader(creduse_bulk.report(path, journal=journal, only="unclear"))
+    ]
     assert shown == [str(proved) for proved in evidence]
 
 
-def test_weigh_without_balances(server: SandboxServer, path: Path) -> None:
+def test_weigh_without_balances(server: SandboxServer, path: Path, journal: str | None) -> None:
     """Without a balance from before, no verdict is wrong."""
     keep_from_end_of_day()
     write(path, *[(number, 7) for number in range(1, 5)], (1, 8), (2, 8), (3, 7), (4, 7))
     for number, fault in enumerate([LOST_RESPONSE, LOST_REQUEST] * 2, 1):
         server.inject(fault, when=nth(number, 2))
-    assert run(server, path).unclear == 4
-    with resolve(server, path) as resolution:
+    assert run(server, path, journal=journal).unclear == 4
+    with resolve(server, path, journal) as resolution:
         verdicts = [it.verdict for it in weigh(server, resolution, "asyncio")]
         assert verdicts == [Verdict.APPLIED, Verdict.NOT_YET, Verdict.APPLIED, Verdict.OPEN]
         assert {it.item.user for it in resolution.unclear} == {user(it) for it in range(1, 5)}
         assert all(len(it.others) == 1 for it in resolution.unclear)
 
 
-def test_hidden_cycles(server: SandboxServer, path: Path) -> None:
+def test_hidden_cycles(server: SandboxServer, path: Path, journal: str | None) -> None:
     """Whether the service lists cycles without credits is passed on."""
     keep_from_end_of_day()
     one = user(77)
     server.direct.add(one, 10, 300)
     path.write_text(f"end_user_id,amount\n{one},7\n")
     server.inject(LOST_REQUEST)
-    assert run(server, path).unclear == 1
-    with resolve(server, path) as resolution:
+    assert run(server, path, journal=journal).unclear == 1
+    with resolve(server, path, journal) as resolution:
         (unsure,) = weigh(server, resolution, "asyncio")
         assert unsure.verdict is Verdict.OPEN
         (sure,) = weigh(server, resolution, "asyncio", lists_empty_cycles=True)
         assert sure.verdict is Verdict.NOT_YET
 
 
+def set_ended(path: Path, journal: str | None, ended_at: float) -> None:
+    """Change when the call of the first item has ended."""
+    if journal is None:
+        with closing(sqlite3.connect(f"{path}.journal")) as database:
+            database.execute("UPDATE items SET changed_at = ? WHERE number = 1", (ended_at,))
+            database.commit()
+    else:
+        from creduse_journal.postgres import connect  # noqa: PLC0415 - it may not be installed
+
+        with connect(journal) as database:
+            database.execute(
+                "UPDATE creduse_items SET changed_at = %s WHERE number = 1", (ended_at,)
+            )
+
+
 @pytest.mark.parametrize(
     ("ended_ago", "verdict"), [(0, Verdict.OPEN), (21, Verdict.OPEN), (23, Verdict.APPLIED)]
 )
-def test_slow_call(server: SandboxServer, path: Path, ended_ago: float, verdict: Verdict) -> None:
+def test_slow_call(
+    server: SandboxServer, path: Path, journal: str | None, ended_ago: float, verdict: Verdict
+) -> None:
     """A call that began long before, and ended not long before, may have opened the cycle."""
     keep_from_end_of_day()
     write(path, (1, 7), (1, 7))
-    items = begin_run(path, base_url=server.base_url)
+    items = begin_run(path, journal=journal, base_url=server.base_url)
     now = time.time()
     items.write([], [claim(1, 1, now - 100)]).result()
     server.direct.add(user(1), 7)
     items.write([ended(1, Change.APPLY)], [claim(2, 1, now)]).result()
     items.write([ended(2, Change.DOUBT)], []).result()
     items.close()
-    with closing(sqlite3.connect(path.with_name("grants.csv.journal"))) as database:
-        database.execute("UPDATE items SET changed_at = ? WHERE number = 1", (now - ended_ago,))
-        database.commit()
-    with resolve(server, path) as resolution:
+    set_ended(path, journal, now - ended_ago)
+    with resolve(server, path, journal) as resolution:
         (it,) = resolution.unclear
         assert [other.amount for other, _ in it.others] == [7]
         (evidence,) = weigh(server, resolution, "asyncio")
         assert evidence.verdict is verdict
 
 
-def test_unreadable(server: SandboxServer, path: Path) -> None:
+def test_unreadable(server: SandboxServer, path: Path, journal: str | None) -> None:
     """If a balance cannot be read, the verdict is open, and that is kept. Others go on."""
     keep_from_end_of_day()
     write(path, (1, 7), (2, 7))
     for number in (1, 2):
         server.inject(LOST_RESPONSE, when=nth(number, 1))
-    run(server, path)
+    run(server, path, journal=journal)
     server.inject(CannedResponse(401), when=lambda it: str(user(1)).encode() in it.body)
-    with resolve(server, path) as resolution:
+    with resolve(server, path, journal) as resolution:
         first, second = weigh(server, resolution, "trio")
     assert (first.verdict, second.verdict) == (Verdict.OPEN, Verdict.APPLIED)
     assert first.reason.startswith("the balance could not be read: ")
-    kept = [line["evidence"] for line in csv.DictReader(creduse_bulk.report(path))]
+    kept = [line["evidence"] for line in csv.DictReader(creduse_bulk.report(path, journal=journal))]
     assert kept == [str(first), str(second)]
 
 
-def test_many_at_once(server: SandboxServer, path: Path) -> None:
+def test_many_at_once(server: SandboxServer, path: Path, journal: str | None) -> None:
     """Many lines are weighed, some at a time, and evidence comes in the order of the file."""
     keep_from_end_of_day()
     lines = [(100 + number, 7) for number in range(60)]
     write(path, *lines)
-    items = begin_run(path, base_url=server.base_url)
+    items = begin_run(path, journal=journal, base_url=server.base_url)
     items.write([], [claim(number, of) for number, (of, _) in enumerate(lines, 1)]).result()
     items.close()
     for number in range(0, 60, 3):
         server.direct.add(user(100 + number), 7)
-    with resolve(server, path) as resolution:
+    with resolve(server, path, journal) as resolution:
         verdicts = [it.verdict for it in weigh(server, resolution, "asyncio")]
     wanted = [Verdict.NOT_YET if number % 3 else Verdict.APPLIED for number in range(60)]
     assert verdicts == wanted
@@ -264,18 +286,19 @@ APPLIED, NOT_YET, OPEN = (Evidence(verdict, "reason") for verdict in Verdict)
 def test_by_evidence(
     server: SandboxServer,
     path: Path,
+    journal: str | None,
     age: float,
     settled_after: float | None,
     settled: bool,  # noqa: FBT001 - pytest passes it
 ) -> None:
     """APPLIED is settled. NOT_YET frees what began long enough ago, if somebody says how long."""
     write(path, *[(number, 7) for number in range(1, 5)])
-    items = begin_run(path, base_url=server.base_url)
+    items = begin_run(path, journal=journal, base_url=server.base_url)
     began = time.time() - age
     items.write([], [claim(number, number, began) for number in range(1, 5)]).result()
     items.write([ended(3, Change.APPLY)], []).result()
     items.close()
-    with resolve(server, path) as resolution:
+    with resolve(server, path, journal) as resolution:
         assert [it.item.number for it in resolution.unclear] == [1, 2, 4]
         decisions = resolution.by_evidence([NOT_YET, APPLIED, OPEN], settled_after)
         wanted = [Decision(2, Change.SETTLE_APPLIED, "APPLIED: reason")]
@@ -285,8 +308,7 @@ def test_by_evidence(
         progress = resolution.settle(decisions)
         assert progress == Progress(4, 2, 0, 1 if settled else 2)
     found = {1: State.FREE if settled else State.UNCLEAR, 2: State.APPLIED}
-    journal = path.with_name("grants.csv.journal")
-    assert states(journal) == found | {3: State.APPLIED, 4: State.UNCLEAR}
+    assert states(place_of(path, journal, None)) == found | {3: State.APPLIED, 4: State.UNCLEAR}
 
 
 def test_evidence_for_each(server: SandboxServer, path: Path) -> None:
@@ -547,7 +569,9 @@ def test_json_lines(server: SandboxServer, path: Path, decided: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["by evidence", "by file"])
-def test_sent_again(server: SandboxServer, path: Path, decided: Path, how: str) -> None:
+def test_sent_again(
+    server: SandboxServer, path: Path, journal: str | None, decided: Path, how: str
+) -> None:
     """After what is unclear was settled, a new run sends what was freed, and what waited for it."""
     keep_from_end_of_day()
     write(path, *[(number, 7) for number in range(1, 7)], *[(number, 8) for number in range(1, 7)])
@@ -555,14 +579,14 @@ def test_sent_again(server: SandboxServer, path: Path, decided: Path, how: str) 
         server.inject(LOST_RESPONSE, when=nth(number, 1))
     for number in (3, 4):
         server.inject(LOST_REQUEST, when=nth(number, 1))
-    assert run(server, path) == Progress(12, 4, 0, 4)
-    with resolve(server, path) as resolution:
+    assert run(server, path, journal=journal) == Progress(12, 4, 0, 4)
+    with resolve(server, path, journal) as resolution:
         if how == "by evidence":
             evidence = weigh(server, resolution, "asyncio")
             decisions = resolution.by_evidence(evidence, 0)
         else:
             applied = writes(server)
-            lines = list(csv.DictReader(creduse_bulk.report(path, only="unclear")))
+            lines = list(csv.DictReader(creduse_bulk.report(path, journal=journal, only="unclear")))
             for line in lines:
                 line["decision"] = "applied" if applied[line["end_user_id"]] else "not_applied"
                 line["note"] = "the server's record"
@@ -573,115 +597,121 @@ def test_sent_again(server: SandboxServer, path: Path, decided: Path, how: str) 
             decisions = resolution.by_file(decided, None)
         assert resolution.settle(decisions) == Progress(12, 6, 0, 0)
     sent = len(server.log)
-    assert run(server, path) == Progress(12, 12, 0, 0)
+    assert run(server, path, journal=journal) == Progress(12, 12, 0, 0)
     bodies = [json.loads(entry.body or b"") for entry in server.log[sent:]]
     assert sorted((body["amount"], body["end_user_id"]) for body in bodies) == sorted(
         [(7, str(user(it))) for it in (3, 4)] + [(8, str(user(it))) for it in (1, 2, 3, 4)]
     )
     assert writes(server) == {str(user(it)): 2 for it in range(1, 7)}
-    notes = [line["evidence"] for line in csv.DictReader(creduse_bulk.report(path))]
+    notes = [
+        line["evidence"] for line in csv.DictReader(creduse_bulk.report(path, journal=journal))
+    ]
     assert [bool(note) for note in notes] == [True] * 4 + [False] * 8
-    with resolve(server, path) as resolution:
+    with resolve(server, path, journal) as resolution:
         assert resolution.unclear == ()
         assert weigh(server, resolution, "asyncio") == []
 
 
-def test_decided_before(server: SandboxServer, path: Path, decided: Path) -> None:
+def test_decided_before(
+    server: SandboxServer, path: Path, journal: str | None, decided: Path
+) -> None:
     """The same decisions can be made again. What was decided before stays as it is."""
     write(path, (1, 7), (2, 7))
-    items = begin_run(path, base_url=server.base_url)
+    items = begin_run(path, journal=journal, base_url=server.base_url)
     put(items, 1, State.UNCLEAR)
     put(items, 2, State.UNCLEAR)
     items.close()
     decided.write_text("line,decision\n2,applied\n3,not_applied\n")
     for wanted in (2, 0):
-        with resolve(server, path) as resolution:
+        with resolve(server, path, journal) as resolution:
             decisions = resolution.by_file(decided, "Ada")
             assert len(decisions) == wanted
             resolution.settle(decisions)
-    found = states(path.with_name("grants.csv.journal"))
+    found = states(place_of(path, journal, None))
     assert list(found.values()) == [State.APPLIED, State.FREE]
 
 
-def test_refused_again(server: SandboxServer, path: Path, decided: Path) -> None:
+def test_refused_again(
+    server: SandboxServer, path: Path, journal: str | None, decided: Path
+) -> None:
     """What was refused can be sent again, if somebody decides so."""
     write(path, (1, 5000), (2, 7))
-    assert run(server, path, "subtract").refused == 1
+    assert run(server, path, "subtract", journal=journal).refused == 1
     server.direct.add(user(1), 5000)
-    with resolve(server, path) as resolution:
+    with resolve(server, path, journal) as resolution:
         decided.write_text("line,decision\n2,not_applied\n")
         decisions = resolution.by_file(decided, "paid in, says Ada")
         assert resolution.settle(decisions) == Progress(2, 1, 0, 0)
-    assert run(server, path, "subtract") == Progress(2, 2, 0, 0)
+    assert run(server, path, "subtract", journal=journal) == Progress(2, 2, 0, 0)
     assert len(server.log) == 3
 
 
 # Opening
 
 
-def test_who_may_resolve(server: SandboxServer, path: Path) -> None:
+def test_who_may_resolve(server: SandboxServer, path: Path, journal: str | None) -> None:
     """The run must have stopped, and be that of the same file, service, key and shard."""
     write(path, (1, 7))
     with pytest.raises(JournalError, match="no run of"):
-        resolve(server, path)
-    items = begin_run(path, base_url=server.base_url)
+        resolve(server, path, journal)
+    items = begin_run(path, journal=journal, base_url=server.base_url)
     put(items, 1, State.CLAIMED)
     with pytest.raises(InUseError, match="is in use"):
-        resolve(server, path)
+        resolve(server, path, journal)
     items.close()
-    journal = path.with_name("grants.csv.journal")
     for protocol, message in (
         (CreduseProtocol(KEY, "http://127.0.0.1:1"), "the run began at"),
         (CreduseProtocol("another", server.base_url), "another API key"),
     ):
         with pytest.raises(JournalError, match=message):
-            Resolution(protocol, path)
+            Resolution(protocol, path, journal)
     with pytest.raises(JournalError, match="it is that of the whole file, not of shard 1/2"):
-        Resolution(CreduseProtocol(KEY, server.base_url), path, journal, Shard(1, 2))
-    assert states(journal) == {1: State.CLAIMED}
+        resolve(server, path, journal or f"{path}.journal", Shard(1, 2))
+    place = place_of(path, journal, None)
+    assert states(place) == {1: State.CLAIMED}
     before = path.read_bytes()
     path.write_bytes(before + b"\n")
     with pytest.raises(JournalError, match="the file was changed"):
-        resolve(server, path)
+        resolve(server, path, journal)
     path.unlink()
     with pytest.raises(InputError, match="cannot be read"):
-        resolve(server, path)
+        resolve(server, path, journal)
     path.write_bytes(before)
-    with resolve(server, path) as resolution:
-        assert is_in_use(journal)
+    with resolve(server, path, journal) as resolution:
+        assert is_owned(place)
         assert [it.line for it in resolution.unclear] == [2]
-    assert not is_in_use(journal)
-    assert states(journal) == {1: State.UNCLEAR}
+    assert not is_owned(place)
+    assert states(place) == {1: State.UNCLEAR}
     assert server.log == ()
 
 
-def test_shard(server: SandboxServer, path: Path) -> None:
+def test_shard(server: SandboxServer, path: Path, journal: str | None) -> None:
     """Each shard has its own unclear lines."""
     write(path, *[(number, 7) for number in range(1, 31)])
     found: list[int] = []
     for number in (1, 2):
         shard = Shard(number, 2)
-        items = begin_run(path, shard=shard, base_url=server.base_url)
+        items = begin_run(path, journal=journal, shard=shard, base_url=server.base_url)
         of = [it for it in range(1, 31) if shard.has(user(it))]
         items.write([], [claim(it, it) for it in of]).result()
         items.close()
-        with resolve(server, path, shard) as resolution:
+        with resolve(server, path, journal, shard) as resolution:
             assert [it.item.number for it in resolution.unclear] == of
             found += of
     assert sorted(found) == list(range(1, 31))
 
 
-def test_other_calls_of_the_user(server: SandboxServer, path: Path) -> None:
+def test_other_calls_of_the_user(server: SandboxServer, path: Path, journal: str | None) -> None:
     """What was or may have been applied counts. What was refused, or is free, does not."""
     write(path, *[(1, amount) for amount in range(1, 7)], (2, 7))
-    items = begin_run(path, base_url=server.base_url)
+    items = begin_run(path, journal=journal, base_url=server.base_url)
     for number, state in enumerate(
         [State.APPLIED, State.REFUSED, State.FREE, State.APPLIED, State.UNCLEAR], 1
     ):
         put(items, number, state, of=1)
     put(items, 7, State.APPLIED, of=2)
     items.close()
-    with resolve(server, path) as resolution:
+    with resolve(server, path, journal) as resolution:
         (it,) = resolution.unclear
         assert (it.line, it.call.amount, it.call.validity_days) == (6, 5, 31)
         assert [call.amount for call, _ in it.others] == [1, 4]

@@ -9,7 +9,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -22,10 +23,11 @@ import creduse_aiohttp
 import creduse_bulk
 import creduse_trio
 from creduse import AsyncCreduseClient
-from creduse_bulk import InputError, Progress, _driver, _items
+from creduse_bulk import InputError, Progress, _driver, _sending, _sqlite
 from creduse_bulk import _run as runs  # pyright: ignore[reportPrivateUsage]  # it makes the stops
-from creduse_bulk._driver import AHEAD
-from creduse_bulk._items import Claim, Ended
+from creduse_bulk._driver import AHEAD, Settings
+from creduse_bulk._postgres import PostgresItems
+from creduse_bulk._sqlite import SqliteItems
 from creduse_bulk._window import FAILURES, FIRST, ROUNDS
 from creduse_core import AsyncCoreClient, Request
 from creduse_journal import JournalError
@@ -40,7 +42,19 @@ CLIENTS: dict[str, tuple[str, Any]] = {
     "trio": ("trio", creduse_trio.AsyncCreduseClient),
 }
 
+STORES = ("sqlite", "postgres")
+
 Send: TypeAlias = Callable[..., Progress]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what sends over each client, and what is about the journal over each database."""
+    if "send" in metafunc.fixturenames:
+        pairs = [(client, "sqlite") for client in CLIENTS]
+        pairs += [("aiohttp", "postgres"), ("trio", "postgres")]
+        metafunc.parametrize(("send", "journal"), pairs, indirect=True)
+    elif "journal" in metafunc.fixturenames:
+        metafunc.parametrize("journal", STORES, indirect=True)
 
 
 @pytest.fixture
@@ -56,15 +70,28 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "grants.csv"
 
 
-@pytest.fixture(params=CLIENTS)
-def send(request: pytest.FixtureRequest, server: SandboxServer, path: Path) -> Send:
+@pytest.fixture
+def journal(request: pytest.FixtureRequest) -> str | None:
+    """Where the journal is: ``None`` is beside the file."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+def send(
+    request: pytest.FixtureRequest, server: SandboxServer, path: Path, journal: str | None
+) -> Send:
     """Send the file over a client of each kind."""
     backend, client_class = CLIENTS[request.param]
 
     def run(method: str = "add", **options: Any) -> Progress:
         async def main() -> Progress:
             async with client_class(KEY, base_url=server.base_url) as client:
-                return await creduse_bulk.run_async(client, method, path, **options)
+                return await creduse_bulk.run_async(
+                    client, method, path, journal=journal, **options
+                )
 
         return anyio.run(main, backend=backend)
 
@@ -87,11 +114,10 @@ def write(path: Path, items: int, users: int | None = None) -> None:
     path.write_text("end_user_id,amount\n" + "".join(lines))
 
 
-def states(path: Path) -> dict[int, str]:
+def states(path: Path, journal: str | None = None) -> dict[int, str]:
     """Return the state of each line, by its amount."""
-    return {
-        int(line["amount"]): line["state"] for line in csv.DictReader(creduse_bulk.report(path))
-    }
+    lines = csv.DictReader(creduse_bulk.report(path, journal=journal))
+    return {int(line["amount"]): line["state"] for line in lines}
 
 
 def amounts(server: SandboxServer) -> list[int]:
@@ -113,7 +139,7 @@ def of_amount(*wanted: int) -> Callable[[Request], bool]:
     return is_one
 
 
-def test_whole_file(send: Send, server: SandboxServer, path: Path) -> None:
+def test_whole_file(send: Send, server: SandboxServer, path: Path, journal: str | None) -> None:
     """Each line is applied once, in the order of the file for each user. Again, nothing is sent."""
     write(path, 300, users=40)
     progress = send(concurrency=8)
@@ -127,7 +153,7 @@ def test_whole_file(send: Send, server: SandboxServer, path: Path) -> None:
     assert sorted(amounts(server)) == list(range(1, 301))
     assert send() == progress
     assert len(server.log) == 300
-    assert states(path) == dict.fromkeys(range(1, 301), "applied")
+    assert states(path, journal) == dict.fromkeys(range(1, 301), "applied")
 
 
 @pytest.mark.parametrize("method", ["add", "subtract", "start_cycle", "stop_cycle"])
@@ -153,14 +179,14 @@ def test_one_at_a_time(send: Send, server: SandboxServer, path: Path) -> None:
     assert len({entry.connection for entry in server.log}) == 1
 
 
-def test_refused(send: Send, server: SandboxServer, path: Path) -> None:
+def test_refused(send: Send, server: SandboxServer, path: Path, journal: str | None) -> None:
     """What the service refuses is refused, and the other lines go on."""
     write(path, 20)
     server.direct.add(user(4), 100)
     progress = send("subtract")
     assert (progress.applied, progress.refused, progress.exit_status) == (1, 19, 1)
-    assert states(path)[5] == "applied"
-    lines = list(csv.DictReader(creduse_bulk.report(path, only="refused")))
+    assert states(path, journal)[5] == "applied"
+    lines = list(csv.DictReader(creduse_bulk.report(path, journal=journal, only="refused")))
     assert {(line["status"], line["error_code"]) for line in lines} == {
         ("404", "USER_DOES_NOT_EXIST")
     }
@@ -169,26 +195,28 @@ def test_refused(send: Send, server: SandboxServer, path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["apply-then-reset", "request-then-reset", "503"])
-def test_unclear(send: Send, server: SandboxServer, path: Path, fault: str) -> None:
+def test_unclear(
+    send: Send, server: SandboxServer, path: Path, journal: str | None, fault: str
+) -> None:
     """After an unclear line, the user's later ones wait. Those of others go on."""
     write(path, 30, users=10)
     server.inject(FAULTS[fault], when=of_amount(3))
     progress = send()
     assert (progress.applied, progress.unclear, progress.waiting) == (27, 1, 2)
     assert progress.exit_status == 3
-    found = states(path)
+    found = states(path, journal)
     assert [found[amount] for amount in (3, 13, 23)] == ["unclear", "waiting", "waiting"]
     assert send() == progress
     assert not {13, 23} & {json.loads(entry.body or b"")["amount"] for entry in server.log}
 
 
-def test_applied_but_misread(server: SandboxServer, path: Path) -> None:
+def test_applied_but_misread(server: SandboxServer, path: Path, journal: str | None) -> None:
     """A response that cannot be read but is the line's own proves that it was applied."""
     write(path, 3)
     server.inject(FAULTS["mistyped-field"], when=of_amount(2))
-    progress = run(server, path, "start_cycle")
+    progress = run(server, path, "start_cycle", journal=journal)
     assert progress.applied == 3
-    lines = list(csv.DictReader(creduse_bulk.report(path)))
+    lines = list(csv.DictReader(creduse_bulk.report(path, journal=journal)))
     assert [line["event"] for line in lines] == ["done", "misread", "done"]
 
 
@@ -260,7 +288,9 @@ def test_unreachable_service(send: Send, server: SandboxServer, path: Path) -> N
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_fault_of_the_run(send: Send, server: SandboxServer, path: Path, status: int) -> None:
+def test_fault_of_the_run(
+    send: Send, server: SandboxServer, path: Path, journal: str | None, status: int
+) -> None:
     """A rejected key stops the run. The line was not applied, and is sent by the next run."""
     write(path, 100)
     server.inject(CannedResponse(status, (), b""), when=of_amount(20))
@@ -268,7 +298,7 @@ def test_fault_of_the_run(send: Send, server: SandboxServer, path: Path, status:
     assert progress.stopped is not None
     assert str(status) in progress.stopped
     assert (progress.exit_status, progress.unclear, progress.refused) == (75, 0, 0)
-    assert states(path)[20] == "waiting"
+    assert states(path, journal)[20] == "waiting"
     assert KEY not in progress.stopped
     assert send().applied == 100
 
@@ -362,25 +392,25 @@ def test_balance_first_limited(server: SandboxServer, path: Path) -> None:
     assert run(server, path, balance_first=True).applied == 3
 
 
-def test_nothing_left(server: SandboxServer, path: Path) -> None:
+def test_nothing_left(server: SandboxServer, path: Path, journal: str | None) -> None:
     """If all lines are unclear when the service fails, nothing is left to wait for."""
     write(path, FAILURES)
     server.inject(FAULTS["503"], FAILURES)
-    progress = run(server, path)
+    progress = run(server, path, journal=journal)
     assert (progress.unclear, progress.exit_status, progress.stopped) == (FAILURES, 3, None)
 
 
-def test_shards(send: Send, server: SandboxServer, path: Path) -> None:
-    """Each line is in one shard, which has a journal of its own."""
+def test_shards(send: Send, server: SandboxServer, path: Path, journal: str | None) -> None:
+    """Each line is in one shard."""
     write(path, 60)
     found = [send(shard=creduse_bulk.Shard(number, 3)) for number in (1, 2, 3)]
     assert sum(it.items for it in found) == sum(it.applied for it in found) == 60
     assert all(it.items > 5 for it in found)
     assert sorted(amounts(server)) == list(range(1, 61))
     assert send(shard=creduse_bulk.Shard(2, 3)) == found[1]
-    lines = list(creduse_bulk.report(path, shard=creduse_bulk.Shard(2, 3)))
+    lines = list(creduse_bulk.report(path, journal=journal, shard=creduse_bulk.Shard(2, 3)))
     assert len(lines) == 1 + found[1].items
-    assert path.with_name("grants.csv.2-of-3.journal").exists()
+    assert path.with_name("grants.csv.2-of-3.journal").exists() == (journal is None)
     assert len(server.log) == 60
 
 
@@ -414,53 +444,80 @@ def cancelled_trio(act: Callable[[], Coroutine[Any, Any, None]], ready: Callable
 
 
 @pytest.mark.parametrize("cancelled", [cancelled_asyncio, cancelled_trio])
-def test_cancelled(server: SandboxServer, path: Path, cancelled: Callable[..., None]) -> None:
+def test_cancelled(
+    server: SandboxServer, path: Path, journal: str | None, cancelled: Callable[..., None]
+) -> None:
     """A run that is cancelled waits for what is in flight, so that nothing is unclear."""
     write(path, 3000)
     over: list[float] = []
 
     async def act() -> None:
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            await creduse_bulk.run_async(client, "add", path)
+            await creduse_bulk.run_async(client, "add", path, journal=journal)
         over.append(1)
 
     cancelled(act, lambda: len(server.applied) > 20)
     assert not over
-    progress = creduse_bulk.status(path)
+    progress = creduse_bulk.status(path, journal=journal)
     assert (progress.unclear, progress.in_flight) == (0, 0)
     assert 20 < progress.applied == len(server.applied) < 3000
-    assert run(server, path).applied == 3000
+    assert run(server, path, journal=journal).applied == 3000
 
 
 def test_aborted_while_claiming(
-    server: SandboxServer, path: Path, monkeypatch: pytest.MonkeyPatch
+    server: SandboxServer, path: Path, journal: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines that are being claimed when the run is told twice to stop are not unclear."""
     write(path, 30)
-    stops: list[runs.Stop] = []
+    stops: list[_sending.Stop] = []
 
-    class Stop(runs.Stop):
+    class Stop(_sending.Stop):
         def __init__(self) -> None:
             super().__init__()
             stops.append(self)
 
-    class Items(_items.Items):
-        def write(self, ended: Sequence[Ended], claims: Sequence[Claim]) -> Any:
-            future = super().write(ended, claims)
-            for _ in range(2):
-                asyncio.get_running_loop().call_soon(stops[0].stop, "two signals")
-            return future
+    items_class = SqliteItems if journal is None else PostgresItems
+    write_items = items_class.write
 
-    monkeypatch.setattr(runs, "Stop", Stop)
-    monkeypatch.setattr(runs, "Items", Items)
-    progress = run(server, path)
+    def write_and_stop(*given: Any) -> Any:
+        future = write_items(*given)
+        for _ in range(2):
+            asyncio.get_running_loop().call_soon(stops[0].stop, "two signals")
+        return future
+
+    monkeypatch.setattr(_sending, "Stop", Stop)
+    monkeypatch.setattr(items_class, "write", write_and_stop)
+    progress = run(server, path, journal=journal)
     assert (progress.stopped, progress.waiting) == ("two signals", 30)
-    assert creduse_bulk.status(path).waiting == 30
+    assert creduse_bulk.status(path, journal=journal).waiting == 30
     assert not server.log
 
 
+def test_old_claims(
+    server: SandboxServer, path: Path, journal: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines whose claims have become old are not sent before they are claimed again."""
+    write(path, 30)
+
+    class Longest:
+        """A limit that the first claims exceed."""
+
+        left = 5
+
+        def __lt__(self, _: float) -> bool:
+            self.left -= 1
+            return self.left >= 0
+
+    longest = Longest()
+    monkeypatch.setattr(_driver, "LONGEST_CLAIM", longest)
+    progress = run(server, path, journal=journal)
+    assert longest.left == -30
+    assert (progress.applied, progress.unclear) == (30, 0)
+    assert sorted(amounts(server)) == list(range(1, 31))
+
+
 def test_stopped_in_a_pause(
-    server: SandboxServer, path: Path, monkeypatch: pytest.MonkeyPatch
+    server: SandboxServer, path: Path, journal: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is stopped while the service fails asks for no further balance."""
     monkeypatch.setattr(_driver, "FIRST_PROBE", 60)
@@ -473,14 +530,16 @@ def test_stopped_in_a_pause(
             pauses.extend([progress] if progress.pause is not None else [])
 
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            await creduse_bulk.run_async(client, "add", path, on_progress=on_progress)
+            await creduse_bulk.run_async(
+                client, "add", path, journal=journal, on_progress=on_progress
+            )
 
     cancelled_asyncio(act, lambda: bool(pauses))
     assert all(entry.method == "POST" for entry in server.log)
-    assert creduse_bulk.status(path).stopped == "cancelled"
+    assert creduse_bulk.status(path, journal=journal).stopped == "cancelled"
 
 
-def test_stopped_while_reading(server: SandboxServer, path: Path) -> None:
+def test_stopped_while_reading(server: SandboxServer, path: Path, journal: str | None) -> None:
     """A run that is stopped does not wait for balances."""
     write(path, 3)
     server.inject(FAULTS["request-then-hang"], 3)
@@ -488,11 +547,11 @@ def test_stopped_while_reading(server: SandboxServer, path: Path) -> None:
 
     async def act() -> None:
         async with AsyncCreduseClient(KEY, base_url=server.base_url) as client:
-            await creduse_bulk.run_async(client, "add", path, balance_first=True)
+            await creduse_bulk.run_async(client, "add", path, journal=journal, balance_first=True)
 
     cancelled_asyncio(act, lambda: len(server.log) == 3)
     assert time.monotonic() - begun < 10
-    assert creduse_bulk.status(path).waiting == 3
+    assert creduse_bulk.status(path, journal=journal).waiting == 3
 
 
 def test_changed_file(server: SandboxServer, path: Path) -> None:
@@ -536,7 +595,7 @@ def test_journal_fails(server: SandboxServer, path: Path, monkeypatch: pytest.Mo
     write(path, 400)
 
     def limited(*arguments: Any) -> Any:
-        items: Any = _items.Items(*arguments)
+        items: Any = SqliteItems(*arguments)
 
         def limit(database: sqlite3.Connection) -> None:
             database.execute("PRAGMA max_page_count = 9")
@@ -544,7 +603,7 @@ def test_journal_fails(server: SandboxServer, path: Path, monkeypatch: pytest.Mo
         items._database.submit(limit)  # noqa: SLF001
         return items
 
-    monkeypatch.setattr(runs, "Items", limited)
+    monkeypatch.setattr(_sqlite, "SqliteItems", limited)
     with pytest.raises(JournalError, match="the disk is full"):
         run(server, path)
     monkeypatch.undo()
@@ -629,7 +688,7 @@ def test_without_aiohttp(
     write(path, 5)
     monkeypatch.setitem(__import__("sys").modules, "creduse_aiohttp", None)
     made: list[AsyncCoreClient] = []
-    make_client = runs.make_client
+    make_client = _sending.make_client
 
     def make(**settings: Any) -> AsyncCoreClient:
         made.append(make_client(**settings))
@@ -662,7 +721,7 @@ def test_patience(
     balance_first: bool,
 ) -> None:
     """If the service carries out nothing for long, the run stops."""
-    monkeypatch.setattr(_driver, "PATIENCE", 0.5)
+    monkeypatch.setattr(runs, "Settings", partial(Settings, patience=0.5))
     write(path, 50)
     server.inject(CannedResponse(status, (("Retry-After", "0.1"),), b""), 10_000)
     progress = run(server, path, balance_first=balance_first)
@@ -671,17 +730,17 @@ def test_patience(
     assert progress.applied == 0
 
 
-def test_status_after_a_stop(server: SandboxServer, path: Path) -> None:
+def test_status_after_a_stop(server: SandboxServer, path: Path, journal: str | None) -> None:
     """``status`` has the exit status of the run, also if it stopped with an unclear line."""
     write(path, 400, users=100)
     server.inject(FAULTS["apply-then-reset"], when=of_amount(3))
     server.inject(CannedResponse(401, (), b""), when=of_amount(250))
-    progress = run(server, path)
+    progress = run(server, path, journal=journal)
     assert (progress.unclear, progress.exit_status) == (1, 75)
-    assert creduse_bulk.status(path) == progress
-    progress = run(server, path)
+    assert creduse_bulk.status(path, journal=journal) == progress
+    progress = run(server, path, journal=journal)
     assert (progress.unclear, progress.stopped, progress.exit_status) == (1, None, 3)
-    assert creduse_bulk.status(path) == progress
+    assert creduse_bulk.status(path, journal=journal) == progress
 
 
 @pytest.mark.usefixtures("fast")
