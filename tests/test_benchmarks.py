@@ -52,3 +52,24 @@ def test_bulk() -> None:
     )
     assert "| 64 | a run |" in done.stdout
     assert "| 2,000 |" in done.stdout
+
+
+def test_machines(postgres_url: str) -> None:
+    """The benchmark of workers sends each file with one and with two of them."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.machines",
+            postgres_url,
+            "--rounds",
+            "1",
+            "--lines",
+            "200",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert [line[:4] for line in done.stdout.splitlines()[2:]] == ["| 1 ", "| 2 "]

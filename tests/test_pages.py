@@ -8,6 +8,8 @@ one test here runs all blocks of a program.
 """
 
 import io
+import json
+import os
 import re
 import runpy
 import signal
@@ -21,6 +23,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import pytest
@@ -48,6 +51,8 @@ IN_SECTIONS = {"README", "testing"}
 NEEDS = {
     "aiohttp": ("docs", "aiohttp"),
     "frameworks": ("docs", "django", "fastapi", "flask"),
+    "machines": ("tests", "psycopg"),
+    "outbox": ("tests", "psycopg"),
     "observing": ("docs", "opentelemetry.sdk", "prometheus_client"),
     "testing: Mocks: aioresponses": ("'plugins(plugin=mocks)'", "aioresponses"),
     "testing: Mocks: respx and pytest-httpx": ("'plugins(plugin=mocks)'", "respx", "pytest_httpx"),
@@ -164,6 +169,17 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     signal.signal(signal.SIGTERM, handler)
 
 
+@pytest.fixture
+def postgres_environment(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of libpq, for the URL ``postgresql:///``."""
+    url = urlsplit(postgres_url)
+    monkeypatch.setenv("PGHOST", url.hostname or "")
+    monkeypatch.setenv("PGPORT", str(url.port))
+    monkeypatch.setenv("PGUSER", url.username or "")
+    monkeypatch.setenv("PGDATABASE", url.path[1:])
+    monkeypatch.setenv("PGOPTIONS", parse_qs(url.query)["options"][0])
+
+
 def run(program: str, names: dict[str, Any]) -> None:
     """Run the blocks of a program in order, in one namespace."""
     __tracebackhide__ = True
@@ -187,9 +203,15 @@ def run(program: str, names: dict[str, Any]) -> None:
         if name != "transports" and {it.region.evaluator for it in blocks} != {start_sandbox}
     ],
 )
-def test_program(program: str, names: dict[str, Any]) -> None:
+def test_program(
+    program: str,
+    names: dict[str, Any],
+    request: pytest.FixtureRequest,
+) -> None:
     """A program runs as it stands, and prints the text that follows a block."""
-    if program in {"bulk", "evidence", "journal"}:
+    if program in {"machines", "outbox"}:
+        request.getfixturevalue("postgres_environment")
+    if program in {"bulk", "evidence", "journal", "machines", "outbox"}:
         keep_from_end_of_day()
     if program.startswith("README"):  # its user has few credits
         names["end_user_id"] = "12345678-1234-5678-1234-567812345678"
@@ -214,6 +236,31 @@ def test_guide_for_transports(names: dict[str, Any], monkeypatch: pytest.MonkeyP
         )
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("postgres_environment")
+def test_indexed_job(names: dict[str, Any]) -> None:
+    """The command of the indexed Job sends each line once, though each pod is started twice."""
+    page = ROOT.joinpath("docs", "machines.md").read_text(encoding="utf-8")
+    found = re.search(r"args: .*\n +- >-\n((?: {14}.*\n)+)", page)
+    assert found is not None
+    command = " ".join(found[1].split()).replace("/data/", "")
+    assert "creduse bulk add grants.csv" in command
+    lines = [f"{uuid4()},{number}\n" for number in range(1, 401)]
+    Path("grants.csv").write_text("end_user_id,amount\n" + "".join(lines), encoding="utf-8")
+    pods = [
+        subprocess.Popen(
+            ["/bin/sh", "-c", command], env=os.environ | {"JOB_COMPLETION_INDEX": str(index)}
+        )
+        for index in (0, 1, 2, 3, 0, 1, 2, 3)
+    ]
+    # The second one of an index finds the shard in use, or nothing to send.
+    assert {pod.wait() for pod in pods} <= {0, 75}
+    sent = sorted(json.loads(entry.body)["amount"] for entry in names["server"].applied)
+    assert sent == list(range(1, 401))
+    run_bash("creduse bulk status grants.csv --journal postgresql:///", names)
+    assert names["__printed__"] == "400 lines: 400 applied\n"
+
+
 def test_there_are_examples() -> None:
     """The pages have examples, all in languages that run, and what needs a module is among them."""
     blocks = [block for blocks in PROGRAMS.values() for block in blocks]
@@ -226,4 +273,4 @@ def test_there_are_examples() -> None:
     assert counts.total() > 60
     assert NEEDS.keys() <= PROGRAMS.keys()
     languages = {it for page in PAGES for it in re.findall(r"^```(\w+)$", page.text, re.MULTILINE)}
-    assert languages == {*EVALUATORS, "mermaid"}
+    assert languages == {*EVALUATORS, "ini", "mermaid", "sql", "yaml"}
