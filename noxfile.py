@@ -170,8 +170,8 @@ def soak(session: nox.Session) -> None:
     session.install("-e", ".", *group("test"))
     session.run("python", "-m", "tests.soak", *session.posargs)
     if not session.posargs:
-        # Bulk runs, killed 100 times.
-        killed = ("-m", "exhaustive", "-k", "killed", "-s", "tests/bulk/test_crashes.py")
+        # Bulk runs and followers, killed some hundred times.
+        killed = ("-m", "exhaustive", "-k", "killed", "-s", "tests/bulk")
         session.run("pytest", *killed)
 
 

@@ -48,7 +48,7 @@ STATUSES: Final = {
     1: "some were refused, all others are applied",
     2: "wrong usage, settings or file; nothing was sent",
     3: "some are unclear, or wait for these: see creduse bulk resolve",
-    75: "some can still be sent, or the journal is in use: the same command goes on",
+    75: "some can be sent, now or later: the same command goes on",
 }
 """What each exit status of a run means."""
 _OF_FOLLOW: Final = {
@@ -91,7 +91,7 @@ _METHODS: Final[Mapping[str, _Method]] = {
 }
 _OTHER_COMMANDS: Final = {
     "status FILE": "show how far a run is",
-    "follow": "make the calls that apps insert into PostgreSQL, as they come",
+    "follow": "make the calls that apps insert into PostgreSQL",
     "report FILE": "print the file with what became of each line",
     "resolve FILE": "find out about unclear lines, and decide",
     "probe USER": "find out how the service keeps balances, for resolve",

@@ -52,7 +52,7 @@ def prepare(path: Path) -> None:
     if kind in _IN_MEMORY:
         warnings.warn(
             f"{path} is in memory ({kind}): a restart of the machine forgets the journal",
-            stacklevel=5,
+            stacklevel=6,
         )
     make_private(path)
 

@@ -421,8 +421,8 @@ DECISIONS = ["resolve", "f.csv", "--decisions", "decisions.csv"]
 WRONG = {
     "no command": Wrong(
         [],
-        "creduse: no command; choose one of add, subtract, start-cycle, stop-cycle, status, report, "
-        "resolve, probe (see creduse bulk --help)\n",
+        "creduse: no command; choose one of add, subtract, start-cycle, stop-cycle, follow, status, "
+        "report, resolve, probe (see creduse bulk --help)\n",
     ),
     "unknown command": Wrong(["multiply"], "creduse bulk: argument COMMAND: invalid choice"),
     "no file": Wrong(["add"], "creduse bulk add: the following arguments are required: FILE"),
@@ -605,8 +605,8 @@ def test_journal_in_use(server: SandboxServer, ask: Ask, path: Path) -> None:
             "creduse: f.csv.journal is in use: another process, or another Journal, has it open\n"
         )
         told = f"f.csv: going on. {going_on}\n{in_use}"
-        assert ask("add", "f.csv") == (2, "", told)
-        assert ask("resolve", "f.csv") == (2, "", in_use)
+        assert ask("add", "f.csv") == (75, "", told)
+        assert ask("resolve", "f.csv") == (75, "", in_use)
         process.kill()
         process.communicate(timeout=60)
     resolve = f"To find out about the unclear ones: {RESOLVE}\n"
@@ -1056,7 +1056,7 @@ def test_stopped_twice(server: SandboxServer, ask: Ask, path: Path, number: sign
         while len(server.log) < 36:  # 16 are in flight
             time.sleep(0.01)
         process.send_signal(number)
-        waits = "; stopping: waits for 16 responses; without them, these lines are unclear\n"
+        waits = "; stopping: waits for 16 responses; without them, these are unclear\n"
         while not process.stderr.readline().endswith(waits):
             pass
         process.send_signal(number)
@@ -1077,7 +1077,7 @@ def test_stopped_on_a_terminal(server: SandboxServer, ask: Ask, path: Path) -> N
         while len(server.log) < 4:
             time.sleep(0.01)
         terminal.type(b"\x03")
-        terminal.wait_for("stopping: waits for 4 responses; without them, these lines are unclear")
+        terminal.wait_for("stopping: waits for 4 responses; without them, these are unclear")
         terminal.type(b"\x03")
         assert terminal.end() == 75
     expected = (
@@ -1294,7 +1294,7 @@ def test_times_of_lines(
         "100,000 lines: 7,090 applied, 92,910 waiting; a reason",
         (
             "100,000 lines: 7,090 applied, 10 in flight, 92,900 waiting; stopping: waits for 10 "
-            "responses; without them, these lines are unclear"
+            "responses; without them, these are unclear"
         ),
     ]
 

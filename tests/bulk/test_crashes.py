@@ -16,6 +16,7 @@ import pytest
 
 import creduse_bulk
 from creduse_bulk._driver import AHEAD
+from creduse_bulk._progress import place_of, read_journal
 from creduse_bulk._resolve import Decision, Resolution
 from creduse_core import CreduseProtocol
 from creduse_journal import Change, InUseError, JournalError
@@ -39,9 +40,17 @@ def write_file(path: Path, items: int, users: int) -> None:
     path.write_text("end_user_id,amount\n" + "".join(lines))
 
 
-def start(method: str, path: Path, server: SandboxServer) -> "subprocess.Popen[str]":
-    """Start the worker."""
-    arguments = [method, str(path), server.base_url, str(CONCURRENCY)]
+def start(
+    method: str,
+    path: Path,
+    server: SandboxServer,
+    journal: str | None = None,
+    *more: str,
+) -> "subprocess.Popen[str]":
+    """Start the worker, with ``more`` of its arguments."""
+    arguments = [method, str(path), server.base_url, str(CONCURRENCY), *more]
+    if journal is not None:
+        arguments += ["--journal", journal]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.bulk.worker", *arguments],
         cwd=ROOT,
@@ -70,15 +79,15 @@ def applied(server: SandboxServer) -> Counter[int]:
     return Counter(json.loads(entry.body or b"")["amount"] for entry in server.applied)
 
 
-def states(path: Path) -> dict[int, str]:
+def states(path: Path, journal: str | None = None) -> dict[int, str]:
     """Return the state of each line, by its amount."""
-    lines = csv.DictReader(creduse_bulk.report(path))
+    lines = csv.DictReader(creduse_bulk.report(path, journal=journal))
     return {int(line["amount"]): line["state"] for line in lines}
 
 
-def check(path: Path, server: SandboxServer) -> Counter[str]:
+def check(path: Path, server: SandboxServer, journal: str | None = None) -> Counter[str]:
     """Compare the report with the server's record, and return how many lines have each state."""
-    counts, found = applied(server), states(path)
+    counts, found = applied(server), states(path, journal)
     assert max(counts.values(), default=0) <= 1
     for amount, state in found.items():
         if state != "unclear":
@@ -86,10 +95,12 @@ def check(path: Path, server: SandboxServer) -> Counter[str]:
     return Counter(found.values())
 
 
-def settle_some(path: Path, server: SandboxServer, dice: random.Random) -> int:
+def settle_some(
+    path: Path, server: SandboxServer, dice: random.Random, journal: str | None = None
+) -> int:
     """Settle most unclear lines, as a person does who knows the record. Return how many are left."""
     counts = applied(server)
-    with Resolution(CreduseProtocol(KEY, server.base_url), path) as resolution:
+    with Resolution(CreduseProtocol(KEY, server.base_url), path, journal) as resolution:
         chosen = [it for it in resolution.unclear if dice.random() < 0.8]
         resolution.settle(
             Decision(
@@ -107,7 +118,7 @@ def settle_some(path: Path, server: SandboxServer, dice: random.Random) -> int:
     ("kills", "items"),
     [(3, 400), pytest.param(50, 6000, marks=[pytest.mark.exhaustive, pytest.mark.timeout(1800)])],
 )
-def test_killed(tmp_path: Path, method: str, kills: int, items: int) -> None:
+def test_killed(tmp_path: Path, journal: str | None, method: str, kills: int, items: int) -> None:
     """However often it is killed, nothing is applied twice, no state is wrong, and all is sent."""
     seed = random.randrange(2**32)  # noqa: S311 - no secret
     print(f"seed {seed}")  # noqa: T201 - to run it again
@@ -125,55 +136,55 @@ def test_killed(tmp_path: Path, method: str, kills: int, items: int) -> None:
                 server.inject(FAULTS[fault], 2, when=lambda _: dice.random() < 0.02)
             if number % 10 == 0:  # it slows a run down
                 server.inject(FAULTS["429"], when=lambda _: dice.random() < 0.02)
-            process = start(method, path, server)
+            process = start(method, path, server, journal)
             if dice.random() < 0.9:  # else it can be killed before
                 wait_until_sending(process)
             time.sleep(dice.random() * 0.25)
             process.kill()
             process.communicate()
             server.settle()
-            if not path.with_name("file.csv.journal").exists():
+            if read_journal(place_of(path, journal, None)) is None:
                 continue
             lost_before, lost = lost, sum(entry.fault is not None for entry in server.log)
-            found = check(path, server)
+            found = check(path, server, journal)
             # At most the window, and those that met a fault.
             assert found["unclear"] <= unclear + AHEAD * CONCURRENCY + lost - lost_before, number
-            unclear = settle_some(path, server, dice)
+            unclear = settle_some(path, server, dice, journal)
         found = Counter({"waiting": items})
         while found["unclear"] or found["waiting"]:
-            end(start(method, path, server))
+            end(start(method, path, server, journal))
             server.settle()
-            settle_some(path, server, dice)
-            found = check(path, server)
+            settle_some(path, server, dice, journal)
+            found = check(path, server, journal)
         assert found["applied"] + found["refused"] == items
         assert found["refused"] == 0 or method == "subtract"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped(tmp_path: Path, number: signal.Signals) -> None:
+def test_stopped(tmp_path: Path, journal: str | None, number: signal.Signals) -> None:
     """A signal stops a run without a single unclear line, and the next run goes on."""
     path = tmp_path / "file.csv"
     write_file(path, 3000, 3000)
     with SandboxServer() as server:
-        process = start("add", path, server)
+        process = start("add", path, server, journal)
         wait_until_sending(process)
         process.send_signal(number)
         assert end(process) == 75
-        found = check(path, server)
+        found = check(path, server, journal)
         assert found["unclear"] == 0
         assert found["waiting"] > 0
         assert found["applied"] == len(server.applied)
-        assert end(start("add", path, server)) == 0
-        assert check(path, server) == {"applied": 3000}
+        assert end(start("add", path, server, journal)) == 0
+        assert check(path, server, journal) == {"applied": 3000}
 
 
-def test_stopped_twice(tmp_path: Path) -> None:
+def test_stopped_twice(tmp_path: Path, journal: str | None) -> None:
     """The second signal does not wait for responses. What was in flight is unclear, and nothing else."""
     path = tmp_path / "file.csv"
     write_file(path, 100, 100)
     with SandboxServer() as server:
         server.inject(FAULTS["apply-then-hang"], 1)
-        process = start("add", path, server)
+        process = start("add", path, server, journal)
         wait_until_sending(process)
         while len(server.applied) < 1:
             time.sleep(0.01)
@@ -181,53 +192,55 @@ def test_stopped_twice(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
         assert end(process) in {3, 75}  # others may be done by then
-        found = check(path, server)
+        found = check(path, server, journal)
         assert 1 <= found["unclear"] <= AHEAD * CONCURRENCY
 
 
-def test_two_processes(tmp_path: Path) -> None:
+def test_two_processes(tmp_path: Path, journal: str | None) -> None:
     """A second run of the same file is refused while the first goes on, and anybody can look."""
     path = tmp_path / "file.csv"
     write_file(path, 3000, 3000)
     with SandboxServer() as server:
-        process = start("add", path, server)
+        process = start("add", path, server, journal)
         wait_until_sending(process)
-        progress = creduse_bulk.status(path)
+        progress = creduse_bulk.status(path, journal=journal)
         assert progress.waiting > 0
         assert progress.unclear == 0
         with pytest.raises(InUseError, match="is in use"):
-            creduse_bulk.run("add", path, api_key=KEY, base_url=server.base_url)
+            creduse_bulk.run("add", path, journal=journal, api_key=KEY, base_url=server.base_url)
         assert end(process) == 0
-        assert check(path, server) == {"applied": 3000}
+        assert check(path, server, journal) == {"applied": 3000}
 
 
-def test_killed_between(tmp_path: Path) -> None:
+def test_killed_between(tmp_path: Path, journal: str | None) -> None:
     """Claims of a process that died are unclear, in the report and for the next run."""
     path = tmp_path / "file.csv"
     write_file(path, 500, 500)
     with SandboxServer() as server:
         server.inject(FAULTS["apply-then-hang"], 4)
-        process = start("add", path, server)
+        process = start("add", path, server, journal)
         wait_until_sending(process)
         while len(server.applied) < 4:
             time.sleep(0.01)
         process.kill()
         process.communicate()
-        found = check(path, server)
+        found = check(path, server, journal)
         assert found["unclear"] >= 4
-        assert creduse_bulk.status(path).unclear == found["unclear"]
-        assert end(start("add", path, server)) == 3
-        assert check(path, server)["unclear"] == found["unclear"]
+        while creduse_bulk.status(path, journal=journal).is_going_on:  # the server finds out soon
+            time.sleep(0.01)
+        assert creduse_bulk.status(path, journal=journal).unclear == found["unclear"]
+        assert end(start("add", path, server, journal)) == 3
+        assert check(path, server, journal)["unclear"] == found["unclear"]
 
 
-def test_another_run(tmp_path: Path) -> None:
+def test_another_run(tmp_path: Path, journal: str | None) -> None:
     """A journal is that of one file, one call, one service and one key. Others are refused."""
     path = tmp_path / "file.csv"
     write_file(path, 3, 3)
     with SandboxServer() as server, SandboxServer() as other:
 
         def run(method: str = "add", base_url: str = server.base_url, key: str = KEY) -> None:
-            creduse_bulk.run(method, path, api_key=key, base_url=base_url)
+            creduse_bulk.run(method, path, journal=journal, api_key=key, base_url=base_url)
 
         run()
         with pytest.raises(JournalError, match="it is that of add, not of start_cycle"):
@@ -243,15 +256,15 @@ def test_another_run(tmp_path: Path) -> None:
         assert (len(server.applied), len(other.log)) == (3, 0)
 
 
-def test_owner_of_the_journal(tmp_path: Path) -> None:
+def test_owner_of_the_journal(tmp_path: Path, journal: str | None) -> None:
     """Whoever owns the journal keeps a run out."""
     path = tmp_path / "file.csv"
     write_file(path, 3, 3)
     with SandboxServer() as server:
-        creduse_bulk.run("add", path, api_key=KEY, base_url=server.base_url)
+        creduse_bulk.run("add", path, journal=journal, api_key=KEY, base_url=server.base_url)
         protocol = CreduseProtocol(KEY, server.base_url)
         with (
-            Resolution(protocol, path),
-            pytest.raises(InUseError, match="another process, or another Journal, has it open"),
+            Resolution(protocol, path, journal),
+            pytest.raises(InUseError, match="is in use: another process"),
         ):
-            creduse_bulk.run("add", path, api_key=KEY, base_url=server.base_url)
+            creduse_bulk.run("add", path, journal=journal, api_key=KEY, base_url=server.base_url)
