@@ -54,7 +54,7 @@ STATUSES: Final = {
 _OF_FOLLOW: Final = {
     0: "a signal has stopped it",
     2: "wrong usage or settings; nothing was sent",
-    75: "another process follows, the database cannot be reached, or the service fails: try again",
+    75: "another process follows, or the database or the service fails: try again",
 }
 _OF_REPORT: Final = {
     0: "the report was printed",
@@ -91,10 +91,10 @@ _METHODS: Final[Mapping[str, _Method]] = {
 }
 _OTHER_COMMANDS: Final = {
     "status FILE": "show how far a run is",
-    "follow": "make the calls that apps insert into PostgreSQL",
     "report FILE": "print the file with what became of each line",
     "resolve FILE": "find out about unclear lines, and decide",
     "probe USER": "find out how the service keeps balances, for resolve",
+    "follow": "make the calls that apps insert into PostgreSQL",
 }
 _SETTLED: Final = {Change.SETTLE_APPLIED: "applied", Change.SETTLE_FREE: "not applied"}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -271,7 +271,7 @@ def _add_speed(parser: Any) -> None:
     parser.add_argument(
         "--balance-first",
         action="store_true",
-        help="read each balance before, so that more can be proved later; needed for subtract",
+        help="read each balance before; without it, nothing can be proved about a subtraction",
     )
 
 
@@ -425,7 +425,7 @@ def _show(arguments: argparse.Namespace, progress: Progress) -> int:
     if progress.unclear:
         lines.append(_about_unclear(arguments))
     if status == 75 and not progress.in_flight:
-        lines.append("To go on: the same creduse bulk command again")
+        lines.append("To go on: send the file again, with the command that began")
     _tell(sys.stdout, "\n".join(lines))
     return status
 
@@ -507,9 +507,9 @@ def _held(progress: Progress) -> str | None:
 
 
 class Lines:
-    """Lines of progress: one in ``between`` seconds at most, and one when nothing is sent any more.
+    """Writes a line of progress every ``between`` seconds at most, and one when sending pauses.
 
-    Without an end, there is none either as long as nothing happens.
+    ``has_end=False``: write nothing while no call ends.
     """
 
     def __init__(

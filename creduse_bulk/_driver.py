@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +26,7 @@ from creduse_core import (
 )
 from creduse_core import State as CallState
 from creduse_core.retry import retry_after
-from creduse_journal import Change, JournalError, LostError, readings
+from creduse_journal import Change, JournalError, LostError, UnavailableError, readings
 from creduse_journal._states import LONGEST_CLAIM, change_of
 from creduse_journal.committer import wait_for
 
@@ -142,7 +143,8 @@ class Driver:
         self._wake.set()
 
     def abort(self) -> None:
-        """Do not wait for items in flight. They become unclear."""
+        """Do not wait for items in flight, which become unclear, nor for a lost database."""
+        self._items.give_up()
         self._scope.cancel()
 
     async def run(self) -> None:
@@ -161,9 +163,12 @@ class Driver:
                         await self._step(tasks)
                 except JournalError as error:
                     failure = error
-                    self._claimed.clear()
+                    self._release_claimed()
                 self._is_ended = True
                 self._wake_workers(len(self._idle))
+        if failure is not None and not isinstance(failure, UnavailableError):
+            with suppress(JournalError):  # one operation may have been wrong
+                await self._commit([])
         if failure is not None:
             raise failure
         await self._commit([])
@@ -327,6 +332,9 @@ class Driver:
                 numbers = await wait_for(self._items.write(ended, claims))
             except LostError as error:
                 self.stop(str(error))
+            except JournalError:
+                self._ended = [*ended, *self._ended]
+                raise
         for item, _ in ready:
             if item.number in numbers:
                 self._claimed.append((item, now))

@@ -16,7 +16,7 @@ from uuid import UUID
 from creduse_core.secret import Secret
 from creduse_journal import Change, JournalError, State
 
-from ._input import Overview
+from ._input import Overview, Shard
 
 _ROUNDS: Final = 100_000
 """Of a key's fingerprint, so that a stolen journal does not help to guess the key."""
@@ -99,7 +99,7 @@ class Begun:
     total: int
     """The sum of their amounts."""
     stopped: str | None
-    """Why the run does not go on, or ``None`` if it has done what it can."""
+    """Why it does not go on, or ``None`` if it does, or has done what it can."""
 
 
 class Writer(Protocol):
@@ -112,6 +112,10 @@ class Writer(Protocol):
         a user, only the first one can be claimed. If another process has taken over, its future has a
         `LostError`: how calls have ended is written, and nothing is claimed.
         """
+        ...
+
+    def give_up(self) -> None:
+        """Do not wait any more for a database that cannot be reached."""
         ...
 
 
@@ -186,6 +190,16 @@ class Place(Protocol):
             JournalError: It cannot be read.
         """
         ...
+
+
+def name_of(shard: Shard | None) -> str:
+    """Return what a journal says of a shard."""
+    return "the whole file" if shard is None else f"shard {shard}"
+
+
+def first_of_each_user(claims: Sequence[Claim]) -> list[Claim]:
+    """Return the claims of which one statement, which does not see its own rows, cannot claim too many."""
+    return list({claim.user: claim for claim in reversed(claims)}.values())
 
 
 def new_salt() -> str:

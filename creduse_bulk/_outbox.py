@@ -3,7 +3,6 @@
 How they are sent (`_driver`) does not belong here.
 """
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from decimal import Decimal
@@ -11,24 +10,16 @@ from typing import Any, Final
 from uuid import uuid4
 
 from creduse_core.secret import Secret
-from creduse_journal import RULES, Change, State
+from creduse_journal import Change
 from creduse_journal._entries import body_without_key
 from creduse_journal._postgres_store import SCHEMA, doubt
 from creduse_journal.committer import wait_for
-from creduse_journal.postgres import (
-    Connection,
-    Lock,
-    Postgres,
-    connect,
-    errors,
-    lock_key,
-    make_tables,
-)
+from creduse_journal.postgres import Connection, Lock, Postgres
 from creduse_journal.urls import without_password
 
 from ._input import Item, Shard
-from ._items import Claim, Ended
-from ._postgres import PATIENCE
+from ._items import Claim, Ended, first_of_each_user
+from ._postgres import PATIENCE, columns_of
 
 _MOST: Final = 1000
 """Entries at a time."""
@@ -66,9 +57,21 @@ _CLAIM: Final = """
     AND it.amount IS NOT DISTINCT FROM new.amount
     AND it.validity_days IS NOT DISTINCT FROM new.validity_days
     AND coalesce(it.base_url, %(base_url)s) = %(base_url)s
+    -- A user's entries are sent in their order, even if an earlier one was skipped.
     AND NOT EXISTS (
         SELECT 1 FROM creduse_entries AS other
         WHERE other.end_user_id = it.end_user_id AND other.state IN ('claimed', 'unclear')
+    )
+    AND NOT EXISTS (
+        SELECT 1 FROM creduse_entries AS other
+        WHERE other.end_user_id = it.end_user_id AND other.number < it.number
+        AND other.state = 'free' AND other.queued
+        AND coalesce(other.base_url, %(base_url)s) = %(base_url)s
+    )
+    -- An entry that an app has locked waits, and keeps up no others.
+    AND it.number IN (
+        SELECT number FROM creduse_entries WHERE number = ANY(%(numbers)s) AND state = 'free'
+        FOR UPDATE SKIP LOCKED
     )
 """
 # Those, too, that were claimed before the connection was lost during the commit.
@@ -105,12 +108,11 @@ class Outbox:
     def __init__(self, url: str, base_url: str, api_key: Secret, shard: Shard) -> None:
         self._shard = shard
         self._api_key = api_key
-        with errors(url), connect(url) as connection:
-            table = make_tables(url, connection, SCHEMA)
-        words = f"shard {shard} of {without_password(url)}"
-        lock = Lock(lock_key(table, f"follow {shard}"), words)
+        what = "" if shard.count == 1 else f"shard {shard} of "
+        lock = Lock(f"follow {shard}", f"{what}{without_password(url)}")
         self._database = Postgres(url, SCHEMA, doubt, [lock], patience=PATIENCE)
         self.close = self._database.close
+        self.give_up = self._database.give_up
         self._claim = uuid4().hex
         self._base_url = base_url
         # Those that were returned, and have not ended.
@@ -149,8 +151,7 @@ class Outbox:
 
     def write(self, ended: Sequence[Ended], claims: Sequence[Claim]) -> Future[set[int]]:
         """Write how calls have ended, then claim entries. See `Items.write`."""
-        # The statement does not see its own rows, so it would claim two entries of a user.
-        firsts = list({claim.user: claim for claim in reversed(claims)}.values())
+        firsts = first_of_each_user(claims)
 
         def act(connection: Connection) -> set[int]:
             if ended:
@@ -178,19 +179,8 @@ class Outbox:
         return future
 
     def _ends(self, ended: Sequence[Ended]) -> dict[str, Any]:
-        after = RULES[State.CLAIMED]
-        return {
-            "now": time.time(),
-            "numbers": [it.number for it in ended],
-            "states": [after[it.change] for it in ended],
-            "events": [it.event for it in ended],
-            "statuses": [it.status for it in ended],
-            "codes": [it.error_code for it in ended],
-            "bodies": [
-                None if it.body is None else body_without_key(self._api_key, it.body)
-                for it in ended
-            ],
-        }
+        bodies = [it.body and body_without_key(self._api_key, it.body) for it in ended]
+        return columns_of(ended) | {"bodies": bodies}
 
     def _forget(
         self, future: Future[set[int]], ended: Sequence[Ended], claims: Sequence[Claim]

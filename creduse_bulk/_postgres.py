@@ -6,24 +6,24 @@ it has claimed itself, so an item is never claimed twice at a time, whoever beli
 
 import hmac
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from creduse_core.secret import Secret
-from creduse_journal import RULES, Change, InUseError, JournalError, State
-from creduse_journal._states import state_after
+from creduse_journal import RULES, Change, InUseError, JournalError, LostError, State
+from creduse_journal._states import is_settled, state_after
 from creduse_journal.postgres import (
     IS_ALIVE,
     Connection,
     Lock,
     Postgres,
     Schema,
+    as_journal_errors,
     connect,
-    errors,
     is_locked,
     lock_key,
     make_tables,
@@ -42,6 +42,8 @@ from ._items import (
     Row,
     check_identity,
     fingerprint,
+    first_of_each_user,
+    name_of,
     new_salt,
 )
 from ._records import InputError
@@ -49,10 +51,13 @@ from ._records import InputError
 PATIENCE: Final = 300.0
 """Seconds to try again when the connection is lost. Then what is in flight becomes unclear."""
 
+_SHOWN: Final = 5
+"""Shards that a message names."""
+
 _SCHEMA: Final = Schema(
     "creduse_items",
     (
-        """CREATE TABLE creduse_runs (
+        """CREATE TABLE IF NOT EXISTS creduse_runs (
             run integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
             name text NOT NULL UNIQUE,
             method text NOT NULL,
@@ -62,7 +67,7 @@ _SCHEMA: Final = Schema(
             salt text NOT NULL,
             key text NOT NULL
         )""",
-        """CREATE TABLE creduse_shards (
+        """CREATE TABLE IF NOT EXISTS creduse_shards (
             run integer NOT NULL REFERENCES creduse_runs ON DELETE CASCADE,
             shard integer NOT NULL,
             items bigint NOT NULL,
@@ -71,7 +76,7 @@ _SCHEMA: Final = Schema(
             owner bigint,
             PRIMARY KEY (run, shard)
         )""",
-        """CREATE TABLE creduse_items (
+        """CREATE TABLE IF NOT EXISTS creduse_items (
             run integer NOT NULL REFERENCES creduse_runs ON DELETE CASCADE,
             number bigint NOT NULL,
             shard integer NOT NULL,
@@ -88,7 +93,7 @@ _SCHEMA: Final = Schema(
             PRIMARY KEY (run, number)
         )""",
         # One item at a time for a user, and none after an unclear one.
-        """CREATE INDEX creduse_items_open ON creduse_items (run, end_user_id)
+        """CREATE INDEX IF NOT EXISTS creduse_items_open ON creduse_items (run, end_user_id)
             WHERE state IN ('claimed', 'unclear')""",
     ),
 )
@@ -133,8 +138,8 @@ _CLAIMED: Final = """
 """
 
 
-_Place: TypeAlias = tuple[int, list[int]]
-"""A run, and the numbers of shards of it."""
+_Shards: TypeAlias = tuple[int, list[int]]
+"""A run, and the numbers of some of its shards."""
 
 
 class _Run(NamedTuple):
@@ -168,7 +173,7 @@ class PostgresPlace:
         self, identity: Identity, api_key: Secret, overview: Overview | None
     ) -> "PostgresItems":
         """Open the journal, or make it."""
-        with errors(self.url), closing(connect(self.url)) as connection:
+        with as_journal_errors(self.url), closing(connect(self.url)) as connection:
             table = make_tables(self.url, connection, _SCHEMA)
             with connection.transaction():
                 if overview is not None:
@@ -178,7 +183,7 @@ class PostgresPlace:
                     raise JournalError(f"{self}: somebody has deleted the run")
                 check_identity(self, self.identity_of(run), identity)
                 self._check_key(connection, table, run, api_key)
-        return PostgresItems(self.url, run, self.numbers(run), self.locks(table, run))
+        return PostgresItems(self.url, run, self.numbers(run), self.locks(run))
 
     def _make(
         self, connection: Connection, identity: Identity, api_key: Secret, overview: Overview
@@ -208,7 +213,7 @@ class PostgresPlace:
                             made,
                             part,
                             *overview.parts.get(part, (0, 0)),
-                            f"shard {part}/{count} has not begun",
+                            "it has not begun",
                         )
                         for part in range(1, count + 1)
                     ],
@@ -218,7 +223,8 @@ class PostgresPlace:
         key = fingerprint(api_key, run.salt)
         if hmac.compare_digest(run.key, key):
             return
-        if is_locked(connection, [_lock_key(table, run, it + 1) for it in range(run.shards)]):
+        keys = [lock_key(table, _lock_name(run, it + 1)) for it in range(run.shards)]
+        if any(is_locked(connection, key) for key in keys):
             raise InUseError(f"{self} is in use: another process sends it, with another API key")
         query = "SELECT EXISTS (SELECT 1 FROM creduse_items WHERE run = %s AND state <> 'free')"
         if scalar(connection, query, (run.run,)):
@@ -237,20 +243,20 @@ class PostgresPlace:
 
     def identity_of(self, run: _Run) -> Identity:
         """Return what a run is, and which shard of it this place is."""
-        shard = "the whole file" if self._shard is None else f"shard {self._shard}"
+        shard = name_of(self._shard)
         if self._shard is not None and self._shard.count != run.shards:
-            shard = "the whole file" if run.shards == 1 else f"{run.shards} shards"
+            shard = name_of(None) if run.shards == 1 else f"{run.shards} shards"
         return Identity(run.method, run.digest, run.base_url, shard)
 
     def numbers(self, run: _Run) -> list[int]:
         """Return the numbers of the shards that belong to this place: one, or all."""
         return [*range(1, run.shards + 1)] if self._shard is None else [self._shard.number]
 
-    def locks(self, table: int, run: _Run) -> list[Lock]:
+    def locks(self, run: _Run) -> list[Lock]:
         """Return the locks of these shards."""
         return [
             Lock(
-                _lock_key(table, run, number),
+                _lock_name(run, number),
                 f"{self}" if run.shards == 1 else f"shard {number}/{run.shards} of {self}",
             )
             for number in self.numbers(run)
@@ -259,7 +265,7 @@ class PostgresPlace:
     @contextmanager
     def read(self) -> "Generator[PostgresReader | None]":
         """Open the journal to read it."""
-        with errors(self.url), closing(connect(self.url)) as connection:
+        with as_journal_errors(self.url), closing(connect(self.url)) as connection:
             table = table_number(connection, _SCHEMA)
             with connection.transaction():
                 # All that is read is of the same moment.
@@ -268,27 +274,49 @@ class PostgresPlace:
                 if table is None or run is None:
                     yield None
                     return
-                keys = [lock.key for lock in self.locks(table, run)]
-                begun = self._begun(connection, run)
+                owned = {
+                    number
+                    for number in self.numbers(run)
+                    if is_locked(connection, lock_key(table, _lock_name(run, number)))
+                }
                 yield PostgresReader(
                     connection,
                     run.run,
                     self.numbers(run),
-                    begun,
-                    is_going_on=is_locked(connection, keys),
+                    self._begun(connection, run, owned),
+                    is_going_on=bool(owned),
                 )
 
-    def _begun(self, connection: Connection, run: _Run) -> Begun:
-        items, total, stopped = connection.execute(
-            "SELECT coalesce(sum(items), 0)::bigint, coalesce(sum(total), 0), min(stopped) "
-            "FROM creduse_shards WHERE run = %s AND shard = ANY(%s)",
+    def _begun(self, connection: Connection, run: _Run, owned: set[int]) -> Begun:
+        shards = connection.execute(
+            "SELECT shard, items, total, stopped FROM creduse_shards "
+            "WHERE run = %s AND shard = ANY(%s) ORDER BY shard",
             (run.run, self.numbers(run)),
-        ).fetchall()[0]
-        return Begun(self.identity_of(run), items, int(total), stopped)
+        ).fetchall()
+        stopped: dict[str, list[str]] = {}
+        for number, _, _, why in shards:
+            if why is not None and number not in owned:
+                stopped.setdefault(why, []).append(f"{number}/{run.shards}")
+        return Begun(
+            self.identity_of(run),
+            sum(items for _, items, _, _ in shards),
+            sum(int(total) for _, _, total, _ in shards),
+            _reasons(stopped, len(shards)),
+        )
 
 
-def _lock_key(table: int, run: _Run, number: int) -> int:
-    return lock_key(table, f"run {run.run}, shard {number}")
+def _reasons(stopped: Mapping[str, Sequence[str]], count: int) -> str | None:
+    """Return why shards have stopped, and which ones if others have not, or for another reason."""
+    parts: list[str] = []
+    for why, shards in stopped.items():
+        more = ", …" if len(shards) > _SHOWN else ""
+        which = "" if len(shards) == count else f"shard {', '.join(shards[:_SHOWN])}{more}: "
+        parts.append(f"{which}{why}")
+    return "; ".join(parts) or None
+
+
+def _lock_name(run: _Run, number: int) -> str:
+    return f"run {run.run}, shard {number}"
 
 
 class PostgresReader:
@@ -304,7 +332,7 @@ class PostgresReader:
         is_going_on: bool,
     ) -> None:
         self._connection = connection
-        self._place = (run, shards)
+        self._key = (run, shards)
         self._begun = begun
         self.is_going_on = is_going_on
 
@@ -314,7 +342,7 @@ class PostgresReader:
 
     def counts(self) -> dict[State, int]:
         """Return how many rows there are in each state."""
-        return _counts(self._connection, self._place)
+        return _counts(self._connection, self._key)
 
     def rows(self) -> Iterator[Row]:
         """Return all rows."""
@@ -325,7 +353,7 @@ class PostgresReader:
             cursor.execute(
                 f"SELECT {names} FROM creduse_items WHERE run = %s AND shard = ANY(%s) "  # noqa: S608 - ours
                 "ORDER BY number".encode(),
-                self._place,
+                self._key,
             )
             for row in cursor:
                 yield Row(*row)._replace(state=State(row[1]))
@@ -335,7 +363,7 @@ class PostgresReader:
         found = self._connection.execute(
             "SELECT DISTINCT end_user_id FROM creduse_items WHERE run = %s AND shard = ANY(%s) "
             "AND state IN ('claimed', 'unclear')",
-            self._place,
+            self._key,
         )
         return {user for (user,) in found}
 
@@ -346,16 +374,17 @@ class PostgresItems:
     def __init__(self, url: str, run: _Run, shards: list[int], locks: Sequence[Lock]) -> None:
         self._run = run
         self._shards = shards
-        self._place = (run.run, shards)
+        self._key = (run.run, shards)
         self._database = Postgres(
             url,
             _SCHEMA,
-            partial(_begin, self._place),
+            partial(_begin, self._key),
             locks,
-            is_owner=partial(_is_owner, self._place),
+            is_owner=partial(_is_owner, self._key),
             patience=PATIENCE,
         )
         self.close = self._database.close
+        self.give_up = self._database.give_up
 
     def write(self, ended: Sequence[Ended], claims: Sequence[Claim]) -> Future[set[int]]:
         """Write how calls have ended, then claim items."""
@@ -366,24 +395,11 @@ class PostgresItems:
     ) -> set[int]:
         ours = {"run": self._run.run, "owner": self._database.owner}
         if ended:
-            after = RULES[State.CLAIMED]
-            connection.execute(
-                _END,
-                ours
-                | {
-                    "now": time.time(),
-                    "numbers": [it.number for it in ended],
-                    "states": [after[it.change] for it in ended],
-                    "events": [it.event for it in ended],
-                    "statuses": [it.status for it in ended],
-                    "codes": [it.error_code for it in ended],
-                },
-            )
+            connection.execute(_END, ours | columns_of(ended))
         if not claims:
             return set()
         self._database.check_owner()
-        # The statement does not see its own rows, so it would claim two items of a user.
-        firsts = list({claim.user: claim for claim in reversed(claims)}.values())
+        firsts = first_of_each_user(claims)
         values = ours | {
             "numbers": [it.number for it in firsts],
             "shards": [self._shard_of(it.user) for it in firsts],
@@ -399,7 +415,7 @@ class PostgresItems:
 
     def counts(self) -> Future[dict[State, int]]:
         """Return how many rows there are in each state."""
-        return self._database.submit(lambda connection: _counts(connection, self._place))
+        return self._database.submit(lambda connection: _counts(connection, self._key))
 
     def taken(self, first: int, last: int) -> Future[set[int]]:
         """Return the numbers, from ``first`` to ``last``, of items that must not be sent."""
@@ -433,7 +449,7 @@ class PostgresItems:
         for number, change, note in decisions:
             state, noted = found.get(number, (State.FREE, None))
             # The second time if the connection was lost during the commit.
-            if noted != note or RULES[State.UNCLEAR].get(change) is not state:
+            if noted != note or not is_settled(state, change):
                 settled.append((state_after(state, change), note, now, run, number))
         with connection.cursor() as cursor:
             cursor.executemany(
@@ -446,12 +462,12 @@ class PostgresItems:
         """Keep why the run does not go on, or ``None`` if it has done what it can."""
 
         def act(connection: Connection) -> None:
-            if self._database.is_lost:  # the new owner knows
-                return
-            connection.execute(
-                "UPDATE creduse_shards SET stopped = %s WHERE run = %s AND shard = ANY(%s)",
-                (why, *self._place),
-            )
+            with suppress(LostError):  # the new owner knows
+                self._database.check_owner()
+                connection.execute(
+                    "UPDATE creduse_shards SET stopped = %s WHERE run = %s AND shard = ANY(%s)",
+                    (why, *self._key),
+                )
 
         return self._database.submit(act)
 
@@ -468,31 +484,44 @@ class PostgresItems:
         return self._database.submit(act)
 
 
-def _begin(place: _Place, connection: Connection, owner: int) -> None:
+def columns_of(ended: Sequence[Ended]) -> dict[str, Any]:
+    """Return how calls have ended, a list for each column."""
+    after = RULES[State.CLAIMED]
+    return {
+        "now": time.time(),
+        "numbers": [it.number for it in ended],
+        "states": [after[it.change] for it in ended],
+        "events": [it.event for it in ended],
+        "statuses": [it.status for it in ended],
+        "codes": [it.error_code for it in ended],
+    }
+
+
+def _begin(shards: _Shards, connection: Connection, owner: int) -> None:
     connection.execute(
-        "UPDATE creduse_shards SET owner = %s WHERE run = %s AND shard = ANY(%s)", (owner, *place)
+        "UPDATE creduse_shards SET owner = %s WHERE run = %s AND shard = ANY(%s)", (owner, *shards)
     )
     # Those of a dead process, or of one that has lost its locks.
     connection.execute(
         "UPDATE creduse_items SET state = 'unclear', changed_at = %s "
         "WHERE run = %s AND shard = ANY(%s) AND state = 'claimed' AND owner <> %s",
-        (time.time(), *place, owner),
+        (time.time(), *shards, owner),
     )
 
 
-def _is_owner(place: _Place, connection: Connection, owner: int) -> bool:
+def _is_owner(shards: _Shards, connection: Connection, owner: int) -> bool:
     others: int = scalar(
         connection,
         "SELECT count(*) FROM creduse_shards WHERE run = %s AND shard = ANY(%s) AND owner <> %s",
-        (*place, owner),
+        (*shards, owner),
     )
     return not others
 
 
-def _counts(connection: Connection, place: _Place) -> dict[State, int]:
+def _counts(connection: Connection, shards: _Shards) -> dict[State, int]:
     query = f"""
         SELECT CASE WHEN state = 'claimed' AND NOT {IS_ALIVE} THEN 'unclear' ELSE state END, count(*)
         FROM creduse_items WHERE run = %s AND shard = ANY(%s) GROUP BY 1
     """  # noqa: S608 - ours
-    found: dict[str, int] = dict(connection.execute(query, place).fetchall())
+    found: dict[str, int] = dict(connection.execute(query, shards).fetchall())
     return {state: found.get(state, 0) for state in State}

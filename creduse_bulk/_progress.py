@@ -11,7 +11,7 @@ from creduse_journal import JournalError, State
 from creduse_journal.urls import is_url
 
 from ._input import Shard
-from ._items import Begun, Place, check_identity
+from ._items import Begun, Place, check_identity, name_of
 from ._records import InputError
 from ._sqlite import SqlitePlace
 
@@ -29,9 +29,9 @@ class Progress:
     pause: str | None = None
     """Why nothing is sent at the moment, or ``None``."""
     stopped: str | None = None
-    """Why the run has stopped before its end, or ``None``."""
+    """Why the run, or some shards of it, have stopped before their end, or ``None``."""
     is_going_on: bool = False
-    """For `status`: whether a process has the run open, and sends."""
+    """For `status`: whether a process has the run, or a shard of it, open, and sends."""
 
     @property
     def waiting(self) -> int:
@@ -57,11 +57,6 @@ def progress_of(items: int, states: Mapping[State, int], *rest: Any) -> Progress
     return Progress(
         items, states[State.APPLIED], states[State.REFUSED], states[State.UNCLEAR], *rest
     )
-
-
-def name_of(shard: Shard | None) -> str:
-    """Return what a journal says of a shard."""
-    return "the whole file" if shard is None else f"shard {shard}"
 
 
 def place_of(file: Path, journal: str | PathLike[str] | None, shard: Shard | None) -> Place:
@@ -108,8 +103,9 @@ def read_journal(place: Place) -> tuple[Begun, Progress] | None:
         if reader is None or run is None:
             return None
         states, is_going_on = reader.counts(), reader.is_going_on
-    stopped = None if is_going_on else run.stopped
-    return run, progress_of(run.items, states, states[State.CLAIMED], None, stopped, is_going_on)
+    return run, progress_of(
+        run.items, states, states[State.CLAIMED], None, run.stopped, is_going_on
+    )
 
 
 def read_begun(

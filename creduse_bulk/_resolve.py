@@ -22,12 +22,14 @@ from creduse_core import (
     CreduseError,
     CreduseProtocol,
     Evidence,
+    LocalProtocolError,
     Outcome,
     Verdict,
     weigh,
 )
 from creduse_core.evidence import CLOCK_SKEW, unreadable
-from creduse_journal import RULES, Change, State, readings
+from creduse_journal import RULES, Change, JournalError, State, readings
+from creduse_journal._states import is_settled
 from creduse_journal.committer import wait_for
 
 from ._input import Input, Item, Shard
@@ -217,8 +219,17 @@ class Resolution:
         return decisions
 
     def settle(self, decisions: Iterable[Decision]) -> Progress:
-        """Write all decisions, or none of them. Return how far the run is."""
-        self._items.settle([(it.number, it.change, it.note) for it in decisions]).result()
+        """Write all decisions, or none of them. Return how far the run is.
+
+        Raises:
+            JournalError: A line has changed meanwhile, or the journal cannot be written.
+        """
+        try:
+            self._items.settle([(it.number, it.change, it.note) for it in decisions]).result()
+        except LocalProtocolError as error:  # its process was frozen, and has woken up
+            raise JournalError(
+                f"nothing was decided, since a line has ended meanwhile: {error}. Resolve again"
+            ) from None
         return progress_of(self._begun.items, self._items.counts().result())
 
 
@@ -305,7 +316,7 @@ def _decision(
     if change is None:
         raise ValueError(f"decision must be applied or not_applied, not {shown(decision)}")
     state = State.FREE if row is None else row.state
-    if row is not None and state is RULES[State.UNCLEAR][change]:
+    if row is not None and is_settled(state, change):
         return None
     if change not in RULES[state]:
         raise ValueError(f"it is {STATES[state]}, so it cannot be settled as {decision}")

@@ -17,8 +17,8 @@ from creduse_journal.committer import wait_for
 
 from ._driver import Driver, Settings
 from ._input import COLUMNS, Input, Overview, Shard
-from ._items import Identity, check_identity
-from ._progress import Progress, check_alone, name_of, place_of, read_journal
+from ._items import Identity, check_identity, name_of
+from ._progress import Progress, check_alone, place_of, read_journal
 from ._sending import CONCURRENCY, Reports, Stop, check_settings, make_client, send_here, to_its_end
 from ._source import FileSource
 
@@ -135,7 +135,7 @@ def run(  # noqa: PLR0913 - each but two has a default
     - ``method``: ``add``, ``subtract``, ``start_cycle`` or ``stop_cycle``.
     - ``file``: CSV with a header, or JSON Lines, with the columns ``end_user_id``, ``amount``,
       ``validity_days`` and ``id``.
-    - ``journal``: the journal's file, by default beside the file.
+    - ``journal``: a file, by default beside the input file, or the URL of a PostgreSQL database.
     - ``shard``: ``Shard(2, 4)`` sends the second of four parts of the users.
     - ``concurrency``: items in flight at once, at most 100.
     - ``rate``: items a second at most.

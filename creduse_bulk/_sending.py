@@ -1,4 +1,7 @@
-"""What runs of files and of an outbox share: settings, the client, stops, signals and progress."""
+"""What runs of files and of an outbox share: settings, the client, stops, signals and progress.
+
+What is sent (`_run`, `_follow`), and how (`_driver`), does not belong here.
+"""
 
 import asyncio
 import logging

@@ -29,6 +29,7 @@ from ._items import (
     Row,
     check_identity,
     fingerprint,
+    first_of_each_user,
     new_salt,
 )
 
@@ -98,6 +99,9 @@ class SqliteItems:
     def write(self, ended: Sequence[Ended], claims: Sequence[Claim]) -> Future[set[int]]:
         """Write how calls have ended, then claim items."""
         return self._database.submit(lambda database: _write(database, ended, claims))
+
+    def give_up(self) -> None:
+        """Do nothing: a file is there or not."""
 
     def counts(self) -> Future[dict[State, int]]:
         """Return how many rows there are in each state."""
@@ -176,8 +180,7 @@ def _write(
         _execute_many(database, _END, ends)
     if not claims:
         return set()
-    # The statement does not see its own rows, so it would claim two items of a user.
-    firsts = list({claim.user: claim for claim in reversed(claims)}.values())
+    firsts = first_of_each_user(claims)
     if _execute_many(database, _CLAIM, firsts).rowcount == len(firsts):
         return {claim.number for claim in firsts}
     ((found,),) = _execute_many(database, _CLAIMED, firsts)
@@ -262,7 +265,8 @@ class SqliteReader:
         if not _has_tables(self._database):
             return None
         kept = dict(self._database.execute("SELECT name, value FROM run").fetchall())
-        return Begun(_identity(kept), kept["items"], int(kept["total"]), kept["stopped"])
+        stopped = None if self.is_going_on else kept["stopped"]
+        return Begun(_identity(kept), kept["items"], int(kept["total"]), stopped)
 
     def counts(self) -> dict[State, int]:
         """Return how many rows there are in each state."""

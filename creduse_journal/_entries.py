@@ -43,7 +43,10 @@ COLUMNS: Final = {
 
 
 class JournalError(RuntimeError):
-    """The journal cannot be used: it is locked, on a full disk, or not a journal. Nothing was sent."""
+    """The journal cannot be used: it is locked, on a full disk, or not a journal.
+
+    `Journal.run` raises it before it sends anything.
+    """
 
 
 class InUseError(JournalError):

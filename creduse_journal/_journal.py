@@ -179,11 +179,14 @@ def _others(entry: Entry, rows: Iterable[Row], clock_skew: float) -> list[CallRe
 class Journal(_JournalBase):
     """A journal for synchronous clients. Threads can share it.
 
-    Use it with ``with``, or call ``close()``. ``path`` is a file on a local disk; it is made if there
-    is none. One process has it open at a time. If you fork, open it after the fork.
+    Use it with ``with``, or call ``close()``. ``path`` is a file on a local disk, which one process has
+    open at a time, or the URL of a PostgreSQL database, such as ``postgresql://user@host/database``,
+    which many processes share. The journal is made if there is none. If you fork, open it after the
+    fork.
 
     Raises:
-        JournalError: The file is in use, is no journal, or is on a network file system.
+        JournalError: The file is in use, is no journal, or is on a network file system; or the
+            database cannot be used.
     """
 
     def __enter__(self) -> "Self":
@@ -198,7 +201,7 @@ class Journal(_JournalBase):
         self.close()
 
     def close(self) -> None:
-        """Write what is known, and close the file. End all calls first."""
+        """Write what is known, and close the journal. End all calls first."""
         self._store.close()
 
     def run(
@@ -256,7 +259,7 @@ class Journal(_JournalBase):
 
         The journal's other calls for the same user are taken into account. Begin none meanwhile.
         """
-        entry = _needed(self.get(entry_id), entry_id)
+        entry = _needed(self._store.get(entry_id).result(), entry_id, client)
         rows = self._store.of_user(str(entry.call.end_user_id)).result()
         return client.check(
             entry.call,
@@ -279,8 +282,8 @@ class Journal(_JournalBase):
 class AsyncJournal(_JournalBase):
     """A journal for asynchronous clients, on asyncio or trio. Tasks can share it.
 
-    It has the methods of `Journal`. Await them. Use ``async with``, or await ``aclose()``. To open the
-    file takes some milliseconds, during which the event loop waits.
+    It has the methods of `Journal`. Await them. Use ``async with``, or await ``aclose()``. Opening blocks
+    the event loop: some milliseconds for a file, some seconds for PostgreSQL.
     """
 
     async def __aenter__(self) -> "Self":
@@ -295,8 +298,8 @@ class AsyncJournal(_JournalBase):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Write what is known, and close the file. End all calls first."""
-        self._store.close()
+        """Write what is known, and close the journal. End all calls first."""
+        await wait_for(self._store.close_soon())
 
     async def run(
         self, client: AsyncCoreClient, entry_id: str, call: Call[T], *, balance_first: bool = False
@@ -339,7 +342,7 @@ class AsyncJournal(_JournalBase):
         timeout: float | None = None,
     ) -> Evidence:
         """Return what the balance proves about an unclear entry. See `Journal.check`."""
-        entry = _needed(await self.get(entry_id), entry_id)
+        entry = _needed(await wait_for(self._store.get(entry_id)), entry_id, client)
         rows = await wait_for(self._store.of_user(str(entry.call.end_user_id)))
         return await client.check(
             entry.call,
@@ -355,7 +358,12 @@ class AsyncJournal(_JournalBase):
         return entry_of(await wait_for(self._store.settle(entry_id, change, note)))
 
 
-def _needed(entry: Entry | None, entry_id: str) -> Entry:
-    if entry is None:
+def _needed(row: Row | None, entry_id: str, client: CoreClient | AsyncCoreClient) -> Entry:
+    if row is None:
         raise KeyError(entry_id)
-    return entry
+    here = client.protocol.base_url
+    if (row["base_url"] or here) != here:
+        raise ValueError(
+            f"{entry_id!r} was sent to {row['base_url']}, and the client is for {here}"
+        )
+    return entry_of(row)

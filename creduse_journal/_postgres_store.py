@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any, Final, LiteralString
 
 from ._entries import Row, check_same_call
-from ._states import RULES, Change, State, state_after
+from ._states import RULES, Change, State, is_settled, state_after
 from .postgres import IS_ALIVE, Connection, Postgres, Schema, rows
 from .schema import STATEMENTS, TABLE
 
@@ -22,27 +22,22 @@ _COLUMNS: Final = """
         AS validity_days,
     began_at, before, event, status, error_code, body, note, ended_at, changed_at
 """
-_CLAIM: Final = """
-    INSERT INTO creduse_entries AS it (
+_INSERT: Final = """
+    INSERT INTO creduse_entries (
         id, method, end_user_id, amount, validity_days, queued,
         state, claim, owner, base_url, began_at, before, changed_at
     ) VALUES (
         %(id)s, %(method)s, %(end_user_id)s, %(amount)s::numeric, %(validity_days)s::numeric, false,
         'claimed', %(claim)s, %(owner)s, %(base_url)s, %(began_at)s, %(before)s, %(now)s
     )
-    ON CONFLICT (id) DO UPDATE SET
-        queued = false, state = 'claimed', claim = excluded.claim, owner = excluded.owner,
-        base_url = excluded.base_url, began_at = excluded.began_at, before = excluded.before,
-        changed_at = excluded.changed_at, event = NULL, status = NULL, error_code = NULL,
-        body = NULL, ended_at = NULL
-    WHERE it.state = 'free'
-    AND (it.method, it.end_user_id) = (excluded.method, excluded.end_user_id)
-    AND it.amount IS NOT DISTINCT FROM excluded.amount
-    AND (
-        it.method NOT IN ('add', 'start_cycle')
-        OR it.validity_days IS NOT DISTINCT FROM excluded.validity_days
-    )
-    AND coalesce(it.base_url, excluded.base_url) = excluded.base_url
+    ON CONFLICT (id) DO NOTHING
+"""
+_CLAIM: Final = """
+    UPDATE creduse_entries SET
+        queued = false, state = 'claimed', claim = %(claim)s, owner = %(owner)s,
+        base_url = %(base_url)s, began_at = %(began_at)s, before = %(before)s, changed_at = %(now)s,
+        event = NULL, status = NULL, error_code = NULL, body = NULL, ended_at = NULL
+    WHERE id = %(id)s
 """
 _END: Final = """
     UPDATE creduse_entries SET
@@ -67,6 +62,7 @@ class PostgresStore:
         """
         self._database = Postgres(url, SCHEMA, doubt)
         self.close = self._database.close
+        self.close_soon = self._database.close_soon
 
     def claim(self, row: Row) -> Future[Row]:
         """Claim an entry. See `Store.claim`."""
@@ -135,16 +131,17 @@ def _get(connection: Connection, entry_id: str, *, lock: bool = False) -> Row | 
 
 
 def _claim(connection: Connection, owner: int, row: Row) -> Row:
-    found = _get(connection, row["id"])
-    if found is not None:
-        check_same_call(found, row)
-    connection.execute(_CLAIM, row | {"owner": owner, "now": time.time()})
-    claimed = _get(connection, row["id"])
-    assert claimed is not None  # noqa: S101 - entries are never deleted
-    check_same_call(claimed, row)
-    # A second time, too: the connection can have been lost after the commit.
-    is_ours = (claimed["claim"], claimed["state"]) == (row["claim"], State.CLAIMED)
-    return claimed | {"state": State.FREE} if is_ours else claimed
+    values = row | {"owner": owner, "now": time.time()}
+    connection.execute(_INSERT, values)
+    found = _get(connection, row["id"], lock=True)
+    assert found is not None  # noqa: S101 - it was inserted, or was there
+    check_same_call(found, row)
+    # It is new, or was claimed before the connection was lost during the commit.
+    if (found["claim"], found["state"]) == (row["claim"], State.CLAIMED):
+        return found | {"state": State.FREE}
+    if found["state"] == State.FREE:
+        connection.execute(_CLAIM, values)
+    return found
 
 
 def _settle(connection: Connection, entry_id: str, change: Change, note: str) -> Row:
@@ -153,7 +150,7 @@ def _settle(connection: Connection, entry_id: str, change: Change, note: str) ->
     if found is None:
         raise KeyError(entry_id)
     state = State(found["state"])
-    if found["note"] == note and RULES[State.UNCLEAR].get(change) is state:
+    if found["note"] == note and is_settled(state, change):
         return found  # the connection was lost after the commit
     now = time.time()
     changed = {"state": state_after(state, change), "note": note, "ended_at": now}

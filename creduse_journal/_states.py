@@ -78,6 +78,11 @@ def state_after(state: State, change: Change) -> State:
     return after
 
 
+def is_settled(state: State, change: Change) -> bool:
+    """Return whether this decision was made before."""
+    return state is RULES[State.UNCLEAR].get(change)
+
+
 def change_of(call: Call[Any]) -> Change:
     """Return what the end of a call changes, from its outcome and its last attempt."""
     if call.outcome is Outcome.APPLIED:

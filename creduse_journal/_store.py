@@ -34,6 +34,7 @@ class Store:
         """
         self._database = Database(path, _SCHEMA, _doubt)
         self.close = self._database.close
+        self.close_soon = self._database.close_soon
 
     def claim(self, row: Row) -> Future[Row]:
         """Claim an entry, and return it as it was before.

@@ -28,10 +28,10 @@ Batch: TypeAlias = list[tuple[Callable[[C], Any], Future[Any]]]
 _Queue: TypeAlias = queue.SimpleQueue[tuple[Callable[[C], Any], Future[Any]] | None]
 
 
-class Writer(Protocol[C]):
+class Backend(Protocol[C]):
     """What carries out operations, in the thread."""
 
-    rest: float | None
+    idle_limit: float | None
     """Seconds without an operation, after which ``keep_alive`` is called; ``None`` for never."""
 
     def commit(self, batch: Batch[C]) -> None:
@@ -50,15 +50,19 @@ class Writer(Protocol[C]):
 class Committer(Generic[C]):
     """Carries out operations in a thread of its own, in the order in which they are submitted."""
 
-    def __init__(self, name: str, writer: Writer[C]) -> None:
+    def __init__(self, name: str, backend: Backend[C]) -> None:
         """Start the thread. ``name`` is that of the journal, for messages."""
         self._name = name
         self._process = os.getpid()
         self._queue: _Queue[C] = queue.SimpleQueue()
         # Nothing may be queued behind the end. Reentrant, since a signal handler can make a call.
         self._lock = threading.RLock()
+        self._ended: Future[None] = Future()
         thread = threading.Thread(
-            target=_write, args=(writer, self._queue), name="creduse_journal", daemon=True
+            target=_write,
+            args=(backend, self._queue, self._ended),
+            name="creduse_journal",
+            daemon=True,
         )
         thread.start()
         # At the end of the program, too.
@@ -68,6 +72,13 @@ class Committer(Generic[C]):
         """Write what has gathered, and close the database."""
         with self._lock:
             self._finalize()
+
+    def close_soon(self) -> "Future[None]":
+        """Do the same without waiting. The future ends when it is done."""
+        with self._lock:
+            if self._finalize.detach() is not None:
+                self._queue.put(None)
+        return self._ended
 
     def submit(self, act: Callable[[C], T]) -> "Future[T]":
         """Carry out an operation in the next transaction. Its future ends after the commit."""
@@ -90,28 +101,32 @@ def _stop(waiting: _Queue[Any], thread: threading.Thread, process: int) -> None:
             thread.join()
 
 
-def _write(writer: Writer[C], waiting: _Queue[C]) -> None:
+def _write(backend: Backend[C], waiting: _Queue[C], ended: "Future[None]") -> None:
     """Carry out operations until ``None`` comes."""
-    with contextlib.closing(writer):
+    with contextlib.closing(backend):
         stopped = False
         while not stopped:
-            batch, stopped = _next_batch(waiting, writer.rest)
-            if batch:
-                writer.commit(batch)
-            elif not stopped:
-                writer.keep_alive()
+            batch, stopped = _next_batch(waiting, backend.idle_limit)
+            try:
+                if batch:
+                    backend.commit(batch)
+                elif not stopped:
+                    backend.keep_alive()
+            except Exception as error:  # noqa: BLE001 - all calls wait for this thread
+                fail(batch, JournalError(f"a fault of creduse: {error!r}"))
             # It holds the objects of its operations, which could not be collected otherwise.
             del batch
+    ended.set_result(None)
 
 
-def _next_batch(waiting: _Queue[C], rest: float | None) -> tuple[Batch[C], bool]:
+def _next_batch(waiting: _Queue[C], idle_limit: float | None) -> tuple[Batch[C], bool]:
     """Return what has gathered, and whether it was the last.
 
-    Nothing, if nothing comes for ``rest`` seconds.
+    Nothing, if nothing comes for ``idle_limit`` seconds.
     """
     batch: Batch[C] = []
     try:
-        operation = waiting.get(timeout=rest)
+        operation = waiting.get(timeout=idle_limit)
         while operation is not None:
             batch.append(operation)
             if len(batch) == _MAX_BATCH:
@@ -145,7 +160,8 @@ def carry_out(
 def fail(batch: Batch[C], error: JournalError) -> None:
     """End operations with an error."""
     for _, future in batch:
-        future.set_exception(error)
+        if not future.done():
+            future.set_exception(error)
 
 
 async def wait_for(future: Future[T]) -> T:

@@ -122,7 +122,7 @@ def check_owner(database: sqlite3.Connection, path: Path, schema: Schema) -> Non
 class _Writer:
     """Carries out operations. After an error of the file, it refuses all."""
 
-    rest: float | None = None
+    idle_limit: float | None = None
 
     def __init__(
         self, path: Path, database: sqlite3.Connection, connections: contextlib.ExitStack

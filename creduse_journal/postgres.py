@@ -17,13 +17,14 @@ try:
     import psycopg
 except ImportError as error:
     raise ImportError(
-        "a journal in PostgreSQL needs psycopg: pip install 'creduse[postgres]'"
+        "a journal in PostgreSQL needs psycopg: pip install 'creduse[postgres]>=0.2'"
     ) from error
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 
 from ._entries import InUseError, JournalError, LostError, UnavailableError
 from .committer import Batch, Committer, carry_out, fail
+from .schema import TABLES_LOCK
 from .urls import without_password
 
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
@@ -44,6 +45,8 @@ _AGAIN: Final = (
     psycopg.errors.UniqueViolation,
 )
 """Errors of a transaction that met with another one."""
+_PASSES: Final = ("08", "40", "53", "55P03", "57")
+"""What the codes of errors that pass begin with. Class 53 is a full disk or too little memory."""
 
 # They notice a dead network. Without them, that takes hours.
 _CONNECTION: Final = {
@@ -52,6 +55,8 @@ _CONNECTION: Final = {
     "keepalives_interval": "5",
     "keepalives_count": "3",
     "tcp_user_timeout": f"{1000 * LEASE}",
+    # After a failover, the old standby may not have been promoted yet.
+    "target_session_attrs": "read-write",
     "application_name": "creduse",
 }
 _SESSION: Final = f"""
@@ -88,8 +93,8 @@ class Schema:
 class Lock(NamedTuple):
     """What a process wants to own."""
 
-    key: int
-    words: str
+    name: str
+    description: str
     """What it is, for messages."""
 
 
@@ -97,27 +102,23 @@ def connect(url: str) -> Connection:
     """Connect to a server.
 
     Raises:
-        JournalError: The URL is wrong, or the server cannot be used.
+        JournalError: The URL is wrong.
+        psycopg.Error: The server cannot be used.
     """
-    with errors(url):
-        return _connect(url)
-
-
-def _connect(url: str) -> Connection:
     try:
         parameters = _CONNECTION | conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        # libpq's message can show a part of the password.
+        texts = {name: str(value) for name, value in parameters.items()}
+        return psycopg.connect(make_conninfo("", **texts), autocommit=True)
+    except (psycopg.ProgrammingError, UnicodeError):
+        # The message can show a part of the password.
         raise JournalError(
             f"{without_password(url)} is not a URL such as postgresql://user@host/database; "
             "special characters must be percent-encoded"
         ) from None
-    texts = {name: str(value) for name, value in parameters.items()}
-    return psycopg.connect(make_conninfo("", **texts), autocommit=True)
 
 
 @contextlib.contextmanager
-def errors(url: str) -> Generator[None]:
+def as_journal_errors(url: str) -> Generator[None]:
     """Raise errors of PostgreSQL as `JournalError`."""
     try:
         yield
@@ -141,18 +142,15 @@ def make_tables(url: str, connection: Connection, schema: Schema) -> int:
             f"{without_password(url)} cannot keep a journal: fsync is off there, so a crash would "
             "forget what was sent"
         )
+    if table_number(connection, schema) is None:
+        # Two processes can begin at the same time. An app can make them in a transaction of its own.
+        with connection.transaction():
+            connection.execute(f"SET LOCAL lock_timeout = '{LEASE}s'".encode())
+            connection.execute(f"SELECT {TABLES_LOCK}")
+            for statement in schema.statements:
+                connection.execute(statement.encode())
     number = table_number(connection, schema)
-    if number is None:
-        # Two processes can begin at the same time. Only a new transaction, after the lock, is certain to
-        # see the tables that another process has just made.
-        connection.execute("SELECT pg_advisory_lock(hashtext('creduse tables'))")
-        if table_number(connection, schema) is None:
-            with connection.transaction():
-                for statement in schema.statements:
-                    connection.execute(statement.encode())
-        connection.execute("SELECT pg_advisory_unlock(hashtext('creduse tables'))")
-        number = table_number(connection, schema)
-        assert number is not None  # noqa: S101 - it was made
+    assert number is not None  # noqa: S101 - it was made
     return number
 
 
@@ -168,12 +166,12 @@ def lock_key(table: int, name: str) -> int:
     return int.from_bytes(digest[:8]) >> 1  # it is signed there
 
 
-def is_locked(connection: Connection, keys: list[int]) -> bool:
-    """Return whether somebody holds one of these locks."""
+def is_locked(connection: Connection, key: int) -> bool:
+    """Return whether somebody holds this lock."""
     found: int = scalar(
         connection,
-        f"SELECT count(*) FROM {_LOCKED} AND {_KEY} = ANY(%s)",  # noqa: S608 - ours
-        (keys,),
+        f"SELECT count(*) FROM {_LOCKED} AND {_KEY} = %s",  # noqa: S608 - ours
+        (key,),
     )
     return found > 0
 
@@ -199,35 +197,35 @@ class Postgres(Committer[Connection]):
         Raises:
             JournalError: Another process owns one of the locks, or the server cannot be used.
         """
-        self._writer = _Writer(url, is_owner, PATIENCE if patience is None else patience)
-        with errors(url):
+        patience = PATIENCE if patience is None else patience
+        session = self._session = _Session(url, is_owner, patience)
+        with as_journal_errors(url):
             try:
-                self._writer.open(schema, begin, locks)
+                session.open(schema, begin, locks)
             except BaseException:
-                self._writer.close()
+                session.close()
                 raise
-        super().__init__(without_password(url), self._writer)
+        super().__init__(without_password(url), session)
 
     @property
     def owner(self) -> int:
         """The number of this process as an owner, which rows have. For operations."""
-        return self._writer.owner
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether another process owns what this one has owned. For operations."""
-        return self._writer.lost is not None
+        return self._session.owner
 
     def check_owner(self) -> None:
         """Raise `LostError` if another process owns what this one has owned. For operations."""
-        if self._writer.lost is not None:
-            raise LostError(self._writer.lost)
+        if self._session.lost is not None:
+            raise LostError(self._session.lost)
+
+    def give_up(self) -> None:
+        """Do not wait any more for a connection that is lost."""
+        self._session.patience = 0.0
 
 
-class _Writer:
+class _Session:
     """Carries out operations, and connects again when a connection is lost."""
 
-    rest: float | None = LEASE / 3
+    idle_limit: float | None = LEASE / 3
 
     def __init__(
         self, url: str, is_owner: Callable[[Connection, int], bool] | None, patience: float
@@ -235,8 +233,8 @@ class _Writer:
         self._url = url
         self._is_owner = is_owner
         self.owner = secrets.randbits(62)
-        self._patience = patience
-        self._locks: Sequence[Lock] = ()
+        self.patience = patience
+        self._locks: list[tuple[int, str]] = []
         self._connection: Connection | None = None
         self._process = 0
         self.lost: str | None = None
@@ -247,29 +245,32 @@ class _Writer:
         begin: Callable[[Connection, int], object],
         locks: Sequence[Lock],
     ) -> None:
-        connection = self._connection = _connect(self._url)
-        make_tables(self._url, connection, schema)
-        self._locks = locks
-        if (words := self._own(connection)) is not None:
-            raise InUseError(f"{words} is in use: another process sends it")
+        connection = self._connection = connect(self._url)
+        connection.execute(_SESSION.encode())
+        table = make_tables(self._url, connection, schema)
+        self._locks = [(lock_key(table, lock.name), lock.description) for lock in locks]
+        if (taken := self._own(connection)) is not None:
+            raise InUseError(f"{taken} is in use: another process sends it")
         with connection.transaction():
             begin(connection, self.owner)
 
     def _own(self, connection: Connection) -> str | None:
         """Take all locks. Return what another process owns, if it does."""
-        connection.execute(_SESSION.encode())
         # The server may not have seen that an earlier connection has ended.
-        connection.execute(
+        ended = connection.execute(
             f"SELECT pg_terminate_backend(pid, 5000) FROM {_LOCKED} AND {_KEY} = %s",  # noqa: S608 - ours
             (self.owner,),
-        )
+        ).fetchall()
+        if not all(it for (it,) in ended):  # nobody else has taken over, so try again
+            raise psycopg.OperationalError("an earlier connection of this process has not ended")
         until = time.monotonic() + _LOCK_PATIENCE
-        # The owner's lock comes last: whoever takes over believes that its rows are in good hands.
-        for key, words in (*self._locks, (self.owner, "the number of this process")):
-            while not scalar(connection, "SELECT pg_try_advisory_lock(%s)", (key,)):
+        for key, description in self._locks:
+            while not _try_lock(connection, key):
                 if time.monotonic() > until:
-                    return words
+                    return description
                 time.sleep(_BETWEEN_TRIES)
+        # It comes last: whoever takes over believes that the rows of its owner are in good hands.
+        _try_lock(connection, self.owner)
         self._process = scalar(connection, "SELECT pg_backend_pid()")
         return None
 
@@ -277,10 +278,11 @@ class _Writer:
         """Return the connection. If it was lost, make another one, and take the locks again."""
         if self._connection is None or self._connection.closed:
             self._connection = None
-            connection = _connect(self._url)
+            connection = connect(self._url)
             try:
-                if self.lost is None and (words := self._own_again(connection)) is not None:
-                    self.lost = f"another process has taken over {words}"
+                connection.execute(_SESSION.encode())
+                if self.lost is None and (taken := self._own_again(connection)) is not None:
+                    self.lost = f"another process has taken over {taken}"
                     connection.execute("SELECT pg_advisory_unlock_all()")
             except BaseException:
                 connection.close()
@@ -289,10 +291,10 @@ class _Writer:
         return self._connection
 
     def _own_again(self, connection: Connection) -> str | None:
-        words = self._own(connection)
-        if words is None and self._is_owner and not self._is_owner(connection, self.owner):
-            return self._locks[0].words  # it has ended since
-        return words
+        taken = self._own(connection)
+        if taken is None and self._is_owner and not self._is_owner(connection, self.owner):
+            return self._locks[0][1]  # another process had it, and has ended since
+        return taken
 
     def commit(self, batch: Batch[Connection]) -> None:
         """Carry out operations in a transaction.
@@ -300,7 +302,7 @@ class _Writer:
         If the connection is lost, even during the commit, they are carried out again, so a second time
         must change nothing. If one of them fails, the others are carried out alone.
         """
-        until = time.monotonic() + self._patience
+        began = time.monotonic()
         while True:
             try:
                 ends = self._transaction(batch)
@@ -314,7 +316,7 @@ class _Writer:
                             self.commit([operation])
                         return None
                     return fail(batch, failure(self._url, error))
-                if time.monotonic() > until:
+                if time.monotonic() > began + self.patience:
                     # Nobody will write how those calls have ended, so their rows need a dead owner.
                     self.close()
                     self.owner = secrets.randbits(62)
@@ -359,6 +361,11 @@ class _Writer:
             connection.close()
 
 
+def _try_lock(connection: Connection, key: int) -> bool:
+    taken: bool = scalar(connection, "SELECT pg_try_advisory_lock(%s)", (key,))
+    return taken
+
+
 def scalar(connection: Connection, query: LiteralString, values: Sequence[object] = ()) -> Any:
     """Return the first value of the first row."""
     found = connection.execute(query, values).fetchone()
@@ -378,6 +385,5 @@ def failure(url: str, error: psycopg.Error) -> JournalError:
     text = error.diag.message_primary or next(iter(str(error).splitlines()), "no connection")
     # libpq gives no code if it cannot connect.
     code = error.sqlstate or ("08000" if isinstance(error, psycopg.OperationalError) else "")
-    is_of_the_connection = code.startswith(("08", "57P")) or code == "53300"
-    kind = UnavailableError if is_of_the_connection else JournalError
+    kind = UnavailableError if code.startswith(_PASSES) else JournalError
     return kind(f"{without_password(url)} cannot be used: {text}")

@@ -7,6 +7,8 @@ a migration of its own.
 from typing import Final
 
 TABLE: Final = "creduse_entries"
+TABLES_LOCK: Final = "pg_advisory_xact_lock(hashtext('creduse tables'))"
+"""Whoever makes tables holds this lock until its transaction ends."""
 
 STATEMENTS: Final = (
     """CREATE TABLE IF NOT EXISTS creduse_entries (
@@ -17,7 +19,7 @@ STATEMENTS: Final = (
     validity_days numeric DEFAULT 31 CHECK (
         validity_days >= 0 AND validity_days < 1e3000 AND validity_days = trunc(validity_days)
     ),
-    queued boolean NOT NULL DEFAULT true,
+    queued boolean NOT NULL DEFAULT true,  -- whether follow sends it
     number bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
     state text NOT NULL DEFAULT 'free'
         CHECK (state IN ('free', 'claimed', 'applied', 'refused', 'unclear')),
@@ -39,6 +41,8 @@ STATEMENTS: Final = (
     # Those that wait, in the order in which they were inserted.
     """CREATE INDEX IF NOT EXISTS creduse_entries_queue ON creduse_entries (number)
     WHERE state = 'free' AND queued""",
+    """CREATE INDEX IF NOT EXISTS creduse_entries_queue_of_user
+    ON creduse_entries (end_user_id, number) WHERE state = 'free' AND queued""",
     # Two processes cannot send for a user at the same time.
     """CREATE UNIQUE INDEX IF NOT EXISTS creduse_entries_sending ON creduse_entries (end_user_id)
     WHERE state = 'claimed' AND queued""",
@@ -50,7 +54,7 @@ STATEMENTS: Final = (
 
 # One statement, since some drivers accept only one at a time.
 POSTGRES_SCHEMA: Final = "\n".join(
-    ["DO $$ BEGIN", *(f"{statement};" for statement in STATEMENTS), "END $$"]
+    ["DO $$ BEGIN", f"PERFORM {TABLES_LOCK};", *(f"{it};" for it in STATEMENTS), "END $$"]
 )
-"""SQL that makes the table, if it is not there, in which `Journal` keeps its entries, and from which ``follow``
-delivers those that an app has inserted."""
+"""SQL that makes the table ``creduse_entries``, if it is not there. `Journal` keeps its entries in it, and
+``follow`` sends those that an app inserts."""

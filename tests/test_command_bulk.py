@@ -256,7 +256,7 @@ ENDINGS = {
         75,
         [
             "3 lines: 2 applied, 1 waiting",
-            "To go on: the same creduse bulk command again",
+            "To go on: send the file again, with the command that began",
         ],
         {"applied": 2, "waiting": 1},
         "creduse: stopped: POST /add: 401 [not applied; 1 attempt]\n",
@@ -358,7 +358,7 @@ def test_file_changed_during_a_run(server: SandboxServer, ask: Ask, path: Path) 
     status, out, err = ask("add", "f.csv", "--yes")
     assert status == 75
     assert err.endswith("creduse: stopped: f.csv was changed while it was read\n")
-    assert out.endswith("To go on: the same creduse bulk command again\n")
+    assert out.endswith("To go on: send the file again, with the command that began\n")
 
 
 # Wrong usage, settings and files
@@ -627,7 +627,7 @@ def test_killed(server: SandboxServer, ask: Ask, path: Path) -> None:
     status, out, err = ask("status", "f.csv")
     assert (status, err) == (75, "creduse: stopped: its process ended\n")
     assert out.splitlines()[0] == "6 lines: 0 applied, 4 unclear, 2 waiting"
-    assert out.endswith("\nTo go on: the same creduse bulk command again\n")
+    assert out.endswith("\nTo go on: send the file again, with the command that began\n")
     status, out, _ = ask("add", "f.csv")
     assert (status, out.splitlines()[0]) == (3, "6 lines: 2 applied, 4 unclear")
     assert sorted(amounts(server)) == [1, 2, 3, 4, 5, 6]
@@ -1042,7 +1042,7 @@ def test_stopped(server: SandboxServer, ask: Ask, path: Path, number: signal.Sig
     assert f"creduse: stopped: {number.name}\n" in err
     applied = len(server.applied)
     assert counts_of(out) == {"lines": 3000, "applied": applied, "waiting": 3000 - applied}
-    assert out.endswith("\nTo go on: the same creduse bulk command again\n")
+    assert out.endswith("\nTo go on: send the file again, with the command that began\n")
     assert ask("status", "f.csv") == (75, out, f"creduse: stopped: {number.name}\n")
 
 
@@ -1084,7 +1084,7 @@ def test_stopped_on_a_terminal(server: SandboxServer, ask: Ask, path: Path) -> N
         "creduse: stopped: SIGINT",
         "20 lines: 0 applied, 4 unclear, 16 waiting",
         f"To find out about the unclear ones: {RESOLVE}",
-        "To go on: the same creduse bulk command again",
+        "To go on: send the file again, with the command that began",
     )
     assert tuple(terminal.lines[-4:]) == expected
     status, out, err = ask("status", "f.csv")
@@ -1591,7 +1591,7 @@ def test_resolve_by_a_person(server: SandboxServer, ask: Ask) -> None:
     assert ask(*DECISIONS) == (2, "", told)
     assert states(ask) == ["applied", "unclear", "unclear"]
     server.reset()
-    out = "3 lines: 2 applied, 1 waiting\nTo go on: the same creduse bulk command again\n"
+    out = "3 lines: 2 applied, 1 waiting\nTo go on: send the file again, with the command that began\n"
     assert ask(*DECISIONS, "--yes") == (75, out, "")
     assert server.log == ()
     lines = ask("report", "f.csv")[1].splitlines()

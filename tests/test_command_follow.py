@@ -156,7 +156,7 @@ def test_without_psycopg(
     status, _, errors = end(start(server, "--journal", "postgresql://"))
     assert (status, errors) == (
         2,
-        "creduse: a journal in PostgreSQL needs psycopg: pip install 'creduse[postgres]'\n",
+        "creduse: a journal in PostgreSQL needs psycopg: pip install 'creduse[postgres]>=0.2'\n",
     )
 
 

@@ -21,7 +21,7 @@ from procrastinate.jobs import Status
 import creduse_bulk
 from creduse_aiohttp import AsyncCreduseClient
 from creduse_bulk import Shard
-from creduse_journal import JournalError
+from creduse_journal import InUseError, UnavailableError
 
 # Without a URL, the PG* variables say where the database is.
 DATABASE = os.environ.get("DATABASE_URL", "postgresql:///")
@@ -57,7 +57,7 @@ class UnsettledError(Exception):
     retry=RetryStrategy(
         max_attempts=MAX_ATTEMPTS,
         exponential_wait=2,
-        retry_exceptions=[UnfinishedError, JournalError, JobAborted],
+        retry_exceptions=[UnfinishedError, InUseError, UnavailableError, JobAborted],
     ),
 )
 async def send_shard(file: str, number: int, count: int) -> None:

@@ -31,7 +31,7 @@ settings.configure(
     DATABASES={
         "default": {
             "ENGINE": "django.db.backends.postgresql",
-            "NAME": DATABASE.pop("dbname"),
+            "NAME": DATABASE.pop("dbname", os.environ.get("PGDATABASE")),
             "OPTIONS": DATABASE,
         }
     },

@@ -10,8 +10,8 @@ import pytest
 
 from creduse_bulk import Shard
 from creduse_bulk._input import Input, Overview
-from creduse_bulk._items import Claim, Ended, Identity, Items, Place, Row
-from creduse_bulk._progress import name_of, place_of
+from creduse_bulk._items import Claim, Ended, Identity, Items, Place, Row, name_of
+from creduse_bulk._progress import place_of
 from creduse_core.secret import Secret
 from creduse_journal import Change, State
 from tests.common import KEY

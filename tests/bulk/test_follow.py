@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from creduse_core import InsufficientFundsError, Request
 from creduse_journal import POSTGRES_SCHEMA, InUseError, Journal, State, UnclearError
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests.common import KEY
+from tests.postgres import Cluster, find_programs
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
 
@@ -338,7 +340,7 @@ def test_two_followers(server: SandboxServer, table: Table) -> None:
     with following(server, table):
         table.insert(id="a")
         table.wait_until(is_done)
-        with pytest.raises(InUseError, match=r"shard 1/1 of postgresql://.* is in use"):
+        with pytest.raises(InUseError, match=r"^postgresql://.* is in use"):
             creduse_bulk.follow(table.url, api_key=KEY, base_url=server.base_url)
         with (
             following(server, table, shard=Shard(1, 2)),
@@ -427,6 +429,51 @@ def test_changed_while_it_waits(
         table.wait_until(lambda counts: counts["applied"] == wanted)
         time.sleep(0.6)
     assert sorted(amounts(server)) == sorted([*sent, 3])
+
+
+def test_locked(server: SandboxServer, table: Table) -> None:
+    """An entry that an app has locked waits, and keeps up no others."""
+    for number in range(20):
+        table.insert(id=f"e{number}", end_user_id=user(number % 10), amount=number + 1)
+    with psycopg.connect(table.url) as app:
+        app.execute("SELECT FROM creduse_entries WHERE id = 'e3' FOR UPDATE")
+        with following(server, table):
+            # The user's later entry waits for it.
+            table.wait_until(lambda counts: counts["applied"] == 18)
+            app.commit()
+            table.wait_until(is_done)
+    sent = amounts(server)
+    assert sorted(sent) == list(range(1, 21))
+    assert sent.index(4) < sent.index(14)
+
+
+def test_order(server: SandboxServer, table: Table) -> None:
+    """A later entry of a user is not sent before an earlier one, though that could not be claimed."""
+    table.insert(id="first", amount=1)
+    table.insert(id="second", amount=2)
+    hold, began = threading.Event(), threading.Event()
+
+    def wait(_: Request) -> bool:
+        began.set()
+        hold.wait(20)
+        return False
+
+    server.inject(FAULTS["503"], 1, when=wait)
+    with (
+        Journal(table.url) as journal,
+        CreduseClient(KEY, base_url=server.base_url) as client,
+        ThreadPoolExecutor(1) as pool,
+        following(server, table, balance_first=True),
+    ):
+        # While balances are read, somebody else sends for the user.
+        call = client.protocol.add(user(1), 9)
+        sent = pool.submit(journal.run, client, "own", call)
+        began.wait(20)
+        time.sleep(0.6)  # it has looked again
+        hold.set()
+        sent.result()
+        table.wait_until(is_done)
+    assert [it for it in amounts(server) if it != 9] == [1, 2]
 
 
 def test_run_takes_it_out(server: SandboxServer, table: Table) -> None:
@@ -568,3 +615,34 @@ def test_connections_cut(server: SandboxServer, table: Table) -> None:
             time.sleep(0.05)
     assert table.counts() == {"applied": 600}
     assert sorted(amounts(server)) == list(range(1, 601))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(find_programs() is None, reason="PostgreSQL is not installed")
+def test_second_signal_without_database(server: SandboxServer) -> None:
+    """The second signal does not wait for a database that is away."""
+    with Cluster() as cluster:
+        table = Table(cluster.url)
+        table.insert(id="e")
+        process = start(table, server)
+        table.wait_until(is_done)
+        table.connection.close()
+        cluster.stop("immediate")
+        time.sleep(1)  # it has looked again
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        cluster.start()
+    assert process.returncode == 0  # nothing was in flight
+    assert "Traceback" not in errors
+
+
+def test_only_postgres(server: SandboxServer) -> None:
+    """An outbox is in PostgreSQL."""
+    with pytest.raises(ValueError, match="journal must be a URL such as postgresql://"):
+        creduse_bulk.follow("outbox.journal", api_key=KEY, base_url=server.base_url)
+    shard: Any = "1/2"
+    with pytest.raises(TypeError, match=r"shard must be Shard, such as Shard\(2, 4\), not str"):
+        creduse_bulk.follow("postgresql://", shard=shard, api_key=KEY, base_url=server.base_url)

@@ -16,10 +16,11 @@ from uuid import uuid4
 
 import pytest
 
-from creduse_bulk import InputError, Progress, Shard, report, status
+from creduse_bulk import InputError, Progress, Shard, report, run, status
 from creduse_bulk._items import Items, Place
+from creduse_bulk._postgres import PostgresItems
 from creduse_bulk._progress import place_of, read_begun, read_journal
-from creduse_bulk._resolve import Resolution
+from creduse_bulk._resolve import Decision, Resolution
 from creduse_core import CreduseProtocol
 from creduse_core.secret import Secret
 from creduse_journal import (
@@ -31,6 +32,7 @@ from creduse_journal import (
     State,
     UnavailableError,
 )
+from creduse_sandbox import SandboxServer
 from tests.bulk.conftest import (
     IDENTITY,
     begin,
@@ -45,6 +47,7 @@ from tests.bulk.conftest import (
     wait_until,
 )
 from tests.common import KEY
+from tests.cuts import named, terminate
 from tests.postgres import Cluster, find_programs
 
 psycopg = pytest.importorskip("psycopg")
@@ -123,7 +126,7 @@ def test_status_of_shards(path: Path, url: str) -> None:
     put(second, dead[0], State.CLAIMED)
     put(second, dead[1], State.REFUSED)
     second.close()
-    third = Progress(len(NUMBERS[2]), 0, 0, 0, stopped="shard 3/3 has not begun")
+    third = Progress(len(NUMBERS[2]), 0, 0, 0, stopped="it has not begun")
     assert (third.waiting, third.exit_status) == (len(NUMBERS[2]), 75)
     done = Progress(len(applied), len(applied), 0, 0)
     wanted = [
@@ -132,12 +135,13 @@ def test_status_of_shards(path: Path, url: str) -> None:
         third,
     ]
     assert [status(path, journal=url, shard=shard) for shard in SHARDS] == wanted
-    whole = Progress(60, len(applied), refused=1, unclear=1, is_going_on=True)
+    why = "shard 3/3: it has not begun"
+    whole = Progress(60, len(applied), refused=1, unclear=1, stopped=why, is_going_on=True)
     assert status(path, journal=url) == whole
     first.close()
     assert status(path, journal=url, shard=SHARDS[0]) == done
     assert done.exit_status == 0
-    whole = replace(whole, is_going_on=False, stopped="shard 3/3 has not begun")
+    whole = replace(whole, is_going_on=False)
     assert status(path, journal=url) == whole
     assert whole.exit_status == 75
     begin_run(path, shard=SHARDS[2], journal=url).close()
@@ -149,9 +153,10 @@ def test_in_flight(path: Path, url: str) -> None:
     first, second = (begin_run(path, shard=shard, journal=url) for shard in SHARDS[:2])
     for items, numbers in zip((first, second), NUMBERS[:2], strict=True):
         items.write([], [claim(it, it) for it in numbers[:3]]).result()
-    assert status(path, journal=url) == Progress(60, 0, 0, 0, 6, is_going_on=True)
+    why = "shard 3/3: it has not begun"
+    assert status(path, journal=url) == Progress(60, 0, 0, 0, 6, None, why, is_going_on=True)
     second.close()
-    wanted = Progress(60, 0, 0, 3, 3, is_going_on=True)
+    wanted = Progress(60, 0, 0, 3, 3, None, why, is_going_on=True)
     assert status(path, journal=url) == wanted
     assert [status(path, journal=url, shard=shard).unclear for shard in SHARDS] == [0, 3, 0]
     # The next owner of that shard leaves the other one alone.
@@ -390,7 +395,7 @@ def cut(url: str) -> None:
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch, place: Place) -> Iterator[Items]:
     """An owner that shows no life while it has nothing to do."""
-    monkeypatch.setattr("creduse_journal.postgres._Writer.rest", None)
+    monkeypatch.setattr("creduse_journal.postgres._Session.idle_limit", None)
     items = begin(place)
     yield items
     items.close()
@@ -513,7 +518,7 @@ def test_late_decision(place: Place, url: str, late: Items, has_ended: bool) -> 
 
 def test_late_shard(path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner of all shards that has lost one of them claims nothing in any."""
-    monkeypatch.setattr("creduse_journal.postgres._Writer.rest", None)
+    monkeypatch.setattr("creduse_journal.postgres._Session.idle_limit", None)
     begin_run(path, shard=SHARDS[0], journal=url).close()
     with whole_run(path, url) as items:
         put(items, NUMBERS[0][0], State.CLAIMED)
@@ -575,7 +580,7 @@ def test_twice(monkeypatch: pytest.MonkeyPatch, place: Place, name: str) -> None
     items: Any = begin(place)
     for number, state in enumerate(State, 1):
         put(items, number, state)
-    writer = items._database._writer  # noqa: SLF001 - there is no other way to lose it just there
+    writer = items._database._session  # noqa: SLF001 - there is no other way to lose it just there
     transaction = writer._transaction  # noqa: SLF001
     after: list[tuple[object, list[object]]] = []
 
@@ -814,7 +819,7 @@ def test_note_that_is_not_text(place: Place) -> None:
 
 def test_forgotten(monkeypatch: pytest.MonkeyPatch, place: Place) -> None:
     """A journal that nobody closes is closed when nobody uses it."""
-    monkeypatch.setattr("creduse_journal.postgres._Writer.rest", 0.1)
+    monkeypatch.setattr("creduse_journal.postgres._Session.idle_limit", 0.1)
     items = begin(place)
     items.write([], [claim(1, 1)]).result()
     del items
@@ -883,3 +888,60 @@ def test_no_server(path: Path) -> None:
     for use in (lambda: status(path, journal=journal), lambda: begin(place)):
         with pytest.raises(UnavailableError, match=re.escape(f"{journal} cannot be used: ")):
             use()
+
+
+def test_ended_meanwhile(path: Path, url: str) -> None:
+    """A decision about a line that has ended meanwhile is refused, and nothing is decided."""
+    path.write_text(f"end_user_id,amount\n{user(1)},1\n{user(2)},2\n")
+    name = f"late-{uuid4()}"
+    late = begin_run(path, journal=named(url, name), base_url="http://127.0.0.1:1")
+    late.write([], [claim(1, 1), claim(2, 2)]).result()
+    terminate(url, name)
+    protocol = CreduseProtocol(KEY, "http://127.0.0.1:1")
+    with Resolution(protocol, path, url) as resolution:
+        late.write([ended(1, Change.APPLY)], []).result()
+        decisions = [Decision(number, Change.SETTLE_FREE, "Ada") for number in (2, 1)]
+        with pytest.raises(
+            JournalError, match=r"a line has ended meanwhile: cannot settle as free"
+        ):
+            resolution.settle(decisions)
+        resolution.settle(decisions[:1])
+    late.close()
+    assert status(path, journal=url).applied == 1
+
+
+def test_known_ends_are_kept(path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If an operation fails, what is known is written, and what was not sent is free."""
+    path.write_text("end_user_id,amount\n" + "".join(f"{user(it)},{it}\n" for it in range(1, 101)))
+    write = PostgresItems._write  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to disturb it
+    left = [5]
+
+    def fail_once(items: Any, connection: Any, ended: Any, claims: Any) -> set[int]:
+        left[0] -= 1
+        if left[0] == 0:
+            connection.execute("SELECT 1 / 0")
+        return write(items, connection, ended, claims)
+
+    monkeypatch.setattr(PostgresItems, "_write", fail_once)
+    with SandboxServer() as server:
+        with pytest.raises(JournalError, match="division by zero"):
+            run("add", path, journal=url, api_key=KEY, base_url=server.base_url)
+        progress = status(path, journal=url)
+        assert progress.unclear == 0
+        assert progress.applied == len(server.applied) > 0
+        assert run("add", path, journal=url, api_key=KEY, base_url=server.base_url).applied == 100
+        assert len(server.applied) == 100
+
+
+def test_why_shards_have_stopped(path: Path, url: str) -> None:
+    """A reason of all shards is given once, and others with some of their shards."""
+    shards = [Shard(number, 12) for number in range(1, 13)]
+    for number, shard in enumerate(shards):
+        items = begin_run(path, shard=shard, journal=url)
+        items.set_stopped("SIGTERM" if number < 9 else None).result()
+        items.close()
+    assert status(path, journal=url).stopped == "shard 1/12, 2/12, 3/12, 4/12, 5/12, …: SIGTERM"
+    assert status(path, journal=url, shard=shards[0]).stopped == "SIGTERM"
+    with whole_run(path, url) as items:
+        items.set_stopped("SIGINT").result()
+    assert status(path, journal=url).stopped == "SIGINT"

@@ -69,8 +69,8 @@ def shorten_lease(stack: ExitStack, lease: float) -> None:
     assert usual in session
     short = session.replace(usual, f"'{int(1000 * lease)}ms'")
     stack.enter_context(patch.object(postgres, "_SESSION", short))
-    writer = postgres._Writer  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the same
-    stack.enter_context(patch.object(writer, "rest", lease / 3))
+    writer = postgres._Session  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the same
+    stack.enter_context(patch.object(writer, "idle_limit", lease / 3))
 
 
 if __name__ == "__main__":

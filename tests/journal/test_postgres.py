@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import anyio
 import psycopg
 import pytest
 
@@ -21,6 +22,7 @@ from creduse import CreduseClient, CreduseError
 from creduse_core import LocalProtocolError, Request, Verdict
 from creduse_journal import (
     POSTGRES_SCHEMA,
+    AsyncJournal,
     Change,
     Journal,
     JournalError,
@@ -57,7 +59,7 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-def database_of(journal: Journal) -> Any:
+def database_of(journal: Journal | AsyncJournal) -> Any:
     """Return what carries out operations for a journal."""
     return journal._store._database  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to disturb it
 
@@ -348,7 +350,7 @@ def test_cut_while_connecting_again(
 
 def test_keep_alive(monkeypatch: pytest.MonkeyPatch, postgres_url: str) -> None:
     """A process without anything to do shows that it lives, and connects again by itself."""
-    monkeypatch.setattr(postgres._Writer, "rest", 0.05)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no setting
+    monkeypatch.setattr(postgres._Session, "idle_limit", 0.05)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no setting
     short = postgres._SESSION.replace("'30s'", "'1s'")  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no setting
     monkeypatch.setattr(postgres, "_SESSION", short)
     name = f"alive-{uuid4()}"
@@ -386,7 +388,7 @@ def test_server_away(
 ) -> None:
     """If the server goes away during a call and stays away, its entry is unclear when it is back."""
     monkeypatch.setattr(postgres, "PATIENCE", 0.3)
-    monkeypatch.setattr(postgres._Writer, "rest", 0.05)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no setting
+    monkeypatch.setattr(postgres._Session, "idle_limit", 0.05)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no setting
     with Journal(cluster.url) as journal:
         when_sent(server, cluster.stop)
         assert journal.run(client, "job", client.protocol.add(USER, 5)).amount == 5
@@ -570,7 +572,7 @@ from creduse_journal import Journal
 try:
     Journal("postgresql://127.0.0.1/postgres")
 except ImportError as error:
-    assert "needs psycopg: pip install 'creduse[postgres]'" in str(error), error
+    assert "needs psycopg: pip install 'creduse[postgres]>=0.2'" in str(error), error
 else:
     raise AssertionError
 """
@@ -586,7 +588,7 @@ def test_other_url() -> None:
 def test_pooler(postgres_url: str, server: SandboxServer, client: CreduseClient) -> None:
     """Where transactions come to different sessions, nothing is sent."""
     with Journal(postgres_url) as journal:
-        database_of(journal)._writer._process = -1  # noqa: SLF001 - as if it were another one
+        database_of(journal)._session._process = -1  # noqa: SLF001 - as if it were another one
         with pytest.raises(JournalError, match="is a pooler that changes connections between"):
             journal.run(client, "job", client.protocol.add(USER, 5))
         assert server.applied == ()
@@ -733,7 +735,7 @@ def test_password(postgres_url: str, client: CreduseClient) -> None:
     with Journal(url) as journal:
         told.extend([repr(journal), repr(database_of(journal)), repr(journal._store)])  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         tell(lambda: journal.get("\0"))
-        database_of(journal)._writer._process = -1  # noqa: SLF001 - as if there were a pooler
+        database_of(journal)._session._process = -1  # noqa: SLF001 - as if there were a pooler
         tell(lambda: journal.get("job"))
     tell(lambda: journal.run(client, "job", client.protocol.add(USER, 5)))
     with pytest.MonkeyPatch.context() as patched:
@@ -744,3 +746,106 @@ def test_password(postgres_url: str, client: CreduseClient) -> None:
     text = "".join(told)
     assert PASSWORD not in text
     assert "postgres:***@" in text
+
+
+def test_other_password() -> None:
+    """That of a client certificate is not shown, either."""
+    url = f"postgresql://127.0.0.1:1/db?sslpassword={PASSWORD}&connect_timeout=2"
+    with pytest.raises(UnavailableError) as caught:
+        Journal(url)
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_fault_in_the_thread(postgres_url: str) -> None:
+    """Whatever happens in the thread, no call waits for ever, and the next one can succeed."""
+    with Journal(postgres_url) as journal:
+        session = database_of(journal)._session  # noqa: SLF001 - to disturb it
+        commit = session.commit
+
+        def fail_once(_: object) -> None:
+            session.commit = commit
+            raise ZeroDivisionError
+
+        session.commit = fail_once
+        with pytest.raises(JournalError, match=r"a fault of creduse: ZeroDivisionError\(\)"):
+            journal.get("job")
+        assert journal.get("job") is None
+
+
+def test_earlier_connection_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, postgres_url: str, server: SandboxServer, client: CreduseClient
+) -> None:
+    """As long as the server keeps the lost connection, nothing is sent; then all goes on."""
+    with Journal(postgres_url) as journal:
+        journal.run(client, "first", client.protocol.add(USER, 5))
+        session = database_of(journal)._session  # noqa: SLF001 - to disturb it
+        lost, session._connection = session._connection, None  # noqa: SLF001
+        locked = postgres._LOCKED  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no setting
+        # pg_terminate_backend(0) returns that it could not.
+        monkeypatch.setattr(
+            postgres, "_LOCKED", "(SELECT 0 AS pid, 0 AS classid, 1 AS objid) AS it WHERE true"
+        )
+        monkeypatch.setattr(postgres, "_KEY", f"{session.owner}")
+        session.patience = 0.5
+        with pytest.raises(UnavailableError, match="an earlier connection of this process has not"):
+            journal.run(client, "second", client.protocol.add(USER, 5))
+        assert len(server.applied) == 1
+        monkeypatch.setattr(postgres, "_LOCKED", locked)
+        monkeypatch.setattr(postgres, "_KEY", "(classid::bigint << 32) | objid::bigint")
+        journal.run(client, "second", client.protocol.add(USER, 5))
+        lost.close()
+    assert len(server.applied) == 2
+
+
+def test_read_only_server(postgres_url: str) -> None:
+    """A server that cannot be written to, such as a standby, is one that cannot be reached."""
+    url = f"{postgres_url}%20-cdefault_transaction_read_only%3Don"
+    with pytest.raises(UnavailableError, match="read-only"):
+        Journal(url)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_aclose_waits_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, cluster: Cluster, backend: str
+) -> None:
+    """While an asynchronous journal closes without its database, the event loop goes on."""
+
+    async def main() -> None:
+        journal = AsyncJournal(cluster.url)
+        cluster.stop("immediate")
+        pending = database_of(journal).submit(print)
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await anyio.sleep(0.05)
+                ticks += 1
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tick)
+            await journal.aclose()
+            tasks.cancel_scope.cancel()
+        assert ticks > 3
+        assert isinstance(pending.exception(), UnavailableError)
+        await journal.aclose()
+        with pytest.raises(JournalError, match="is closed"):
+            await journal.get("job")
+        cluster.start()
+
+    monkeypatch.setattr(postgres, "PATIENCE", 1.0)
+    anyio.run(main, backend=backend)
+
+
+def test_migration_meanwhile(postgres_url: str) -> None:
+    """While an app makes the table in its own transaction, others wait, and succeed."""
+    opened: list[Journal] = []
+    with psycopg.connect(postgres_url) as app:
+        app.execute(POSTGRES_SCHEMA)
+        thread = threading.Thread(target=lambda: opened.append(Journal(postgres_url)))
+        thread.start()
+        time.sleep(0.5)
+        assert not opened
+        app.commit()
+    thread.join()
+    opened[0].close()
