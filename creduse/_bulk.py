@@ -179,10 +179,10 @@ def add_parsers(commands: Any) -> None:
     bulk.set_defaults(prepare=no_command)
     for name, method in _METHODS.items():
         _add_sending(parsers, name, method)
-    _add_follow(parsers)
     _add_reading(parsers)
     _add_resolve(parsers)
     _add_probe(parsers)
+    _add_follow(parsers)
 
 
 def _add(

@@ -421,11 +421,17 @@ DECISIONS = ["resolve", "f.csv", "--decisions", "decisions.csv"]
 WRONG = {
     "no command": Wrong(
         [],
-        "creduse: no command; choose one of add, subtract, start-cycle, stop-cycle, follow, status, "
-        "report, resolve, probe (see creduse bulk --help)\n",
+        "creduse: no command; choose one of add, subtract, start-cycle, stop-cycle, status, report, "
+        "resolve, probe, follow (see creduse bulk --help)\n",
     ),
     "unknown command": Wrong(["multiply"], "creduse bulk: argument COMMAND: invalid choice"),
     "no file": Wrong(["add"], "creduse bulk add: the following arguments are required: FILE"),
+    "journal": Wrong(
+        [*ADD, "--journal", "postgresql:/"],
+        "creduse bulk add: argument --journal: journal must be a path, or a URL such as "
+        "postgresql://user@host/database, not one that begins with postgresql:/; a file of that name is "
+        "./postgresql:/… (see ",
+    ),
     "shard": Wrong(
         [*ADD, "--shard", "5/4"],
         "creduse bulk add: argument --shard: it must be one of 1/S to S/S, such as 2/4 (see ",

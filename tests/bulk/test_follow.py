@@ -25,7 +25,7 @@ import creduse_bulk
 import creduse_trio
 from creduse import AsyncCreduseClient, CreduseClient
 from creduse_bulk import Progress, Shard
-from creduse_core import InsufficientFundsError, Request
+from creduse_core import InsufficientFundsError, Request, Verdict
 from creduse_journal import POSTGRES_SCHEMA, InUseError, Journal, State, UnclearError
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests.common import KEY
@@ -222,6 +222,19 @@ def test_wrong_values(table: Table, values: dict[str, object]) -> None:
     with pytest.raises(psycopg.Error):
         table.insert(**({"id": "a"} | values))
     assert table.states() == {}
+
+
+def test_check_of_one_that_waits(server: SandboxServer, table: Table) -> None:
+    """A balance proves nothing about an entry that waits."""
+    table.insert(id="e")
+    with (
+        Journal(table.url) as journal,
+        CreduseClient(KEY, base_url=server.base_url) as client,
+    ):
+        entry = journal.get("e")
+        assert entry is not None
+        assert (entry.state, entry.call.began_at) == (State.FREE, None)
+        assert journal.check(client, "e").verdict is Verdict.OPEN
 
 
 def test_another_service(server: SandboxServer, table: Table) -> None:

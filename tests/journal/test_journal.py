@@ -385,6 +385,23 @@ def test_another_service(server: SandboxServer, place: str) -> None:
         assert (writes(server), writes(other)) == (1, 0)
 
 
+def test_check_at_another_service(server: SandboxServer, place: str) -> None:
+    """A balance of another service proves nothing, so it is not read."""
+    lose(server, "apply-then-reset")
+    with SandboxServer() as other, Journal(place) as journal:
+        here = CoreClient(CreduseProtocol(KEY, server.base_url), example("urllib")())
+        there = CoreClient(CreduseProtocol(KEY, other.base_url), example("urllib")())
+        with here, there:
+            with pytest.raises(CreduseError):
+                journal.run(here, "job", here.protocol.add(USER, 5))
+            with pytest.raises(
+                ValueError, match=r"'job' was sent to http.*, and the client is for"
+            ):
+                journal.check(there, "job")
+            assert journal.check(here, "job").verdict is Verdict.APPLIED
+        assert other.log == ()
+
+
 def test_closed_while_another_thread_asks(path: Path) -> None:
     """What a thread asks for while another closes the journal gets a result, or an error."""
     store = Store(path)

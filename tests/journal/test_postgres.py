@@ -579,10 +579,18 @@ else:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_other_url() -> None:
-    """A URL of another database is refused, and no file is made."""
-    with pytest.raises(ValueError, match="a URL such as postgresql://"):
-        Journal("mysql://127.0.0.1/credits")
+@pytest.mark.parametrize(
+    "journal",
+    ["mysql://a/b", "postgresql+psycopg:///x", "postgresql:/", "PostgreSQL:///", "sqlite:x"],
+)
+def test_other_url(journal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be a misspelled URL is no name of a file."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="journal must be a path, or a URL such as postgresql://"):
+        Journal(journal)
+    assert list(tmp_path.iterdir()) == []
+    Journal(f"./{journal.replace('/', '')}").close()
+    Journal("C").close()
 
 
 def test_pooler(postgres_url: str, server: SandboxServer, client: CreduseClient) -> None:
@@ -770,6 +778,14 @@ def test_fault_in_the_thread(postgres_url: str) -> None:
         with pytest.raises(JournalError, match=r"a fault of creduse: ZeroDivisionError\(\)"):
             journal.get("job")
         assert journal.get("job") is None
+
+        def fail_later(batch: Any) -> None:
+            commit(batch)
+            raise ZeroDivisionError
+
+        session.commit = fail_later
+        assert journal.get("job") is None
+        session.commit = commit
 
 
 def test_earlier_connection_does_not_end(
