@@ -75,6 +75,10 @@ class Committer(Generic[C]):
 
     def close_soon(self) -> "Future[None]":
         """Do the same without waiting. The future ends when it is done."""
+        if os.getpid() != self._process:  # a forked child has no such thread
+            nothing: Future[None] = Future()
+            nothing.set_result(None)
+            return nothing
         with self._lock:
             if self._finalize.detach() is not None:
                 self._queue.put(None)

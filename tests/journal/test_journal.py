@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import pickle
 import sqlite3
 import stat
@@ -383,6 +384,20 @@ def test_another_service(server: SandboxServer, place: str) -> None:
                     with pytest.raises(ValueError, match=f"5 credits, at {server.base_url}$"):
                         journal.run(client, "job", protocol.add(USER, 5))
         assert (writes(server), writes(other)) == (1, 0)
+
+
+def test_aclose_after_a_fork(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked child can close its copy, which has no thread, and the parent's stays open."""
+
+    async def main() -> None:
+        journal = AsyncJournal(place)
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: 0)
+            await journal.aclose()
+        assert await journal.get("job") is None
+        await journal.aclose()
+
+    asyncio.run(main())
 
 
 def test_check_at_another_service(server: SandboxServer, place: str) -> None:
