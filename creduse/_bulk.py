@@ -697,7 +697,13 @@ def _follow(
     is_signal = progress.stopped in signal.Signals.__members__
     if not is_signal:
         _tell(sys.stderr, f"creduse: stopped: {progress.stopped}")
-    _tell(sys.stdout, _as_json(progress) if arguments.json else _counts(progress, "call"))
+    if arguments.json:
+        _tell(sys.stdout, _as_json(progress))
+    else:
+        about = "About the unclear ones: creduse_journal.Journal(URL).unclear(), check and settle"
+        _tell(
+            sys.stdout, "\n".join([_counts(progress, "call"), *([about] * bool(progress.unclear))])
+        )
     return 0 if is_signal else 75
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from creduse_journal import POSTGRES_SCHEMA
-from creduse_sandbox import CannedResponse, SandboxServer
+from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests.common import KEY
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
@@ -87,6 +87,21 @@ def test_json(server: SandboxServer, postgres_url: str) -> None:
     status, output, _ = end(process)
     found = json.loads(output)
     assert (status, found["applied"], found["stopped"]) == (0, 3, "SIGTERM")
+
+
+def test_unclear(server: SandboxServer, postgres_url: str) -> None:
+    """If calls are unclear, it says where to find out about them."""
+    insert(postgres_url, 3)
+    server.inject(FAULTS["apply-then-reset"], 1)
+    process = start(server, "--journal", postgres_url)
+    assert process.stderr is not None
+    process.stderr.readline()
+    wait_until_applied(server, 3)
+    process.terminate()
+    status, output, _ = end(process)
+    assert status == 0
+    about = "About the unclear ones: creduse_journal.Journal(URL).unclear(), check and settle"
+    assert output == f"3 calls: 2 applied, 1 unclear\n{about}\n"
 
 
 def test_in_use(server: SandboxServer, postgres_url: str) -> None:
