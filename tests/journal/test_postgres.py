@@ -849,7 +849,7 @@ def test_aclose_waits_elsewhere(
             await journal.get("job")
         cluster.start()
 
-    monkeypatch.setattr(postgres, "PATIENCE", 1.0)
+    monkeypatch.setattr(postgres, "PATIENCE", 3.0)
     anyio.run(main, backend=backend)
 
 
