@@ -330,11 +330,15 @@ class Driver:
         with anyio.CancelScope(shield=True):
             try:
                 numbers = await wait_for(self._items.write(ended, claims))
-            except LostError as error:
-                self.stop(str(error))
-            except JournalError:
-                self._ended = [*ended, *self._ended]
-                raise
+            except JournalError as error:
+                # The claims may be written. Nothing of them was sent.
+                unsent = [Ended(item.number, Change.RELEASE) for item, _ in ready]
+                if isinstance(error, LostError):  # the ends are written
+                    self._ended += unsent
+                    self.stop(str(error))
+                else:
+                    self._ended = [*ended, *unsent, *self._ended]
+                    raise
         for item, _ in ready:
             if item.number in numbers:
                 self._claimed.append((item, now))

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 import creduse_bulk
@@ -18,7 +19,7 @@ from creduse_bulk._driver import AHEAD
 from creduse_bulk._progress import place_of, read_journal
 from creduse_bulk._resolve import Decision, Resolution
 from creduse_core import CreduseProtocol, Request
-from creduse_journal import Change, LostError
+from creduse_journal import Change, LostError, postgres
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.bulk.conftest import begin_run, claim, ended
 from tests.bulk.test_crashes import (
@@ -236,6 +237,33 @@ def test_late_owner_says_nothing_of_the_run(path: Path, postgres_url: str) -> No
         late.write([], [claim(1, 0)]).result()
     late.close()
     owner.close()
+
+
+def test_taken_over_during_a_claim(
+    path: Path, server: SandboxServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim whose commit was lost, and whose run was taken over then, is free: nothing was sent."""
+    session = postgres._Session  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # to disturb it
+    transaction = session._transaction  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the same
+
+    def lose_once(self: Any, batch: Any) -> Any:
+        ends = transaction(self, batch)
+        if creduse_bulk.status(path, journal=postgres_url).in_flight:
+            monkeypatch.setattr(session, "_transaction", transaction)
+            self.close()
+            begin_run(path, journal=postgres_url, base_url=server.base_url).close()
+            raise psycopg.OperationalError("lost by the test")
+        return ends
+
+    monkeypatch.setattr(session, "_transaction", lose_once)
+    progress = creduse_bulk.run(
+        "add", path, journal=postgres_url, api_key=KEY, base_url=server.base_url
+    )
+    assert progress.stopped is not None
+    assert "another process has taken over file.csv in" in progress.stopped
+    assert server.log == ()
+    after = creduse_bulk.status(path, journal=postgres_url)
+    assert (after.waiting, after.unclear) == (LINES, 0)
 
 
 def test_late_decision(path: Path, postgres_url: str) -> None:
