@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
 
-from creduse_core import TIMEOUT, AsyncCoreClient
+from creduse_core import TIMEOUT, AsyncCoreClient, CreduseProtocol
 from creduse_core.arguments import check_type
 from creduse_journal import State
 from creduse_journal.urls import is_url
@@ -23,6 +23,9 @@ from ._sending import (
     send_here,
     to_its_end,
 )
+
+if TYPE_CHECKING:
+    from ._outbox import Outbox
 
 _WHOLE: Final = Shard(1, 1)
 
@@ -41,6 +44,12 @@ class Follower:
         self._journal = journal
         self._shard = shard or _WHOLE
 
+    def _open(self, protocol: CreduseProtocol) -> "Outbox":
+        # psycopg may not be installed, and to import it takes too long for an event loop.
+        from ._outbox import Outbox  # noqa: PLC0415
+
+        return Outbox(self._journal, protocol.base_url, protocol.api_key, self._shard)
+
     async def send_until(
         self,
         stop: Stop,
@@ -49,12 +58,7 @@ class Follower:
         on_progress: Callable[[Progress], object] | None,
     ) -> Progress:
         """Send what comes, until somebody stops it. The task must not be cancelled."""
-        from ._outbox import Outbox  # noqa: PLC0415 - psycopg may not be installed
-
-        protocol = client.protocol
-        outbox = await anyio.to_thread.run_sync(
-            Outbox, self._journal, protocol.base_url, protocol.api_key, self._shard
-        )
+        outbox = await anyio.to_thread.run_sync(self._open, client.protocol)
         try:
             report = Reports(None, dict.fromkeys(State, 0), on_progress)
             driver = Driver(client, outbox, outbox, settings, report.changed)

@@ -30,7 +30,9 @@ def start(server: SandboxServer, *options: str) -> "subprocess.Popen[str]":
     """Start the command."""
     return subprocess.Popen(
         [sys.executable, "-m", "creduse", "bulk", "follow", *options],
-        env=os.environ | {"CREDUSE_API_KEY": KEY, "CREDUSE_BASE_URL": server.base_url},
+        # In Python's development mode, asyncio prints lines where the machine is busy.
+        env=os.environ
+        | {"CREDUSE_API_KEY": KEY, "CREDUSE_BASE_URL": server.base_url, "PYTHONDEVMODE": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -29,6 +29,7 @@ from creduse_core import InsufficientFundsError, Request, Verdict
 from creduse_journal import POSTGRES_SCHEMA, InUseError, Journal, State, UnclearError
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests.common import KEY
+from tests.cuts import named, terminate
 from tests.postgres import Cluster, find_programs
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
@@ -555,7 +556,8 @@ def start(table: Table, server: SandboxServer, *options: str) -> "subprocess.Pop
     return subprocess.Popen(
         [sys.executable, "-m", "creduse", "bulk", "follow", "--journal", table.url, *options],
         cwd=ROOT,
-        env=os.environ | {"CREDUSE_API_KEY": KEY, "CREDUSE_BASE_URL": server.base_url},
+        env=os.environ
+        | {"CREDUSE_API_KEY": KEY, "CREDUSE_BASE_URL": server.base_url, "PYTHONDEVMODE": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -616,16 +618,13 @@ def test_connections_cut(server: SandboxServer, table: Table) -> None:
     """However often its connection is cut, it goes on, and nothing is sent twice."""
     for number in range(600):
         table.insert(id=f"e{number}", end_user_id=user(number % 200), amount=number + 1)
+    name, url = f"cut-{uuid4()}", table.url
+    table.url = named(url, name)  # that of its follower alone
     with following(server, table):
         until = time.monotonic() + 60
         while not is_done(table.counts()):
             assert time.monotonic() < until
-            table.connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE application_name = 'creduse' AND query LIKE '%creduse_entries%' "
-                "AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory') "
-                "AND datname = current_database() AND pid <> pg_backend_pid()"
-            )
+            terminate(url, name)
             time.sleep(0.05)
     assert table.counts() == {"applied": 600}
     assert sorted(amounts(server)) == list(range(1, 601))

@@ -794,6 +794,7 @@ def test_earlier_connection_does_not_end(
     """As long as the server keeps the lost connection, nothing is sent; then all goes on."""
     with Journal(postgres_url) as journal:
         journal.run(client, "first", client.protocol.add(USER, 5))
+        journal.get("first")  # its end is written
         session = database_of(journal)._session  # noqa: SLF001 - to disturb it
         lost, session._connection = session._connection, None  # noqa: SLF001
         locked = postgres._LOCKED  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # no setting
