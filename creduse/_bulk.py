@@ -28,7 +28,7 @@ import anyio
 
 from creduse_bulk import InputError, Progress, Shard, report, status
 from creduse_bulk._driver import Settings
-from creduse_bulk._follow import Follower, settings_of
+from creduse_bulk._follow import Follower, endless_settings
 from creduse_bulk._input import COLUMNS
 from creduse_bulk._probe import Findings, from_json, probe, to_json
 from creduse_bulk._report import STATES
@@ -676,7 +676,7 @@ def _handle_signals(handler: Any) -> None:
 
 
 def _prepare_follow(arguments: argparse.Namespace) -> Callable[[], int]:
-    settings = settings_of(
+    settings = endless_settings(
         arguments.concurrency, arguments.rate, balance_first=arguments.balance_first
     )
     follower = Follower(arguments.journal, arguments.shard)

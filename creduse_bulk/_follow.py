@@ -70,7 +70,7 @@ class Follower:
         return report.progress
 
 
-def settings_of(concurrency: int, rate: float | None, *, balance_first: bool) -> Settings:
+def endless_settings(concurrency: int, rate: float | None, *, balance_first: bool) -> Settings:
     """Return settings without an end of patience: the service may be back tomorrow."""
     check_settings(concurrency, rate)
     return Settings(concurrency, rate, balance_first, patience=math.inf)
@@ -102,7 +102,7 @@ def follow(  # noqa: PLR0913 - each but one has a default
     Raises:
         JournalError: Another process follows, or the database cannot be used.
     """
-    settings = settings_of(concurrency, rate, balance_first=balance_first)
+    settings = endless_settings(concurrency, rate, balance_first=balance_first)
     client = make_client(api_key=api_key, base_url=base_url, timeout=timeout)
     return send_here(Follower(journal, shard), client, settings, on_progress)
 
@@ -123,6 +123,6 @@ async def follow_async(
     then cancelled.
     """
     check_type("client", client, AsyncCoreClient, "AsyncCreduseClient()")
-    settings = settings_of(concurrency, rate, balance_first=balance_first)
+    settings = endless_settings(concurrency, rate, balance_first=balance_first)
     follower = Follower(journal, shard)
     return await to_its_end(lambda stop: follower.send_until(stop, client, settings, on_progress))

@@ -198,7 +198,7 @@ def name_of(shard: Shard | None) -> str:
 
 
 def first_of_each_user(claims: Sequence[Claim]) -> list[Claim]:
-    """Return the claims of which one statement, which does not see its own rows, cannot claim too many."""
+    """Return the first claim of each user. One statement, which does not see its own rows, would claim more."""
     return list({claim.user: claim for claim in reversed(claims)}.values())
 
 

@@ -68,7 +68,7 @@ _CLAIM: Final = """
         AND other.state = 'free' AND other.queued
         AND coalesce(other.base_url, %(base_url)s) = %(base_url)s
     )
-    -- An entry that an app has locked waits, and keeps up no others.
+    -- An entry that an app has locked waits, and holds up no others.
     AND it.number IN (
         SELECT number FROM creduse_entries WHERE number = ANY(%(numbers)s) AND state = 'free'
         FOR UPDATE SKIP LOCKED

@@ -1,7 +1,8 @@
 """The journal of a run in PostgreSQL. What it keeps, in any database, is in `_items`.
 
-Runs are known by the names of their files. A process owns a shard of a run, or all of them. It sends what
-it has claimed itself, so an item is never claimed twice at a time, whoever believes to be the owner.
+Runs are known by the names of their files. A process owns a shard of a run, or all of them. It sends only
+what it has claimed, and a claim succeeds only if the row is free. So even two processes that believe to own
+a shard do not send an item twice.
 """
 
 import hmac

@@ -67,7 +67,10 @@ RULES: Final[Mapping[State, Mapping[Change, State]]] = {
     State.UNCLEAR: {Change.SETTLE_APPLIED: State.APPLIED, Change.SETTLE_FREE: State.FREE},
 }
 """The state that follows each state and change. A change without a row is an error. An id without an
-entry is FREE."""
+entry is FREE.
+
+In PostgreSQL, other processes can make an entry UNCLEAR while its call is in flight, and settle it as FREE.
+The end of the call then changes it as if it were still CLAIMED, unless a new claim has followed."""
 
 
 def state_after(state: State, change: Change) -> State:

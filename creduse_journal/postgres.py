@@ -269,7 +269,7 @@ class _Session:
                 if time.monotonic() > until:
                     return description
                 time.sleep(_BETWEEN_TRIES)
-        # It comes last: whoever takes over believes that the rows of its owner are in good hands.
+        # The last one: a process that takes over leaves the rows of an owner that has its lock.
         _try_lock(connection, self.owner)
         self._process = scalar(connection, "SELECT pg_backend_pid()")
         return None
@@ -310,7 +310,7 @@ class _Session:
                 self.close()
                 return fail(batch, error)
             except psycopg.Error as error:
-                if self._is_of_an_operation(error):
+                if self._roll_back(error):
                     if len(batch) > 1:
                         for operation in batch:
                             self.commit([operation])
@@ -339,8 +339,8 @@ class _Session:
         connection.execute("COMMIT")
         return ends
 
-    def _is_of_an_operation(self, error: psycopg.Error) -> bool:
-        """Roll back. Return whether an operation is wrong, so that it would fail again."""
+    def _roll_back(self, error: psycopg.Error) -> bool:
+        """End a transaction that failed. Return whether an operation is wrong, and would fail again."""
         if self._connection is None or self._connection.closed:
             return False
         with contextlib.suppress(psycopg.Error):

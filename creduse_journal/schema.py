@@ -8,7 +8,7 @@ from typing import Final
 
 TABLE: Final = "creduse_entries"
 TABLES_LOCK: Final = "pg_advisory_xact_lock(hashtext('creduse tables'))"
-"""Whoever makes tables holds this lock until its transaction ends."""
+"""The lock of a transaction that makes tables."""
 
 STATEMENTS: Final = (
     """CREATE TABLE IF NOT EXISTS creduse_entries (

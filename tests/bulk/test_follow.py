@@ -1,4 +1,4 @@
-"""The outbox: entries that apps insert, and who delivers them. The server's record is the witness."""
+"""The outbox: entries that apps insert, and who delivers them. The server's record says what was sent."""
 
 import json
 import os
