@@ -10,26 +10,21 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from types import FrameType
 from typing import Any, Final, TextIO
 
 from creduse_core import (
-    ActiveBalance,
     Attempt,
     Call,
-    CreditsAdded,
-    CreditsSubtracted,
     CreduseError,
     CreduseProtocol,
     Cycle,
-    CycleBalance,
     Outcome,
     RetryPolicy,
 )
+from creduse_core.tables import counted, moment
 from creduse_httpx import CreduseClient
 
 STATUSES: Final = {
@@ -69,90 +64,17 @@ _ENDS: Final = {
 }
 
 
-# Results as text
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _moment(moment: datetime) -> str:
-    # In the response's own time zone: near the year 9999, another may be out of range.
-    return f"{moment:%Y-%m-%d %H:%M:%S %Z}"
-
-
-def _added(result: CreditsAdded) -> str:
-    days = result.validity_days
-    until = "" if days is None else f", valid for {_count(days, 'day')}"
-    return f"Added {_count(result.amount, 'credit')}{until}."
-
-
-def _subtracted(result: CreditsSubtracted) -> str:
-    return f"Took {_count(result.amount, 'credit')}."
+# Results as text, where the command says it otherwise than the result itself
 
 
 def _started(result: Cycle) -> str:
-    end = _moment(result.current_cycle_end)
-    return f"Started a cycle: {_count(result.amount, 'credit')} until {end}, then renewed."
+    end = moment(result.current_cycle_end)
+    return f"Started a cycle: {counted(result.amount, 'credit')} until {end}, then renewed."
 
 
 def _stopped(result: Cycle) -> str:
-    end = _moment(result.current_cycle_end)
+    end = moment(result.current_cycle_end)
     return f"Stopped the cycle: its credits can be spent until {end}."
-
-
-def _kind(cycle: CycleBalance) -> str:
-    words = ", ".join(word for word in (cycle.cycle_type, cycle.status) if word)
-    # An unknown word of the service may hold control characters.
-    return words.encode("unicode_escape").decode("ascii")
-
-
-def _balance(result: ActiveBalance) -> str:
-    if not result.active_balance_by_cycle:
-        return _count(result.active_balance, "credit")
-    rows = [
-        ("AMOUNT", "UNTIL", "CYCLE"),
-        *(
-            (str(cycle.amount), _moment(cycle.cycle_end), _kind(cycle))
-            for cycle in sorted(result.active_balance_by_cycle, key=attrgetter("cycle_end"))
-        ),
-    ]
-    amounts, moments, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = [
-        f"{amount:>{amounts}}  {moment:<{moments}}  {kind}".rstrip()
-        for amount, moment, kind in rows
-    ]
-    return "\n".join([f"{_count(result.active_balance, 'credit')}:", *lines])
-
-
-# Results and failures as JSON
-
-
-def _to_json(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _attempt(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "number": attempt.number,
-        "method": attempt.method,
-        "path": attempt.path,
-        "status": attempt.status,
-        "event": attempt.event,
-        "outcome": attempt.outcome.name,
-        "error": attempt.error,
-        "seconds": round(attempt.ended - attempt.started, 6),
-    }
-
-
-def _failure(error: CreduseError) -> dict[str, Any]:
-    return {
-        "outcome": error.outcome.name,
-        "error": type(error).__name__,
-        "message": str(error),
-        "error_code": getattr(error, "error_code", None),
-        "attempts": [_attempt(attempt) for attempt in error.attempts],
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,19 +93,19 @@ COMMANDS: Final = {
         CreduseProtocol.get_balance,
         ("end_user_id",),
         "show a user's credits and when they expire",
-        _balance,
+        str,
     ),
     "add": Command(
         CreduseProtocol.add,
         ("end_user_id", "amount", "validity_days", "idempotency_key"),
         "add credits",
-        _added,
+        str,
     ),
     "subtract": Command(
         CreduseProtocol.subtract,
         ("end_user_id", "amount", "idempotency_key"),
         "take credits: the whole amount or nothing",
-        _subtracted,
+        str,
     ),
     "start-cycle": Command(
         CreduseProtocol.start_cycle,
@@ -251,7 +173,7 @@ def _make_call(command: Command, client: CreduseClient, call: Call[Any], *, as_j
         return _show_failure(result, as_json=as_json)
     try:
         if as_json:
-            show(sys.stdout, json.dumps(asdict(result), default=_to_json))
+            show(sys.stdout, json.dumps(result.as_dict()))
         else:
             show(sys.stdout, command.show_result(result))
     except BrokenPipeError:
@@ -299,7 +221,7 @@ def _ignore_interrupts_after(call: Call[Any]) -> None:
 def _show_failure(error: CreduseError, *, as_json: bool) -> int:
     end = _ENDS[error.outcome]
     if as_json:
-        write(sys.stdout, json.dumps(_failure(error)))
+        write(sys.stdout, json.dumps(error.as_dict()))
     else:
         write(sys.stderr, f"creduse: {error}{end.advice}")
     if isinstance(error, Interrupted) and error.outcome is Outcome.NOT_APPLIED:

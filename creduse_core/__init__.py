@@ -7,7 +7,7 @@ pass it to `CoreClient`; or drive a `Call` by hand::
     send = call.start(now)                      # send.request is what to send
     call.receive_response(Response(…), now)     # Done(result), Wait(seconds), or raises
 
-Modules, each importing only those before it: records, secret, foreign, messages, models, errors,
+Modules, each importing only those before it: records, tables, secret, foreign, messages, words, models, errors,
 arguments, decoding, retry, evidence, pace, reports, call, protocol, environment, pool, tls,
 error_texts, client.
 """
@@ -22,6 +22,7 @@ from .errors import (
     AmountNegativeError,
     APIError,
     AuthenticationError,
+    CannotPayError,
     CreditExpiredError,
     CreduseError,
     CreduseTimeoutError,
@@ -73,6 +74,7 @@ __all__ = [
     "BalanceReading",
     "Call",
     "CallRecord",
+    "CannotPayError",
     "CoreClient",
     "CreditExpiredError",
     "CreditsAdded",

@@ -1,11 +1,12 @@
 """The exceptions that a call can raise. How their messages are made does not belong here.
 
-    CreduseError                     .outcome .attempts .call
+    CreduseError                     .outcome .attempts .call .request_id
     ├── APIError                     .status_code .error_code .message .timestamp .retry_after .response
+    │   ├── CannotPayError
+    │   │   ├── InsufficientFundsError   INSUFFICIENT_FUNDS
+    │   │   ├── CreditExpiredError       CREDIT_EXPIRED
+    │   │   └── UserDoesNotExistError    USER_DOES_NOT_EXIST
     │   ├── AmountNegativeError      AMOUNT_NEGATIVE
-    │   ├── InsufficientFundsError   INSUFFICIENT_FUNDS
-    │   ├── UserDoesNotExistError    USER_DOES_NOT_EXIST
-    │   ├── CreditExpiredError       CREDIT_EXPIRED
     │   ├── ActiveCycleExistsError   ACTIVE_CYCLE_EXISTS
     │   ├── NoActiveCycleError       NO_ACTIVE_CYCLE
     │   ├── AuthenticationError      401, 403
@@ -17,14 +18,22 @@
     LocalProtocolError               a RuntimeError: wrong use of the core
 
 Wrong arguments raise ``TypeError`` or ``ValueError`` before anything is sent. Every error can be
-pickled and copied. None holds the API key.
+pickled and copied. None holds the API key. ``args`` has the message and the outcome: tools that keep
+an exception as JSON, as Celery does, keep the type and ``args`` alone.
 """
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any, Final
 
 from .messages import Response
 from .models import Attempt, CallRecord, Outcome
+from .records import json_value
+
+_IN_DICT: Final = (
+    *("outcome", "call", "attempts", "request_id"),
+    *("status_code", "error_code", "retry_after", "timestamp"),
+)
 
 
 class CreduseError(Exception):
@@ -40,19 +49,41 @@ class CreduseError(Exception):
     call: CallRecord | None
     """What the call was and when it began. ``client.check(error)`` finds out more about it. The
     clients always set it."""
+    request_id: str | None
+    """What the server, or one in front of it, called the last request: its ``X-Request-Id`` or a
+    header like that. Quote it when you ask its operators. ``None`` if it sent none."""
 
     def __init__(
         self,
         message: str = "",
+        outcome: Outcome | int = Outcome.UNKNOWN,
         *,
-        outcome: Outcome = Outcome.UNKNOWN,
         attempts: tuple[Attempt, ...] = (),
         call: CallRecord | None = None,
+        request_id: str | None = None,
     ) -> None:
-        super().__init__(message)
-        self.outcome = outcome
+        self.outcome = Outcome(outcome)
+        super().__init__(message, self.outcome)
         self.attempts = attempts
         self.call = call
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the error as a dictionary that ``json.dumps`` accepts.
+
+        It has the name of the class as ``error``, the ``message``, the ``outcome`` by its name, and
+        the other attributes but ``response``. Of an `APIError`, it also has the service's own
+        ``error_message``.
+        """
+        attributes = {
+            name: json_value(getattr(self, name)) for name in _IN_DICT if hasattr(self, name)
+        }
+        if isinstance(self, APIError):
+            attributes["error_message"] = self.message
+        return {"error": type(self).__name__, "message": str(self)} | attributes
 
 
 class APIError(CreduseError):
@@ -62,7 +93,8 @@ class APIError(CreduseError):
     error_code: str | None
     """The service's own code, such as ``INSUFFICIENT_FUNDS``, if it sent one."""
     message: str | None
-    """The service's own message, if it sent one. It is printable, and cut to about 400 characters."""
+    """The service's own message; or what a server in front of it says in another format, such as an
+    HTML title. It is printable, and cut to about 400 characters. ``None`` if there is none."""
     timestamp: datetime | None
     """The time that the service gives, if any. It is aware."""
     retry_after: float | None
@@ -73,17 +105,18 @@ class APIError(CreduseError):
     def __init__(  # noqa: PLR0913 - one for each field
         self,
         message: str = "",
+        outcome: Outcome | int = Outcome.UNKNOWN,
         *,
-        outcome: Outcome = Outcome.UNKNOWN,
         attempts: tuple[Attempt, ...] = (),
         call: CallRecord | None = None,
+        request_id: str | None = None,
         response: Response | None = None,
         error_code: str | None = None,
         error_message: str | None = None,
         timestamp: datetime | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message, outcome=outcome, attempts=attempts, call=call)
+        super().__init__(message, outcome, attempts=attempts, call=call, request_id=request_id)
         self.status_code = None if response is None else response.status
         self.error_code = error_code
         self.message = error_message
@@ -99,16 +132,23 @@ class AmountNegativeError(APIError):
     """The service rejects a negative amount. The client rejects it first, with a ``ValueError``."""
 
 
-class InsufficientFundsError(APIError):
+class CannotPayError(APIError):
+    """The end user has too few credits, or has never had any. None were taken.
+
+    Catch this class where an app asks its user to buy credits.
+    """
+
+
+class InsufficientFundsError(CannotPayError):
     """The end user has fewer credits than ``amount``. None were taken."""
 
 
-class UserDoesNotExistError(APIError):
-    """The service does not know the end user."""
+class CreditExpiredError(CannotPayError):
+    """The end user's credits have expired. None were taken."""
 
 
-class CreditExpiredError(APIError):
-    """The end user's credits have expired."""
+class UserDoesNotExistError(CannotPayError):
+    """The service does not know the end user, who has never had credits."""
 
 
 class ActiveCycleExistsError(APIError):
@@ -145,13 +185,14 @@ class InvalidResponseError(CreduseError):
     def __init__(
         self,
         message: str = "",
+        outcome: Outcome | int = Outcome.UNKNOWN,
         *,
-        outcome: Outcome = Outcome.UNKNOWN,
         attempts: tuple[Attempt, ...] = (),
         call: CallRecord | None = None,
+        request_id: str | None = None,
         response: Response | None = None,
     ) -> None:
-        super().__init__(message, outcome=outcome, attempts=attempts, call=call)
+        super().__init__(message, outcome, attempts=attempts, call=call, request_id=request_id)
         self.response = response
 
 

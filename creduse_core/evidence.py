@@ -26,7 +26,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from .arguments import check_seconds, check_type
 from .models import BalanceReading, CallRecord, CycleBalance, CycleStatus, CycleType, Outcome
-from .records import dataclass
+from .records import Record, dataclass
 
 CLOCK_SKEW: Final = 10.0
 """Seconds by which the service's clock and ours can differ, by default."""
@@ -44,7 +44,7 @@ class Verdict(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(Record):
     """What balances prove about a call, why, and under which assumption."""
 
     verdict: Verdict

@@ -5,9 +5,12 @@ These are frozen data. Results have the field names of the API. Decoding and dec
 
 import enum
 from datetime import datetime
+from operator import attrgetter
+from typing import Any
 from uuid import UUID
 
-from .records import dataclass
+from .records import Record, dataclass
+from .tables import Rows, as_html, as_text, counted, moment, printable
 
 
 class Outcome(enum.IntEnum):
@@ -47,8 +50,26 @@ class CycleStatus(enum.StrEnum):
     """It is stopped. Its credits can be spent until its end."""
 
 
+class Result(Record):
+    """A base of the results of calls. ``str`` gives words for people, and notebooks show a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return as_text(self._head(), self._rows())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._head(), self._rows())
+
+    def _head(self) -> str:
+        raise NotImplementedError
+
+    def _rows(self) -> Rows:
+        return ()
+
+
 @dataclass(frozen=True, slots=True)
-class CreditsAdded:
+class CreditsAdded(Result):
     """The result of ``add``: ``end_user_id`` got ``amount`` credits."""
 
     end_user_id: UUID
@@ -56,17 +77,25 @@ class CreditsAdded:
     validity_days: int | None = None
     """Days in which the credits can be spent, if the service says so."""
 
+    def _head(self) -> str:
+        days = self.validity_days
+        valid = "" if days is None else f", valid for {counted(days, 'day')}"
+        return f"Added {counted(self.amount, 'credit')}{valid}."
+
 
 @dataclass(frozen=True, slots=True)
-class CreditsSubtracted:
+class CreditsSubtracted(Result):
     """The result of ``subtract``: ``amount`` credits were taken from ``end_user_id``."""
 
     end_user_id: UUID
     amount: int
 
+    def _head(self) -> str:
+        return f"Took {counted(self.amount, 'credit')}."
+
 
 @dataclass(frozen=True, slots=True)
-class Cycle:
+class Cycle(Result):
     """The result of ``start_cycle`` and ``stop_cycle``: the recurring cycle as it is now.
 
     Times are aware. A time without an offset is read as UTC.
@@ -83,9 +112,15 @@ class Cycle:
     cycle_type: CycleType | str | None = None
     """``None`` if the service does not say. Its documented responses do not."""
 
+    def _head(self) -> str:
+        cycle = (
+            f"A cycle of {counted(self.amount, 'credit')} until {moment(self.current_cycle_end)}"
+        )
+        return ", ".join(filter(None, (cycle, _kind(self)))) + "."
+
 
 @dataclass(frozen=True, slots=True)
-class CycleBalance:
+class CycleBalance(Record):
     """One cycle's part of an `ActiveBalance`."""
 
     cycle_start: datetime
@@ -99,7 +134,7 @@ class CycleBalance:
 
 
 @dataclass(frozen=True, slots=True)
-class ActiveBalance:
+class ActiveBalance(Result):
     """The result of ``get_balance``: what ``end_user_id`` can spend now."""
 
     end_user_id: UUID
@@ -108,9 +143,22 @@ class ActiveBalance:
     active_balance_by_cycle: tuple[CycleBalance, ...]
     """The same for each cycle, in the order of the response."""
 
+    def _head(self) -> str:
+        colon = ":" if self.active_balance_by_cycle else ""
+        return f"{counted(self.active_balance, 'credit')}{colon}"
+
+    def _rows(self) -> Rows:
+        cycles = sorted(self.active_balance_by_cycle, key=attrgetter("cycle_end"))
+        rows = [(str(it.amount), moment(it.cycle_end), _kind(it)) for it in cycles]
+        return [("AMOUNT", "UNTIL", "CYCLE"), *rows] if rows else ()
+
+
+def _kind(cycle: Cycle | CycleBalance) -> str:
+    return ", ".join(printable(word) for word in (cycle.cycle_type, cycle.status) if word)
+
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Record):
     """One attempt of a call: one request. It does not hold the API key."""
 
     number: int
@@ -130,9 +178,18 @@ class Attempt:
     """Seconds on the transport's clock. Only differences have a meaning."""
     ended: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that ``json.dumps`` accepts.
+
+        In place of ``started`` and ``ended``, it has the ``seconds`` between them.
+        """
+        attempt = Record.as_dict(self)
+        attempt["seconds"] = round(attempt.pop("ended") - attempt.pop("started"), 6)
+        return attempt
+
 
 @dataclass(frozen=True, slots=True)
-class BalanceReading:
+class BalanceReading(Record):
     """A balance, and when it was read. Times are aware, by the clock of the machine that read it."""
 
     balance: ActiveBalance | None
@@ -146,7 +203,7 @@ class BalanceReading:
 
 
 @dataclass(frozen=True, slots=True)
-class CallRecord:
+class CallRecord(Record):
     """What a call was, when it began, and its outcome. It does not hold the API key."""
 
     method: str

@@ -1,4 +1,6 @@
-"""`dataclass`: makes the core's frozen data classes. What they hold does not belong here.
+"""`dataclass`: makes the core's frozen data classes; and `Record`, with their form for JSON.
+
+What they hold does not belong here.
 
 It does what the standard library's decorator does with ``frozen=True, slots=True``, and type checkers
 take it for that one. It has two advantages:
@@ -107,6 +109,33 @@ class _Methods:
         raise FrozenInstanceError(f"cannot delete field {name!r}")
 
 
+class Record:
+    """A base of data classes, for those that users log or store."""
+
+    __slots__ = ()
+    __match_args__: ClassVar[tuple[str, ...]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that ``json.dumps`` accepts.
+
+        Ids and times become texts, times in ISO 8601. Outcomes become their names.
+        """
+        return {name: json_value(getattr(self, name)) for name in self.__match_args__}
+
+
+def json_value(value: object) -> Any:
+    """Return a value of a field as JSON has it."""
+    if isinstance(value, Record):
+        return value.as_dict()
+    if isinstance(value, tuple):
+        return [json_value(item) for item in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # of any type
+    if type(value) in _JSON_TYPES:
+        return value
+    isoformat: Callable[[], str] | None = getattr(value, "isoformat", None)
+    return str(value) if isoformat is None else isoformat()
+
+
+_JSON_TYPES: Final = (str, int, float, bool, type(None))
 _REMADE: Final = ("__dict__", "__weakref__")
 _LATE: Final = ("__dataclass_fields__", "__dataclass_params__")
 

@@ -23,11 +23,14 @@ from .models import Attempt, CallRecord, Outcome
 from .records import dataclass
 from .retry import EVENTS, Event, Kind, event_of_failure, event_of_response, retry_after
 from .secret import Secret
+from .words import request_id_of, words_of
 
 _MAX_QUOTED: Final = 400
 """Characters of a server's or library's text in an error."""
 _MAX_READ: Final = 4096
 """Characters of such a text that are searched for the API key."""
+_MAX_AMOUNT_BITS: Final = 128
+"""A longer amount is not shown: it has up to 3,000 digits."""
 
 _PHRASES: Final = {
     Outcome.NOT_APPLIED: "not applied",
@@ -45,6 +48,8 @@ class Problem:
     """Not redacted yet: most attempts that fail are retried, and nobody reads this."""
     response: Response | None
     envelope: Envelope
+    words: str | None
+    """What the sender of the response says, in the service's format or another. Not redacted yet."""
     failure: Failure | None = None
 
     def __repr__(self) -> str:
@@ -74,16 +79,23 @@ class Context(NamedTuple):
 def problem_of_response(response: Response, reading: InvalidResult) -> Problem:
     """Return why a whole response is not a result."""
     event = event_of_response(response, reading)
-    text = _describe_response(response, reading)
-    return Problem(event, text[:_MAX_READ], response, reading.envelope)
+    words = _words(response, reading.envelope)
+    text = _describe_response(response, reading, words)
+    return Problem(event, text[:_MAX_READ], response, reading.envelope, words)
 
 
 def problem_of_failure(failure: Failure) -> Problem:
     """Return why there is no whole response."""
     # A response to a request that was not sent is another request's.
     head = None if failure.delivery is Delivery.NOT_SENT else failure.response
-    text = _describe_failure(failure, head)
-    return Problem(event_of_failure(failure), text[:_MAX_READ], head, Envelope(), failure)
+    words = None if head is None else _words(head, Envelope())
+    text = _describe_failure(failure, head, words)
+    return Problem(event_of_failure(failure), text[:_MAX_READ], head, Envelope(), words, failure)
+
+
+def _words(response: Response, envelope: Envelope) -> str | None:
+    words = envelope.message or words_of(response)
+    return words and words[:_MAX_READ]
 
 
 def error_of(problem: Problem, context: Context) -> CreduseError:
@@ -99,7 +111,7 @@ def error_of(problem: Problem, context: Context) -> CreduseError:
         text = quote(problem.text, context.secret)
         if response is None:
             text += f" ({quote(_endpoint(context.request.url, failure.via), context.secret)})"
-        error = error_class(_message(text, context), **_shared(context))
+        error = error_class(_message(text, context), **_shared(context, None))
     else:
         error = _invalid_response(problem, response, context)
     # Even None keeps the exception that is being handled now out of the traceback.
@@ -110,18 +122,29 @@ def error_of(problem: Problem, context: Context) -> CreduseError:
 def held_too_long(timeout: float, context: Context) -> CreduseTimeoutError:
     """Return the exception for a call whose first request is held for longer than its time."""
     text = f"not sent: the pace would hold the request beyond the call's timeout of {timeout:g} s"
-    return CreduseTimeoutError(_message(text, context), **_shared(context))
+    return CreduseTimeoutError(_message(text, context), **_shared(context, None))
 
 
 class _Shared(TypedDict):
     outcome: Outcome
     attempts: tuple[Attempt, ...]
     call: CallRecord
+    request_id: str | None
 
 
-def _shared(context: Context) -> _Shared:
+def _shared(context: Context, response: Response | None) -> _Shared:
     """Return the arguments that all exceptions share."""
-    return {"outcome": context.outcome, "attempts": context.attempts, "call": context.record}
+    return {
+        "outcome": context.outcome,
+        "attempts": context.attempts,
+        "call": context.record,
+        "request_id": _request_id(response, context.secret),
+    }
+
+
+def _request_id(response: Response | None, secret: Secret) -> str | None:
+    found = None if response is None else request_id_of(response)
+    return found and quote(found, secret)
 
 
 def quote(text: str, secret: Secret) -> str:
@@ -140,11 +163,11 @@ def _api_error(problem: Problem, response: Response, context: Context) -> APIErr
     if problem.event is EVENTS["refused"] and context.outcome is Outcome.NOT_APPLIED:
         error_class = ERROR_CODES[envelope.error_code or ""]
     return error_class(
-        _message(quote(problem.text, secret), context),
-        **_shared(context),
+        _message(quote(problem.text, secret), context, response),
+        **_shared(context, response),
         response=_redacted(response, secret),
         error_code=envelope.error_code and quote(envelope.error_code, secret),
-        error_message=envelope.message and quote(envelope.message, secret),
+        error_message=problem.words and quote(problem.words, secret),
         timestamp=envelope.timestamp,
         retry_after=problem.retry_after(),
     )
@@ -154,19 +177,30 @@ def _invalid_response(
     problem: Problem, response: Response | None, context: Context
 ) -> InvalidResponseError:
     return InvalidResponseError(
-        _message(quote(problem.text, context.secret), context),
-        **_shared(context),
+        _message(quote(problem.text, context.secret), context, response),
+        **_shared(context, response),
         response=None if response is None else _redacted(response, context.secret),
     )
 
 
-def _message(text: str, context: Context) -> str:
-    """Return the message of an error: the request, what happened, and what that means."""
+def _message(text: str, context: Context, response: Response | None = None) -> str:
+    """Return the message of an error: the call, what happened, and what that means."""
     count = len(context.attempts)
-    tried = "1 attempt" if count == 1 else f"{count} attempts"
+    notes = ["1 attempt" if count == 1 else f"{count} attempts"]
     if context.kind is not Kind.READ:
-        tried = f"{_PHRASES[context.outcome]}; {tried}"
-    return f"{context.request.method} {context.path}: {text} [{tried}]"
+        notes.insert(0, _PHRASES[context.outcome])
+    if (request_id := _request_id(response, context.secret)) is not None:
+        notes.append(f"request ID {request_id}")
+    return f"{_shown(context.record)}: {text} [{'; '.join(notes)}]"
+
+
+def _shown(call: CallRecord) -> str:
+    """Return a call as its caller wrote it, such as ``subtract(12345678-…, 50)``."""
+    arguments = [str(call.end_user_id)]
+    if call.amount is not None:
+        long = call.amount.bit_length() > _MAX_AMOUNT_BITS
+        arguments.append("…" if long else str(call.amount))
+    return f"{call.method}({', '.join(arguments)})"
 
 
 def _redacted(response: Response, secret: Secret) -> Response:
@@ -190,17 +224,18 @@ def _contains_secret(error: BaseException, secret: Secret) -> bool:
     return any(secret.redact(text) != text for text in texts)
 
 
-def _describe_response(response: Response, reading: InvalidResult) -> str:
-    text = str(response.status)
+def _describe_response(response: Response, reading: InvalidResult, words: str | None) -> str:
+    said = ": ".join(part for part in (reading.envelope.error_code, words) if part)
+    if 400 <= response.status < 600:
+        return f"{response.status} {said}".strip()
     if 200 <= response.status < 300:
-        text += f", but the response {reading.problem}"
-    elif not 400 <= response.status < 600:
-        text += " as the final response"
-    said = (reading.envelope.error_code, reading.envelope.message)
-    return " ".join([text, ": ".join(part for part in said if part)]).strip()
+        text = f"{response.status}, but the response {reading.problem}"
+    else:
+        text = f"{response.status} as the final response"
+    return f"{text}: {said}" if said else text
 
 
-def _describe_failure(failure: Failure, head: Response | None) -> str:
+def _describe_failure(failure: Failure, head: Response | None, words: str | None) -> str:
     # The library's exception can be empty, and only the one that it came of has a text.
     said = next((text for text in map(_text_of, exception_chain(failure.cause)) if text), "")
     why = f"{type(failure.cause).__name__}: {said}".removesuffix(": ")
@@ -208,7 +243,8 @@ def _describe_failure(failure: Failure, head: Response | None) -> str:
     if number in errno.errorcode and f"[Errno {number}]" not in said:
         why += f": {errno.errorcode[number]}"
     if head is not None:
-        why = f"{head.status}, but the response was cut off ({why})"
+        begun = f"{head.status} {words}" if words else str(head.status)
+        why = f"{begun}, but the response was cut off ({why})"
     return f"timed out: {why}" if failure.timed_out else why
 
 

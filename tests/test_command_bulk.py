@@ -193,8 +193,8 @@ def test_timeout(server: SandboxServer, ask: Ask, path: Path) -> None:
     )
     assert status == 3
     assert (
-        f"line 2, {user(0)}: OPEN: the balance could not be read: GET /get-active-balance: timed out: "
-        in out
+        f"line 2, {user(0)}: OPEN: the balance could not be read: "
+        f"get_balance({user(0)}): timed out: " in out
     )
     assert len(server.log) == 2
 
@@ -259,7 +259,7 @@ ENDINGS = {
             "To go on: send the file again, with the command that began",
         ],
         {"applied": 2, "waiting": 1},
-        "creduse: stopped: POST /add: 401 [not applied; 1 attempt]\n",
+        f"creduse: stopped: add({user(0)}, 1): 401 [not applied; 1 attempt]\n",
     ),
 }
 

@@ -15,13 +15,7 @@ from uuid import UUID
 from aiohttp import ClientSession, web
 
 import creduse_aiohttp
-from creduse import (
-    CreditExpiredError,
-    CreduseError,
-    InsufficientFundsError,
-    Outcome,
-    UserDoesNotExistError,
-)
+from creduse import CannotPayError, CreduseError, Outcome
 
 PRICE = 5
 SESSION = web.AppKey("SESSION", ClientSession)
@@ -42,7 +36,7 @@ async def summarize(request: web.Request) -> web.Response:
     text = await request.text()
     try:
         await request.app[creduse_aiohttp.CLIENT].subtract(user, PRICE)
-    except (InsufficientFundsError, CreditExpiredError, UserDoesNotExistError):
+    except CannotPayError:
         return web.json_response({"error": f"a summary costs {PRICE} credits"}, status=402)
     except CreduseError as error:
         # It is not certain that the credits were taken, so do no work.

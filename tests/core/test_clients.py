@@ -220,7 +220,7 @@ def test_transport_that_returns_nonsense(play: Play, returned: object, words: st
     call = subtract()
     with pytest.raises(TransportError) as caught:
         play(UNSENT, returned).do("run", call)
-    assert str(caught.value).startswith(f"POST /subtract: {words}")
+    assert str(caught.value).startswith(f"subtract({USER_ID}, 7): {words}")
     assert (call.state, call.outcome) == (State.FAILED, Outcome.UNKNOWN)
     assert caught.value.outcome is Outcome.UNKNOWN
     assert [attempt.event for attempt in call.attempts] == ["not_sent", "broken"]

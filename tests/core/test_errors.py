@@ -79,11 +79,10 @@ def fail(given: Response | Failure) -> CreduseError:
 def test_tree() -> None:
     """The error classes form this tree."""
     parents = {error.__name__: error.__base__.__name__ for error in ERRORS if error.__base__}
+    cannot_pay = ["InsufficientFundsError", "UserDoesNotExistError", "CreditExpiredError"]
     responded = [
+        "CannotPayError",
         "AmountNegativeError",
-        "InsufficientFundsError",
-        "UserDoesNotExistError",
-        "CreditExpiredError",
         "ActiveCycleExistsError",
         "NoActiveCycleError",
         "AuthenticationError",
@@ -94,6 +93,7 @@ def test_tree() -> None:
         "CreduseError": "Exception",
         "APIError": "CreduseError",
         **dict.fromkeys(responded, "APIError"),
+        **dict.fromkeys(cannot_pay, "CannotPayError"),
         "InvalidResponseError": "CreduseError",
         "TransportError": "CreduseError",
         "CreduseTimeoutError": "TransportError",
@@ -189,7 +189,7 @@ def test_message(given: Response | Failure, said: str, meant: str) -> None:
     error = fail(given)
     no_head = isinstance(given, Failure) and given.response is None
     where = " (api.creduse.com:443)" if no_head else ""
-    assert str(error) == f"POST /add: {said}{where} [{meant}; 1 attempt]"
+    assert str(error) == f"add({USER_ID}, 7): {said}{where} [{meant}; 1 attempt]"
     assert error.attempts[0].error == said
 
 
@@ -237,14 +237,14 @@ def test_where_it_failed(base_url: str, via: str | None, where: str, delivery: D
     with pytest.raises(TransportError) as caught:
         call.receive_failure(failure, 1.0)
     words = "OSError: " + "x" * 391 + "…"
-    assert str(caught.value) == f"GET /get-active-balance: {words} ({where}) [1 attempt]"
+    assert str(caught.value) == f"get_balance({USER_ID}): {words} ({where}) [1 attempt]"
 
 
 def test_where_it_was_cut() -> None:
     """With a response, the message does not name the host."""
     error = fail(lost(OSError("reset"), response=RESPONSE, timed_out=True))
     assert str(error) == (
-        "POST /add: timed out: 402, but the response was cut off (OSError: reset) "
+        f"add({USER_ID}, 7): timed out: 402, but the response was cut off (OSError: reset) "
         "[not applied; 1 attempt]"
     )
 
@@ -302,7 +302,7 @@ def test_message_of_a_read() -> None:
     with pytest.raises(TransportError) as caught:
         call.receive_failure(Failure(Delivery.MAYBE_SENT, OSError("mud"), transient=False), 3.0)
     where = "(api.creduse.com:443)"
-    assert str(caught.value) == f"GET /get-active-balance: OSError: mud {where} [2 attempts]"
+    assert str(caught.value) == f"get_balance({USER_ID}): OSError: mud {where} [2 attempts]"
 
 
 @pytest.mark.parametrize("length", [396, 397, 100_000])
@@ -315,7 +315,7 @@ def test_long_words(length: int) -> None:
     assert error.response is not None
     assert error.response.body == body
     shown = "400 " + "x" * 396 + ("" if length == 396 else "…")
-    assert str(error) == f"POST /add: {shown} [not applied; 1 attempt]"
+    assert str(error) == f"add({USER_ID}, 7): {shown} [not applied; 1 attempt]"
     assert error.attempts[0].error == shown
 
 
@@ -349,7 +349,7 @@ def test_cause_without_words() -> None:
     """A cause that cannot be printed does not hide the outcome."""
     error = fail(Failure(Delivery.MAYBE_SENT, Mute(), transient=False))
     assert str(error) == (
-        "POST /add: Mute (api.creduse.com:443) [may have been applied; 1 attempt]"
+        f"add({USER_ID}, 7): Mute (api.creduse.com:443) [may have been applied; 1 attempt]"
     )
     assert isinstance(error.__cause__, Mute)
 
@@ -361,3 +361,41 @@ def test_time_out_with_a_head() -> None:
     assert type(error) is CreduseTimeoutError
     assert error.attempts[0].status == 402
     assert error.__cause__ is cut.cause
+
+
+def test_json_form() -> None:
+    """``as_dict`` has all that an error says, and ``json.dumps`` accepts it."""
+    body = b'{"error_code": "INSUFFICIENT_FUNDS", "message": "too little"}'
+    error = fail(Response(402, [("Retry-After", "4"), ("X-Request-Id", "7f3a")], body))
+    found = json.loads(json.dumps(error.as_dict()))
+    attempts, call = found.pop("attempts"), found.pop("call")
+    assert found == {
+        "error": "InsufficientFundsError",
+        "message": str(error),
+        "outcome": "NOT_APPLIED",
+        "request_id": "7f3a",
+        "status_code": 402,
+        "error_code": "INSUFFICIENT_FUNDS",
+        "error_message": "too little",
+        "retry_after": 4.0,
+        "timestamp": None,
+    }
+    assert [(it["event"], it["outcome"], it["seconds"]) for it in attempts] == [
+        ("refused", "NOT_APPLIED", 1.0)
+    ]
+    assert (call["method"], call["end_user_id"], call["amount"]) == ("add", USER_ID, 7)
+
+
+def test_json_form_without_a_response() -> None:
+    """The ``as_dict`` of an error without a response has no fields of one."""
+    found = fail(lost(OSError("reset"))).as_dict()
+    assert found.keys() == {"error", "message", "outcome", "call", "attempts", "request_id"}
+
+
+@pytest.mark.parametrize("error_class", ERRORS)
+def test_rebuilt_from_args(error_class: type[CreduseError]) -> None:
+    """The class and its ``args`` as JSON keep the message and the outcome, as Celery keeps them."""
+    error = error_class("what was wrong", outcome=Outcome.APPLIED)
+    rebuilt = error_class(*json.loads(json.dumps(error.args)))
+    assert (str(rebuilt), rebuilt.outcome) == ("what was wrong", Outcome.APPLIED)
+    assert repr(rebuilt) == f"{error_class.__name__}('what was wrong', <Outcome.APPLIED: 2>)"

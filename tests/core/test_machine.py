@@ -292,7 +292,7 @@ def test_held_too_long(act: Callable[[], object]) -> None:
     assert caught.value.outcome is Outcome.NOT_APPLIED
     assert caught.value.attempts == ()
     assert re.fullmatch(
-        r"POST /subtract: not sent: the pace would hold the request beyond the call's timeout of 30 s "
+        rf"subtract\({USER_ID}, 7\): not sent: the pace would hold the request beyond the call's timeout of 30 s "
         r"\[not applied; 0 attempts\]",
         str(caught.value),
     )

@@ -333,7 +333,7 @@ def test_error_under_200(method: str) -> None:
     body = RESPONSES[method] | {"error_code": "NO_ACTIVE_CYCLE", "message": "none"}
     error = reject(method, Response(200, (), encode(body)), UNKNOWN)
     assert type(error) is InvalidResponseError
-    assert "200, but the response carries an error NO_ACTIVE_CYCLE: none" in str(error)
+    assert "200, but the response carries an error: NO_ACTIVE_CYCLE: none" in str(error)
 
 
 @pytest.mark.parametrize("code", ["NEW", 7, ["x"]], ids=repr)
@@ -367,8 +367,8 @@ def test_lone_surrogates() -> None:
         (b'{"error_code": "X", "message": "y", "x": NaN, "y": -Infinity}', "X", "y"),
         (b'{"error_code": "X"}', "X", None),
         (b'{"message": "y"}', None, "y"),
-        (b'{"error_code": "", "message": ""}', None, ""),
-        (b'{"error_code": 7, "message": ["y"]}', None, None),
+        (b'{"error_code": "", "message": ""}', None, None),
+        (b'{"error_code": 7, "message": ["y"]}', None, "y"),
         (b'{"error_code": null, "message": null, "timestamp": null}', None, None),
         (b'{"error_code": "X", "message": "y", "timestamp": "soon"}', "X", "y"),
     ],

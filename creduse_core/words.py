@@ -1,0 +1,86 @@
+"""What the sender of an error response says in its own words, for people to read.
+
+The service has its own format, which `creduse_core.decoding` reads. A gateway, a proxy or a login page
+in front of it has others. No decision depends on these words. Redaction does not belong here: see
+`creduse_core.reports`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from .messages import Response
+
+_MAX_READ: Final = 16 * 1024
+"""Bytes of a body that are read."""
+
+# The fields in which JSON has words, the best ones first: the service's own, RFC 9457's, OAuth's and
+# those of web frameworks and gateways. A value can be an object or a list with such fields.
+_FIELDS: Final = (
+    *("message", "detail", "title", "error_description", "description"),
+    *("msg", "reason", "error", "errors"),
+)
+_MAX_DEPTH: Final = 4
+
+_TITLE: Final = re.compile(r"<(title|h1)\b[^>]{0,200}>([^<]{1,1000})</\1\s*>", re.IGNORECASE)
+
+_REQUEST_IDS: Final = (
+    *("x-request-id", "request-id", "x-correlation-id", "x-amzn-requestid", "x-amz-request-id"),
+    *("x-ms-request-id", "x-amzn-trace-id", "x-cloud-trace-context", "x-trace-id", "cf-ray"),
+)
+"""The headers in which servers and gateways name a request, in small letters. None is standard."""
+
+
+def words_of(response: Response) -> str | None:
+    """Return what a response that is not a result says, or ``None``.
+
+    A redirect says where it leads, without a query, which can hold secrets. Otherwise the body is read
+    as JSON, as the title of an HTML page, or as plain text, whatever its type is said to be.
+    """
+    if 300 <= response.status < 400 and (location := response.header("Location")):
+        return f"redirects to {_without_query(location)}"
+    text = response.body[:_MAX_READ].decode("utf-8", "replace").strip()
+    words = None if len(response.body) > _MAX_READ else _words_in_json(text)
+    if words is None and (title := _TITLE.search(text)):
+        from html import unescape  # noqa: PLC0415 - it has a table of 2,000 names
+
+        words = unescape(title[2])
+    if words is None and (response.header("Content-Type") or "").lower().startswith("text/plain"):
+        words = text
+    return " ".join(words.split()) or None if words else None
+
+
+def request_id_of(response: Response) -> str | None:
+    """Return the name that the sender gave the request, to quote in a report to it, or ``None``."""
+    found: dict[str, str] = {}
+    for name, value in response.headers:
+        found.setdefault(name.lower(), value)
+    return next((found[name] for name in _REQUEST_IDS if found.get(name)), None)
+
+
+def _without_query(location: str) -> str:
+    place = location.partition("#")[0].partition("?")[0]
+    scheme, separator, rest = place.rpartition("//")
+    host, slash, path = rest.partition("/")
+    # A URL can hold a user name and a password.
+    return f"{scheme}{separator}{host.rpartition('@')[2] if separator else host}{slash}{path}"
+
+
+def _words_in_json(text: str) -> str | None:
+    try:
+        data: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return _words_in(data, _MAX_DEPTH)
+
+
+def _words_in(data: object, depth: int) -> str | None:
+    if isinstance(data, str):
+        return data
+    if isinstance(data, list) and data and depth:
+        return _words_in(data[0], depth - 1)  # pyright: ignore[reportUnknownArgumentType]  # any JSON
+    if isinstance(data, Mapping) and depth:
+        values = (_words_in(data.get(name), depth - 1) for name in _FIELDS)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportUnknownArgumentType]  # any JSON
+        return next((words for words in values if words), None)
+    return None

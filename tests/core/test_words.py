@@ -1,0 +1,134 @@
+"""What an error says in the words of whoever sent the response, and what that sender calls it."""
+
+import json
+
+import pytest
+
+from creduse_core import (
+    APIError,
+    CreduseProtocol,
+    InvalidResponseError,
+    Outcome,
+    Response,
+    ServerError,
+)
+from tests.common import USER_ID
+from tests.core.test_errors import fail, lost
+
+HTML = [("Content-Type", "text/html")]
+TEXT = [("Content-Type", "text/plain; charset=utf-8")]
+
+WORDS: dict[str, tuple[Response, str | None]] = {
+    "problem details": (
+        Response(503, (), b'{"type": "about:blank", "title": "Busy", "detail": "Try later."}'),
+        "Try later.",
+    ),
+    "a title alone": (Response(503, (), b'{"type": "about:blank", "title": "Busy"}'), "Busy"),
+    "FastAPI": (Response(400, (), b'{"detail": "No such path"}'), "No such path"),
+    "FastAPI's validation": (
+        Response(422, (), b'{"detail": [{"loc": ["body"], "msg": "Field required"}]}'),
+        "Field required",
+    ),
+    "OAuth": (
+        Response(401, (), b'{"error": "invalid_token", "error_description": "It has expired"}'),
+        "It has expired",
+    ),
+    "an error's name": (Response(401, (), b'{"error": "invalid_token"}'), "invalid_token"),
+    "an error as an object": (Response(500, (), b'{"error": {"message": "oh no"}}'), "oh no"),
+    "a list of errors": (Response(500, (), b'{"errors": [{"detail": "oh no"}]}'), "oh no"),
+    "JSON text": (Response(500, (), b'"oh no"'), "oh no"),
+    "deep JSON": (Response(500, (), b'{"error":' * 9 + b'"x"' + b"}" * 9), None),
+    "deepest JSON": (Response(500, (), b"[" * 9000), None),
+    "other JSON": (Response(500, (), b'{"message": 7, "errors": []}'), None),
+    "a page": (
+        Response(502, HTML, b"<html><head>\n<TITLE>502 Bad\n Gateway &amp; more</TITLE></head>"),
+        "502 Bad Gateway & more",
+    ),
+    "a page's heading": (Response(502, (), b'<h1 class="x">Sorry</h1>'), "Sorry"),
+    "a page without a title": (Response(502, HTML, b"<p>oh no</p>"), None),
+    "an empty title": (Response(502, HTML, b"<title> </title>"), None),
+    "plain text": (Response(503, TEXT, b"upstream  connect\nerror"), "upstream connect error"),
+    "text of no type": (Response(503, (), b"upstream"), None),
+    "a large body": (Response(503, (), json.dumps({"detail": "x" * 20_000}).encode()), None),
+    "a large page": (Response(503, (), b"<title>Busy</title>" + b" " * 20_000), "Busy"),
+    "an empty body": (Response(503, (), b""), None),
+}
+
+
+@pytest.mark.parametrize(("response", "words"), WORDS.values(), ids=WORDS)
+def test_words(response: Response, words: str | None) -> None:
+    """An error has the sender's own words, in whatever format they are."""
+    error = fail(response)
+    assert isinstance(error, APIError)
+    assert error.message == words
+    said = str(response.status) if words is None else f"{response.status} {words}"
+    assert str(error).startswith(f"add({USER_ID}, 7): {said} [")
+    assert error.outcome is (Outcome.UNKNOWN if response.status >= 500 else Outcome.NOT_APPLIED)
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("https://login.example/in?next=%2Fadd&token=abc#top", "https://login.example/in"),
+        ("https://user:password@login.example/in", "https://login.example/in"),
+        ("//login.example", "//login.example"),
+        ("/v2/add?x", "/v2/add"),
+        ("/v2/a@b", "/v2/a@b"),
+    ],
+)
+def test_redirect(location: str, shown: str) -> None:
+    """The error for a redirect says where it leads, without what can be secret."""
+    error = fail(Response(302, [("Location", location)], b"<title>Found</title>"))
+    assert isinstance(error, InvalidResponseError)
+    assert f": 302 as the final response: redirects to {shown} [may" in str(error)
+
+
+def test_page_in_place_of_a_result() -> None:
+    """The error for a page with the status 200 says its title."""
+    error = fail(Response(200, HTML, b"<title>Log in to the Wi-Fi</title>"))
+    assert ": 200, but the response is not JSON: Log in to the Wi-Fi [may" in str(error)
+
+
+def test_cut_page() -> None:
+    """The error for a response that was cut off has the words that have arrived."""
+    error = fail(lost(OSError("reset"), response=Response(502, HTML, b"<title>Busy</title><p")))
+    assert ": 502 Busy, but the response was cut off (OSError: reset) [may" in str(error)
+    assert error.attempts[0].error == "502 Busy, but the response was cut off (OSError: reset)"
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ([("X-Request-Id", "7f3a")], "7f3a"),
+        ([("CF-Ray", "9"), ("x-request-id", "7f3a")], "7f3a"),
+        ([("X-Request-Id", ""), ("x-amzn-RequestId", "7f3a")], "7f3a"),
+        ([("X-Request-Id", "7f\x1b3a")], "7f\\x1b3a"),
+        ([("X-Request-Id", "sk-live-0123456789")], "***"),
+        ([("X-Request-Id", "7" * 500)], "7" * 400 + "…"),
+    ],
+)
+@pytest.mark.parametrize("status", [402, 503, 302])
+def test_request_id(status: int, headers: list[tuple[str, str]], name: str) -> None:
+    """An error names the request as the server does, printable and without the API key."""
+    error = fail(Response(status, headers, b""))
+    assert error.request_id == name
+    assert str(error).endswith(f"; 1 attempt; request ID {name}]")
+
+
+def test_no_request_id() -> None:
+    """Without a header that names the request, the error has none."""
+    error = fail(Response(503, [("Server", "x")], b""))
+    assert isinstance(error, ServerError)
+    assert error.request_id is None
+    assert str(error).endswith("; 1 attempt]")
+
+
+def test_long_amount() -> None:
+    """An amount that is too long to read is not in the message, but in the error's call."""
+    call = CreduseProtocol("sk-live-0123456789").add(USER_ID, 10**50)
+    call.start(0.0)
+    with pytest.raises(APIError) as caught:
+        call.receive_response(Response(400, (), b""), 1.0)
+    assert str(caught.value).startswith(f"add({USER_ID}, …): 400 [")
+    assert caught.value.call is not None
+    assert caught.value.call.amount == 10**50
