@@ -5,6 +5,7 @@ import csv
 import json
 import logging
 import os
+import re
 import sqlite3
 import threading
 import time
