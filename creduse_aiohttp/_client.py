@@ -6,7 +6,6 @@ Private names of aiohttp do not belong here, but in `_private_api`.
 
 import asyncio
 import functools
-import random
 import ssl
 import time
 import weakref
@@ -22,12 +21,12 @@ from yarl import URL
 from creduse_core import (
     DEFAULT_RETRY,
     MAX_BODY_SIZE,
-    TIMEOUT,
     AsyncCoreClient,
     Attempt,
     CreduseProtocol,
     Delivery,
     Failure,
+    FinishedCall,
     ForeignError,
     Pace,
     Request,
@@ -40,11 +39,12 @@ from creduse_core import (
     is_foreign,
     is_loopback,
     protocol_from_environment,
-    proxy_from_environment,
+    proxy_for,
 )
+from creduse_core.arguments import SHORT_TRACEBACK, check_not_both
 from creduse_core.error_texts import CLOSED, OTHER_EVENT_LOOP, not_loopback_message
 from creduse_core.pool import IDLE_TIMEOUT
-from creduse_core.tls import WholeRecords, client_context
+from creduse_core.tls import check_client_context, client_context, detect_partial_records
 
 from ._deadlines import Deadlines
 from ._private_api import (
@@ -79,9 +79,6 @@ _LIBRARIES: Final = frozenset(
 
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout()
 _NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
-
-# One for all clients, since it takes 2.5 KiB. Unlike random.random, it ignores seeds and forks.
-_jitter: Final = random.SystemRandom().random
 
 # Calls have a few URLs and peers in all.
 _url: Final = functools.lru_cache(functools.partial(URL, encoded=True))
@@ -257,13 +254,6 @@ def _cancellation_count() -> int:
     return 0 if task is None else task.cancelling()
 
 
-def _new_ssl_context() -> ssl.SSLContext:
-    """Return a context for the current environment. aiohttp makes its own one at import."""
-    context = client_context()
-    context.sslobject_class = WholeRecords
-    return context
-
-
 def _split_login(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | None:
     """Return a proxy's URL without login, and its auth header; or ``None`` if the URL is invalid.
 
@@ -295,7 +285,13 @@ class AiohttpTransport:
 
     libraries = _LIBRARIES
 
-    def __init__(self, protocol: CreduseProtocol, session: aiohttp.ClientSession | None) -> None:
+    def __init__(
+        self,
+        protocol: CreduseProtocol,
+        session: aiohttp.ClientSession | None,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+    ) -> None:
         if session is not None and not isinstance(session, aiohttp.ClientSession):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not all typed
             raise TypeError(
                 f"session must be an aiohttp.ClientSession, not {type(session).__name__}"
@@ -308,8 +304,14 @@ class AiohttpTransport:
         self._protocol = protocol
         self._supplied = session
         self._secure = protocol.base_url.startswith("https:")
-        self._ssl = _new_ssl_context() if self._secure and session is None else True
-        self._proxy, self._proxy_auth = self._find_proxy()
+        if session is not None:
+            check_not_both("session", ssl_context=ssl_context, proxy=proxy)
+        check_client_context(ssl_context)
+        self._ssl: ssl.SSLContext | bool = True
+        if self._secure and session is None:
+            self._ssl = ssl_context or client_context()
+            detect_partial_records(self._ssl)
+        self._proxy, self._proxy_auth = self._find_proxy(proxy)
         self.via = None if self._proxy is None else str(self._proxy).rstrip("/")
         self._closed = False
         self._session: aiohttp.ClientSession | None = None
@@ -317,18 +319,16 @@ class AiohttpTransport:
         self.deadlines = Deadlines()
         self._headers: tuple[object, CIMultiDict[str]] = None, CIMultiDict()
 
-    def _find_proxy(self) -> tuple[URL | None, dict[str, str]]:
-        """Return the session's proxy or the environment's, and its auth header."""
+    def _find_proxy(self, given: str | None) -> tuple[URL | None, dict[str, str]]:
+        """Return the session's proxy, the given one or the environment's, and its auth header."""
         supplied = self._supplied
         if supplied is not None and proxy_of(supplied)[0] is not None:
             found = _split_login(*proxy_of(supplied))
-        elif self._protocol.loopback or (supplied is not None and not supplied.trust_env):
-            # Calls to this machine do not use the environment's proxy, which could read the API key
-            # over plain http.
+        elif supplied is not None and not supplied.trust_env:
             return None, {}
         else:
             # Not with aiohttp's trust_env, which also reads netrc, and reads both at each call.
-            proxy = proxy_from_environment(self._protocol.base_url)
+            proxy = proxy_for(self._protocol, given)
             if proxy is None:
                 return None, {}
             found = _split_login(proxy.url.reveal(), None)
@@ -463,13 +463,22 @@ class AsyncCreduseClient(AsyncCoreClient):
       its own session.
     - ``base_url``: the URL of the API. Default: ``CREDUSE_BASE_URL`` from the environment, or else
       Creduse's own service.
-    - ``timeout``: seconds for a whole call, with its retries and waits.
+    - ``timeout``: seconds for a whole call, with its retries and waits. Default: ``CREDUSE_TIMEOUT``
+      from the environment, or else 30.
     - ``retry``: when the client retries a call. It never retries if that could apply the call
       twice.
     - ``on_attempt``: is called with an `Attempt` after each attempt.
+    - ``on_call``: is called with a `FinishedCall` after each call.
     - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
       ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
     - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
+    - ``ssl_context``: the TLS settings for https, such as your own certificates. Default: a context
+      that trusts the system's certificates, and those in ``SSL_CERT_FILE``.
+    - ``proxy``: the URL of an http or https proxy, such as
+      ``http://user:password@proxy.example:3128``. Default: that of ``HTTPS_PROXY`` and the like; none
+      for calls to this machine.
+    - ``extra_headers``: further header fields of each request, such as a gateway's token. The client's
+      own are rejected. Reprs hide the values.
 
     A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
     anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether
@@ -483,19 +492,29 @@ class AsyncCreduseClient(AsyncCoreClient):
         session: aiohttp.ClientSession | None = None,
         *,
         base_url: str | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
         on_attempt: Callable[[Attempt], object] | None = None,
+        on_call: Callable[[FinishedCall], object] | None = None,
         allow_http: bool | None = None,
         pace: Pace | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+        extra_headers: Mapping[str, str | Secret] | None = None,
     ) -> None:
-        protocol = protocol_from_environment(
-            api_key, base_url=base_url, retry=retry, timeout=timeout, allow_http=allow_http
-        )
-        super().__init__(
-            protocol,
-            AiohttpTransport(protocol, session),
-            on_attempt=on_attempt,
-            jitter=_jitter,
-            pace=pace,
-        )
+        with SHORT_TRACEBACK:
+            protocol = protocol_from_environment(
+                api_key,
+                base_url=base_url,
+                retry=retry,
+                timeout=timeout,
+                allow_http=allow_http,
+                extra_headers=extra_headers,
+            )
+            super().__init__(
+                protocol,
+                AiohttpTransport(protocol, session, ssl_context, proxy),
+                on_attempt=on_attempt,
+                on_call=on_call,
+                pace=pace,
+            )

@@ -16,7 +16,7 @@ from ._version import __version__
 from .arguments import is_loopback
 from .call import TRANSITIONS, Call, Done, Input, Send, State, Wait
 from .client import AsyncCoreClient, AsyncTransport, CoreClient, Transport
-from .environment import Proxy, protocol_from_environment, proxy_from_environment
+from .environment import Proxy, protocol_from_environment, proxy_for, proxy_from_environment
 from .errors import (
     ActiveCycleExistsError,
     AmountNegativeError,
@@ -49,6 +49,7 @@ from .models import (
     CycleBalance,
     CycleStatus,
     CycleType,
+    FinishedCall,
     Outcome,
 )
 from .pace import Pace
@@ -91,6 +92,7 @@ __all__ = [
     "Event",
     "Evidence",
     "Failure",
+    "FinishedCall",
     "ForeignError",
     "HeaderPairs",
     "Input",
@@ -121,6 +123,7 @@ __all__ = [
     "is_foreign",
     "is_loopback",
     "protocol_from_environment",
+    "proxy_for",
     "proxy_from_environment",
     "weigh",
 ]

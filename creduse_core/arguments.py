@@ -10,10 +10,14 @@ core's import.
 
 import functools
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from .secret import Secret
+
+ExtraHeaders: TypeAlias = Mapping[str, str | Secret]
+"""Further header fields of a request, by their names."""
 
 MAX_SECONDS: Final = 1_000_000
 """The longest time that a caller can pass, about eleven days. Sockets reject far longer ones."""
@@ -25,6 +29,18 @@ _MAX_BITS: Final = 10_000
 _VISIBLE: Final = re.compile(r"[!-~]+")
 # Without re.IGNORECASE, which takes twice as long.
 _UUID: Final = re.compile(r"H{8}-H{4}-H{4}-H{4}-H{12}|H{32}".replace("H", "[0-9a-fA-F]"))
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_FIELD_VALUE: Final = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")  # RFC 9110, 5.5, without obs-text
+_OWN_HEADERS: Final = frozenset(
+    {
+        *("authorization", "content-type", "accept", "accept-encoding", "user-agent"),
+        *("idempotency-key", "proxy-authorization"),
+        # Those that frame a message or belong to the connection (RFC 9110, 7.6.1).
+        *("host", "content-length", "content-encoding", "transfer-encoding", "connection"),
+        *("keep-alive", "te", "trailer", "upgrade", "expect", "proxy-connection"),
+    }
+)
+"""Headers that a caller cannot set, in small letters: those of the protocol and of transports."""
 _AUTHORITY: Final = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 
 
@@ -115,6 +131,53 @@ def checked_idempotency_key(key: str, *, server_replays: bool) -> str:
     return str.__str__(key)
 
 
+def checked_extra_headers(headers: ExtraHeaders | None) -> tuple[tuple[str, Secret], ...]:
+    """Return further header fields. Their values are hidden, since a gateway's token is a secret."""
+    if headers is None:
+        return ()
+    if not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not all typed
+        raise TypeError(
+            "extra_headers must be a mapping of names to values, such as "
+            f'{{"X-Tenant": "7"}}, not {type(headers).__name__}'
+        )
+    fields = [(_checked_name(name), _checked_value(name, value)) for name, value in headers.items()]
+    names = [name.lower() for name, _ in fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"extra_headers has {name} twice: header names ignore case")
+    return tuple(fields)
+
+
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"extra_headers must have names that are str, not {type(name).__name__}")
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"extra_headers has {name[:100]!r}, which is not the name of a header")
+    if name.lower() in _OWN_HEADERS:
+        instead = {
+            "authorization": ": use api_key",
+            "idempotency-key": ": use idempotency_key",
+            "proxy-authorization": ": use a user name and a password in proxy",
+        }
+        raise ValueError(
+            f"extra_headers must not have {name}, which the client sets itself"
+            f"{instead.get(name.lower(), '')}"
+        )
+    return str.__str__(name)
+
+
+def _checked_value(name: object, value: object) -> Secret:
+    text = value.reveal() if isinstance(value, Secret) else value
+    if not isinstance(text, str):
+        raise TypeError(f"extra_headers[{name!r}] must be str, not {type(text).__name__}")
+    if not _FIELD_VALUE.fullmatch(text):  # not shown, since it can be a secret
+        raise ValueError(
+            f"extra_headers[{name!r}] must be printable ASCII characters, "
+            "without white space at an end"
+        )
+    return value if isinstance(value, Secret) else Secret(text)
+
+
 def checked_api_key(api_key: object) -> Secret:
     """Return an API key, hidden. The message of an error never repeats any part of it."""
     # Tools that show variables leave out one of this name, so no other variable holds the key.
@@ -193,8 +256,32 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def check_on_attempt(value: object) -> None:
-    """Accept ``None`` or a plain callable.
+def check_not_both(supplied: str, **settings: object) -> None:
+    """Reject settings beside a supplied client, which has its own."""
+    for name, value in settings.items():
+        if value is not None:
+            raise ValueError(f"pass {name} to the {supplied} that you supply, not beside it")
+
+
+class _ShortTraceback:
+    """Removes our frames from the ``TypeError`` or ``ValueError`` of a check inside a ``with``.
+
+    Its traceback then begins with the line that passed the argument.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        if isinstance(error, TypeError | ValueError):
+            error.__traceback__ = None
+
+
+SHORT_TRACEBACK: Final = _ShortTraceback()
+
+
+def check_listener(name: str, value: object, takes: str) -> None:
+    """Accept ``None`` or a plain callable, for the argument ``name``.
 
     Reject coroutine and generator functions, even inside a partial. To call one only makes a
     coroutine or a generator.
@@ -213,4 +300,4 @@ def check_on_attempt(value: object) -> None:
         function = function.func
     method = getattr(function, "__call__", None)  # noqa: B004 - the method is checked, too
     if method is None or any(never(it) for never in never_run for it in (function, method)):
-        raise TypeError("on_attempt must be a plain function that takes an Attempt, or None")
+        raise TypeError(f"{name} must be a plain function that takes {takes}, or None")

@@ -30,9 +30,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, Generic, TypeAlias, TypeVar, overload
 
+from .arguments import ExtraHeaders, checked_extra_headers
 from .decoding import Expected, InvalidResult, read_response
 from .errors import CreduseError, LocalProtocolError
-from .messages import Failure, Request, Response
+from .messages import Failure, Request, Response, with_headers
 from .models import Attempt, BalanceReading, CallRecord, Outcome
 from .records import dataclass
 from .reports import (
@@ -267,6 +268,16 @@ class Call(Generic[T]):
             None if began_at is None else datetime.fromtimestamp(began_at, UTC),
             self._before,
         )
+
+    def add_headers(self, extra_headers: ExtraHeaders) -> None:
+        """Add header fields to the request, before the call starts. See `CreduseProtocol`."""
+        if self._state is not State.READY:
+            raise LocalProtocolError(
+                f"add_headers() is not allowed while the call is {self._state}"
+            )
+        it = self._request
+        headers = with_headers(it.hidden_headers, checked_extra_headers(extra_headers))
+        self._request = Request(it.method, it.url, headers, it.body)
 
     # The inputs.
 

@@ -12,8 +12,9 @@ from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
-from .arguments import check_on_attempt, check_seconds, check_type
+from .arguments import SHORT_TRACEBACK, ExtraHeaders, check_listener, check_seconds, check_type
 from .call import Call, Done, Send, State, Wait
+from .error_texts import DRAINED
 from .errors import CreduseError, LocalProtocolError, UserDoesNotExistError
 from .evidence import CLOCK_SKEW, Evidence, check_can_be_weighed, settled, unreadable, weigh
 from .foreign import ForeignError, forget_frames, is_foreign
@@ -26,6 +27,7 @@ from .models import (
     CreditsAdded,
     CreditsSubtracted,
     Cycle,
+    FinishedCall,
     Outcome,
 )
 from .pace import Pace
@@ -100,8 +102,15 @@ _DECODING_MODULES: Final = frozenset({"creduse_core", "enum", "json", "re", "url
 _DEBUG: Final = 10  # logging.DEBUG; logging is imported later
 
 
-def _no_jitter() -> float:
-    return 1.0
+_POLL: Final = 0.01
+"""Seconds between two looks at the running calls, while a client drains."""
+
+
+def _random() -> float:
+    from random import SystemRandom  # noqa: PLC0415, TID251 - only a retry needs it
+
+    # Unlike random.random, it ignores an app's seed, and differs after a fork.
+    return SystemRandom().random()
 
 
 class _ClientBase:
@@ -112,11 +121,13 @@ class _ClientBase:
         protocol: CreduseProtocol,
         *,
         on_attempt: Callable[[Attempt], object] | None = None,
-        jitter: Callable[[], float] = _no_jitter,
+        on_call: Callable[[FinishedCall], object] | None = None,
+        jitter: Callable[[], float] = _random,
         pace: Pace | None = None,
     ) -> None:
         check_type("protocol", protocol, CreduseProtocol, 'CreduseProtocol("your-api-key")')
-        check_on_attempt(on_attempt)
+        check_listener("on_attempt", on_attempt, "an Attempt")
+        check_listener("on_call", on_call, "a FinishedCall")
         if pace is not None:
             check_type("pace", pace, Pace, "Pace()")
         # Imported here to keep the import of the core fast.
@@ -125,7 +136,11 @@ class _ClientBase:
         self._protocol = protocol
         self._prefix = f"{protocol.base_url}/"
         self._on_attempt = on_attempt
+        self._on_call = on_call
         self._jitter = jitter
+        self._running: dict[int, Call[Any]] = {}
+        self._may_send: Container[int] | None = None
+        """While the client drains, the ids of the calls that may send. Before, all may."""
         self._pace = pace
         self._pace_offset: float | None = None
         self._logger = logging.getLogger("creduse")
@@ -209,19 +224,42 @@ class _ClientBase:
                     self._pace.ended(call, *_limit_of(received), self._pace_time(now))
                 self._report(call)
 
-    def _abandon(self, call: Call[Any], now: Callable[[], float]) -> None:
-        """End a call whose caller was cancelled, unless the call has ended."""
-        if self._pace is not None:
-            self._pace.leave(call)
-        if call.state.live:
-            sent = call.state is State.IN_FLIGHT
-            try:
-                moment = now()
-            except Exception:  # noqa: BLE001 - perhaps the clock raised
-                moment = math.nan
-            call.abandon(moment)
-            if sent:
-                self._report(call)
+    def _end(
+        self, call: Call[Any], began: float, now: Callable[[], float], error: BaseException | None
+    ) -> None:
+        """End a call, which may have ended: with an ``error``, perhaps because it was cancelled."""
+        if error is not None:
+            if self._pace is not None:
+                self._pace.leave(call)
+            if call.state.live:
+                sent = call.state is State.IN_FLIGHT
+                call.abandon(_moment(now))
+                if sent:
+                    self._report(call)
+        self._running.pop(id(call), None)
+        if self._on_call is not None:
+            seconds = _moment(now) - began
+            self._notify("on_call", self._on_call, _finished(call, seconds, error))
+
+    def _refusal(self, call: Call[Any]) -> Failure | None:
+        """Return why a call may not send, if the client drains."""
+        if self._may_send is None or id(call) in self._may_send:
+            return None
+        return Failure(Delivery.NOT_SENT, RuntimeError(DRAINED), transient=False)
+
+    # Draining.
+
+    def _begin_drain(self, timeout: float) -> tuple[Call[Any], ...]:
+        """Refuse new calls, and return the running ones."""
+        check_seconds("timeout", timeout)
+        calls = tuple(self._running.copy().values())
+        self._may_send = {id(call) for call in calls}
+        return calls
+
+    def _end_drain(self, calls: Iterable[Call[Any]]) -> tuple[CallRecord, ...]:
+        """Refuse all calls, and return what is unclear."""
+        self._may_send = ()
+        return tuple(call.record for call in calls if call.outcome is Outcome.UNKNOWN)
 
     # Evidence.
 
@@ -268,15 +306,17 @@ class _ClientBase:
                 self._log(call.attempts[-1])
         except Exception as error:  # noqa: BLE001 - of a filter or a handler
             self._complain("logging raised; the call goes on", error)
-        if self._on_attempt is None:
-            return
+        if self._on_attempt is not None:
+            self._notify("on_attempt", self._on_attempt, call.attempts[-1])
+
+    def _notify(self, name: str, listener: Callable[[T], object], news: T) -> None:
         try:
-            returned = self._on_attempt(call.attempts[-1])
+            returned = listener(news)
             if isinstance(returned, CoroutineType):
                 returned.close()
-                raise TypeError("on_attempt returned a coroutine, which the client does not await")  # noqa: TRY301 - logged below
+                raise TypeError(f"{name} returned a coroutine, which the client does not await")  # noqa: TRY301 - logged below
         except Exception as error:  # noqa: BLE001 - it is logged
-            self._complain("on_attempt raised; the call goes on", error)
+            self._complain(f"{name} raised; the call goes on", error)
 
     def _log(self, attempt: Attempt) -> None:
         self._logger.log(
@@ -345,6 +385,25 @@ def _reading_of(
     )
 
 
+def _moment(now: Callable[[], float]) -> float:
+    try:
+        return now()
+    except Exception:  # noqa: BLE001 - perhaps the clock is why the call ends
+        return math.nan
+
+
+def _finished(call: Call[Any], seconds: float, error: BaseException | None) -> FinishedCall:
+    it = call.record
+    name = None if error is None else type(error).__name__
+    return FinishedCall(
+        it.method, it.end_user_id, it.amount, it.outcome, name, seconds, call.attempts
+    )
+
+
+def _is_any_live(calls: Iterable[Call[Any]]) -> bool:
+    return any(call.state.live for call in calls)
+
+
 def _checked(returned: object) -> Response | Failure:
     """Return the response or failure of a transport, or a failure for anything else."""
     if isinstance(returned, _RECEIVED):
@@ -380,9 +439,9 @@ class CoreClient(_ClientBase):
     - ``transport``: has four methods; see `Transport`.
     - ``on_attempt``: is called with an `Attempt` after each attempt. If it raises, the client logs
       the exception.
-    - ``jitter``: returns a number from 0 to 1, the part of a delay to wait. Pass
-      ``random.Random().random``, so that clients do not all retry at the same time. If it raises,
-      the client logs the exception.
+    - ``on_call``: is called with a `FinishedCall` after each call, in the same way.
+    - ``jitter``: returns a number from 0 to 1, the part of a delay to wait. Default: a random number,
+      so that clients do not all retry at the same time. If it raises, the client logs the exception.
     - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
 
     A wrong argument raises ``TypeError`` or ``ValueError`` before anything is sent. A call that
@@ -395,10 +454,11 @@ class CoreClient(_ClientBase):
         transport: Transport,
         *,
         on_attempt: Callable[[Attempt], object] | None = None,
-        jitter: Callable[[], float] = _no_jitter,
+        on_call: Callable[[FinishedCall], object] | None = None,
+        jitter: Callable[[], float] = _random,
         pace: Pace | None = None,
     ) -> None:
-        super().__init__(protocol, on_attempt=on_attempt, jitter=jitter, pace=pace)
+        super().__init__(protocol, on_attempt=on_attempt, on_call=on_call, jitter=jitter, pace=pace)
         self._transport = transport
 
     def __enter__(self) -> "Self":
@@ -416,6 +476,20 @@ class CoreClient(_ClientBase):
         """Close the connections that the client has opened. A supplied client stays open."""
         self._transport.close()
 
+    def drain(self, timeout: float) -> tuple[CallRecord, ...]:
+        """Send no new calls, wait for the running ones, and return those that are unclear.
+
+        Use it before a process ends, so that it kills no call. It waits at most ``timeout`` seconds.
+        From its beginning, a new call raises a `TransportError` with NOT_APPLIED. After it, calls
+        that still run send nothing more. It closes nothing. The records are those of calls that have
+        ended as UNKNOWN since the drain began, or that are still in flight: store them, and ``check``
+        them later.
+        """
+        calls, ends = self._begin_drain(timeout), self._transport.now() + timeout
+        while _is_any_live(calls) and self._transport.now() < ends:
+            self._transport.sleep(_POLL)
+        return self._end_drain(calls)
+
     def run(self, call: Call[T], *, balance_first: bool = False) -> T:
         """Run a call and return its result, or raise its error.
 
@@ -432,8 +506,10 @@ class CoreClient(_ClientBase):
         if balance_first:
             check_type("balance_first", balance_first, bool)
             before = self.reading(call.record.end_user_id, timeout=call.timeout)
-        action: Send | Wait | Done[T] = self._start(call, transport.now(), before)
+        began = transport.now()
+        self._running[id(call)] = call
         try:
+            action: Send | Wait | Done[T] = self._start(call, began, before)
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
                     woken_at = transport.now() + action.seconds
@@ -441,17 +517,18 @@ class CoreClient(_ClientBase):
                     action = self._wake(call, transport.now(), woken_at)
                 else:
                     try:
-                        received = _checked(transport.send(action))
+                        received = self._refusal(call) or _checked(transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in a transport
                         received = _escaped(error, transport)
                     action = self._receive(call, received, transport.now())
         except ForeignError as foreign:
-            self._abandon(call, transport.now)
+            self._end(call, began, transport.now, foreign.error)
             forget_frames(foreign.error)
             raise foreign.error from foreign.error.__cause__
-        except BaseException:
-            self._abandon(call, transport.now)
+        except BaseException as error:
+            self._end(call, began, transport.now, error)
             raise
+        self._end(call, began, transport.now, None)
         return action.result
 
     def check(
@@ -519,22 +596,25 @@ class CoreClient(_ClientBase):
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> CreditsAdded:
         """Give an end user credits, once.
 
         The user can spend them until the end of the day ``validity_days`` from now. ``None`` means
         the service's own 31. ``timeout``: seconds for the whole call, by default the client's.
         ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        ``extra_headers``: further header fields of the request.
         """
-        return self.run(
-            self._protocol.add(
+        with SHORT_TRACEBACK:
+            call = self._protocol.add(
                 end_user_id,
                 amount,
                 validity_days,
                 timeout=timeout,
                 idempotency_key=idempotency_key,
+                extra_headers=extra_headers,
             )
-        )
+        return self.run(call)
 
     def subtract(
         self,
@@ -543,18 +623,24 @@ class CoreClient(_ClientBase):
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> CreditsSubtracted:
         """Take credits from an end user: all of ``amount``, or none.
 
         Raises `InsufficientFundsError` if the user has fewer. ``timeout``: seconds for the whole
         call, by default the client's. ``idempotency_key``: needs
-        ``RetryPolicy(server_replays=True)``.
+        ``RetryPolicy(server_replays=True)``. ``extra_headers``: further header fields of the
+        request.
         """
-        return self.run(
-            self._protocol.subtract(
-                end_user_id, amount, timeout=timeout, idempotency_key=idempotency_key
+        with SHORT_TRACEBACK:
+            call = self._protocol.subtract(
+                end_user_id,
+                amount,
+                timeout=timeout,
+                idempotency_key=idempotency_key,
+                extra_headers=extra_headers,
             )
-        )
+        return self.run(call)
 
     def start_cycle(
         self,
@@ -564,22 +650,25 @@ class CoreClient(_ClientBase):
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Cycle:
         """Give an end user ``amount`` credits now, and again every ``validity_days``.
 
         Credits that are left at the end of a cycle are lost. Raises `ActiveCycleExistsError` if the
         user has a cycle. ``timeout``: seconds for the whole call, by default the client's.
         ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        ``extra_headers``: further header fields of the request.
         """
-        return self.run(
-            self._protocol.start_cycle(
+        with SHORT_TRACEBACK:
+            call = self._protocol.start_cycle(
                 end_user_id,
                 amount,
                 validity_days,
                 timeout=timeout,
                 idempotency_key=idempotency_key,
+                extra_headers=extra_headers,
             )
-        )
+        return self.run(call)
 
     def stop_cycle(
         self,
@@ -587,31 +676,55 @@ class CoreClient(_ClientBase):
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Cycle:
         """Stop an end user's cycle. The user can spend its credits until its end.
 
         Raises `NoActiveCycleError` if there is none. ``timeout``: seconds for the whole call, by
         default the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        ``extra_headers``: further header fields of the request.
         """
-        return self.run(
-            self._protocol.stop_cycle(end_user_id, timeout=timeout, idempotency_key=idempotency_key)
-        )
+        with SHORT_TRACEBACK:
+            call = self._protocol.stop_cycle(
+                end_user_id,
+                timeout=timeout,
+                idempotency_key=idempotency_key,
+                extra_headers=extra_headers,
+            )
+        return self.run(call)
 
     def get_balance(
-        self, end_user_id: UUID | str, *, timeout: float | None = None
+        self,
+        end_user_id: UUID | str,
+        *,
+        timeout: float | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> ActiveBalance:
         """Return the credits that an end user can spend now, in all and for each cycle.
 
         Raises `UserDoesNotExistError` for a user that the service does not know. ``timeout``:
-        seconds for the whole call, by default the client's.
+        seconds for the whole call, by default the client's. ``extra_headers``: further header fields
+        of the request.
         """
-        return self.run(self._protocol.get_balance(end_user_id, timeout=timeout))
+        with SHORT_TRACEBACK:
+            call = self._protocol.get_balance(
+                end_user_id, timeout=timeout, extra_headers=extra_headers
+            )
+        return self.run(call)
 
     def get_active_balance(
-        self, end_user_id: UUID | str, *, timeout: float | None = None
+        self,
+        end_user_id: UUID | str,
+        *,
+        timeout: float | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> ActiveBalance:
         """Return the same as ``get_balance``. The API's documentation has both names."""
-        return self.get_balance(end_user_id, timeout=timeout)
+        with SHORT_TRACEBACK:
+            call = self._protocol.get_balance(
+                end_user_id, timeout=timeout, extra_headers=extra_headers
+            )
+        return self.run(call)
 
 
 class AsyncCoreClient(_ClientBase):
@@ -621,9 +734,9 @@ class AsyncCoreClient(_ClientBase):
     - ``transport``: has four methods; see `AsyncTransport`.
     - ``on_attempt``: is called with an `Attempt` after each attempt. If it raises, the client logs
       the exception.
-    - ``jitter``: returns a number from 0 to 1, the part of a delay to wait. Pass
-      ``random.Random().random``, so that clients do not all retry at the same time. If it raises,
-      the client logs the exception.
+    - ``on_call``: is called with a `FinishedCall` after each call, in the same way.
+    - ``jitter``: returns a number from 0 to 1, the part of a delay to wait. Default: a random number,
+      so that clients do not all retry at the same time. If it raises, the client logs the exception.
     - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
 
     A wrong argument raises ``TypeError`` or ``ValueError`` before anything is sent. A call that
@@ -636,10 +749,11 @@ class AsyncCoreClient(_ClientBase):
         transport: AsyncTransport,
         *,
         on_attempt: Callable[[Attempt], object] | None = None,
-        jitter: Callable[[], float] = _no_jitter,
+        on_call: Callable[[FinishedCall], object] | None = None,
+        jitter: Callable[[], float] = _random,
         pace: Pace | None = None,
     ) -> None:
-        super().__init__(protocol, on_attempt=on_attempt, jitter=jitter, pace=pace)
+        super().__init__(protocol, on_attempt=on_attempt, on_call=on_call, jitter=jitter, pace=pace)
         self._transport = transport
 
     async def __aenter__(self) -> "Self":
@@ -657,6 +771,20 @@ class AsyncCoreClient(_ClientBase):
         """Close the connections that the client has opened. A supplied client stays open."""
         await self._transport.aclose()
 
+    async def drain(self, timeout: float) -> tuple[CallRecord, ...]:
+        """Send no new calls, wait for the running ones, and return those that are unclear.
+
+        Use it before a process ends, so that it kills no call. It waits at most ``timeout`` seconds.
+        From its beginning, a new call raises a `TransportError` with NOT_APPLIED. After it, calls
+        that still run send nothing more. It closes nothing. The records are those of calls that have
+        ended as UNKNOWN since the drain began, or that are still in flight: store them, and ``check``
+        them later.
+        """
+        calls, ends = self._begin_drain(timeout), self._transport.now() + timeout
+        while _is_any_live(calls) and self._transport.now() < ends:
+            await self._transport.sleep(_POLL)
+        return self._end_drain(calls)
+
     async def run(self, call: Call[T], *, balance_first: bool = False) -> T:
         """Run a call and return its result, or raise its error.
 
@@ -673,8 +801,10 @@ class AsyncCoreClient(_ClientBase):
         if balance_first:
             check_type("balance_first", balance_first, bool)
             before = await self.reading(call.record.end_user_id, timeout=call.timeout)
-        action: Send | Wait | Done[T] = self._start(call, transport.now(), before)
+        began = transport.now()
+        self._running[id(call)] = call
         try:
+            action: Send | Wait | Done[T] = self._start(call, began, before)
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
                     woken_at = transport.now() + action.seconds
@@ -682,17 +812,18 @@ class AsyncCoreClient(_ClientBase):
                     action = self._wake(call, transport.now(), woken_at)
                 else:
                     try:
-                        received = _checked(await transport.send(action))
+                        received = self._refusal(call) or _checked(await transport.send(action))
                     except Exception as error:  # noqa: BLE001 - a fault in a transport
                         received = _escaped(error, transport)
                     action = self._receive(call, received, transport.now())
         except ForeignError as foreign:
-            self._abandon(call, transport.now)
+            self._end(call, began, transport.now, foreign.error)
             forget_frames(foreign.error)
             raise foreign.error from foreign.error.__cause__
-        except BaseException:
-            self._abandon(call, transport.now)
+        except BaseException as error:
+            self._end(call, began, transport.now, error)
             raise
+        self._end(call, began, transport.now, None)
         return action.result
 
     async def check(
@@ -762,22 +893,25 @@ class AsyncCoreClient(_ClientBase):
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> CreditsAdded:
         """Give an end user credits, once.
 
         The user can spend them until the end of the day ``validity_days`` from now. ``None`` means
         the service's own 31. ``timeout``: seconds for the whole call, by default the client's.
         ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        ``extra_headers``: further header fields of the request.
         """
-        return await self.run(
-            self._protocol.add(
+        with SHORT_TRACEBACK:
+            call = self._protocol.add(
                 end_user_id,
                 amount,
                 validity_days,
                 timeout=timeout,
                 idempotency_key=idempotency_key,
+                extra_headers=extra_headers,
             )
-        )
+        return await self.run(call)
 
     async def subtract(
         self,
@@ -786,18 +920,24 @@ class AsyncCoreClient(_ClientBase):
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> CreditsSubtracted:
         """Take credits from an end user: all of ``amount``, or none.
 
         Raises `InsufficientFundsError` if the user has fewer. ``timeout``: seconds for the whole
         call, by default the client's. ``idempotency_key``: needs
-        ``RetryPolicy(server_replays=True)``.
+        ``RetryPolicy(server_replays=True)``. ``extra_headers``: further header fields of the
+        request.
         """
-        return await self.run(
-            self._protocol.subtract(
-                end_user_id, amount, timeout=timeout, idempotency_key=idempotency_key
+        with SHORT_TRACEBACK:
+            call = self._protocol.subtract(
+                end_user_id,
+                amount,
+                timeout=timeout,
+                idempotency_key=idempotency_key,
+                extra_headers=extra_headers,
             )
-        )
+        return await self.run(call)
 
     async def start_cycle(
         self,
@@ -807,22 +947,25 @@ class AsyncCoreClient(_ClientBase):
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Cycle:
         """Give an end user ``amount`` credits now, and again every ``validity_days``.
 
         Credits that are left at the end of a cycle are lost. Raises `ActiveCycleExistsError` if the
         user has a cycle. ``timeout``: seconds for the whole call, by default the client's.
         ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        ``extra_headers``: further header fields of the request.
         """
-        return await self.run(
-            self._protocol.start_cycle(
+        with SHORT_TRACEBACK:
+            call = self._protocol.start_cycle(
                 end_user_id,
                 amount,
                 validity_days,
                 timeout=timeout,
                 idempotency_key=idempotency_key,
+                extra_headers=extra_headers,
             )
-        )
+        return await self.run(call)
 
     async def stop_cycle(
         self,
@@ -830,28 +973,52 @@ class AsyncCoreClient(_ClientBase):
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Cycle:
         """Stop an end user's cycle. The user can spend its credits until its end.
 
         Raises `NoActiveCycleError` if there is none. ``timeout``: seconds for the whole call, by
         default the client's. ``idempotency_key``: needs ``RetryPolicy(server_replays=True)``.
+        ``extra_headers``: further header fields of the request.
         """
-        return await self.run(
-            self._protocol.stop_cycle(end_user_id, timeout=timeout, idempotency_key=idempotency_key)
-        )
+        with SHORT_TRACEBACK:
+            call = self._protocol.stop_cycle(
+                end_user_id,
+                timeout=timeout,
+                idempotency_key=idempotency_key,
+                extra_headers=extra_headers,
+            )
+        return await self.run(call)
 
     async def get_balance(
-        self, end_user_id: UUID | str, *, timeout: float | None = None
+        self,
+        end_user_id: UUID | str,
+        *,
+        timeout: float | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> ActiveBalance:
         """Return the credits that an end user can spend now, in all and for each cycle.
 
         Raises `UserDoesNotExistError` for a user that the service does not know. ``timeout``:
-        seconds for the whole call, by default the client's.
+        seconds for the whole call, by default the client's. ``extra_headers``: further header fields
+        of the request.
         """
-        return await self.run(self._protocol.get_balance(end_user_id, timeout=timeout))
+        with SHORT_TRACEBACK:
+            call = self._protocol.get_balance(
+                end_user_id, timeout=timeout, extra_headers=extra_headers
+            )
+        return await self.run(call)
 
     async def get_active_balance(
-        self, end_user_id: UUID | str, *, timeout: float | None = None
+        self,
+        end_user_id: UUID | str,
+        *,
+        timeout: float | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> ActiveBalance:
         """Return the same as ``get_balance``. The API's documentation has both names."""
-        return await self.get_balance(end_user_id, timeout=timeout)
+        with SHORT_TRACEBACK:
+            call = self._protocol.get_balance(
+                end_user_id, timeout=timeout, extra_headers=extra_headers
+            )
+        return await self.run(call)

@@ -4,11 +4,16 @@ In the core, only this module and `creduse_core.tls` read it. I/O does not belon
 """
 
 import os
+import re
+from typing import Final
 
-from .protocol import BASE_URL, CreduseProtocol
+from .arguments import ExtraHeaders, check_timeout, check_type
+from .protocol import BASE_URL, TIMEOUT, CreduseProtocol
 from .records import dataclass
 from .retry import RetryPolicy
 from .secret import Secret
+
+_DECIMAL: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 
 
 def protocol_from_environment(
@@ -16,13 +21,15 @@ def protocol_from_environment(
     *,
     base_url: str | None,
     retry: RetryPolicy,
-    timeout: float,
+    timeout: float | None,
     allow_http: bool | None,
+    extra_headers: ExtraHeaders | None = None,
 ) -> CreduseProtocol:
     """Return a protocol. Arguments that are ``None`` are read from the environment.
 
-    The variables are ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL`` and ``CREDUSE_ALLOW_HTTP`` (``1`` or
-    ``0``). An empty key or URL, or another value, raises ``ValueError``.
+    The variables are ``CREDUSE_API_KEY``, ``CREDUSE_BASE_URL``, ``CREDUSE_TIMEOUT`` (seconds) and
+    ``CREDUSE_ALLOW_HTTP`` (``1`` or ``0``). An empty key or URL, or another value, raises
+    ``ValueError``.
     """
     if api_key is None:
         api_key = os.environ.get("CREDUSE_API_KEY")
@@ -35,17 +42,56 @@ def protocol_from_environment(
         if value not in {"", "0", "1"}:
             raise ValueError(f"CREDUSE_ALLOW_HTTP must be 1, 0 or empty, not {value[:20]!r}")
         allow_http = value == "1"
-    return CreduseProtocol(api_key, base_url, retry=retry, timeout=timeout, allow_http=allow_http)
+    return CreduseProtocol(
+        api_key,
+        base_url,
+        retry=retry,
+        timeout=_timeout_from_environment() if timeout is None else timeout,
+        allow_http=allow_http,
+        extra_headers=extra_headers,
+    )
+
+
+def _timeout_from_environment() -> float:
+    text = os.environ.get("CREDUSE_TIMEOUT", "")
+    if not text:
+        return TIMEOUT
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError(f"CREDUSE_TIMEOUT must be a number of seconds, not {text[:20]!r}")
+    check_timeout("CREDUSE_TIMEOUT", float(text))
+    return float(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy that is set in the environment."""
+    """A proxy."""
 
     shown: str
     """Its URL without user name and password, for errors."""
     url: Secret
     """Its URL, which can hold a password."""
+
+
+_NOT_SHOWN: Final = (
+    "it is not shown here, since it can hold a password, in which %23 stands for #, "
+    "%2F for /, %3F for ? and %40 for @"
+)
+
+
+def proxy_for(protocol: CreduseProtocol, proxy: str | None) -> Proxy | None:
+    """Return the proxy for a client's requests: ``proxy``, or else the environment's, if any.
+
+    Calls to this machine do not use the environment's proxy. Over plain http, it could read the API
+    key.
+
+    Raises:
+        TypeError: ``proxy`` is not text.
+        ValueError: ``proxy`` is not the URL of a proxy, or the environment's is not.
+    """
+    if proxy is None:
+        return None if protocol.loopback else proxy_from_environment(protocol.base_url)
+    check_type("proxy", proxy, str, '"http://proxy.example:3128"')
+    return checked_proxy("proxy", Secret(proxy))
 
 
 def proxy_from_environment(base_url: str) -> Proxy | None:
@@ -66,14 +112,16 @@ def proxy_from_environment(base_url: str) -> Proxy | None:
     url = Secret(getproxies().get(parts.scheme) or getproxies().get("all") or "")
     if not url.reveal() or proxy_bypass(parts.netloc):
         return None
+    return checked_proxy("HTTPS_PROXY, HTTP_PROXY or ALL_PROXY", url)
+
+
+def checked_proxy(name: str, url: Secret) -> Proxy:
+    """Return a proxy by its URL. A URL without a scheme is read as http."""
     proxy = _proxy(url)
     if proxy is not None:
         return proxy
-    raise ValueError(
-        "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY must be a URL such as http://proxy.example:3128; "
-        "it is not shown here, since it can hold a password, in which %23 stands for #, "
-        "%2F for /, %3F for ? and %40 for @"
-    )
+    # Not where the URL is parsed, since the frames of that show it.
+    raise ValueError(f"{name} must be a URL such as http://proxy.example:3128; {_NOT_SHOWN}")
 
 
 def _proxy(given: Secret) -> Proxy | None:

@@ -1,11 +1,13 @@
 """Texts of errors that several adapters raise, so that they read the same with each adapter.
 
-Texts of one adapter alone, and those that the core raises, do not belong here.
+Texts of one adapter alone, and those of calls, do not belong here.
 """
 
 from typing import Final
 
 CLOSED: Final = "the client is closed: was it used after its 'with' block?"
+
+DRAINED: Final = "the client drains: it sends no new calls, since drain() was called"
 
 OTHER_EVENT_LOOP: Final = "the client belongs to another event loop: make one client for each"
 

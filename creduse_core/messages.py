@@ -37,6 +37,16 @@ def hide_credentials(headers: Iterable[tuple[str, str | Secret]]) -> HiddenHeade
     )
 
 
+def with_headers(headers: HiddenHeaders, more: Iterable[tuple[str, Secret]]) -> HiddenHeaders:
+    """Return header fields with others added. These replace fields of the same name in any case."""
+    more = tuple(more)
+    if not more:
+        return headers
+    replaced = {name.lower() for name, _ in more}
+    kept = (field for field in headers if field[0].lower() not in replaced)
+    return hide_credentials((*kept, *more))
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A whole HTTP request, ready to be sent.

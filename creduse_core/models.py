@@ -6,7 +6,7 @@ These are frozen data. Results have the field names of the API. Decoding and dec
 import enum
 from datetime import datetime
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from .records import Record, dataclass
@@ -61,8 +61,9 @@ class Result(Record):
     def _repr_html_(self) -> str:
         return as_html(self._head(), self._rows())
 
-    def _head(self) -> str:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def _head(self) -> str: ...  # each result has its own
 
     def _rows(self) -> Rows:
         return ()
@@ -186,6 +187,24 @@ class Attempt(Record):
         attempt = Record.as_dict(self)
         attempt["seconds"] = round(attempt.pop("ended") - attempt.pop("started"), 6)
         return attempt
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedCall(Record):
+    """A call that has ended, for ``on_call``. It does not hold the API key."""
+
+    method: str
+    """The name of the client's method, such as ``add``."""
+    end_user_id: UUID
+    amount: int | None
+    """``None`` for a method without an amount."""
+    outcome: Outcome
+    error: str | None
+    """The name of the class of the exception that the call raised, or ``None``."""
+    seconds: float
+    """How long the call took, with its retries and waits."""
+    attempts: tuple[Attempt, ...]
+    """The attempts, in order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,19 @@ from uuid import UUID
 from . import decoding
 from ._version import __version__
 from .arguments import (
+    ExtraHeaders,
     check_timeout,
     check_type,
     checked_api_key,
     checked_base_url,
     checked_count,
+    checked_extra_headers,
     checked_idempotency_key,
     checked_user_id,
 )
 from .call import Call
 from .decoding import Expected
-from .messages import HiddenHeaders, Request, hide_credentials
+from .messages import HiddenHeaders, Request, hide_credentials, with_headers
 from .models import ActiveBalance, CreditsAdded, CreditsSubtracted, Cycle
 from .records import dataclass, field_setter
 from .retry import Kind, RetryPolicy
@@ -49,6 +51,8 @@ class CreduseProtocol:
       for loopback hosts, or with ``allow_http=True``. A path is kept as a prefix.
     - ``retry``: when to retry a call.
     - ``timeout``: for a whole call, its retries and waits included.
+    - ``extra_headers``: further header fields of each request. Those of a call replace them. They
+      cannot replace the protocol's own. Reprs hide the values.
     """
 
     api_key: Secret
@@ -71,6 +75,7 @@ class CreduseProtocol:
         retry: RetryPolicy = DEFAULT_RETRY,
         timeout: float = TIMEOUT,
         allow_http: bool = False,
+        extra_headers: ExtraHeaders | None = None,
     ) -> None:
         """Check the arguments."""
         api_key = checked_api_key(api_key)
@@ -78,6 +83,7 @@ class CreduseProtocol:
         base_url, loopback = checked_base_url(base_url, allow_http=allow_http)
         check_type("retry", retry, RetryPolicy, "RetryPolicy(max_attempts=3)")
         check_timeout("timeout", timeout)
+        more = checked_extra_headers(extra_headers)
         _set_protocol(
             self,
             api_key,
@@ -94,6 +100,7 @@ class CreduseProtocol:
                     # A compressed response of a few bytes can have any size when it is unpacked.
                     ("Accept-Encoding", "identity"),
                     ("User-Agent", f"creduse/{__version__}"),
+                    *more,
                 )
             ),
         )
@@ -112,6 +119,7 @@ class CreduseProtocol:
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Call[CreditsAdded]:
         """Return the call of ``POST /add``: give credits that are valid for ``validity_days``."""
         user, text = checked_user_id(end_user_id)
@@ -123,6 +131,7 @@ class CreduseProtocol:
             f'{{"end_user_id":"{text}","amount":{amount},"validity_days":{days}}}',
             (user, text, amount, decoding.credits_added),
             timeout,
+            extra_headers,
             idempotency_key,
         )
 
@@ -133,6 +142,7 @@ class CreduseProtocol:
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Call[CreditsSubtracted]:
         """Return the call of ``POST /subtract``: take all of ``amount``, or nothing."""
         user, text = checked_user_id(end_user_id)
@@ -143,6 +153,7 @@ class CreduseProtocol:
             f'{{"end_user_id":"{text}","amount":{amount}}}',
             (user, text, amount, decoding.credits_subtracted),
             timeout,
+            extra_headers,
             idempotency_key,
         )
 
@@ -154,6 +165,7 @@ class CreduseProtocol:
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Call[Cycle]:
         """Return the call of ``POST /start-cycle``: give ``amount`` credits every ``validity_days``."""
         user, text = checked_user_id(end_user_id)
@@ -165,6 +177,7 @@ class CreduseProtocol:
             f'{{"end_user_id":"{text}","amount":{amount},"validity_days":{days}}}',
             (user, text, None, decoding.cycle),
             timeout,
+            extra_headers,
             idempotency_key,
         )
 
@@ -174,6 +187,7 @@ class CreduseProtocol:
         *,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Call[Cycle]:
         """Return the call of ``POST /stop-cycle``: do not renew the recurring cycle."""
         user, text = checked_user_id(end_user_id)
@@ -183,11 +197,16 @@ class CreduseProtocol:
             f'{{"end_user_id":"{text}"}}',
             (user, text, None, decoding.cycle),
             timeout,
+            extra_headers,
             idempotency_key,
         )
 
     def get_balance(
-        self, end_user_id: UUID | str, *, timeout: float | None = None
+        self,
+        end_user_id: UUID | str,
+        *,
+        timeout: float | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Call[ActiveBalance]:
         """Return the call of ``GET /get-active-balance``: what the user can spend now."""
         user, text = checked_user_id(end_user_id)
@@ -197,6 +216,7 @@ class CreduseProtocol:
             f'{{"end_user_id":"{text}"}}',
             (user, text, None, decoding.active_balance),
             timeout,
+            extra_headers,
         )
 
     def _call(
@@ -206,6 +226,7 @@ class CreduseProtocol:
         body: str,
         expected: Expected[T],
         timeout: float | None,
+        extra_headers: ExtraHeaders | None,
         idempotency_key: str | None = None,
     ) -> Call[T]:
         headers, kind = self._headers, Kind.READ if method == "GET" else Kind.WRITE
@@ -213,6 +234,8 @@ class CreduseProtocol:
             key = checked_idempotency_key(idempotency_key, server_replays=self.retry.server_replays)
             headers = hide_credentials((*headers, ("Idempotency-Key", key)))
             kind = Kind.REPLAYABLE
+        if extra_headers is not None:
+            headers = with_headers(headers, checked_extra_headers(extra_headers))
         if timeout is None:
             timeout = self.timeout
         else:

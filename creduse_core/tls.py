@@ -33,6 +33,23 @@ def client_context() -> ssl.SSLContext:
     return context
 
 
+def check_client_context(value: object) -> None:
+    """Accept ``None`` or a TLS context for a client, for the argument ``ssl_context``."""
+    if not isinstance(value, ssl.SSLContext | None):
+        raise TypeError(
+            "ssl_context must be an ssl.SSLContext, such as ssl.create_default_context(), "
+            f"not {type(value).__name__}"
+        )
+    if value is not None and value.protocol is ssl.PROTOCOL_TLS_SERVER:
+        raise ValueError("ssl_context must be a client's, not one made with PROTOCOL_TLS_SERVER")
+
+
+def detect_partial_records(context: ssl.SSLContext) -> None:
+    """Let a context make `WholeRecords`, unless it makes objects of another class already."""
+    if context.sslobject_class is ssl.SSLObject:
+        context.sslobject_class = WholeRecords
+
+
 def length_of_records(data: bytes | bytearray) -> int:
     """Return how many of the bytes are whole records. ``data`` begins with a record.
 

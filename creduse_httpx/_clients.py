@@ -4,27 +4,25 @@ Sending does not belong here. `_own` and `_supplied` load httpcore, which is slo
 client imports them only when it is made.
 """
 
-import random
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from creduse_core import (
     DEFAULT_RETRY,
-    TIMEOUT,
     AsyncCoreClient,
     AsyncTransport,
     Attempt,
     CoreClient,
     CreduseProtocol,
+    FinishedCall,
     Pace,
     RetryPolicy,
     Secret,
     Transport,
     protocol_from_environment,
 )
-
-# One for all clients, since it takes 2.5 KiB. Unlike random.random, it ignores seeds and forks.
-_jitter: Final = random.SystemRandom().random
+from creduse_core.arguments import SHORT_TRACEBACK, check_not_both
 
 
 class HTTPXClient(Protocol):
@@ -63,13 +61,21 @@ class CreduseClient(CoreClient):
       closes it. HTTP/2 is rejected. Default: the client opens its own connections.
     - ``base_url``: the URL of the API. Default: ``CREDUSE_BASE_URL`` from the environment, or else
       Creduse's own service.
-    - ``timeout``: seconds for a whole call, with its retries and waits.
+    - ``timeout``: seconds for a whole call, with its retries and waits. Default: ``CREDUSE_TIMEOUT``
+      from the environment, or else 30.
     - ``retry``: when the client retries a call. It never retries if that could apply the call
       twice.
     - ``on_attempt``: is called with an `Attempt` after each attempt.
+    - ``on_call``: is called with a `FinishedCall` after each call.
     - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
       ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
     - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
+    - ``ssl_context``: the TLS settings for https, such as your own certificates. Default: a context
+      that trusts certifi's certificates, or those of ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
+    - ``proxy``: the URL of a proxy, such as ``http://user:password@proxy.example:3128``. Default: that
+      of ``HTTPS_PROXY`` and the like; none for calls to this machine.
+    - ``extra_headers``: further header fields of each request, such as a gateway's token. The client's
+      own are rejected. Reprs hide the values.
 
     A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
     anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether
@@ -83,22 +89,32 @@ class CreduseClient(CoreClient):
         http_client: HTTPXClient | None = None,
         *,
         base_url: str | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
         on_attempt: Callable[[Attempt], object] | None = None,
+        on_call: Callable[[FinishedCall], object] | None = None,
         allow_http: bool | None = None,
         pace: Pace | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+        extra_headers: Mapping[str, str | Secret] | None = None,
     ) -> None:
-        protocol = protocol_from_environment(
-            api_key, base_url=base_url, retry=retry, timeout=timeout, allow_http=allow_http
-        )
-        super().__init__(
-            protocol,
-            _transport(protocol, http_client),
-            on_attempt=on_attempt,
-            jitter=_jitter,
-            pace=pace,
-        )
+        with SHORT_TRACEBACK:
+            protocol = protocol_from_environment(
+                api_key,
+                base_url=base_url,
+                retry=retry,
+                timeout=timeout,
+                allow_http=allow_http,
+                extra_headers=extra_headers,
+            )
+            super().__init__(
+                protocol,
+                _transport(protocol, http_client, ssl_context, proxy),
+                on_attempt=on_attempt,
+                on_call=on_call,
+                pace=pace,
+            )
 
 
 class AsyncCreduseClient(AsyncCoreClient):
@@ -115,13 +131,21 @@ class AsyncCreduseClient(AsyncCoreClient):
       never closes it. HTTP/2 is rejected. Default: the client opens its own connections.
     - ``base_url``: the URL of the API. Default: ``CREDUSE_BASE_URL`` from the environment, or else
       Creduse's own service.
-    - ``timeout``: seconds for a whole call, with its retries and waits.
+    - ``timeout``: seconds for a whole call, with its retries and waits. Default: ``CREDUSE_TIMEOUT``
+      from the environment, or else 30.
     - ``retry``: when the client retries a call. It never retries if that could apply the call
       twice.
     - ``on_attempt``: is called with an `Attempt` after each attempt.
+    - ``on_call``: is called with a `FinishedCall` after each call.
     - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
       ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
     - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
+    - ``ssl_context``: the TLS settings for https, such as your own certificates. Default: a context
+      that trusts certifi's certificates, or those of ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
+    - ``proxy``: the URL of a proxy, such as ``http://user:password@proxy.example:3128``. Default: that
+      of ``HTTPS_PROXY`` and the like; none for calls to this machine.
+    - ``extra_headers``: further header fields of each request, such as a gateway's token. The client's
+      own are rejected. Reprs hide the values.
 
     A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
     anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether
@@ -135,41 +159,61 @@ class AsyncCreduseClient(AsyncCoreClient):
         http_client: AsyncHTTPXClient | None = None,
         *,
         base_url: str | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
         on_attempt: Callable[[Attempt], object] | None = None,
+        on_call: Callable[[FinishedCall], object] | None = None,
         allow_http: bool | None = None,
         pace: Pace | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+        extra_headers: Mapping[str, str | Secret] | None = None,
     ) -> None:
-        protocol = protocol_from_environment(
-            api_key, base_url=base_url, retry=retry, timeout=timeout, allow_http=allow_http
-        )
-        super().__init__(
-            protocol,
-            _async_transport(protocol, http_client),
-            on_attempt=on_attempt,
-            jitter=_jitter,
-            pace=pace,
-        )
+        with SHORT_TRACEBACK:
+            protocol = protocol_from_environment(
+                api_key,
+                base_url=base_url,
+                retry=retry,
+                timeout=timeout,
+                allow_http=allow_http,
+                extra_headers=extra_headers,
+            )
+            super().__init__(
+                protocol,
+                _async_transport(protocol, http_client, ssl_context, proxy),
+                on_attempt=on_attempt,
+                on_call=on_call,
+                pace=pace,
+            )
 
 
-def _transport(protocol: CreduseProtocol, http_client: HTTPXClient | None) -> Transport:
+def _transport(
+    protocol: CreduseProtocol,
+    http_client: HTTPXClient | None,
+    ssl_context: ssl.SSLContext | None,
+    proxy: str | None,
+) -> Transport:
     if http_client is None:
-        from ._own import OwnTransport  # noqa: PLC0415 - see the module's docstring
+        from ._own import OwnTransport, TransportFactory  # noqa: PLC0415 - see the module's docstring
 
-        return OwnTransport(protocol)
+        return OwnTransport(TransportFactory(protocol, ssl_context, proxy))
     from ._supplied import SuppliedTransport  # noqa: PLC0415 - see the module's docstring
 
+    check_not_both("http_client", ssl_context=ssl_context, proxy=proxy)
     return SuppliedTransport(protocol, http_client)
 
 
 def _async_transport(
-    protocol: CreduseProtocol, http_client: AsyncHTTPXClient | None
+    protocol: CreduseProtocol,
+    http_client: AsyncHTTPXClient | None,
+    ssl_context: ssl.SSLContext | None,
+    proxy: str | None,
 ) -> AsyncTransport:
     if http_client is None:
-        from ._own import AsyncOwnTransport  # noqa: PLC0415 - see the module's docstring
+        from ._own import AsyncOwnTransport, TransportFactory  # noqa: PLC0415 - see the module's docstring
 
-        return AsyncOwnTransport(protocol)
+        return AsyncOwnTransport(TransportFactory(protocol, ssl_context, proxy))
     from ._supplied import AsyncSuppliedTransport  # noqa: PLC0415 - see the module's docstring
 
+    check_not_both("http_client", ssl_context=ssl_context, proxy=proxy)
     return AsyncSuppliedTransport(protocol, http_client)

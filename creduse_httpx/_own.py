@@ -22,14 +22,13 @@ from creduse_core import (
     CreduseProtocol,
     Failure,
     ForeignError,
-    Proxy,
     Response,
     Send,
-    proxy_from_environment,
+    proxy_for,
 )
 from creduse_core.error_texts import CLOSED
 from creduse_core.pool import IDLE_TIMEOUT, Idle, Pool
-from creduse_core.tls import WholeRecords
+from creduse_core.tls import check_client_context, detect_partial_records
 
 from ._clocks import AsyncClock, Clock, current_loop, protect_from_interrupts
 from ._exchange import NO_CONNECTION, BodyIterator, Exchange, HeaderCache, not_sent
@@ -46,35 +45,39 @@ _ONE_CONNECTION: Final = httpx.Limits(
 class TransportFactory:
     """Makes a client's httpx transports, which share a TLS context, a proxy and a cache."""
 
-    def __init__(self, protocol: CreduseProtocol) -> None:
-        """Make the TLS context, and read the proxy from the environment.
-
-        Calls to this machine use no proxy. Over plain http, it could read the API key.
+    def __init__(
+        self,
+        protocol: CreduseProtocol,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+    ) -> None:
+        """Use these TLS settings and this proxy, or the environment's.
 
         Raises:
-            ValueError: The environment names certificates that cannot be read, or an invalid proxy
-                URL.
+            TypeError: An argument has the wrong type.
+            ValueError: An argument or the environment names certificates that cannot be read, or an
+                invalid proxy URL.
         """
-        self.loopback_only = protocol.plain_loopback
-        self.proxy: Proxy | None = None
-        if not protocol.loopback:
-            self.proxy = proxy_from_environment(protocol.base_url)
+        check_client_context(ssl_context)
+        self.proxy = proxy_for(protocol, proxy)
+        # A proxy that the caller names can be another machine.
+        self.loopback_only = protocol.plain_loopback and self.proxy is None
         self.header_cache = HeaderCache(httpx)
         problem = ""
         try:
-            self._context = (
+            self._context = ssl_context or (
                 httpx.create_ssl_context()
                 if protocol.base_url.startswith("https:")
                 else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used, but httpx requires one
             )
-            self._context.sslobject_class = WholeRecords
+            detect_partial_records(self._context)
             self.new_transport(httpx.HTTPTransport)  # so that it fails now and not in a call
         except Exception as error:  # noqa: BLE001 - a setting can cause any
             problem = f"{type(error).__name__}: {error}"
         if problem:
             # Not in the except block, since that exception's frames show the proxy's password.
             raise ValueError(
-                "httpx cannot use the environment's settings; check SSL_CERT_FILE, SSL_CERT_DIR, "
+                "httpx cannot use the settings; check SSL_CERT_FILE, SSL_CERT_DIR, proxy, "
                 f"HTTPS_PROXY, HTTP_PROXY and ALL_PROXY: {problem}"
             )
 
@@ -236,13 +239,9 @@ class OwnTransport(Clock):
 
     libraries = LIBRARIES
 
-    def __init__(self, protocol: CreduseProtocol) -> None:
-        """Prepare what connections share. They are opened when they are needed.
-
-        Raises:
-            ValueError: The environment names certificates or a proxy that cannot be used.
-        """
-        self._factory = TransportFactory(protocol)
+    def __init__(self, factory: TransportFactory) -> None:
+        """Prepare what connections share. They are opened when they are needed."""
+        self._factory = factory
         self._closed = False
         self._processes = {os.getpid(): _ProcessConnections()}
 
@@ -326,14 +325,10 @@ class AsyncOwnTransport(AsyncClock):
 
     libraries = LIBRARIES
 
-    def __init__(self, protocol: CreduseProtocol, max_connections: int = MAX_CONNECTIONS) -> None:
-        """Prepare what connections share. They are opened when they are needed.
-
-        Raises:
-            ValueError: The environment names certificates or a proxy that cannot be used.
-        """
+    def __init__(self, factory: TransportFactory, max_connections: int = MAX_CONNECTIONS) -> None:
+        """Prepare what connections share. They are opened when they are needed."""
         protect_from_interrupts(AsyncOwnTransport.send, AsyncOwnTransport.aclose)
-        self._factory = TransportFactory(protocol)
+        self._factory = factory
         self._closed = False
         self._sending_stopped = False
         self._pool: Pool[AsyncConnection, anyio.Event] = Pool(max_connections, IDLE_TIMEOUT)

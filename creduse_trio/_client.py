@@ -1,10 +1,9 @@
 """The client for trio and its transport. HTTP belongs in `_exchange`, TLS in `_wire`."""
 
 import os
-import random
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Final
 from urllib.parse import urlsplit
 
 import h11
@@ -12,12 +11,12 @@ import trio
 
 from creduse_core import (
     DEFAULT_RETRY,
-    TIMEOUT,
     AsyncCoreClient,
     Attempt,
     CreduseProtocol,
     Delivery,
     Failure,
+    FinishedCall,
     ForeignError,
     Pace,
     Request,
@@ -29,18 +28,17 @@ from creduse_core import (
     is_foreign,
     is_loopback,
     protocol_from_environment,
+    proxy_for,
 )
-from creduse_core.arguments import check_at_least_one, check_timeout
+from creduse_core.arguments import SHORT_TRACEBACK, check_at_least_one, check_timeout
 from creduse_core.error_texts import CLOSED, not_loopback_message
 from creduse_core.foreign import members, single_of_group
 from creduse_core.pool import IDLE_TIMEOUT, Pool
-from creduse_core.tls import client_context, is_certificate_error
+from creduse_core.tls import check_client_context, client_context, is_certificate_error
 
 from ._exchange import Progress, RequestHead, exchange
+from ._proxy import Connect, HttpProxy
 from ._wire import Wire, open_wire
-
-Connect: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
-"""Opens a stream to a host and a port, as `trio.open_tcp_stream` does."""
 
 # The exceptions after which a retry can help.
 _TRANSIENT: Final = (OSError, trio.BrokenResourceError, h11.RemoteProtocolError)
@@ -57,9 +55,6 @@ _LIBRARIES: Final = (
     "encodings",
 )
 
-# One for all clients, since it takes 2.5 KiB. Unlike random.random, it ignores seeds and forks.
-_jitter: Final = random.SystemRandom().random
-
 
 class TrioTransport:
     """A transport with its own connections to the host of ``protocol``."""
@@ -72,7 +67,9 @@ class TrioTransport:
         max_connections: int,
         idle_timeout: float,
         connect: Connect | None,
+        proxy: str | None,
     ) -> None:
+        found = proxy_for(protocol, proxy)
         parts = urlsplit(protocol.base_url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._host_header = parts.netloc
@@ -83,8 +80,11 @@ class TrioTransport:
         self._ssl_context = (ssl_context or _system_context()) if secure else None
         self._connect = connect
         self._default_connect: Connect = (
-            _open_loopback if protocol.plain_loopback else trio.open_tcp_stream
+            _open_loopback if protocol.plain_loopback and not found else trio.open_tcp_stream
         )
+        self._proxy = None if found is None else HttpProxy(found, ssl_context)
+        # Without a tunnel, the proxy gets the whole URL (RFC 9112, 3.2.2), and its own credentials.
+        self._sends_url = self._proxy is not None and not secure
         self._pool: Pool[Wire, trio.Event] = Pool(max_connections, idle_timeout)
         self._request_heads: dict[tuple[str, int], tuple[object, RequestHead]] = {}
         self._libraries: set[str] = set(_LIBRARIES)
@@ -115,11 +115,23 @@ class TrioTransport:
             if not isinstance(error, Exception):
                 raise
             transient = isinstance(error, _TRANSIENT) and not is_certificate_error(error)
-            return _failure(progress, error, transient=transient)
+            return self._failure(progress, error, transient=transient)
         # Only this scope's deadline leads here. Other cancellations propagate.
         what = "no whole response arrived" if progress.sent else "no connection was available"
         late = TimeoutError(f"{what} in time")
-        return _failure(progress, late, transient=True, timed_out=True)
+        return self._failure(progress, late, transient=True, timed_out=True)
+
+    def _failure(
+        self, progress: Progress, error: Exception, *, transient: bool, timed_out: bool = False
+    ) -> Failure:
+        return Failure(
+            Delivery.MAYBE_SENT if progress.sent else Delivery.NOT_SENT,
+            error,
+            transient=transient,
+            timed_out=timed_out,
+            response=progress.response(),
+            via=None if self._proxy is None else self._proxy.shown,
+        )
 
     async def _attempt(self, send: Send, scope: trio.CancelScope, progress: Progress) -> Response:
         """Wait for a connection, and exchange a request and a response on it."""
@@ -158,10 +170,11 @@ class TrioTransport:
         head = RequestHead(
             h11.Request(
                 method=request.method,
-                target=request.url.removeprefix(self._origin),
+                target=request.url.removeprefix("" if self._sends_url else self._origin),
                 headers=[
                     ("Host", self._host_header),
                     *request.headers,
+                    *(self._proxy.credentials() if self._proxy and self._sends_url else ()),
                     ("Content-Length", str(len(request.body))),
                 ],
             )
@@ -215,9 +228,13 @@ class TrioTransport:
 
     async def _open_connection(self, progress: Progress) -> Wire:
         """Open a connection, and reject one on which the server spoke first."""
+        connect, proxy = self._connect or self._default_connect, self._proxy
         progress.connecting = self._connect is not None
-        stream = await (self._connect or self._default_connect)(self._host, self._port)
+        stream = await connect(*(proxy.address if proxy else (self._host, self._port)))
         progress.connecting = False
+        if proxy is not None:
+            target = None if self._ssl_context is None else (self._host, self._port)
+            stream = await proxy.open(stream, target)
         wire = await open_wire(stream, self._host, self._ssl_context, self._libraries)
         if not await _close_unless_quiet(wire):
             raise h11.RemoteProtocolError(
@@ -286,18 +303,6 @@ def _wake(waiter: trio.Event | None) -> None:
         waiter.set()
 
 
-def _failure(
-    progress: Progress, error: Exception, *, transient: bool, timed_out: bool = False
-) -> Failure:
-    return Failure(
-        Delivery.MAYBE_SENT if progress.sent else Delivery.NOT_SENT,
-        error,
-        transient=transient,
-        timed_out=timed_out,
-        response=progress.response(),
-    )
-
-
 async def _open_loopback(host: str, port: int) -> trio.SocketStream:
     """Connect to this machine. Raise if a name such as ``localhost`` leads to another machine."""
     stream = await trio.open_tcp_stream(host, port)
@@ -335,25 +340,32 @@ class AsyncCreduseClient(AsyncCoreClient):
       an empty directory too, or pass a context.
     - ``base_url``: the URL of the API. Default: ``CREDUSE_BASE_URL`` from the environment, or else
       Creduse's own service.
-    - ``timeout``: seconds for a whole call, with its retries and waits.
+    - ``timeout``: seconds for a whole call, with its retries and waits. Default: ``CREDUSE_TIMEOUT``
+      from the environment, or else 30.
     - ``retry``: when the client retries a call. It never retries if that could apply the call
       twice.
     - ``on_attempt``: is called with an `Attempt` after each attempt.
+    - ``on_call``: is called with a `FinishedCall` after each call.
     - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
       ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
     - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
+    - ``proxy``: the URL of an http or https proxy, such as
+      ``http://user:password@proxy.example:3128``. Default: that of ``HTTPS_PROXY`` and the like; none
+      for calls to this machine.
+    - ``extra_headers``: further header fields of each request, such as a gateway's token. The client's
+      own are rejected. Reprs hide the values.
     - ``max_connections``: the most connections at a time. Further calls wait in the order in which
       they come.
     - ``idle_timeout``: seconds for which the client keeps an idle connection.
-    - ``connect``: is called as ``await connect(host, port)`` and returns a stream to the server,
-      such as one to a Unix socket or in memory. For https, TLS runs over this stream. If
+    - ``connect``: is called as ``await connect(host, port)`` and returns a stream to the server, or to
+      the proxy if there is one. It can be one to a Unix socket or in memory. For https, TLS runs over this stream. If
       ``connect`` raises, nothing was sent, and the client retries after an `OSError`. Default:
       `trio.open_tcp_stream`.
 
     A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
     anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether
     credits moved. A client belongs to the ``trio.run`` of its first call. If you fork, make the
-    client after the fork. ``aclose()`` lets calls in flight end. The client supports no proxies.
+    client after the fork. ``aclose()`` lets calls in flight end.
     """
 
     def __init__(  # noqa: PLR0913 - each has a default
@@ -362,40 +374,47 @@ class AsyncCreduseClient(AsyncCoreClient):
         ssl_context: ssl.SSLContext | None = None,
         *,
         base_url: str | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
         on_attempt: Callable[[Attempt], object] | None = None,
+        on_call: Callable[[FinishedCall], object] | None = None,
         allow_http: bool | None = None,
         max_connections: int = 100,
         idle_timeout: float = IDLE_TIMEOUT,
         connect: Connect | None = None,
         pace: Pace | None = None,
+        proxy: str | None = None,
+        extra_headers: Mapping[str, str | Secret] | None = None,
     ) -> None:
-        protocol = protocol_from_environment(
-            api_key, base_url=base_url, retry=retry, timeout=timeout, allow_http=allow_http
-        )
-        _check_arguments(ssl_context, max_connections, connect)
-        check_timeout("idle_timeout", idle_timeout)
-        super().__init__(
-            protocol,
-            TrioTransport(
+        with SHORT_TRACEBACK:
+            protocol = protocol_from_environment(
+                api_key,
+                base_url=base_url,
+                retry=retry,
+                timeout=timeout,
+                allow_http=allow_http,
+                extra_headers=extra_headers,
+            )
+            _check_arguments(max_connections, connect)
+            check_client_context(ssl_context)
+            check_timeout("idle_timeout", idle_timeout)
+            super().__init__(
                 protocol,
-                ssl_context,
-                max_connections=max_connections,
-                idle_timeout=idle_timeout,
-                connect=connect,
-            ),
-            on_attempt=on_attempt,
-            jitter=_jitter,
-            pace=pace,
-        )
+                TrioTransport(
+                    protocol,
+                    ssl_context,
+                    max_connections=max_connections,
+                    idle_timeout=idle_timeout,
+                    connect=connect,
+                    proxy=proxy,
+                ),
+                on_attempt=on_attempt,
+                on_call=on_call,
+                pace=pace,
+            )
 
 
-def _check_arguments(ssl_context: object, max_connections: object, connect: object) -> None:
-    if not isinstance(ssl_context, ssl.SSLContext | None):
-        raise TypeError(f"ssl_context must be an SSLContext, not {type(ssl_context).__name__}")
-    if ssl_context is not None and ssl_context.protocol is ssl.PROTOCOL_TLS_SERVER:
-        raise ValueError("ssl_context must be a client's, not one made with PROTOCOL_TLS_SERVER")
+def _check_arguments(max_connections: object, connect: object) -> None:
     check_at_least_one("max_connections", max_connections)
     if connect is not None and not callable(connect):
         raise TypeError(

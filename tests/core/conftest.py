@@ -13,12 +13,13 @@ def play(request: pytest.FixtureRequest) -> Play:
     """Make a client that plays a script.
 
     ``oversleep`` is how many seconds each sleep lasts too long, and ``asleep`` the exception that it
-    raises, if any. The other options are the client's.
+    raises, if any. The other options are the client's. By default, the client waits for whole delays.
     """
 
     def make(
         *events: object, oversleep: float = 0.0, asleep: object = None, **options: Any
     ) -> Player:
+        options = {"jitter": lambda: 1.0} | options
         script = Script(events, oversleep, asleep)
         if request.param == "sync":
             transport = SyncTransport(script)

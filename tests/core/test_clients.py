@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import random
 import re
 import traceback
 from typing import Any
@@ -34,7 +35,7 @@ from creduse_core import (
     TransportError,
 )
 from tests.common import USER_ID
-from tests.core.players import Play, Player
+from tests.core.players import Play, Player, Script, SyncTransport
 
 PROTOCOL = CreduseProtocol("key", retry=RetryPolicy(server_replays=True))
 MOMENT = "2024-01-01T18:50:22Z"
@@ -134,11 +135,16 @@ def test_retries(play: Play) -> None:
     assert [attempt.event for attempt in call.attempts] == ["not_sent", "rate_limited", "done"]
 
 
-def test_no_jitter_by_default(play: Play) -> None:
-    """Without ``jitter`` the waits are as long as the policy says."""
-    player = play(UNSENT, UNSENT, GOOD)
-    player.do("run", subtract())
-    assert player.script.slept == [0.5, 1.0]
+def test_jitter_by_default() -> None:
+    """Without ``jitter``, clients wait for random parts of the delay, whatever an app's seed is."""
+    slept: list[float] = []
+    for _ in range(20):
+        random.seed(0)
+        script = Script((UNSENT, GOOD), 0.0, None)
+        CoreClient(PROTOCOL, SyncTransport(script)).run(subtract())
+        slept += script.slept
+    assert len(set(slept)) == 20
+    assert 0.0 <= min(slept) < max(slept) <= 0.5
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ HTTPS = (
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CREDUSE_API_KEY", "CREDUSE_BASE_URL", "CREDUSE_ALLOW_HTTP"):
+    for name in ("CREDUSE_API_KEY", "CREDUSE_BASE_URL", "CREDUSE_ALLOW_HTTP", "CREDUSE_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -301,3 +301,33 @@ def test_protocol_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CreduseProtocol(KEY).base_url == BASE_URL
     with pytest.raises(ValueError, match="must be https"):
         CreduseProtocol(KEY, "http://example.com")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("", 30.0), ("5", 5.0), ("0.25", 0.25), ("1000000", 1e6)]
+)
+def test_timeout_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
+) -> None:
+    """``CREDUSE_TIMEOUT`` is the timeout in seconds, unless one is passed."""
+    monkeypatch.setenv("CREDUSE_TIMEOUT", text)
+    assert find(KEY, timeout=None).timeout == seconds
+    assert find(KEY, timeout=7).timeout == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *((text, "a number of seconds") for text in ("1e3", "nan", " 5", "-1", "5 s", "٣", "1_0")),
+        ("x" * 500, "a number of seconds, not 'xxxxxxxxxxxxxxxxxxxx'"),
+        ("0.0", "above 0 and at most 1,000,000 seconds, not 0.0"),
+        ("1000001", "above 0 and at most 1,000,000 seconds, not 1000001.0"),
+    ],
+)
+def test_wrong_timeout_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    """Another value of ``CREDUSE_TIMEOUT`` is rejected by its name."""
+    monkeypatch.setenv("CREDUSE_TIMEOUT", text)
+    with pytest.raises(ValueError, match=f"^CREDUSE_TIMEOUT must be {said}"):
+        find(KEY, timeout=None)

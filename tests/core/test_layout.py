@@ -36,6 +36,7 @@ HEAVY = [
 # The only modules with anything impure in them, and where they may be used.
 IMPURE = {
     "os": {"environment", "tls"},
+    "random": {"client"},
     "urllib.request": {"environment"},
     "logging": {"client"},
     "ssl": {"tls"},

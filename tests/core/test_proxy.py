@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from creduse_core import is_loopback, proxy_from_environment
+from creduse_core import CreduseProtocol, is_loopback, proxy_for, proxy_from_environment
 
 URL = "https://api.creduse.com"
 
@@ -103,3 +103,31 @@ def test_malformed_proxy(proxies: Callable[..., None], url: str) -> None:
 def test_is_loopback(host: str, loopback: bool) -> None:  # noqa: FBT001 - a column
     """Loopback hosts are recognized by name and by every form of their address."""
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("base_url", "given", "found"),
+    [
+        (URL, None, "http://env.example"),
+        (URL, "https://u:w@own.example:3128", "https://own.example:3128"),
+        ("https://localhost", None, None),
+        ("https://localhost", "own.example", "http://own.example"),
+    ],
+)
+def test_own_proxy(
+    proxies: Callable[..., None], base_url: str, given: str | None, found: str | None
+) -> None:
+    """A client's own proxy comes before the environment's, and is used for this machine, too."""
+    proxies(ALL_PROXY="http://env.example")
+    proxy = proxy_for(CreduseProtocol("key", base_url), given)
+    assert (None if proxy is None else proxy.shown) == found
+
+
+@pytest.mark.parametrize(
+    "given", [7, "", "http://", "http://u:p@ss/w0rd@own.example", "http://x/y"]
+)
+def test_wrong_own_proxy(given: Any) -> None:
+    """A proxy that is no URL of one is rejected, and the message does not show it."""
+    with pytest.raises((TypeError, ValueError), match=r"^proxy must be ") as caught:
+        proxy_for(CreduseProtocol("key", URL), given)
+    assert "w0rd" not in str(caught.value)

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from creduse_core.arguments import check_not_both
 from creduse_core.tls import (
     WholeRecords,
+    check_client_context,
     client_context,
+    detect_partial_records,
     has_unread,
     is_certificate_error,
     length_of_records,
@@ -218,3 +221,34 @@ def test_client_context_with_an_unusable_file(
     wanted = "SSL_CERT_FILE must name a file of certificates, not '.*ca.pem': .+"
     with pytest.raises(ValueError, match=wanted):
         client_context()
+
+
+def test_context_of_a_caller() -> None:
+    """A client's context, or none, is accepted. Anything else is rejected."""
+    check_client_context(None)
+    check_client_context(context(ssl.PROTOCOL_TLS_CLIENT))
+    with pytest.raises(TypeError, match=r"^ssl_context must be an ssl\.SSLContext, such as "):
+        check_client_context("ca.pem")
+    with pytest.raises(ValueError, match=r"^ssl_context must be a client's"):
+        check_client_context(context(ssl.PROTOCOL_TLS_SERVER))
+
+
+def test_class_of_a_caller() -> None:
+    """A caller's context makes our TLS objects, unless it has a class of its own."""
+
+    class Theirs(ssl.SSLObject):
+        """A class of the caller's."""
+
+    plain, special = context(ssl.PROTOCOL_TLS_CLIENT), context(ssl.PROTOCOL_TLS_CLIENT)
+    special.sslobject_class = Theirs
+    for it in (plain, special):
+        detect_partial_records(it)
+    assert plain.sslobject_class is WholeRecords
+    assert special.sslobject_class is Theirs
+
+
+def test_settings_beside_a_supplied_client() -> None:
+    """A setting beside a supplied client is rejected by its name."""
+    check_not_both("session", proxy=None, ssl_context=None)
+    with pytest.raises(ValueError, match="pass proxy to the session that you supply"):
+        check_not_both("session", ssl_context=None, proxy="http://h")

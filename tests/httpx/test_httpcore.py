@@ -73,7 +73,7 @@ def test_without_the_backend(server: SandboxServer, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(_own, "set_backend", set_nothing)
     protocol = CreduseProtocol("k", server.base_url, retry=RetryPolicy(max_attempts=1))
-    with CoreClient(protocol, _own.OwnTransport(protocol)) as client:
+    with CoreClient(protocol, _own.OwnTransport(_own.TransportFactory(protocol))) as client:
         for _ in range(2):
             client.add(USER, 1)
         server.inject(FAULTS["request-then-close"])

@@ -27,7 +27,7 @@ import creduse_aiohttp
 import creduse_trio
 from creduse import AsyncCreduseClient, Attempt, CreduseClient
 from creduse_core import AsyncCoreClient, CoreClient, CreduseProtocol, Pace
-from creduse_httpx._own import AsyncOwnTransport
+from creduse_httpx._own import AsyncOwnTransport, TransportFactory
 from creduse_sandbox.conformance import AsyncConnect, Limit
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ async def own_async_httpx(
     listener: Listener,
     connections: int,
 ) -> AsyncGenerator[AsyncCoreClient]:
-    transport = AsyncOwnTransport(protocol, connections)
+    transport = AsyncOwnTransport(TransportFactory(protocol), connections)
     async with AsyncCoreClient(protocol, transport, on_attempt=listener, pace=pace) as client:
         yield client
 
