@@ -12,6 +12,7 @@ from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
+from . import environment
 from .arguments import check_on_attempt, check_seconds, check_type
 from .call import Call, Done, Send, State, Wait
 from .errors import CreduseError, LocalProtocolError, UserDoesNotExistError
@@ -157,6 +158,8 @@ class _ClientBase:
             )
 
     def _start(self, call: Call[Any], now: float, before: BalanceReading | None) -> Send | Wait:
+        if environment.blocked is not None and not self._protocol.loopback:
+            self._block(call, now, before, RuntimeError(environment.blocked))
         pace = self._pace
         if pace is None:
             return call.start(now, began_at=time(), before=before)
@@ -166,6 +169,15 @@ class _ClientBase:
         except BaseException:
             pace.leave(call)
             raise
+
+    def _block(
+        self, call: Call[Any], now: float, before: BalanceReading | None, why: RuntimeError
+    ) -> None:
+        """Fail a call that tests do not allow."""
+        # The app under test can catch the call's error. pytest shows the log of a test that fails.
+        self._complain("a call was blocked", why)
+        call.start(now, began_at=time(), before=before)
+        self._receive(call, Failure(Delivery.NOT_SENT, why, transient=False), now)  # raises
 
     def _wake(self, call: Call[Any], now: float, woken_at: float) -> Send | Wait:
         """Go on with a call after a wait, which should end at ``woken_at``."""
