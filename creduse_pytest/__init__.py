@@ -92,7 +92,7 @@ def _set_environment(config: pytest.Config) -> None:
     if blocks:
         _block(environment)
     url = os.environ.get(_URL)
-    if url not in {None, os.environ.get(_OURS)} and not (blocks and not _is_this_machine(url)):
+    if url is not None and url != os.environ.get(_OURS) and not (blocks and _is_elsewhere(url)):
         return
     port = config.stash[_PORT] = _bind(config)
     url = _NOWHERE if port is None else f"http://127.0.0.1:{port.getsockname()[1]}"
@@ -109,13 +109,14 @@ def _block(environment: pytest.MonkeyPatch) -> None:
     environment.setenv(_BLOCKED, _WHY_BLOCKED)
 
 
-def _is_this_machine(url: str) -> bool:
+def _is_elsewhere(url: str) -> bool:
+    """Return whether a URL is not one of this machine."""
     from creduse_core import CreduseProtocol  # noqa: PLC0415 - see the module's docstring
 
     try:
-        return CreduseProtocol("any", url, allow_http=True).loopback
+        return not CreduseProtocol("any", url, allow_http=True).loopback
     except ValueError:
-        return False
+        return True
 
 
 def _bind(config: pytest.Config) -> socket.socket | None:
