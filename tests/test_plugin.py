@@ -200,6 +200,23 @@ def test_caught():
     pytest.fail("the log says why")
 """
 
+CHANGED = """
+import app
+
+def test_without():
+    for client in app.client, CreduseClient():
+        with pytest.raises(CreduseError, match="creduse_block_service") as caught:
+            client.add(USER, 5)
+        assert caught.value.outcome.name == "NOT_APPLIED"
+
+def test_with(creduse_sandbox):
+    with CreduseClient() as client:
+        client.add(USER, 5)
+    with pytest.raises(CreduseError, match="creduse_block_service"):
+        app.client.add(USER, 5)
+    assert len(creduse_sandbox.log) == 1
+"""
+
 # What is not blocked: the environment's URL, which is this machine.
 NOT_BLOCKED = """
 import app
@@ -515,6 +532,15 @@ def test_block_service_overrides(
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*which listens there. Or mock this URL."])
     result.stdout.no_fnmatch_line("*lets tests call the service*")
+
+
+@pytest.mark.usefixtures("bare")
+def test_block_service_in_a_changed_environment(pytester: pytest.Pytester) -> None:
+    """With the option, a URL that is set after pytest has started leads to nothing."""
+    setting = "import os\nos.environ['CREDUSE_BASE_URL'] = 'https://api.creduse.com'\n"
+    pytester.makeconftest(setting + "import app")
+    pytester.makepyfile(app=AT_THE_TOP.replace("PORT =", "# "), test_module=BEGINNING + CHANGED)
+    pytester.runpytest_subprocess(*BLOCK).assert_outcomes(passed=2)
 
 
 @pytest.mark.usefixtures("bare")
