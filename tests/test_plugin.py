@@ -362,6 +362,27 @@ async def test_it(aiohttp_client, creduse_sandbox, amount):
 """
 
 
+IN_DJANGO = """
+import views
+from django.test import TestCase
+
+class SubtractTest(TestCase):
+    @pytest.fixture(autouse=True)
+    def _use_sandbox(self, creduse_sandbox):
+        self.sandbox = creduse_sandbox
+
+    def test_it(self):
+        assert views.client.add(USER, 5).amount == 5
+        assert len(self.sandbox.applied) == 1
+"""
+
+DJANGO_SETTINGS = """
+import views
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+SECRET_KEY = "any"
+"""
+
+
 class Run(NamedTuple):
     """The module of a plugin, the user's tests, how many there are, and settings."""
 
@@ -414,6 +435,15 @@ def test_under_others(run: Run, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(BEGINNING + SHARED + run.tests)
     result = pytester.runpytest_subprocess("-W", "error", *run.settings)
     result.assert_outcomes(passed=run.passed)
+
+
+@pytest.mark.usefixtures("bare")
+def test_under_django(pytester: pytest.Pytester) -> None:
+    """A Django TestCase can use the fixture, also for a client that Django's settings import."""
+    pytest.importorskip("pytest_django")
+    pytester.makepyfile(settings=DJANGO_SETTINGS, views=AT_THE_TOP, test_it=BEGINNING + IN_DJANGO)
+    result = pytester.runpytest_subprocess("-W", "error", "--ds", "settings", *BLOCK)
+    result.assert_outcomes(passed=1)
 
 
 def test_reaches_the_sandbox(creduse_sandbox: SandboxServer) -> None:
