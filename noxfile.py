@@ -95,7 +95,7 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST)
-@nox.parametrize("plugin", ["aiohttp", "asyncio", "mocks", "trio"])
+@nox.parametrize("plugin", ["aiohttp", "asyncio", "django", "mocks", "trio"])
 def plugins(session: nox.Session, plugin: str) -> None:
     """Run the tests of the fixture, of mocks and of pages beside another pytest plugin."""
     session.install("-e", ".[all]", *group(f"plugins-{plugin}"))

@@ -12,6 +12,7 @@ from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from uuid import UUID
 
+from . import environment
 from .arguments import SHORT_TRACEBACK, ExtraHeaders, check_listener, check_seconds, check_type
 from .call import Call, Done, Send, State, Wait
 from .error_texts import DRAINED
@@ -242,10 +243,16 @@ class _ClientBase:
             self._notify("on_call", self._on_call, _finished(call, seconds, error))
 
     def _refusal(self, call: Call[Any]) -> Failure | None:
-        """Return why a call may not send, if the client drains."""
-        if self._may_send is None or id(call) in self._may_send:
+        """Return why a call may not send: the client drains, or tests block other machines."""
+        if self._may_send is not None and id(call) not in self._may_send:
+            why = RuntimeError(DRAINED)
+        elif environment.blocked is not None and not self._protocol.loopback:
+            why = RuntimeError(environment.blocked)
+            # The app under test can catch the call's error. pytest shows the log of a test that fails.
+            self._complain("a call was blocked", why)
+        else:
             return None
-        return Failure(Delivery.NOT_SENT, RuntimeError(DRAINED), transient=False)
+        return Failure(Delivery.NOT_SENT, why, transient=False)
 
     # Draining.
 

@@ -1,4 +1,4 @@
-"""Settings and the proxy that clients read from the environment.
+"""Settings and the proxy that clients read from the environment, and whether tests block them.
 
 In the core, only this module and `creduse_core.tls` read it. I/O does not belong here.
 """
@@ -12,6 +12,9 @@ from .protocol import BASE_URL, TIMEOUT, CreduseProtocol
 from .records import dataclass
 from .retry import RetryPolicy
 from .secret import Secret
+
+blocked: str | None = os.environ.get("_CREDUSE_BLOCKED")
+"""Why no client may send a request to another machine, or ``None``. `creduse_pytest` sets it."""
 
 _DECIMAL: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 

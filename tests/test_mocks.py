@@ -6,7 +6,7 @@ They are in ``nox -s 'plugins(plugin=mocks)'``. `httpx.MockTransport` is in test
 import asyncio
 import json
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -33,7 +33,11 @@ from creduse_sandbox import SandboxServer
 
 pytestmark = pytest.mark.slow
 
+pytest_plugins = ["pytester"]
+
 respx = pytest.importorskip("respx")
+responses = pytest.importorskip("responses")
+requests_mock = pytest.importorskip("requests_mock")
 pytest.importorskip("pytest_httpx")
 aioresponses = pytest.importorskip("aioresponses").aioresponses
 aiointercept = pytest.importorskip("aiointercept").aiointercept
@@ -397,18 +401,77 @@ async def ask_trio(calls: Calls) -> list[Any]:
     return await ask_async(creduse_trio.AsyncCreduseClient("any", retry=NO_WAIT), calls)
 
 
-@pytest.mark.parametrize("mock", ["respx", "pytest-httpx", "vcrpy"])
-def test_trio_is_not_mocked(
+def ask_each(client: str) -> list[Any]:
+    """Make one call with a client of this kind."""
+    if client == "httpx":
+        return ask_sync([ADD], supplied=False)
+    if client == "aiohttp":
+        return asyncio.run(ask_aiohttp([ADD], supplied=False))
+    return trio.run(ask_trio, [ADD])
+
+
+# The clients whose calls a mock sees: the table in docs/testing.md.
+SEEN = {
+    "respx": {"httpx"},
+    "pytest-httpx": {"httpx"},
+    "aioresponses": {"aiohttp"},
+    "vcrpy": {"httpx", "aiohttp"},
+    "responses": set[str](),
+    "requests-mock": set[str](),
+}
+
+
+@pytest.mark.httpx_mock(assert_all_requests_were_expected=False)
+@pytest.mark.parametrize("client", ["httpx", "aiohttp", "trio"])
+@pytest.mark.parametrize("mock", SEEN)
+def test_seen(
     mock: str,
+    client: str,
     cassette: Callable[[str], Any],
     creduse_sandbox: SandboxServer,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Mocks of HTTP libraries do not see the calls of creduse_trio."""
+    """A call that a mock does not see goes past it: so does each call of creduse_trio."""
     if mock == "pytest-httpx":
         request.getfixturevalue("httpx_mock")
-    mocks = {"respx": respx.mock, "vcrpy": cassette("none")}
-    with mocks.get(mock, nullcontext()):
-        (added,) = trio.run(ask_trio, [ADD])
-    assert added.amount == 5
-    assert len(creduse_sandbox.applied) == 1
+    mocks: dict[str, Callable[[], Any]] = {
+        "respx": lambda: respx.mock,
+        "vcrpy": lambda: cassette("none"),
+        "aioresponses": aioresponses,
+        "responses": responses.RequestsMock,
+        "requests-mock": requests_mock.Mocker,
+    }
+    # None of them has a response. Some raise an AssertionError, which is not the client's.
+    with mocks.get(mock, nullcontext)(), suppress(AssertionError):
+        ask_each(client)
+    assert len(creduse_sandbox.applied) == (client not in SEEN[mock])
+
+
+@pytest.mark.parametrize(("host", "passed"), [("127.0.0.1", 3), ("10.0.0.1", 0)])
+def test_pytest_socket(host: str, passed: int, pytester: pytest.Pytester) -> None:
+    """The calls of each client go through pytest-socket, if it allows this machine."""
+    pytest.importorskip("pytest_socket")
+    pytester.makeini("[pytest]")
+    pytester.makepyfile(CALLS_OF_EACH)
+    result = pytester.runpytest_subprocess(f"--allow-hosts={host}")
+    result.assert_outcomes(passed=passed, failed=3 - passed)
+    assert ('connect() with host "127.0.0.1"' in result.stdout.str()) == (not passed)
+
+
+CALLS_OF_EACH = f"""
+import asyncio, trio
+import creduse, creduse_aiohttp, creduse_trio
+
+async def add(package):
+    async with package.AsyncCreduseClient() as client:
+        await client.add("{USER}", 5)
+
+def test_httpx(creduse_sandbox):
+    asyncio.run(add(creduse))
+
+def test_aiohttp(creduse_sandbox):
+    asyncio.run(add(creduse_aiohttp))
+
+def test_trio(creduse_sandbox):
+    trio.run(add, creduse_trio)
+"""

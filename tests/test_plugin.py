@@ -105,6 +105,130 @@ def test_its_own_cause():
     raise error from error
 """
 
+# Each client of ours, also over a supplied one and a transport of the user's, for the service's URL.
+BLOCKED = """
+import asyncio, subprocess, sys
+from contextlib import suppress
+import aiohttp, httpx, trio
+import app
+import creduse_aiohttp, creduse_trio
+from creduse import AsyncCreduseClient
+from creduse_core import CoreClient, CreduseProtocol
+
+SERVICE = "https://api.creduse.com"
+
+@pytest.fixture(autouse=True)
+def watched(monkeypatch):
+    def connect(*arguments):
+        raise AssertionError(f"connects to {arguments}")
+    for name in "getaddrinfo", "create_connection":
+        monkeypatch.setattr(socket, name, connect)
+
+def check(error):
+    assert error.outcome.name == "NOT_APPLIED"
+    assert "the pytest option creduse_block_service blocks calls" in str(error)
+    assert "use the fixture creduse_sandbox" in str(error)
+
+def check_sync(client):
+    with client, pytest.raises(CreduseError) as caught:
+        client.add(USER, 5)
+    check(caught.value)
+
+async def check_async(client):
+    async with client:
+        with pytest.raises(CreduseError) as caught:
+            await client.add(USER, 5)
+    check(caught.value)
+
+@pytest.fixture(params=[False, True], ids=["without", "with"])
+def fixture(request):
+    if request.param:
+        request.getfixturevalue("creduse_sandbox")
+
+@pytest.mark.usefixtures("fixture")
+def test_clients():
+    check_sync(app.client)
+    check_sync(CreduseClient(base_url=SERVICE))
+    check_sync(CreduseClient(http_client=httpx.Client(), base_url=SERVICE))
+
+@pytest.mark.usefixtures("fixture")
+@pytest.mark.parametrize("make", [AsyncCreduseClient, creduse_aiohttp.AsyncCreduseClient])
+def test_asyncio(make):
+    async def main():
+        await check_async(make(base_url=SERVICE))
+    asyncio.run(main())
+
+@pytest.mark.usefixtures("fixture")
+@pytest.mark.parametrize("make", [AsyncCreduseClient, creduse_trio.AsyncCreduseClient])
+def test_trio(make):
+    async def main():
+        await check_async(make(base_url=SERVICE))
+    trio.run(main)
+
+def test_supplied():
+    async def main():
+        async with aiohttp.ClientSession() as session:
+            await check_async(creduse_aiohttp.AsyncCreduseClient("k", session, base_url=SERVICE))
+        async with httpx.AsyncClient() as client:
+            await check_async(AsyncCreduseClient("k", client, base_url=SERVICE))
+    asyncio.run(main())
+
+class Transport:
+    now = float
+    def send(self, send):
+        raise AssertionError
+    def close(self):
+        pass
+
+def test_transport_of_the_users():
+    check_sync(CoreClient(CreduseProtocol("any"), Transport()))
+
+def test_cleared_environment(monkeypatch):
+    for name in os.environ:
+        if "CREDUSE" in name:
+            monkeypatch.delenv(name)
+    check_sync(CreduseClient("any"))
+
+def test_child_process():
+    code = f"from creduse import *; CreduseClient('k', base_url={SERVICE!r}).add({USER!r}, 5)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "the pytest option creduse_block_service blocks" in done.stderr
+
+def test_caught():
+    with suppress(CreduseError):
+        CreduseClient(base_url=SERVICE).add(USER, 5)
+    pytest.fail("the log says why")
+"""
+
+CHANGED = """
+import app
+
+def test_without():
+    for client in app.client, CreduseClient():
+        with pytest.raises(CreduseError, match="creduse_block_service") as caught:
+            client.add(USER, 5)
+        assert caught.value.outcome.name == "NOT_APPLIED"
+
+def test_with(creduse_sandbox):
+    with CreduseClient() as client:
+        client.add(USER, 5)
+    with pytest.raises(CreduseError, match="creduse_block_service"):
+        app.client.add(USER, 5)
+    assert len(creduse_sandbox.log) == 1
+"""
+
+# What is not blocked: the environment's URL, which is this machine.
+NOT_BLOCKED = """
+import app
+
+def test_with(creduse_sandbox):
+    assert app.client.add(USER, 5).amount == 5
+
+def test_without():
+    assert os.environ["CREDUSE_API_KEY"] == "any"
+    app.client.add(USER, 5)
+"""
+
 OPTED_OUT = """
 def test_it():
     assert os.environ["CREDUSE_BASE_URL"] == "http://127.0.0.1:1"
@@ -119,6 +243,8 @@ before = dict(os.environ)
 status = pytest.main(["-q", "test_module.py"])
 changed = [name for name in os.environ if "CREDUSE" in name]
 assert changed == [], changed
+from creduse_core import environment
+assert environment.blocked is None
 socket.create_server(("127.0.0.1", int(sys.modules["app"].PORT))).close()
 sys.exit(status)
 """
@@ -236,6 +362,27 @@ async def test_it(aiohttp_client, creduse_sandbox, amount):
 """
 
 
+IN_DJANGO = """
+import views
+from django.test import TestCase
+
+class SubtractTest(TestCase):
+    @pytest.fixture(autouse=True)
+    def _use_sandbox(self, creduse_sandbox):
+        self.sandbox = creduse_sandbox
+
+    def test_it(self):
+        assert views.client.add(USER, 5).amount == 5
+        assert len(self.sandbox.applied) == 1
+"""
+
+DJANGO_SETTINGS = """
+import views
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+SECRET_KEY = "any"
+"""
+
+
 class Run(NamedTuple):
     """The module of a plugin, the user's tests, how many there are, and settings."""
 
@@ -288,6 +435,15 @@ def test_under_others(run: Run, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(BEGINNING + SHARED + run.tests)
     result = pytester.runpytest_subprocess("-W", "error", *run.settings)
     result.assert_outcomes(passed=run.passed)
+
+
+@pytest.mark.usefixtures("bare")
+def test_under_django(pytester: pytest.Pytester) -> None:
+    """A Django TestCase can use the fixture, also for a client that Django's settings import."""
+    pytest.importorskip("pytest_django")
+    pytester.makepyfile(settings=DJANGO_SETTINGS, views=AT_THE_TOP, test_it=BEGINNING + IN_DJANGO)
+    result = pytester.runpytest_subprocess("-W", "error", "--ds", "settings", *BLOCK)
+    result.assert_outcomes(passed=1)
 
 
 def test_reaches_the_sandbox(creduse_sandbox: SandboxServer) -> None:
@@ -365,9 +521,76 @@ def test_opting_out(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) 
     result.stdout.no_fnmatch_line("*Use the fixture creduse_sandbox*")
 
 
+BLOCK = ("-o", "creduse_block_service=true")
+
+
 @pytest.mark.usefixtures("bare")
-def test_environment_is_put_back(pytester: pytest.Pytester) -> None:
-    """After pytest.main() the environment is as before, and the port is free."""
+@pytest.mark.parametrize("settings", [(), TWO], ids=["one", "two"])
+def test_block_service(settings: tuple[str, ...], pytester: pytest.Pytester) -> None:
+    """With the option, no client sends a request to the service, however it was made."""
+    for module in ("aiohttp", "trio", *(("xdist",) if settings else ())):
+        pytest.importorskip(module)
+    # Before the plugin, as where pytest.main() runs in an app's process.
+    client = (
+        "from creduse import CreduseClient\nclient = CreduseClient('k', base_url='https://a.test')"
+    )
+    pytester.makepyfile(app=client, test_module=BEGINNING + BLOCKED)
+    pytester.syspathinsert()
+    result = pytester.runpytest_subprocess("-p", "app", *BLOCK, *settings)
+    result.assert_outcomes(passed=14, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*Captured log call*",
+            "ERROR *creduse:*",
+            "RuntimeError: the pytest option creduse_block_*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*refuses connections*")
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("url", ["https://api.creduse.com", "http://sandbox:80", "no URL", None])
+def test_block_service_overrides(
+    url: str | None, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the option, clients do not read a URL and a key that the environment has for another machine."""
+    if url is not None:
+        monkeypatch.setenv("CREDUSE_BASE_URL", url)
+        monkeypatch.setenv("CREDUSE_API_KEY", "sk-real")
+    pytester.makepyfile(app=AT_THE_TOP, test_module=BEGINNING + NOT_BLOCKED)
+    result = pytester.runpytest_subprocess(*BLOCK)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*which listens there. Or mock this URL."])
+    result.stdout.no_fnmatch_line("*lets tests call the service*")
+
+
+@pytest.mark.usefixtures("bare")
+def test_block_service_in_a_changed_environment(pytester: pytest.Pytester) -> None:
+    """With the option, a URL that is set after pytest has started leads to nothing."""
+    setting = "import os\nos.environ['CREDUSE_BASE_URL'] = 'https://api.creduse.com'\n"
+    pytester.makeconftest(setting + "import app")
+    pytester.makepyfile(app=AT_THE_TOP.replace("PORT =", "# "), test_module=BEGINNING + CHANGED)
+    pytester.runpytest_subprocess(*BLOCK).assert_outcomes(passed=2)
+
+
+@pytest.mark.usefixtures("bare")
+def test_block_service_keeps_loopback(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the option, a URL of this machine in the environment stays."""
+    monkeypatch.setenv("CREDUSE_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("CREDUSE_API_KEY", "sk-real")
+    pytester.makepyfile(BEGINNING + OPTED_OUT)
+    result = pytester.runpytest_subprocess(*BLOCK)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*Connection refused (127.0.0.1:1)*"])
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("settings", ["", "creduse_block_service = true"], ids=["off", "on"])
+def test_environment_is_put_back(settings: str, pytester: pytest.Pytester) -> None:
+    """After pytest.main() the environment is as before, the port is free, and nothing is blocked."""
+    pytester.makeini(f"[pytest]\n{settings}")
     pytester.makepyfile(app=AT_THE_TOP, test_module=BEGINNING + WITH_AND_WITHOUT, program=PROGRAM)
     assert pytester.runpython(pytester.path / "program.py").ret == 0
 
@@ -395,7 +618,7 @@ def test_loaded_by_a_conftest(pytester: pytest.Pytester, monkeypatch: pytest.Mon
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeconftest("pytest_plugins = ['creduse_pytest']")
     pytester.makepyfile(app=AT_THE_TOP, test_module=BEGINNING + WITH_AND_WITHOUT)
-    pytester.runpytest_subprocess().assert_outcomes(passed=6)
+    pytester.runpytest_subprocess(*BLOCK).assert_outcomes(passed=6)
 
 
 def test_error_in_its_place(pytester: pytest.Pytester) -> None:

@@ -26,6 +26,7 @@ from creduse_core import (
     InsufficientFundsError,
     LocalProtocolError,
     Outcome,
+    Pace,
     RateLimitError,
     Response,
     RetryPolicy,
@@ -33,6 +34,7 @@ from creduse_core import (
     ServerError,
     State,
     TransportError,
+    environment,
 )
 from tests.common import USER_ID
 from tests.core.players import Play, Player, Script, SyncTransport
@@ -114,6 +116,27 @@ def test_wrong_argument(play: Play) -> None:
     with pytest.raises(ValueError, match="end_user_id must be a UUID"):
         player.do("get_balance", "x")
     assert player.script.sent == []
+
+
+@pytest.mark.parametrize("pace", [None, Pace()], ids=["bare", "paced"])
+def test_blocked(
+    play: Play,
+    pace: Pace | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """When tests block other machines, a call fails before it is sent. Its error and the log say why."""
+    monkeypatch.setattr(environment, "blocked", "the reason")
+    player = play(pace=pace)
+    call = subtract()
+    error = end(player, call)
+    assert isinstance(error, TransportError)
+    text = f"subtract({USER_ID}, 7): RuntimeError: the reason (api.creduse.com:443) [not applied; 1 attempt]"
+    assert str(error) == text
+    assert error.outcome is call.outcome is Outcome.NOT_APPLIED
+    assert [attempt.event for attempt in error.attempts] == ["unsendable"]
+    assert player.script.sent == []
+    assert "RuntimeError: the reason" in caplog.text
 
 
 def test_protocol(play: Play) -> None:
