@@ -8,6 +8,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import Any, Final, TextIO
 
 from creduse_core import (
+    EVENTS,
     ActiveBalance,
     Attempt,
     Call,
@@ -30,15 +32,20 @@ from creduse_core import (
     Outcome,
     RetryPolicy,
 )
+from creduse_entry import INTERRUPTED, exit_at_once
 from creduse_httpx import CreduseClient
+
+from ._arguments import QUIET, VERBOSE
+from ._colours import has_colours, paint
 
 STATUSES: Final = {
     0: "done",
-    1: "not applied: refused, or not sent; for balance, any failure",
+    1: "not applied: the service refused it, or another try cannot help",
     2: "wrong usage or settings; nothing was sent",
     3: "unknown: it may have been applied; find out whether it was before doing it again",
     4: "applied, but the response could not be read or written; do not do it again",
-    130: "interrupted (Ctrl-C); nothing was applied",
+    5: "not applied, and worth another try: not sent, or 429; for balance, also 5xx or a timeout",
+    INTERRUPTED: "interrupted (Ctrl-C); nothing was applied",
 }
 """What each exit status means. Any other status, such as after a kill, means the same as 3."""
 
@@ -53,19 +60,21 @@ class UnexpectedError(CreduseError):
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """The exit status and the texts for a failed call with one outcome."""
+    """The exit statuses and the texts for a failed call with one outcome."""
 
     status: int
+    status_if_transient: int
+    """The exit status if the last attempt ended in a way that another try can help with."""
     interrupted: str
     advice: str = ""
 
 
 _ENDS: Final = {
-    Outcome.NOT_APPLIED: _End(1, "nothing was applied"),
+    Outcome.NOT_APPLIED: _End(1, 5, "nothing was applied"),
     Outcome.UNKNOWN: _End(
-        3, "it may have been applied", "; find out whether it was before doing it again"
+        3, 3, "it may have been applied", "; find out whether it was before doing it again"
     ),
-    Outcome.APPLIED: _End(4, "it was applied", "; do not do it again"),
+    Outcome.APPLIED: _End(4, 4, "it was applied", "; do not do it again"),
 }
 
 
@@ -201,19 +210,21 @@ COMMANDS: Final = {
 """The five calls, by their name on the command line."""
 
 
-def show(stream: TextIO | None, text: str) -> None:
+def show(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
     """Print a line, or raise what the stream raises.
 
-    ``stream`` is ``None`` if the parent process has closed it.
+    ``stream`` is ``None`` if the parent process has closed it. ``plain``: without colours, as
+    programs read it.
     """
     if stream is not None:
-        print(text, file=stream, flush=True)
+        is_painted = not plain and has_colours(stream)
+        print(paint(text) if is_painted else text, file=stream, flush=True)
 
 
-def write(stream: TextIO | None, text: str) -> None:
+def write(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
     """Print a line, and ignore failures: they must not change the exit status."""
     with suppress(Exception):
-        show(stream, text)
+        show(stream, text, plain=plain)
 
 
 def _show_attempt(attempt: Attempt) -> None:
@@ -239,19 +250,22 @@ def prepare(command: Command, arguments: argparse.Namespace) -> Callable[[], int
         timeout=arguments.timeout,
         # By its help, a key is only for a server that applies each key once.
         retry=RetryPolicy(server_replays=given.get("idempotency_key") is not None),
-        on_attempt=_show_attempt if arguments.verbose else None,
+        on_attempt=_show_attempt if arguments.verbosity == VERBOSE else None,
     )
     call = command.make(client.protocol, **given)
-    return partial(_make_call, command, client, call, as_json=arguments.json)
+    return partial(_make_call, command, client, call, arguments)
 
 
-def _make_call(command: Command, client: CreduseClient, call: Call[Any], *, as_json: bool) -> int:
+def _make_call(
+    command: Command, client: CreduseClient, call: Call[Any], arguments: argparse.Namespace
+) -> int:
+    with_advice = arguments.verbosity != QUIET
     result = _run(client, call)
     if isinstance(result, CreduseError):
-        return _show_failure(result, as_json=as_json)
+        return _show_failure(result, as_json=arguments.json, with_advice=with_advice)
     try:
-        if as_json:
-            show(sys.stdout, json.dumps(asdict(result), default=_to_json))
+        if arguments.json:
+            show(sys.stdout, json.dumps(asdict(result), default=_to_json), plain=True)
         else:
             show(sys.stdout, command.show_result(result))
     except BrokenPipeError:
@@ -259,7 +273,8 @@ def _make_call(command: Command, client: CreduseClient, call: Call[Any], *, as_j
     except Exception as error:  # noqa: BLE001 - only the outcome decides the exit status
         end = _ENDS[call.outcome]
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        write(sys.stderr, f"creduse: the result cannot be written: {reason}{end.advice}")
+        advice = end.advice if with_advice else ""
+        write(sys.stderr, f"creduse: the result cannot be written: {reason}{advice}")
         return end.status
     return 0
 
@@ -267,8 +282,8 @@ def _make_call(command: Command, client: CreduseClient, call: Call[Any], *, as_j
 def _run(client: CreduseClient, call: Call[Any]) -> Any:
     """Return the result or the error of a call."""
     kind: type[CreduseError]
-    _ignore_interrupts_after(call)
     try:
+        _handle_interrupts(call)
         with client:
             return client.run(call)
     except CreduseError as error:
@@ -282,26 +297,35 @@ def _run(client: CreduseClient, call: Call[Any]) -> Any:
     return kind(message, outcome=call.outcome, attempts=call.attempts)
 
 
-def _ignore_interrupts_after(call: Call[Any]) -> None:
-    """Ignore Ctrl-C once the call has ended, so that the command always shows its end."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):
+def _handle_interrupts(call: Call[Any]) -> None:
+    """Let Ctrl-C end the call. Once it has ended, ignore Ctrl-C, so that the command shows its end."""
+    given = signal.getsignal(signal.SIGINT)
+    if not callable(given):
         return  # SIG_IGN or SIG_DFL
+    # From now on, the end of the call decides the exit status.
+    handler = signal.default_int_handler if given is exit_at_once else given
+    ignored_until = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if call.state.live:
+        nonlocal ignored_until
+        now = time.monotonic()
+        # Another Ctrl-C at once could keep the client from recording the end.
+        if call.state.live and now >= ignored_until:
+            ignored_until = now + 1
             handler(number, frame)
 
     with suppress(ValueError):  # only the main thread sets handlers
         signal.signal(signal.SIGINT, handle)
 
 
-def _show_failure(error: CreduseError, *, as_json: bool) -> int:
+def _show_failure(error: CreduseError, *, as_json: bool, with_advice: bool) -> int:
     end = _ENDS[error.outcome]
     if as_json:
-        write(sys.stdout, json.dumps(_failure(error)))
+        write(sys.stdout, json.dumps(_failure(error)), plain=True)
     else:
-        write(sys.stderr, f"creduse: {error}{end.advice}")
+        write(sys.stderr, f"creduse: {error}{end.advice if with_advice else ''}")
     if isinstance(error, Interrupted) and error.outcome is Outcome.NOT_APPLIED:
-        return 130
-    return end.status
+        return INTERRUPTED
+    # Without an attempt, nothing was sent.
+    event = EVENTS[error.attempts[-1].event if error.attempts else "not_sent"]
+    return end.status_if_transient if event.transient else end.status
