@@ -18,7 +18,7 @@ VERBOSE: Final = 1
 _WHOLE: Final = re.compile(r"[0-9]{1,3000}")
 _DECIMAL: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 # A wrong number that a message may repeat: too short and too plain to be an API key.
-_QUOTABLE: Final = re.compile(r"[-+.]?[0-9][0-9_.,e+-]{0,11}")
+_QUOTABLE: Final = re.compile(r"[-+]?\.?[0-9][0-9_.,e+-]{0,11}")
 
 
 def _wrong(expected: str, text: str) -> argparse.ArgumentTypeError:

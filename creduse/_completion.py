@@ -23,8 +23,12 @@ example:
 """
 _FAULTS: Final = " ".join(FAULTS)
 _FILE: Final = "file"
+# No words, but zsh then still completes flags in the place of this argument.
+_NOTHING: Final = {"zsh": "()"}
 # What shtab completes the value of an argument with, by its last name.
 _VALUES: Final[Mapping[str, object]] = {
+    "end_user_id": _NOTHING,
+    "amount": _NOTHING,
     "file": _FILE,
     "--journal": _FILE,
     "--findings": _FILE,
@@ -73,9 +77,13 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[Any]:
     """Yield all arguments of a parser and of its commands' parsers."""
     for action in parser._actions:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as shtab does
         yield action
-        if isinstance(action.choices, dict):
-            for inner in action.choices.values():
-                yield from _actions(inner)
+        for inner in _commands(action).values():
+            yield from _actions(inner)
+
+
+def _commands(action: Any) -> Mapping[str, argparse.ArgumentParser]:
+    """Return the parsers of the commands, if the argument is a command."""
+    return action.choices if action.nargs == argparse.PARSER else {}
 
 
 def _describe(action: Any) -> None:
@@ -85,11 +93,11 @@ def _describe(action: Any) -> None:
         action.complete = _VALUES[name]
     if action.metavar:
         action.metavar = action.metavar.partition("[")[0]  # zsh needs a word without a colon
-    if isinstance(action.choices, dict):
+    if _commands(action):
         # It has no help, as argparse's own list of commands lacks their arguments. shtab would
         # leave out these commands.
         action.help = None
         action._choices_actions = [  # noqa: SLF001 - as shtab does
             action._ChoicesPseudoAction(name, (), parser.description)  # noqa: SLF001 - as above
-            for name, parser in action.choices.items()
+            for name, parser in _commands(action).items()
         ]

@@ -1757,7 +1757,7 @@ def test_probe_is_interrupted(server: SandboxServer, path: Path) -> None:
 
 
 HELPS: dict[str, dict[int, str]] = {
-    **dict.fromkeys((*KINDS, "status", "resolve"), {}),
+    **{name: {} for name in (*KINDS, "status", "resolve")},
     "": _bulk.STATUSES,
     "report": {0: "the report was printed", 2: "wrong usage or file"},
     "probe": {1: "it does not, or a call failed", 2: "wrong usage or settings"},
