@@ -6,6 +6,7 @@ their help texts (`__main__`) do not belong here.
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -259,10 +260,9 @@ def prepare(command: Command, arguments: argparse.Namespace) -> Callable[[], int
 def _make_call(
     command: Command, client: CreduseClient, call: Call[Any], arguments: argparse.Namespace
 ) -> int:
-    with_advice = arguments.verbosity != QUIET
-    result = _run(client, call)
+    result = _run(client, call, arguments)
     if isinstance(result, CreduseError):
-        return _show_failure(result, as_json=arguments.json, with_advice=with_advice)
+        return _show_failure(result, arguments)
     try:
         if arguments.json:
             show(sys.stdout, json.dumps(asdict(result), default=_to_json), plain=True)
@@ -273,57 +273,69 @@ def _make_call(
     except Exception as error:  # noqa: BLE001 - only the outcome decides the exit status
         end = _ENDS[call.outcome]
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        advice = end.advice if with_advice else ""
+        advice = "" if arguments.verbosity == QUIET else end.advice
         write(sys.stderr, f"creduse: the result cannot be written: {reason}{advice}")
         return end.status
     return 0
 
 
-def _run(client: CreduseClient, call: Call[Any]) -> Any:
+def _run(client: CreduseClient, call: Call[Any], arguments: argparse.Namespace) -> Any:
     """Return the result or the error of a call."""
-    kind: type[CreduseError]
     try:
-        _handle_interrupts(call)
+        _handle_interrupts(call, arguments)
         with client:
             return client.run(call)
     except CreduseError as error:
         return error
     except KeyboardInterrupt:
-        kind, reason = Interrupted, "interrupted"
+        return _ended_by(Interrupted, "interrupted", call)
     except Exception as error:  # noqa: BLE001 - only the outcome decides the exit status
         # Not the message: only the client's own messages are sure to omit the API key.
-        kind, reason = UnexpectedError, f"ended by {type(error).__name__}"
+        return _ended_by(UnexpectedError, f"ended by {type(error).__name__}", call)
+
+
+def _ended_by(kind: type[CreduseError], reason: str, call: Call[Any]) -> CreduseError:
     message = f"{reason}: {_ENDS[call.outcome].interrupted}"
     return kind(message, outcome=call.outcome, attempts=call.attempts)
 
 
-def _handle_interrupts(call: Call[Any]) -> None:
+def _handle_interrupts(call: Call[Any], arguments: argparse.Namespace) -> None:
     """Let Ctrl-C end the call. Once it has ended, ignore Ctrl-C, so that the command shows its end."""
     given = signal.getsignal(signal.SIGINT)
     if not callable(given):
         return  # SIG_IGN or SIG_DFL
-    # From now on, the end of the call decides the exit status.
-    handler = signal.default_int_handler if given is exit_at_once else given
-    ignored_until = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal ignored_until
-        now = time.monotonic()
-        # Another Ctrl-C at once could keep the client from recording the end.
-        if call.state.live and now >= ignored_until:
-            ignored_until = now + 1
-            handler(number, frame)
+        if not call.state.live:
+            return
+        if given is exit_at_once:
+            os._exit(_abandon(call, arguments))
+        given(number, frame)
 
     with suppress(ValueError):  # only the main thread sets handlers
         signal.signal(signal.SIGINT, handle)
 
 
-def _show_failure(error: CreduseError, *, as_json: bool, with_advice: bool) -> int:
+def _abandon(call: Call[Any], arguments: argparse.Namespace) -> int:
+    """End a call in a handler of signals, show that, and return the exit status.
+
+    Nothing is raised, because Python prints what is raised in a finalizer, and goes on.
+    """
+    before = len(call.attempts)
+    call.abandon(time.monotonic())  # the clock of the client
+    if arguments.verbosity == VERBOSE:
+        for attempt in call.attempts[before:]:
+            _show_attempt(attempt)
+    return _show_failure(_ended_by(Interrupted, "interrupted", call), arguments)
+
+
+def _show_failure(error: CreduseError, arguments: argparse.Namespace) -> int:
     end = _ENDS[error.outcome]
-    if as_json:
+    if arguments.json:
         write(sys.stdout, json.dumps(_failure(error)), plain=True)
     else:
-        write(sys.stderr, f"creduse: {error}{end.advice if with_advice else ''}")
+        advice = "" if arguments.verbosity == QUIET else end.advice
+        write(sys.stderr, f"creduse: {error}{advice}")
     if isinstance(error, Interrupted) and error.outcome is Outcome.NOT_APPLIED:
         return INTERRUPTED
     # Without an attempt, nothing was sent.
