@@ -19,12 +19,15 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NoReturn
 
-from creduse_core import BASE_URL, TIMEOUT, CreduseProtocol, __version__
+from creduse_core import BASE_URL, CreduseProtocol, __version__
+from creduse_entry import INTERRUPTED, exit_on_interrupt
 from creduse_httpx import CreduseClient
 from creduse_sandbox import DESCRIPTIONS, FAULTS, Fault, Stage, serve
 
+from ._arguments import CALL_FLAGS, add_flags, settle_flags, whole_number
 from ._bulk import add_parsers as add_bulk
 from ._calls import COMMANDS, STATUSES, Command, prepare, write
+from ._completion import add_parser as add_completion
 from ._demo import demo
 
 _SANDBOX_KEY: Final = "CREDUSE_SANDBOX_API_KEY"
@@ -34,6 +37,7 @@ _EPILOG: Final = "\n".join(
         "environment:",
         "  CREDUSE_API_KEY       the API key; there is no flag for it, as process lists show flags",
         f"  CREDUSE_BASE_URL      the service's URL (default: {BASE_URL})",
+        f"  CREDUSE_TIMEOUT       seconds for a whole call, retries included (default: {TIMEOUT:g})",
         "  CREDUSE_ALLOW_HTTP=1  allow plain http to other machines",
         "",
         "exit status:",
@@ -54,7 +58,12 @@ _OTHER_COMMANDS: Final = {
     "bulk": "make a call for each line of a file",
     "sandbox": "run a local Creduse server",
     "demo": "run all calls against a sandbox and show the results",
+    "completion SHELL": "print a script that completes words in a shell",
 }
+_SEE: Final = "environment and exit statuses: see creduse --help"
+# What argparse reads as a value and not as a flag, so that the error is about a wrong number. Its
+# own pattern knows whole and decimal numbers, and differs between Pythons.
+_NEGATIVE: Final = re.compile(r"-\.?\d")
 
 
 def _without_values(message: str) -> str:
@@ -68,6 +77,8 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *, key_variable: str = "CREDUSE_API_KEY", **settings: Any) -> None:
         # The error for an ambiguous abbreviation repeats its value.
         super().__init__(allow_abbrev=False, **settings)
+        self._negative_number_matcher = _NEGATIVE
+        self.set_defaults(flags=())
 
         def reject(_: str) -> NoReturn:
             raise argparse.ArgumentTypeError(
@@ -89,18 +100,8 @@ def _port(text: str) -> int:
     return port
 
 
-def _whole(text: str) -> int:
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    return float(text)
-
-
 # For argparse's message "invalid port value"
 _port.__name__ = "port"
-_whole.__name__ = "whole number"
-_seconds.__name__ = "seconds"
 
 
 def _fault(text: str) -> tuple[Fault, int]:
@@ -167,15 +168,24 @@ def _run_demo(key: str) -> int:
     return 0
 
 
+_EXAMPLE_VALUES: Final = {
+    "end_user_id": "12345678-1234-5678-1234-567812345678",
+    "amount": "100",
+}
+
+
 # The parser's arguments for the five calls, by the parameter's name.
 _ARGUMENTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "end_user_id": ("end_user_id", {"metavar": "USER", "help": "the end user's id, a UUID"}),
-    "amount": ("amount", {"metavar": "AMOUNT", "type": _whole, "help": "credits, a whole number"}),
+    "amount": (
+        "amount",
+        {"metavar": "AMOUNT", "type": whole_number, "help": "credits, a whole number"},
+    ),
     "validity_days": (
         "--validity-days",
         {
             "metavar": "DAYS",
-            "type": _whole,
+            "type": whole_number,
             "default": 31,
             "help": "days until the credits expire (default: %(default)s)",
         },
@@ -199,31 +209,23 @@ def _add_call(commands: Any, name: str, command: Command) -> None:
         name,
         description=f"{command.help[0].upper()}{command.help[1:]}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_EPILOG,
+        epilog=f"example:\n  creduse {_example(name, command)}\n\n{_SEE}",
     )
     for parameter in command.parameters:
         flag, settings = _ARGUMENTS[parameter]
         parser.add_argument(flag, **settings)
-    parser.add_argument("--base-url", metavar="URL", help="the service's URL")
-    parser.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=TIMEOUT,
-        metavar="SECONDS",
-        help="timeout of the whole call, retries included (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print the result or the failure as a JSON object"
-    )
-    parser.add_argument(
-        "--verbose", action="store_true", help="show each attempt on standard error"
-    )
+    add_flags(parser, *CALL_FLAGS)
     parser.set_defaults(prepare=partial(prepare, command))
 
 
 def _synopsis(name: str, command: Command) -> str:
     arguments = (_ARGUMENTS[parameter] for parameter in command.parameters)
     return " ".join([name, *(it["metavar"] for flag, it in arguments if not flag.startswith("-"))])
+
+
+def _example(name: str, command: Command) -> str:
+    values = (_EXAMPLE_VALUES[it] for it in command.parameters if it in _EXAMPLE_VALUES)
+    return " ".join([name, *values])
 
 
 def _describe_commands() -> str:
@@ -237,15 +239,19 @@ def _describe_commands() -> str:
 def _make_parser() -> _Parser:
     parser = _Parser(
         prog="creduse",
-        usage="creduse [-h] [--version] COMMAND ...",
+        usage="creduse [FLAGS] COMMAND ...",
         description=(
             "Manage end users' credits. Every error says whether credits moved.\n\n"
-            f"commands:\n{_describe_commands()}"
+            f"commands:\n{_describe_commands()}\n\n"
+            "example:\n"
+            f"  creduse {_example('balance', COMMANDS['balance'])}\n\n"
+            "creduse COMMAND --help has an example of each. Flags go before or after the command."
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"creduse {__version__}")
+    add_flags(parser, *CALL_FLAGS)
     commands = parser.add_subparsers(prog="creduse", metavar="COMMAND", help=argparse.SUPPRESS)
     for name, command in COMMANDS.items():
         _add_call(commands, name, command)
@@ -291,9 +297,13 @@ def _make_parser() -> _Parser:
 
     demonstration = commands.add_parser(
         "demo",
-        description="Start a sandbox, call all five methods on it and show the results.",
+        description=(
+            "Start a sandbox, call all methods on it and show the results, also of a call whose "
+            "response is lost."
+        ),
     )
     demonstration.set_defaults(prepare=_demo)
+    add_completion(commands, _make_parser)
     return parser
 
 
@@ -306,6 +316,7 @@ def _run(argv: Sequence[str] | None) -> int:
                 "unrecognized arguments, not shown here, as one could be the API key; set "
                 "CREDUSE_API_KEY for that"
             )
+        settle_flags(arguments)
         start: Callable[[], int] = arguments.prepare(arguments)
     except ValueError as error:
         write(sys.stderr, f"creduse: {_without_values(_IN_PYTHON.sub('', str(error)))}")
@@ -318,7 +329,7 @@ def _run_until_interrupted(argv: Sequence[str] | None) -> int:
         return _run(argv)
     except KeyboardInterrupt:  # not during a call: that reports its outcome
         write(sys.stderr, "creduse: interrupted")
-        return 130
+        return INTERRUPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -339,6 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> NoReturn:
     """Run the command and exit the process with its exit status."""
+    exit_on_interrupt()
     try:
         status = _run_until_interrupted(None)
     finally:

@@ -35,12 +35,13 @@ from creduse_bulk._report import STATES
 from creduse_bulk._resolve import Decision, Resolution
 from creduse_bulk._run import Run
 from creduse_bulk._sending import CONCURRENCY, Sends, Stop, check_settings, make_client
-from creduse_core import TIMEOUT, AsyncCoreClient, CreduseError, Evidence
+from creduse_core import AsyncCoreClient, CreduseError, Evidence
 from creduse_core.arguments import checked_user_id
 from creduse_core.secret import Secret
 from creduse_journal import Change, InUseError, JournalError, UnavailableError
 from creduse_journal.urls import is_url, without_password
 
+from ._arguments import CALL_FLAGS, QUIET, add_flags, decimal_number, whole_number
 from ._calls import write
 
 STATUSES: Final = {
@@ -105,19 +106,6 @@ BETWEEN_LINES: Final = 10.0
 # Arguments
 
 
-def _whole(text: str) -> int:
-    return int(text)
-
-
-def _number(text: str) -> float:
-    return float(text)
-
-
-# For argparse's message "invalid number value"
-_whole.__name__ = "whole number"
-_number.__name__ = "number"
-
-
 def _duration(text: str) -> float:
     found = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
     if found is None:
@@ -147,12 +135,22 @@ def _text(*parts: str) -> str:
 
 def _epilog(statuses: Mapping[int, str], *more: str) -> str:
     lines = (f"  {status:<4} {meaning}" for status, meaning in statuses.items())
-    return "\n".join(["environment: see creduse --help", "", "exit status:", *lines, *more])
+    return "\n".join(["exit status:", *lines, *more, "", "environment: see creduse --help"])
 
 
 _EPILOG: Final = _epilog(
     STATUSES, "  Any other status, such as after a kill, means the same as 75."
 )
+_SEE: Final = "exit statuses: see creduse bulk --help; environment: see creduse --help"
+_URL: Final = "postgresql://user@host/database"
+_EXAMPLES: Final = {
+    **{name: f"{name} june.csv" for name in _METHODS},
+    "status": "status june.csv",
+    "report": "report june.csv --only refused",
+    "resolve": "resolve june.csv",
+    "probe": "probe 12345678-1234-5678-1234-567812345678",
+    "follow": f"follow --journal {_URL}",
+}
 
 
 def add_parsers(commands: Any) -> None:
@@ -170,6 +168,7 @@ def add_parsers(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
     )
+    add_flags(bulk, *CALL_FLAGS)
     parsers = bulk.add_subparsers(prog="creduse bulk", metavar="COMMAND", help=argparse.SUPPRESS)
 
     def no_command(_: argparse.Namespace) -> Any:
@@ -190,13 +189,13 @@ def _add(
     name: str,
     description: str,
     prepare: Callable[..., Any],
-    epilog: str = _EPILOG,
+    epilog: str = _SEE,
 ) -> Any:
     parser = parsers.add_parser(
         name,
         description=_text(description),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=epilog,
+        epilog=f"example:\n  creduse bulk {_EXAMPLES[name]}\n\n{epilog}",
     )
     parser.set_defaults(prepare=prepare)
     return parser
@@ -210,7 +209,7 @@ def _add_file(parser: Any) -> None:
         type=_journal,
         help=(
             "the journal: a file (default: FILE.journal, beside the file), or the URL of a PostgreSQL "
-            "database, such as postgresql://user@host/database"
+            f"database, such as {_URL}"
         ),
     )
     _add_shard(parser)
@@ -222,23 +221,8 @@ def _add_shard(parser: Any) -> None:
     )
 
 
-def _add_service(parser: Any) -> None:
-    parser.add_argument("--base-url", metavar="URL", help="the service's URL")
-    parser.add_argument(
-        "--timeout",
-        type=_number,
-        default=TIMEOUT,
-        metavar="SECONDS",
-        help="timeout of a call (default: %(default)g)",
-    )
-
-
 def _add_yes(parser: Any) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
-
-
-def _add_json(parser: Any) -> None:
-    parser.add_argument("--json", action="store_true", help="print the counts as a JSON object")
 
 
 def _add_sending(parsers: Any, name: str, method: _Method) -> None:
@@ -250,16 +234,15 @@ def _add_sending(parsers: Any, name: str, method: _Method) -> None:
         partial(_prepare_sending, name),
     )
     _add_file(parser)
-    _add_service(parser)
     _add_yes(parser)
     _add_speed(parser)
-    _add_json(parser)
+    add_flags(parser, "quiet", "json", "base_url", "timeout")
 
 
 def _add_speed(parser: Any) -> None:
     parser.add_argument(
         "--concurrency",
-        type=_whole,
+        type=whole_number,
         default=CONCURRENCY,
         metavar="N",
         help=(
@@ -267,7 +250,7 @@ def _add_speed(parser: Any) -> None:
             "three times as many are unclear"
         ),
     )
-    parser.add_argument("--rate", type=_number, metavar="N", help="at most N calls a second")
+    parser.add_argument("--rate", type=decimal_number, metavar="N", help="at most N calls a second")
     parser.add_argument(
         "--balance-first",
         action="store_true",
@@ -288,18 +271,17 @@ def _add_follow(parsers: Any) -> None:
         "--journal",
         metavar="URL",
         required=True,
-        help="the PostgreSQL database, such as postgresql://user@host/database",
+        help=f"the PostgreSQL database, such as {_URL}",
     )
     _add_shard(parser)
-    _add_service(parser)
     _add_speed(parser)
-    _add_json(parser)
+    add_flags(parser, "quiet", "json", "base_url", "timeout")
 
 
 def _add_reading(parsers: Any) -> None:
     status = _add(parsers, "status", "Show how far a run is. It may be going on.", _prepare_status)
     _add_file(status)
-    _add_json(status)
+    add_flags(status, "quiet", "json")
     report = _add(
         parsers,
         "report",
@@ -310,6 +292,7 @@ def _add_reading(parsers: Any) -> None:
     )
     _add_file(report)
     report.add_argument("--only", choices=sorted(set(STATES.values())), help="only these lines")
+    add_flags(report, "quiet")
 
 
 def _add_resolve(parsers: Any) -> None:
@@ -321,7 +304,6 @@ def _add_resolve(parsers: Any) -> None:
         _prepare_resolve,
     )
     _add_file(parser)
-    _add_service(parser)
     _add_yes(parser)
     parser.add_argument(
         "--findings",
@@ -343,6 +325,7 @@ def _add_resolve(parsers: Any) -> None:
         help="a report with a column decision: applied, not_applied or empty",
     )
     parser.add_argument("--note", metavar="TEXT", help="for --decisions: who decides, and why")
+    add_flags(parser, "quiet", "base_url", "timeout")
 
 
 def _add_probe(parsers: Any) -> None:
@@ -355,8 +338,8 @@ def _add_probe(parsers: Any) -> None:
         _epilog(_OF_PROBE),
     )
     parser.add_argument("end_user_id", metavar="USER", help="a UUID that no real user has")
-    _add_service(parser)
     _add_yes(parser)
+    add_flags(parser, "quiet", "base_url", "timeout")
 
 
 # Output
@@ -367,11 +350,11 @@ def _secret() -> Secret:
     return Secret(os.environ.get("CREDUSE_API_KEY", "").strip())
 
 
-def _tell(stream: TextIO | None, text: str) -> None:
+def _tell(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
     """Print lines without the API key, which a file and its name can hold. Ignore failures."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     shown = _secret().redact(text).encode(encoding, "backslashreplace").decode(encoding)
-    write(stream, shown)
+    write(stream, shown, plain=plain)
 
 
 def _print(lines: Iterable[str], what: str) -> bool:
@@ -414,9 +397,12 @@ def _show(arguments: argparse.Namespace, progress: Progress) -> int:
     """Print how far a run is, and what to do next. Return the exit status."""
     status = progress.exit_status
     if getattr(arguments, "json", False):
-        _tell(sys.stdout, _as_json(progress, exit_status=status))
+        _tell(sys.stdout, _as_json(progress, exit_status=status), plain=True)
         return status
     lines = [_counts(progress)]
+    if arguments.verbosity == QUIET:
+        _tell(sys.stdout, lines[0])
+        return status
     if progress.is_going_on:
         _tell(sys.stdout, f"{lines[0]}\nThe run is going on.")
         return status
@@ -456,9 +442,15 @@ def _again(arguments: argparse.Namespace, command: str) -> str:
 # Progress
 
 
+def _show_nothing(_: Progress) -> None: ...
+
+
 @contextmanager
-def _display(run: Run) -> Generator[Callable[[Progress], None]]:
+def _display(run: Run, *, quiet: bool) -> Generator[Callable[[Progress], None]]:
     """Show progress while a run goes on: a bar on a terminal, else a line now and then."""
+    if quiet:
+        yield _show_nothing
+        return
     done = 0 if run.before is None else _done(run.before)
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     bar_class = _find_bar() if is_terminal else None
@@ -605,14 +597,16 @@ def _prepare_sending(name: str, arguments: argparse.Namespace) -> Callable[[], i
 
 
 def _send(name: str, arguments: argparse.Namespace, client: AsyncCoreClient) -> int:
-    method = name.replace("-", "_")
+    method, is_quiet = name.replace("-", "_"), arguments.verbosity == QUIET
     with Run(client.protocol, method, arguments.file, **_place(arguments)) as run:
         if run.before is None:
             where, first = client.protocol.base_url, arguments.balance_first
-            _tell(sys.stderr, _overview(run, method, arguments.file, where, balance_first=first))
+            if not (is_quiet and arguments.yes):  # nobody can agree without it
+                overview = _overview(run, method, arguments.file, where, balance_first=first)
+                _tell(sys.stderr, overview)
             if not _agrees(arguments, _METHODS[name].question, "Nothing was sent."):
                 return 2
-        else:
+        elif not is_quiet:
             _tell(sys.stderr, f"{arguments.file}: going on. {_counts(run.before)}")
         progress = _send_all(arguments, client, run)
     if progress is None:
@@ -637,7 +631,7 @@ def _overview(run: Run, method: str, file: str, base_url: str, *, balance_first:
 def _send_all(arguments: argparse.Namespace, client: AsyncCoreClient, run: Run) -> Progress | None:
     """Send what is waiting. Return ``None`` if the journal fails once something may have been sent."""
     settings = Settings(arguments.concurrency, arguments.rate, arguments.balance_first)
-    with _display(run) as display:
+    with _display(run, quiet=arguments.verbosity == QUIET) as display:
         return _send_until_signal(client, run, settings, display)
 
 
@@ -691,19 +685,23 @@ def _follow(
 ) -> int:
     where = f"{without_password(arguments.journal)} to {client.protocol.base_url}"
     lines = Lines(0, BETWEEN_LINES, has_end=False, beginning=f"creduse: following {where}")
-    progress = _send_until_signal(client, follower, settings, lines.show)
+    is_quiet = arguments.verbosity == QUIET
+    display = _show_nothing if is_quiet else lines.show
+    progress = _send_until_signal(client, follower, settings, display)
     if progress is None:
         return 75
     is_signal = progress.stopped in signal.Signals.__members__
     if not is_signal:
         _tell(sys.stderr, f"creduse: stopped: {progress.stopped}")
     if arguments.json:
-        _tell(sys.stdout, _as_json(progress))
+        _tell(sys.stdout, _as_json(progress), plain=True)
     else:
-        about = "About the unclear ones: creduse_journal.Journal(URL).unclear(), check and settle"
-        _tell(
-            sys.stdout, "\n".join([_counts(progress, "call"), *([about] * bool(progress.unclear))])
-        )
+        lines_of_end = [_counts(progress, "call")]
+        if progress.unclear and not is_quiet:
+            lines_of_end.append(
+                "About the unclear ones: creduse_journal.Journal(URL).unclear(), check and settle"
+            )
+        _tell(sys.stdout, "\n".join(lines_of_end))
     return 0 if is_signal else 75
 
 

@@ -6,8 +6,10 @@ their help texts (`__main__`) do not belong here.
 
 import argparse
 import json
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from types import FrameType
 from typing import Any, Final, TextIO
 
 from creduse_core import (
+    EVENTS,
     Attempt,
     Call,
     CreduseError,
@@ -25,15 +28,20 @@ from creduse_core import (
     RetryPolicy,
 )
 from creduse_core.tables import counted, moment
+from creduse_entry import INTERRUPTED, exit_at_once
 from creduse_httpx import CreduseClient
+
+from ._arguments import QUIET, VERBOSE
+from ._colours import has_colours, paint
 
 STATUSES: Final = {
     0: "done",
-    1: "not applied: refused, or not sent; for balance, any failure",
+    1: "not applied: the service refused it, or another try cannot help",
     2: "wrong usage or settings; nothing was sent",
     3: "unknown: it may have been applied; find out whether it was before doing it again",
     4: "applied, but the response could not be read or written; do not do it again",
-    130: "interrupted (Ctrl-C); nothing was applied",
+    5: "not applied, and worth another try: not sent, or 429; for balance, also 5xx or a timeout",
+    INTERRUPTED: "interrupted (Ctrl-C); nothing was applied",
 }
 """What each exit status means. Any other status, such as after a kill, means the same as 3."""
 
@@ -48,19 +56,21 @@ class UnexpectedError(CreduseError):
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """The exit status and the texts for a failed call with one outcome."""
+    """The exit statuses and the texts for a failed call with one outcome."""
 
     status: int
+    status_if_transient: int
+    """The exit status if the last attempt ended in a way that another try can help with."""
     interrupted: str
     advice: str = ""
 
 
 _ENDS: Final = {
-    Outcome.NOT_APPLIED: _End(1, "nothing was applied"),
+    Outcome.NOT_APPLIED: _End(1, 5, "nothing was applied"),
     Outcome.UNKNOWN: _End(
-        3, "it may have been applied", "; find out whether it was before doing it again"
+        3, 3, "it may have been applied", "; find out whether it was before doing it again"
     ),
-    Outcome.APPLIED: _End(4, "it was applied", "; do not do it again"),
+    Outcome.APPLIED: _End(4, 4, "it was applied", "; do not do it again"),
 }
 
 
@@ -123,19 +133,21 @@ COMMANDS: Final = {
 """The five calls, by their name on the command line."""
 
 
-def show(stream: TextIO | None, text: str) -> None:
+def show(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
     """Print a line, or raise what the stream raises.
 
-    ``stream`` is ``None`` if the parent process has closed it.
+    ``stream`` is ``None`` if the parent process has closed it. ``plain``: without colours, as
+    programs read it.
     """
     if stream is not None:
-        print(text, file=stream, flush=True)
+        is_painted = not plain and has_colours(stream)
+        print(paint(text) if is_painted else text, file=stream, flush=True)
 
 
-def write(stream: TextIO | None, text: str) -> None:
+def write(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
     """Print a line, and ignore failures: they must not change the exit status."""
     with suppress(Exception):
-        show(stream, text)
+        show(stream, text, plain=plain)
 
 
 def _show_attempt(attempt: Attempt) -> None:
@@ -161,19 +173,21 @@ def prepare(command: Command, arguments: argparse.Namespace) -> Callable[[], int
         timeout=arguments.timeout,
         # By its help, a key is only for a server that applies each key once.
         retry=RetryPolicy(server_replays=given.get("idempotency_key") is not None),
-        on_attempt=_show_attempt if arguments.verbose else None,
+        on_attempt=_show_attempt if arguments.verbosity == VERBOSE else None,
     )
     call = command.make(client.protocol, **given)
-    return partial(_make_call, command, client, call, as_json=arguments.json)
+    return partial(_make_call, command, client, call, arguments)
 
 
-def _make_call(command: Command, client: CreduseClient, call: Call[Any], *, as_json: bool) -> int:
-    result = _run(client, call)
+def _make_call(
+    command: Command, client: CreduseClient, call: Call[Any], arguments: argparse.Namespace
+) -> int:
+    result = _run(client, call, arguments)
     if isinstance(result, CreduseError):
-        return _show_failure(result, as_json=as_json)
+        return _show_failure(result, arguments)
     try:
-        if as_json:
-            show(sys.stdout, json.dumps(result.as_dict()))
+        if arguments.json:
+            show(sys.stdout, json.dumps(result.as_dict()), plain=True)
         else:
             show(sys.stdout, command.show_result(result))
     except BrokenPipeError:
@@ -181,49 +195,71 @@ def _make_call(command: Command, client: CreduseClient, call: Call[Any], *, as_j
     except Exception as error:  # noqa: BLE001 - only the outcome decides the exit status
         end = _ENDS[call.outcome]
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        write(sys.stderr, f"creduse: the result cannot be written: {reason}{end.advice}")
+        advice = "" if arguments.verbosity == QUIET else end.advice
+        write(sys.stderr, f"creduse: the result cannot be written: {reason}{advice}")
         return end.status
     return 0
 
 
-def _run(client: CreduseClient, call: Call[Any]) -> Any:
+def _run(client: CreduseClient, call: Call[Any], arguments: argparse.Namespace) -> Any:
     """Return the result or the error of a call."""
-    kind: type[CreduseError]
-    _ignore_interrupts_after(call)
     try:
+        _handle_interrupts(call, arguments)
         with client:
             return client.run(call)
     except CreduseError as error:
         return error
     except KeyboardInterrupt:
-        kind, reason = Interrupted, "interrupted"
+        return _ended_by(Interrupted, "interrupted", call)
     except Exception as error:  # noqa: BLE001 - only the outcome decides the exit status
         # Not the message: only the client's own messages are sure to omit the API key.
-        kind, reason = UnexpectedError, f"ended by {type(error).__name__}"
+        return _ended_by(UnexpectedError, f"ended by {type(error).__name__}", call)
+
+
+def _ended_by(kind: type[CreduseError], reason: str, call: Call[Any]) -> CreduseError:
     message = f"{reason}: {_ENDS[call.outcome].interrupted}"
-    return kind(message, outcome=call.outcome, attempts=call.attempts)
+    return kind(message, call.outcome, attempts=call.attempts, call=call.record)
 
 
-def _ignore_interrupts_after(call: Call[Any]) -> None:
-    """Ignore Ctrl-C once the call has ended, so that the command always shows its end."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):
+def _handle_interrupts(call: Call[Any], arguments: argparse.Namespace) -> None:
+    """Let Ctrl-C end the call. Once it has ended, ignore Ctrl-C, so that the command shows its end."""
+    given = signal.getsignal(signal.SIGINT)
+    if not callable(given):
         return  # SIG_IGN or SIG_DFL
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if call.state.live:
-            handler(number, frame)
+        if not call.state.live:
+            return
+        if given is exit_at_once:
+            os._exit(_abandon(call, arguments))
+        given(number, frame)
 
     with suppress(ValueError):  # only the main thread sets handlers
         signal.signal(signal.SIGINT, handle)
 
 
-def _show_failure(error: CreduseError, *, as_json: bool) -> int:
+def _abandon(call: Call[Any], arguments: argparse.Namespace) -> int:
+    """End a call in a handler of signals, show that, and return the exit status.
+
+    Nothing is raised, because Python prints what is raised in a finalizer, and goes on.
+    """
+    before = len(call.attempts)
+    call.abandon(time.monotonic())  # the clock of the client
+    if arguments.verbosity == VERBOSE:
+        for attempt in call.attempts[before:]:
+            _show_attempt(attempt)
+    return _show_failure(_ended_by(Interrupted, "interrupted", call), arguments)
+
+
+def _show_failure(error: CreduseError, arguments: argparse.Namespace) -> int:
     end = _ENDS[error.outcome]
-    if as_json:
-        write(sys.stdout, json.dumps(error.as_dict()))
+    if arguments.json:
+        write(sys.stdout, json.dumps(error.as_dict()), plain=True)
     else:
-        write(sys.stderr, f"creduse: {error}{end.advice}")
+        advice = "" if arguments.verbosity == QUIET else end.advice
+        write(sys.stderr, f"creduse: {error}{advice}")
     if isinstance(error, Interrupted) and error.outcome is Outcome.NOT_APPLIED:
-        return 130
-    return end.status
+        return INTERRUPTED
+    # Without an attempt, nothing was sent.
+    event = EVENTS[error.attempts[-1].event if error.attempts else "not_sent"]
+    return end.status_if_transient if event.transient else end.status

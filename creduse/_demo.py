@@ -1,10 +1,11 @@
-"""``creduse demo``: all five methods on a sandbox, with both clients.
+"""``creduse demo``: all methods on a sandbox, with a refusal, a retry and a lost response.
 
 Arguments and exit statuses (`__main__`) do not belong here.
 """
 
 import asyncio
 from collections.abc import Callable
+from textwrap import wrap
 from typing import Any, Final
 from uuid import UUID
 
@@ -14,25 +15,19 @@ from creduse_core import (
     Attempt,
     CreditsAdded,
     CreditsSubtracted,
+    CreduseError,
     Cycle,
+    Evidence,
+    Outcome,
+    Verdict,
 )
 from creduse_httpx import AsyncCreduseClient, CreduseClient
-from creduse_sandbox import CannedResponse, SandboxServer
+from creduse_sandbox import FAULTS, CannedResponse, Fault, SandboxServer
 
 _USER: Final = UUID("12345678-1234-5678-1234-567812345678")
 
-# The calls that both clients make, by their text in the output.
-_STEPS: Final[dict[str, Callable[[Any], Any]]] = {
-    "add(user, 100)": lambda client: client.add(_USER, 100),
-    "subtract(user, 50)": lambda client: client.subtract(_USER, 50),
-    "start_cycle(user, 1000)": lambda client: client.start_cycle(_USER, 1000),
-    "stop_cycle(user)": lambda client: client.stop_cycle(_USER),
-    "get_balance(user)": lambda client: client.get_balance(_USER),
-    "subtract(user, 9000)": lambda client: client.subtract(_USER, 9000),
-    "subtract(user, 25)": lambda client: client.subtract(_USER, 25),
-}
-_LAST_STEP: Final = list(_STEPS)[-1]
 _BUSY: Final = CannedResponse(429, (("Retry-After", "1"),))
+_LOST: Final = FAULTS["apply-then-reset"]
 
 # The output for a result, by its type.
 _LINES: Final[dict[type, Callable[[Any], list[str]]]] = {
@@ -47,33 +42,53 @@ _LINES: Final[dict[type, Callable[[Any], list[str]]]] = {
         ),
     ],
 }
+_OUTCOMES: Final = {
+    Outcome.NOT_APPLIED: ["no credits moved"],
+    Outcome.UNKNOWN: [
+        "the response is lost",
+        "credits may have moved, so the client does not retry",
+    ],
+}
+_VERDICTS: Final = {
+    Verdict.APPLIED: "do not call again",
+    Verdict.NOT_YET: "wait, and check again",
+    Verdict.OPEN: "ask a person, or check again later",
+}
 
 
 class _Printer:
-    """Prints each step in two columns, and injects a 429 before the last step."""
+    """Prints each step in two columns."""
 
     def __init__(self, server: SandboxServer, print_line: Callable[[str], object]) -> None:
         self._server = server
-        self._print_line = print_line
-        self._notes: list[str] = []
+        self.print_line = print_line
+        self._step = ""
 
-    def begin(self, step: str) -> None:
-        if step == _LAST_STEP:
-            self._server.inject(_BUSY)
+    def begin(self, step: str, fault: Fault | None = None) -> None:
+        self._step = step
+        if fault is not None:
+            self._server.inject(fault)
 
     def on_attempt(self, attempt: Attempt) -> None:
         if attempt.status == _BUSY.status:
-            self._notes.append(f"429, {attempt.outcome}: the client waits 1 s and retries")
+            self._show([f"429, {attempt.outcome.name}: the client waits 1 s and retries"])
 
-    def end(self, step: str, result: object) -> None:
-        if isinstance(result, APIError):
-            lines = [f"{type(result).__name__}: {result.message}", f"outcome {result.outcome}"]
-        else:
-            lines = _LINES[type(result)](result)
-        for line in (*self._notes, *lines):
-            self._print_line(f"  {step:<25}{line}")
-            step = ""
-        self._notes.clear()
+    def end(self, result: object) -> None:
+        self._show(_LINES[type(result)](result))
+
+    def fail(self, error: CreduseError) -> None:
+        first, *more = _OUTCOMES[error.outcome]
+        self._show([f"{type(error).__name__}, {error.outcome.name}: {first}", *more])
+
+    def conclude(self, evidence: Evidence) -> None:
+        advice = f"{evidence.verdict.name}: {_VERDICTS[evidence.verdict]}"
+        assumed = [] if evidence.assumption is None else wrap(f"if {evidence.assumption}", 52)
+        self._show([advice, *assumed])
+
+    def _show(self, lines: list[str]) -> None:
+        for line in lines:
+            self.print_line(f"  {self._step:<25}{line}")
+            self._step = ""
 
 
 def demo(key: str, print_line: Callable[[str], object]) -> None:
@@ -81,34 +96,41 @@ def demo(key: str, print_line: Callable[[str], object]) -> None:
     with SandboxServer() as server:
         printer = _Printer(server, print_line)
         url = server.base_url
-        print_line(f"A local Creduse server listens on {url} for this demonstration.")
-        print_line(f"user = UUID('{_USER}')")
+        print_line(f"A local Creduse server for this demonstration: {url}")
         print_line("\nCreduseClient")
-        _call_all(CreduseClient(key, base_url=url, on_attempt=printer.on_attempt), printer)
-        print_line("\nAsyncCreduseClient, with the same user")
-        client = AsyncCreduseClient(key, base_url=url, on_attempt=printer.on_attempt)
-        asyncio.run(_call_all_async(client, printer))
+        _spend(CreduseClient(key, base_url=url, on_attempt=printer.on_attempt), printer)
+        print_line("\nAsyncCreduseClient has the same methods")
+        client = AsyncCreduseClient(key, base_url=url)
+        asyncio.run(_renew(client, printer))
         applied = len(server.applied)
-        print_line(f"\nThe server applied {applied} writes: each that succeeded, once.")
+        print_line(f"The server applied {applied} writes, each once.")
 
 
-def _call_all(client: CreduseClient, printer: _Printer) -> None:
+def _spend(client: CreduseClient, printer: _Printer) -> None:
     with client:
-        for step, call in _STEPS.items():
-            printer.begin(step)
-            try:
-                result = call(client)
-            except APIError as error:
-                result = error
-            printer.end(step, result)
+        printer.begin("add(user, 100)")
+        printer.end(client.add(_USER, 100))
+        printer.begin("subtract(user, 25)", _BUSY)
+        printer.end(client.subtract(_USER, 25))
+        printer.begin("subtract(user, 9000)")
+        try:
+            client.subtract(_USER, 9000)
+        except APIError as error:
+            printer.fail(error)
+        printer.begin("add(user, 50)", _LOST)
+        try:
+            client.add(_USER, 50)
+        except CreduseError as error:
+            printer.fail(error)
+            printer.begin("check(error)")
+            printer.conclude(client.check(error))
 
 
-async def _call_all_async(client: AsyncCreduseClient, printer: _Printer) -> None:
+async def _renew(client: AsyncCreduseClient, printer: _Printer) -> None:
     async with client:
-        for step, call in _STEPS.items():
-            printer.begin(step)
-            try:
-                result = await call(client)
-            except APIError as error:
-                result = error
-            printer.end(step, result)
+        printer.begin("start_cycle(user, 1000)")
+        printer.end(await client.start_cycle(_USER, 1000))
+        printer.begin("stop_cycle(user)")
+        printer.end(await client.stop_cycle(_USER))
+        printer.begin("get_balance(user)")
+        printer.end(await client.get_balance(_USER))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
 
-from creduse_core import TIMEOUT, AsyncCoreClient, CreduseProtocol
+from creduse_core import AsyncCoreClient, CreduseProtocol
 from creduse_core.arguments import check_type
 from creduse_journal import State
 from creduse_journal.urls import is_url
@@ -85,7 +85,7 @@ def follow(  # noqa: PLR0913 - each but one has a default
     balance_first: bool = False,
     api_key: str | None = None,
     base_url: str | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
     on_progress: Callable[[Progress], object] | None = None,
 ) -> Progress:
     """Send what apps insert into ``creduse_entries``, each entry at most once, until it is stopped.

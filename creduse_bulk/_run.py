@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from creduse_core import TIMEOUT, AsyncCoreClient, CreduseProtocol
+from creduse_core import AsyncCoreClient, CreduseProtocol
 from creduse_core.arguments import check_type
 from creduse_journal.committer import wait_for
 
@@ -116,7 +116,7 @@ def run(  # noqa: PLR0913 - each but two has a default
     balance_first: bool = False,
     api_key: str | None = None,
     base_url: str | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
     on_progress: Callable[[Progress], object] | None = None,
 ) -> Progress:
     """Send all items of a file, each at most once, and return how far the run came.

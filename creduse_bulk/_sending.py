@@ -142,7 +142,9 @@ class Reports:
                 _logger.exception("on_progress raised; the run goes on")
 
 
-def make_client(*, api_key: str | None, base_url: str | None, timeout: float) -> AsyncCoreClient:
+def make_client(
+    *, api_key: str | None, base_url: str | None, timeout: float | None
+) -> AsyncCoreClient:
     """Return a client over aiohttp where it is installed, else over httpx."""
     try:
         from creduse_aiohttp import AsyncCreduseClient  # noqa: PLC0415 - it may not be installed

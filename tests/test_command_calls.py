@@ -18,7 +18,6 @@ import pytest
 
 from creduse import ActiveBalance, CreditsAdded, CreditsSubtracted, Cycle, CycleBalance
 from creduse.__main__ import main
-from creduse._calls import COMMANDS, STATUSES
 from creduse_sandbox import FAULTS, CannedResponse, Fault, SandboxServer
 
 pytestmark = pytest.mark.slow
@@ -174,9 +173,9 @@ FAILURES = {
         "402 INSUFFICIENT_FUNDS: The user has fewer credits than asked for. [not applied; ",
     ),
     "not sent": Failing(
-        ["add", USER, "5", "--base-url", "http://127.0.0.1:1", "--timeout", "1e-4"],
+        ["add", USER, "5", "--base-url", "http://127.0.0.1:1", "--timeout", "0.0001"],
         None,
-        1,
+        5,
         "NOT_APPLIED",
         "TransportError|CreduseTimeoutError",
         "[not applied; 1 attempt]",
@@ -299,37 +298,23 @@ def test_idempotency_key(server: SandboxServer, ask: Ask) -> None:
     assert len(server.applied) == 1
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """``--help`` of the command and of each call lists every exit status, and no option for the key."""
-    for arguments in ["--help"], [name, "--help"]:
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
-        assert end.value.code == 0
-        out = capsys.readouterr().out
-        assert all(f"  {status:<4} {meaning}\n" in out for status, meaning in STATUSES.items())
-        assert "--api-key" not in out
-        assert name in out
-
-
+WHOLE = "it must be a whole number in digits alone, such as 100"
 WRONG: dict[str, tuple[list[str], str]] = {
-    "negative amount": (["add", USER, "-5"], "creduse: amount must be at least 0, not -5"),
-    "fraction": (["add", USER, "5.5"], "argument AMOUNT: invalid whole number value ("),
-    "negative fraction": (
-        ["subtract", USER, "-5.5"],
-        "argument AMOUNT: invalid whole number value (",
-    ),
+    "negative amount": (["add", USER, "-5"], f"argument AMOUNT: {WHOLE}, not -5 ("),
+    "fraction": (["add", USER, "5.5"], f"argument AMOUNT: {WHOLE}, not 5.5 ("),
+    "negative fraction": (["subtract", USER, "-5.5"], f"argument AMOUNT: {WHOLE}, not -5.5 ("),
     "days": (
         ["add", USER, "5", "--validity-days", "-1"],
-        "creduse: validity_days must be at least 0, not -1",
+        f"argument --validity-days: {WHOLE}, not -1 (",
     ),
+    "too many": (["add", USER, "9" * 3000 + "9"], f"argument AMOUNT: {WHOLE} ("),
     "user": (
         ["balance", "me"],
         "creduse: end_user_id must be a UUID such as 12345678-1234-5678-1234-567812345678\n",
     ),
     "timeout": (
         ["balance", USER, "--timeout", "soon"],
-        "argument --timeout: invalid seconds value (",
+        "argument --timeout: it must be a decimal number such as 2.5 (",
     ),
     "no time": (["balance", USER, "--timeout", "0"], "creduse: timeout must be above 0 "),
     "idempotency key": (
@@ -494,7 +479,7 @@ def test_password_of_a_proxy(
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     monkeypatch.delenv("https_proxy", raising=False)
     for flags in [["--verbose"], ["--json"]]:
-        assert main(["add", USER, "5", "--timeout", "0.5", *flags]) in {1, 2}
+        assert main(["add", USER, "5", "--timeout", "0.5", *flags]) in {1, 2, 5}
         out, err = capsys.readouterr()
         assert "secret" not in out + err
 
@@ -534,7 +519,7 @@ def test_outside_of_the_main_thread(
     before = signal.getsignal(signal.SIGINT)
     assert in_a_thread("add", USER, "5") == 0
     assert in_a_thread("subtract", USER, "6") == 1
-    assert in_a_thread("subtract", USER, "-6") == 2
+    assert in_a_thread("subtract", "me", "6") == 2
     server.inject(FAULTS["apply-then-reset"])
     assert in_a_thread("subtract", USER, "4") == 3
     server.inject(FAULTS["mistyped-field"])
@@ -622,7 +607,7 @@ def test_exception_of_a_signal_handler_while_waiting(
 
     err = Acting(arm)
     monkeypatch.setattr("sys.stderr", err)
-    assert main(["add", USER, "5", "--verbose", *flags]) == 1
+    assert main(["add", USER, "5", "--verbose", *flags]) == 5
     why = "ended by ValueError: nothing was applied"
     out, said = capsys.readouterr().out, err.getvalue()
     if flags:
