@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NoReturn
 
-from creduse_core import BASE_URL, CreduseProtocol, __version__
+from creduse_core import BASE_URL, TIMEOUT, CreduseProtocol, __version__
 from creduse_entry import INTERRUPTED, exit_on_interrupt
 from creduse_httpx import CreduseClient
 from creduse_sandbox import DESCRIPTIONS, FAULTS, Fault, Stage, serve
