@@ -90,7 +90,11 @@ def test_one_write() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "context": ({"ssl_context": True}, TypeError, "ssl_context must be an SSLContext, not bool"),
+    "context": (
+        {"ssl_context": True},
+        TypeError,
+        "ssl_context must be an ssl.SSLContext, such as ssl.create_default_context(), not bool",
+    ),
     "server's": (
         {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
         ValueError,
