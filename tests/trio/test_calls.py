@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "context": (
         {"ssl_context": True},
         TypeError,
-        "ssl_context must be an ssl.SSLContext, such as ssl.create_default_context(), not bool",
+        "ssl_context must be an ssl.SSLContext, such as ",
     ),
     "server's": (
         {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
