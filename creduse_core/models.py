@@ -50,7 +50,7 @@ class CycleStatus(enum.StrEnum):
     """It is stopped. Its credits can be spent until its end."""
 
 
-class Result(Record):
+class _Result(Record):
     """A base of the results of calls. ``str`` gives words for people, and notebooks show a table."""
 
     __slots__ = ()
@@ -70,7 +70,7 @@ class Result(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class CreditsAdded(Result):
+class CreditsAdded(_Result):
     """The result of ``add``: ``end_user_id`` got ``amount`` credits."""
 
     end_user_id: UUID
@@ -85,7 +85,7 @@ class CreditsAdded(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class CreditsSubtracted(Result):
+class CreditsSubtracted(_Result):
     """The result of ``subtract``: ``amount`` credits were taken from ``end_user_id``."""
 
     end_user_id: UUID
@@ -96,7 +96,7 @@ class CreditsSubtracted(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Cycle(Result):
+class Cycle(_Result):
     """The result of ``start_cycle`` and ``stop_cycle``: the recurring cycle as it is now.
 
     Times are aware. A time without an offset is read as UTC.
@@ -135,7 +135,7 @@ class CycleBalance(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class ActiveBalance(Result):
+class ActiveBalance(_Result):
     """The result of ``get_balance``: what ``end_user_id`` can spend now."""
 
     end_user_id: UUID
