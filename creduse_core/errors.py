@@ -50,8 +50,8 @@ class CreduseError(Exception):
     """What the call was and when it began. ``client.check(error)`` finds out more about it. The
     clients always set it."""
     request_id: str | None
-    """What the server, or one in front of it, called the last request: its ``X-Request-Id`` or a
-    header like that. Quote it when you ask its operators. ``None`` if it sent none."""
+    """The name that the server, or one in front of it, gave the last request, in ``X-Request-Id`` or a
+    header like that. Quote it when you ask its operators. ``None`` if there is none."""
 
     def __init__(
         self,
