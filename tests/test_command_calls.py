@@ -639,6 +639,23 @@ def test_exception_of_a_signal_handler_in_flight(
     assert err.endswith("; find out whether it was before doing it again\n")
 
 
+def test_interrupted_in_a_program(
+    server: SandboxServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a program calls the command, Ctrl-C raises in the call, which then shows its outcome."""
+    server.inject(FAULTS["apply-then-hang"])
+
+    def press() -> None:
+        _arrived(server)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(press)
+        assert main(["add", USER, "5", "-q"]) == 3
+    expected = "creduse: interrupted: it may have been applied\n"
+    assert capsys.readouterr() == ("", expected)
+
+
 # From here on each is a process of its own.
 
 

@@ -19,6 +19,7 @@ PACKAGES = (
     "creduse_aiohttp",
     "creduse_bulk",
     "creduse_core",
+    "creduse_entry",
     "creduse_httpx",
     "creduse_pytest",
     "creduse_sandbox",
@@ -52,6 +53,14 @@ def test_import_brings_in_no_sandbox() -> None:
     program = "import sys, creduse; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert not {"creduse_sandbox", "asyncio", "trio", "aiohttp"} & set(done.stdout.decode().split())
+
+
+def test_entry_imports_little() -> None:
+    """The command handles Ctrl-C before anything else of ours, or httpx, is imported."""
+    program = "import sys, creduse_entry; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    modules = set(done.stdout.decode().split())
+    assert not {"creduse", "creduse_core", "httpx", "argparse"} & modules
 
 
 def test_version() -> None:
