@@ -5,15 +5,34 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, Final
 
 from creduse_core import CreduseProtocol
-from creduse_sandbox import DESCRIPTIONS, FAULTS, Fault, Stage, serve
+from creduse_sandbox import (
+    DESCRIPTIONS,
+    FAULTS,
+    OUTCOMES,
+    Fault,
+    LogEntry,
+    Stage,
+    StateError,
+    StateFile,
+    serve,
+)
+from creduse_sandbox.faults import FIRST
+from creduse_sandbox.wording import line
 
 from ._calls import write
 
-_SANDBOX_KEY: Final = "CREDUSE_SANDBOX_API_KEY"
+_KEY: Final = "CREDUSE_SANDBOX_API_KEY"
+# The addresses that mean all of this machine's, and how this machine reaches the server then.
+_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing binds here
+_OPEN: Final = (
+    "Other machines can reach this server. They can make calls, see the page and use its buttons."
+)
 
 
 def _port(text: str) -> int:
@@ -38,17 +57,24 @@ def _fault(text: str) -> tuple[Fault, int]:
     return FAULTS[name], int(times)
 
 
-def _describe(name: str, fault: Fault) -> str:
-    applied = " (applied)" if fault.stage is Stage.APPLIED else ""
-    return f"{name:<20} {DESCRIPTIONS[name]}{applied}"
-
-
-def _print_url(url: str) -> None:
-    write(sys.stdout, f"{url}\nPress Ctrl-C to stop.")
+def _describe(name: str) -> str:
+    outcome = "succeeds" if OUTCOMES[name] is None else str(OUTCOMES[name])
+    applied = " (applied)" if FAULTS[name].stage is Stage.APPLIED else ""
+    return f"  {name:<20} {outcome:<12} {DESCRIPTIONS[name]}{applied}"
 
 
 def _list_faults() -> int:
-    write(sys.stdout, "\n".join(_describe(name, fault) for name, fault in FAULTS.items()))
+    lines = (
+        "Each line has a fault, the outcome that a client reports for an add whose only attempt",
+        "meets it, and what the server does. A client retries after 429 by itself.",
+        "",
+        "Start with these five:",
+        *map(_describe, FIRST),
+        "",
+        "All others:",
+        *(_describe(name) for name in FAULTS if name not in FIRST),
+    )
+    write(sys.stdout, "\n".join(lines))
     return 0
 
 
@@ -60,23 +86,74 @@ def _sandbox(arguments: argparse.Namespace) -> Callable[[], int]:
             "the sandbox command needs the main thread, which gets the signals that stop it; in "
             "another thread, use creduse_sandbox.SandboxServer"
         )
-    key = os.environ.get(_SANDBOX_KEY)
+    key = os.environ.get(_KEY)
     if key is not None:
         try:
             CreduseProtocol(key)  # reject a key that no client could send
         except ValueError as error:
-            message = str(error).replace("api_key (or CREDUSE_API_KEY)", _SANDBOX_KEY)
+            message = str(error).replace("api_key (or CREDUSE_API_KEY)", _KEY)
             raise ValueError(message) from None
-    return partial(_serve, arguments.host, arguments.port, key, arguments.fault)
-
-
-def _serve(host: str, port: int, key: str | None, faults: list[tuple[Fault, int]]) -> int:
     try:
-        serve(host, port, key, _print_url, faults)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]  # asyncio appends the address
-        write(sys.stderr, f"creduse: cannot listen with this --host and --port {port}: {reason}")
-        return 2
+        state = None if arguments.state is None else StateFile(arguments.state)
+    except StateError as error:
+        raise ValueError(f"argument --state: {error}") from None
+    return partial(_serve, arguments, key, state)
+
+
+def _introduce(host: str, key: str | None, base_url: str) -> None:
+    """Show how to reach the server. The first line is its URL alone, for programs."""
+    url = base_url
+    for everywhere, this_machine in _EVERYWHERE.items():
+        url = url.replace(f"//{everywhere}:", f"//{this_machine}:")
+    shown_key = "any" if key is None else f'"${_KEY}"'
+    lines = (
+        url,
+        "",
+        f"export CREDUSE_BASE_URL={url}",
+        f"export CREDUSE_API_KEY={shown_key}",
+        "",
+        f"In a browser, {url}/ shows users and requests.",
+        *([] if _is_loopback(host) else [_OPEN]),
+        "Press Ctrl-C to stop.",
+    )
+    write(sys.stdout, "\n".join(lines))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _show_request(entry: LogEntry) -> None:
+    write(sys.stdout, line(entry))
+
+
+def _serve(arguments: argparse.Namespace, key: str | None, state: StateFile | None) -> int:
+    ready = partial(_introduce, arguments.host, key)
+    show = None if arguments.quiet else _show_request
+    with closing(state) if state else nullcontext():
+        try:
+            serve(
+                arguments.host,
+                arguments.port,
+                key,
+                ready,
+                arguments.fault,
+                state=state,
+                on_request=show,
+            )
+        except StateError as error:
+            write(sys.stderr, f"creduse: argument --state: {error}")
+            return 2
+        except OSError as error:
+            reason = str(error.strerror).partition(" (")[0]  # asyncio appends the address
+            write(
+                sys.stderr,
+                f"creduse: cannot listen with this --host and --port {arguments.port}: {reason}",
+            )
+            return 2
     return 0
 
 
@@ -84,12 +161,12 @@ def add_parser(commands: Any) -> None:
     """Add the parser of ``sandbox``."""
     sandbox = commands.add_parser(
         "sandbox",
-        key_variable=_SANDBOX_KEY,
+        key_variable=_KEY,
         description=(
-            "Run a local Creduse server until Ctrl-C or SIGTERM. It prints its URL first; set "
-            "CREDUSE_BASE_URL to that. It accepts any API key. With "
-            f"{_SANDBOX_KEY} set, it accepts only that one. It starts without users and keeps "
-            "nothing when it stops."
+            "Run a local Creduse server until Ctrl-C or SIGTERM. It prints its URL, settings to "
+            "copy, and a line for each request. In a browser, its URL shows users and requests. "
+            f"It accepts any API key. With {_KEY} set, it accepts only that one. It starts without "
+            "users and keeps nothing when it stops, except with --state."
         ),
     )
     sandbox.add_argument(
@@ -101,6 +178,15 @@ def add_parser(commands: Any) -> None:
         default=8000,
         help="port to listen on, 0 for any free one (default: %(default)s)",
     )
+    sandbox.add_argument(
+        "--state",
+        metavar="FILE",
+        help=(
+            "keep users, the clock and idempotency keys in this file, and begin with what it "
+            "holds; a kill loses nothing that a client got a response for"
+        ),
+    )
+    sandbox.add_argument("--quiet", action="store_true", help="print no line for each request")
     sandbox.add_argument(
         "--fault",
         type=_fault,

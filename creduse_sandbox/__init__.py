@@ -19,6 +19,7 @@ from creduse_sandbox.connection import LogEntry
 from creduse_sandbox.faults import (
     DESCRIPTIONS,
     FAULTS,
+    OUTCOMES,
     Action,
     CannedResponse,
     Drop,
@@ -29,10 +30,12 @@ from creduse_sandbox.faults import (
 from creduse_sandbox.ledger import Cycle, Ledger, Refused
 from creduse_sandbox.sandbox import Sandbox
 from creduse_sandbox.server import SandboxServer, serve
+from creduse_sandbox.state import StateError, StateFile
 
 __all__ = [
     "DESCRIPTIONS",
     "FAULTS",
+    "OUTCOMES",
     "Action",
     "CannedResponse",
     "Cycle",
@@ -45,5 +48,7 @@ __all__ = [
     "SandboxServer",
     "Shaped",
     "Stage",
+    "StateError",
+    "StateFile",
     "serve",
 ]
