@@ -34,6 +34,9 @@ MAX_REQUEST_BODY = 1024 * 1024
 PAGE_FILES = "/_page/"
 """The first part of all paths of the page, except ``/``."""
 
+# Browsers ask for these by themselves. No fault meets them, and the log omits them.
+_OF_BROWSERS = ("/favicon.ico", "/.well-known/")
+
 _NO_REQUEST = Request("", "", (), b"")
 _NO_BODY = {204, 304}  # RFC 9110 6.4.1
 
@@ -481,7 +484,7 @@ class Connection(asyncio.Protocol):
 def is_page(request: Request) -> bool:
     """Return whether a request is the page's, not the API's."""
     path = path_of(request.url)
-    return path.startswith(PAGE_FILES) or (path == "/" and request.method == "GET")
+    return path.startswith((PAGE_FILES, *_OF_BROWSERS)) or (path == "/" and request.method == "GET")
 
 
 def _to_response(canned: CannedResponse) -> Response:

@@ -211,6 +211,7 @@ _PATHS: Final[Mapping[str, tuple[str, _Act]]] = {
     "/": ("GET", _file("page.html", "text/html")),
     f"{PAGE_FILES}page.css": ("GET", _file("page.css", "text/css")),
     f"{PAGE_FILES}page.js": ("GET", _file("page.js", "text/javascript")),
+    f"{PAGE_FILES}icon.svg": ("GET", _file("icon.svg", "image/svg+xml")),
     f"{PAGE_FILES}view": ("GET", _view),
     f"{PAGE_FILES}faults": ("GET", _faults),
     f"{PAGE_FILES}advance": ("POST", _advance),
