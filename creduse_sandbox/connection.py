@@ -132,6 +132,8 @@ class ServerState:
     lock: threading.RLock = field(default_factory=threading.RLock)
     injected: list[InjectedFault] = field(default_factory=list[InjectedFault])
     log: dict[int, LogEntry] = field(default_factory=dict[int, LogEntry])
+    pending: set[int] = field(default_factory=set[int])
+    """The numbers of requests whose responses are still to begin."""
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     connection_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     connections: set["Connection"] = field(default_factory=set["Connection"])
@@ -155,6 +157,7 @@ class ServerState:
 
     def report(self, entry: LogEntry) -> None:
         """Tell that no more will become of a request than its entry says."""
+        self.pending.discard(entry.number)
         if self.on_request is not None:
             self.on_request(entry)
 
@@ -332,6 +335,7 @@ class Connection(asyncio.Protocol):
             self._entry = replace(
                 self._entry, number=next(self._state.numbers), at=datetime.now(UTC)
             )
+            self._state.pending.add(self._entry.number)
         self._update_log(received=self._entry.received + size)
 
     def _read(self) -> None:
@@ -360,6 +364,7 @@ class Connection(asyncio.Protocol):
         self._is_page = is_page(self._request)
         if self._is_page:
             self._state.log.pop(self._entry.number, None)
+            self._state.pending.discard(self._entry.number)
             return
         fault = self._state.take_fault(self._request, {Stage.HEAD})
         self._update_log(

@@ -525,7 +525,6 @@ _SUCCEED: Final = {
     *("framed-twice", "close-after", "cut-after", "missing-field", "bad-utf8", "huge-head"),
 }
 _OUTCOMES: Final = {
-    **dict.fromkeys(("connect-then-close", "connect-then-reset"), Outcome.NOT_APPLIED),
     **dict.fromkeys(("421", "425", "429", "429-seconds", "429-date"), Outcome.NOT_APPLIED),
     "mistyped-field": Outcome.APPLIED,
 }
@@ -535,7 +534,8 @@ OUTCOMES: Mapping[str, Outcome | None] = MappingProxyType(
 )
 """The outcome of an ``add`` whose only attempt meets each of the `FAULTS`. `None`: it succeeds.
 
-This is what a `CreduseClient` reports. Other calls and clients can differ."""
+This is what a `CreduseClient` reports. Other calls and clients can differ. A client that notices
+``connect-then-close`` or ``connect-then-reset`` before it sends reports NOT_APPLIED."""
 
 FIRST: Final = ("429", "503", "apply-then-reset", "slow", "mistyped-field")
 """The names of five faults to start with. Each shows something else."""

@@ -137,9 +137,9 @@ def _user(user: UUID, cycles: tuple[Cycle, ...]) -> dict[str, object]:
     }
 
 
-def _request(entry: LogEntry) -> dict[str, object]:
+def _request(entry: LogEntry, *, is_pending: bool) -> dict[str, object]:
     at = entry.at.isoformat() if entry.at else None
-    return {"number": entry.number, "at": at, **words(entry)}
+    return {"number": entry.number, "at": at, "pending": is_pending, **words(entry)}
 
 
 def _injected(injected: InjectedFault) -> dict[str, object]:
@@ -159,7 +159,8 @@ def _view(state: ServerState, _: Request) -> Response:
         "all_users": len(users),
         "users": [_user(user, users[user]) for user in islice(reversed(users), MOST_USERS)],
         "requests": [
-            _request(state.log[number]) for number in islice(reversed(state.log), MOST_REQUESTS)
+            _request(state.log[number], is_pending=number in state.pending)
+            for number in islice(reversed(state.log), MOST_REQUESTS)
         ],
         "injected": [_injected(it) for it in state.injected],
     }

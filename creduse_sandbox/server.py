@@ -86,8 +86,6 @@ class SandboxServer:
         StateError: The file of ``state`` holds something else.
     """
 
-    _sweep_every: float | None = None  # seconds between two looks for idle connections
-
     def __init__(
         self,
         *,
@@ -122,6 +120,7 @@ class SandboxServer:
         self._stop: Future[None] = Future()
         self._own_tasks: set[asyncio.Task[Any] | None] = set()
         self._thread: threading.Thread | None = None
+        self._sweep_every: float | None = None  # seconds between two looks for idle connections
 
     def _make_sandbox(self) -> Sandbox:
         return Sandbox(api_key=self._api_key, clock=self._now, state=self._file)
@@ -408,15 +407,14 @@ def _set_reuse(sock: socket.socket, *, address: bool, port: bool) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, port)
 
 
-class _LongRunning(SandboxServer):
+class LongRunningServer(SandboxServer):
     """A server with limits, so that its memory does not grow with the number of requests."""
-
-    _sweep_every = 10.0
 
     def __init__(
         self, on_request: Callable[[LogEntry], None] | None, limits: Limits, **settings: Any
     ) -> None:
         super().__init__(**settings)
+        self._sweep_every = limits.idle_seconds / 30
         self._state.limits = limits
         self._state.on_request = on_request
 
@@ -448,7 +446,7 @@ def serve(
         StateError: As `SandboxServer`.
     """
     settings = {"host": host, "port": port, "api_key": api_key, "state": state}
-    server = _LongRunning(on_request, Limits(), **settings)
+    server = LongRunningServer(on_request, Limits(), **settings)
     for fault, times in faults:
         server.inject(fault, times)
     asyncio.run(_serve_until_signal(server, ready))

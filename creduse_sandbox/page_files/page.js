@@ -183,7 +183,8 @@ const CELLS = ["time", "call", "user", "status", "applied", "fault"];
 
 function fillRow(row, request) {
   const time = request.at ? new Date(request.at).toLocaleTimeString("en-GB") : "";
-  const texts = { ...request, time, status: request.status || "no response" };
+  const status = request.status || (request.pending ? "waiting" : "no response");
+  const texts = { ...request, time, status };
   CELLS.forEach((name, index) => {
     const cell = row.cells[index];
     if (name === "applied" || name === "fault") {
@@ -195,7 +196,7 @@ function fillRow(row, request) {
       setText(cell, texts[name]);
     }
   });
-  row.cells[3].classList.toggle("wrong", Number(request.status || 500) >= 400);
+  row.cells[3].classList.toggle("wrong", status === "no response" || Number(status) >= 400);
 }
 
 function drawRequests(view) {
@@ -222,7 +223,7 @@ function drawRequests(view) {
   get("no-requests").hidden = Boolean(newest);
   const all = view.requests.length;
   setText(get("requests-count"), all ? `the last ${all}, newest first` : "");
-  if (newest && !isFirst) {
+  if (newest && !newest.pending && !isFirst) {
     const met = newest.fault ? `, fault ${newest.fault}` : "";
     setText(get("newest"), `${newest.call}: ${newest.status || "no response"}, ${newest.applied}${met}`);
   }
