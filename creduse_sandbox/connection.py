@@ -168,10 +168,10 @@ class ServerState:
 
     def close_idle(self, now: float) -> None:
         """Close connections that have been idle for too long, by the event loop's clock."""
-        if self.limits:
-            for connection in [*self.connections]:
-                if now - connection.idle_since > self.limits.idle_seconds:
-                    connection.abort()
+        longest = self.limits.idle_seconds if self.limits else math.inf
+        for connection in [*self.connections]:
+            if now - connection.idle_since > longest:
+                connection.abort()
 
     def take_fault(self, request: Request, stages: set[Stage]) -> Fault | None:
         """Return the first fault that is for this request, and count it as used once."""

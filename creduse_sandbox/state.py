@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from os import PathLike
+    import os
 
 _APPLICATION: Final = 0x43726473  # "Crds", in the header of each such file
 _VERSION: Final = 1
@@ -35,7 +35,7 @@ class StateFile:
         StateError: The file is not such a file, is in use, or cannot be opened.
     """
 
-    def __init__(self, path: "str | PathLike[str]") -> None:
+    def __init__(self, path: "str | os.PathLike[str]") -> None:
         try:
             # SQLite opens a directory or a device in vain, and says little about it.
             with Path(path).open("ab"):

@@ -16,7 +16,8 @@ import pytest
 from creduse import CreduseClient, CreduseError, InsufficientFundsError
 from creduse.__main__ import main
 from creduse_core import RetryPolicy
-from creduse_sandbox import StateFile
+from creduse_sandbox import DESCRIPTIONS, OUTCOMES, StateFile
+from creduse_sandbox.faults import FIRST
 
 USER = "12345678-1234-5678-1234-567812345678"
 KEY = "sk-test-0123456789abcdef"
@@ -188,3 +189,19 @@ def test_hosts(run: Any, host: str, shown: str, *, is_open: bool) -> None:
     assert ("Other machines can reach this server." in "".join(running.lines)) == is_open
     with running.client() as client:
         client.add(USER, 5)
+    running.stop()
+
+
+def test_first_five_on_the_page() -> None:
+    """The documentation's table of faults to start with is that of the code."""
+    page = Path(__file__).parents[1].joinpath("docs", "sandbox.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+) \| (\w+) \|$", page, re.MULTILINE)
+    assert [name for name, _, _ in rows] == [*FIRST]
+    for name, does, outcome in rows:
+        assert (
+            f" {does}".replace(" sends ", " send ")
+            .replace(" applies ", " apply ")
+            .replace(" resets ", " reset ")
+            == f" {DESCRIPTIONS[name]}"
+        )
+        assert outcome == str(OUTCOMES[name] if OUTCOMES[name] is not None else "succeeds")
