@@ -208,12 +208,13 @@ class Connection(asyncio.Protocol):
         self._responding = False  # a response, or pieces of one, are still to be written
         self._done = False  # ignore what the peer still sends
         self._timer: asyncio.TimerHandle | None = None
-        self.lost = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.lost = self._loop.create_future()
         self._idle_from_now()
         self._await_request()
 
     def _idle_from_now(self) -> None:
-        self.idle_since = asyncio.get_running_loop().time()
+        self.idle_since = self._loop.time()
 
     def _await_request(self) -> None:
         self._entry = LogEntry(0, self._number)
@@ -252,7 +253,7 @@ class Connection(asyncio.Protocol):
         """Decrypt what the peer sent, and process it."""
         if self._done:
             return
-        if not math.isinf(self.idle_since):
+        if self.idle_since != math.inf:
             self._idle_from_now()
         if self._tls is None:
             self._receive(data)
@@ -331,12 +332,12 @@ class Connection(asyncio.Protocol):
             self._state.report(self._entry)
 
     def _count(self, size: int) -> None:
-        if not self._entry.number:
-            self._entry = replace(
-                self._entry, number=next(self._state.numbers), at=datetime.now(UTC)
-            )
-            self._state.pending.add(self._entry.number)
-        self._update_log(received=self._entry.received + size)
+        if self._entry.number:
+            self._update_log(received=self._entry.received + size)
+            return
+        number = next(self._state.numbers)
+        self._state.pending.add(number)
+        self._update_log(number=number, at=datetime.now(UTC), received=size)
 
     def _read(self) -> None:
         try:
@@ -460,7 +461,7 @@ class Connection(asyncio.Protocol):
         self._finish(shaped.then)
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._resume, act)
+        self._timer = self._loop.call_later(seconds, self._resume, act)
 
     def _resume(self, act: Callable[[], None]) -> None:
         with self._state.lock:

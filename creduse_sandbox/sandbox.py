@@ -44,6 +44,7 @@ code that the service's documentation does not name."""
 REPLAY_WINDOW = timedelta(hours=24)
 """How long the sandbox remembers an ``Idempotency-Key``: our reading."""
 
+_NO_TRANSACTION = nullcontext()
 _LARGEST = 2**63 - 1  # our reading; Python cannot print integers of any size
 
 
@@ -299,7 +300,7 @@ class Sandbox:
             self._keep("clock", "advanced", advanced.total_seconds())
 
     def _transaction(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._state is None else self._state.transaction()
+        return _NO_TRANSACTION if self._state is None else self._state.transaction()
 
     def _keep(self, kind: str, name: str, value: object) -> None:
         if self._state is not None:
