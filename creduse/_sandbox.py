@@ -2,13 +2,14 @@
 
 import argparse
 import os
+import select
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from creduse_core import CreduseProtocol
 from creduse_sandbox import (
@@ -126,13 +127,35 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _show_request(entry: LogEntry) -> None:
-    write(sys.stdout, line(entry))
+def _is_ready(stream: TextIO | None) -> bool:
+    """Return whether the stream takes a line at once. A pipe that nobody reads is full some day."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno() if stream else -1, select.POLLOUT)
+    except (OSError, ValueError):  # it is no file, or closed
+        return True
+    return bool(poll.poll(0))
+
+
+class _Lines:
+    """A line on standard output for each request, unless the server would have to wait for it."""
+
+    def __init__(self) -> None:
+        self._omitted = 0
+
+    def show(self, entry: LogEntry) -> None:
+        if not _is_ready(sys.stdout):
+            self._omitted += 1
+            return
+        if self._omitted:
+            write(sys.stdout, f"({self._omitted} lines omitted, as nobody read these in time)")
+            self._omitted = 0
+        write(sys.stdout, line(entry))
 
 
 def _serve(arguments: argparse.Namespace, key: str | None, state: StateFile | None) -> int:
     ready = partial(_introduce, arguments.host, key)
-    show = None if arguments.quiet else _show_request
+    show = None if arguments.quiet else _Lines().show
     with closing(state) if state else nullcontext():
         try:
             serve(

@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -133,6 +135,44 @@ def test_reader_that_leaves(run: Any) -> None:
         assert client.get_balance(USER).active_balance == 15
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(timeout=30) == 0
+
+
+def test_reader_that_waits(run: Any) -> None:
+    """The sandbox does not wait for a reader of its lines. It says how many it omitted."""
+    running = run()
+    with running.client() as client:
+        client.add(USER, 5)
+        for _ in range(1_500):
+            client.get_balance(USER)
+        while running.process.stdout.readline().split()[1] != "add":
+            pass
+        read = ""
+        while "omitted" not in read:  # until there is room again
+            client.get_balance(USER)
+            read = running.process.stdout.readline()
+    assert re.fullmatch(r"\(\d+ lines omitted, as nobody read these in time\)\n", read)
+    running.stop()
+
+
+def test_no_output() -> None:
+    """Without a standard output, a request has no line and gets its response."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = f"exec {sys.executable} -m creduse sandbox --port {port} >&-"
+    with subprocess.Popen(["/bin/sh", "-c", command], stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        with CreduseClient("any", base_url=f"http://127.0.0.1:{port}", retry=ONCE) as client:
+            client.add(USER, 5)
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b"")
 
 
 def test_state(run: Any, tmp_path: Path) -> None:
