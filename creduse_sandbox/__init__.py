@@ -8,8 +8,9 @@ Example::
             client.add(user, 100)
         assert [entry.path for entry in server.applied] == ["/add"]
 
-In pytest, the fixture ``creduse_sandbox`` is such a server. `FAULTS` holds ready-made faults by
-name. `Sandbox` is the API without a socket. `Ledger` is its bookkeeping alone.
+In a browser, the server's address shows its users and requests. In pytest, the fixture
+``creduse_sandbox`` is such a server. `FAULTS` holds ready-made faults by name. `Sandbox` is the API
+without a socket. `Ledger` is its bookkeeping alone.
 
 Creduse's documentation leaves some behaviour open. Where the sandbox had to choose, the docstring
 says "our reading".

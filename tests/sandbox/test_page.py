@@ -298,7 +298,7 @@ def test_keyboard(page: Page, server: SandboxServer, client: CreduseClient) -> N
     page.keyboard.press("Enter")
     expect(card(page, USER).locator(".balance")).to_have_text("42")
     tab_to("fault")
-    page.keyboard.type("503")
+    page.keyboard.press("ArrowDown")
     tab_to("Inject into the next request")
     page.keyboard.press("Space")
     expect(page.locator("#injected")).to_have_text("503: the next request")
