@@ -4,17 +4,21 @@ It has the wire's format, routes, API keys and idempotency keys. What happens to
 and bytes or connections (`connection`), do not belong here.
 """
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn, TypeGuard
+from itertools import takewhile
+from typing import Any, NoReturn, TypeGuard
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from creduse_core import HeaderPairs, Request, Response
 from creduse_sandbox.ledger import Cycle, Ledger, Refused
+from creduse_sandbox.state import StateError, StateFile
 
 Clock = Callable[[], datetime]
 
@@ -40,6 +44,7 @@ code that the service's documentation does not name."""
 REPLAY_WINDOW = timedelta(hours=24)
 """How long the sandbox remembers an ``Idempotency-Key``: our reading."""
 
+_NO_TRANSACTION = nullcontext()
 _LARGEST = 2**63 - 1  # our reading; Python cannot print integers of any size
 
 
@@ -220,30 +225,91 @@ def _bearer(request: Request) -> str:
 class _Remembered:
     """A request that had an ``Idempotency-Key``, and its response."""
 
-    path: str
-    body: bytes
+    digest: str
+    """The digest of its path and body: a body can be long."""
     response: Response
     at: datetime
+
+
+def _digest(text: str, more: bytes) -> str:
+    parts = text.encode("utf-8", "surrogatepass"), more
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+def _exported(remembered: _Remembered) -> list[object]:
+    response = remembered.response
+    at = remembered.at.isoformat()
+    return [remembered.digest, at, response.status, response.headers, response.body.decode()]
+
+
+def _restored(exported: list[Any]) -> _Remembered:
+    digest, at, status, headers, body = exported
+    pairs = tuple((name, value) for name, value in headers)
+    return _Remembered(digest, Response(status, pairs, body.encode()), datetime.fromisoformat(at))
 
 
 class Sandbox:
     """Creduse's API without a socket, with a ledger that starts empty. It is thread-safe.
 
     ``api_key`` is the only key that the sandbox accepts. With `None` it accepts any key, but
-    rejects a request without one. ``clock`` returns the time as an aware `datetime`.
+    rejects a request without one. ``clock`` returns the time as an aware `datetime`. With ``state``,
+    the sandbox begins with what that file holds, and writes each change into it.
 
     The four writes accept an ``Idempotency-Key``, as in the IETF's draft of that header. For 24
     hours, a request with the same key gets the stored response, errors included, and is not
     applied again. A different request with that key is rejected. All this is our reading: Creduse
     does not document idempotency keys.
+
+    Raises:
+        StateError: The file of ``state`` holds something else.
     """
 
-    def __init__(self, *, api_key: str | None = None, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        clock: Clock = utc_now,
+        state: StateFile | None = None,
+    ) -> None:
         self._api_key = api_key
         self._clock = clock
         self._ledger = Ledger()
-        self._remembered: dict[tuple[str, str], _Remembered] = {}
+        # Digests, as a key should be in no file. The oldest comes first.
+        self._remembered: dict[str, _Remembered] = {}
         self._lock = threading.Lock()
+        self._state = state
+        self.advanced = timedelta()
+        """By how much the clock was ahead when the state was written."""
+        if state is not None:
+            try:
+                self._restore(state)
+            except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+                raise StateError("the file's content is damaged; choose another one") from error
+
+    def _restore(self, state: StateFile) -> None:
+        for user, exported in state.values("user"):
+            self._ledger.restore(UUID(user), exported)
+        for key, exported in state.values("idempotency key"):
+            self._remembered[key] = _restored(exported)
+        for _, seconds in state.values("clock"):
+            self.advanced = timedelta(seconds=seconds)
+
+    def keep_advanced(self, advanced: timedelta) -> None:
+        """Write into the state by how much the clock is ahead of the system's."""
+        with self._lock, self._transaction():
+            self._keep("clock", "advanced", advanced.total_seconds())
+
+    def _transaction(self) -> AbstractContextManager[None]:
+        return _NO_TRANSACTION if self._state is None else self._state.transaction()
+
+    def _keep(self, kind: str, name: str, value: object) -> None:
+        if self._state is not None:
+            self._state.put(kind, name, value)
+
+    def users(self) -> dict[UUID, tuple[Cycle, ...]]:
+        """Return every user's active cycles, as of the clock's time."""
+        with self._lock:
+            return self._ledger.users(self._clock())
 
     def handle(self, request: Request) -> Response:
         """Return the service's response to a request.
@@ -258,7 +324,7 @@ class Sandbox:
 
         An error, a balance and a replayed response apply nothing.
         """
-        with self._lock:
+        with self._lock, self._transaction():
             now = self._clock()
             path = path_of(request.url)
             route = _ROUTES.get(path)
@@ -274,28 +340,45 @@ class Sandbox:
                 return _refusal("UNAUTHORIZED", "The API key is unknown.", now, challenge), False
             idempotency_key = _header(request, "idempotency-key")
             if route.writes and idempotency_key:
-                key = (api_key, idempotency_key)
-                return self._operate_once(key, route, path, request.body, now)
+                key = _digest(f"{api_key}\n{idempotency_key}", b"")
+                digest = _digest(path, request.body)
+                return self._operate_once(key, digest, route, request.body, now)
             return self._operate(route, request.body, now)
 
     def _operate_once(
-        self, key: tuple[str, str], route: _Route, path: str, body: bytes, now: datetime
+        self, key: str, digest: str, route: _Route, body: bytes, now: datetime
     ) -> tuple[Response, bool]:
+        self._forget(now)
         remembered = self._remembered.get(key)
+        # A clock of a test can run back, so a key that is not the oldest can be too old.
         if remembered is None or now - remembered.at >= REPLAY_WINDOW:
             response, applied = self._operate(route, body, now)
-            self._remembered[key] = _Remembered(path, body, response, now)
+            self._remembered[key] = _Remembered(digest, response, now)
+            self._keep("idempotency key", key, _exported(self._remembered[key]))
             return response, applied
-        if (remembered.path, remembered.body) != (path, body):
+        if remembered.digest != digest:
             message = "This Idempotency-Key belongs to another request."
             return _refusal("IDEMPOTENCY_KEY_REUSED", message, now), False
         return remembered.response, False
+
+    def _forget(self, now: datetime) -> None:
+        """Forget the keys that are too old."""
+        old = takewhile(
+            lambda key: now - self._remembered[key].at >= REPLAY_WINDOW, self._remembered
+        )
+        for key in [*old]:
+            del self._remembered[key]
+            if self._state is not None:
+                self._state.remove("idempotency key", key)
 
     def _operate(self, route: _Route, body: bytes, now: datetime) -> tuple[Response, bool]:
         try:
             result = route.operate(self._ledger, _fields(body), now)
         except Refused as refused:
             return _refusal(refused.error_code, refused.message, now), False
+        if route.writes and self._state is not None:
+            user = str(result["end_user_id"])
+            self._keep("user", user, self._ledger.export(UUID(user)))
         return _json_response(200, result), route.writes
 
 
