@@ -143,8 +143,8 @@ class ServerState:
         """Move the sandbox's clock ahead, or raise as `SandboxServer.advance` does."""
         with self.lock:
             _ = self.clock() + by  # an OverflowError must rise here, not in the server
+            self.sandbox.keep_advanced(self.advanced + by)
             self.advanced += by
-            self.sandbox.keep_advanced(self.advanced)
 
     def record(self, entry: LogEntry) -> None:
         """Put an entry into the log, as far as the limits allow."""

@@ -8,7 +8,6 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -44,7 +43,6 @@ code that the service's documentation does not name."""
 REPLAY_WINDOW = timedelta(hours=24)
 """How long the sandbox remembers an ``Idempotency-Key``: our reading."""
 
-_NO_TRANSACTION = nullcontext()
 _LARGEST = 2**63 - 1  # our reading; Python cannot print integers of any size
 
 
@@ -296,11 +294,9 @@ class Sandbox:
 
     def keep_advanced(self, advanced: timedelta) -> None:
         """Write into the state by how much the clock is ahead of the system's."""
-        with self._lock, self._transaction():
-            self._keep("clock", "advanced", advanced.total_seconds())
-
-    def _transaction(self) -> AbstractContextManager[None]:
-        return _NO_TRANSACTION if self._state is None else self._state.transaction()
+        if self._state is not None:
+            with self._lock, self._state.transaction():
+                self._state.put("clock", "advanced", advanced.total_seconds())
 
     def _keep(self, kind: str, name: str, value: object) -> None:
         if self._state is not None:
@@ -322,28 +318,42 @@ class Sandbox:
     def process(self, request: Request) -> tuple[Response, bool]:
         """Return the response to a request, and whether the request was a write and was applied.
 
-        An error, a balance and a replayed response apply nothing.
+        An error, a balance and a replayed response apply nothing. If the state cannot be written,
+        the response has status 500 and the sandbox forgets the change.
         """
-        with self._lock, self._transaction():
-            now = self._clock()
-            path = path_of(request.url)
-            route = _ROUTES.get(path)
-            if route is None:
-                return _refusal("NOT_FOUND", "There is no such path.", now), False
-            if request.method != route.method:
-                allow = (("Allow", route.method),)  # RFC 9110 15.5.6
-                message = f"This path accepts only {route.method}."
-                return _refusal("METHOD_NOT_ALLOWED", message, now, allow), False
-            api_key = _bearer(request)
-            if not api_key or self._api_key not in {None, api_key}:
-                challenge = (("WWW-Authenticate", "Bearer"),)  # RFC 9110 15.5.2
-                return _refusal("UNAUTHORIZED", "The API key is unknown.", now, challenge), False
-            idempotency_key = _header(request, "idempotency-key")
-            if route.writes and idempotency_key:
-                key = _digest(f"{api_key}\n{idempotency_key}", b"")
-                digest = _digest(path, request.body)
-                return self._operate_once(key, digest, route, request.body, now)
-            return self._operate(route, request.body, now)
+        with self._lock:
+            if self._state is None:
+                return self._process(request)
+            try:
+                with self._state.transaction():
+                    return self._process(request)
+            except StateError as error:
+                # The file has what was before. So must the memory.
+                self._ledger, self._remembered = Ledger(), {}
+                self._restore(self._state)
+                now = self._clock()
+                return error_response(500, "STATE_NOT_WRITTEN", f"{error}", now), False
+
+    def _process(self, request: Request) -> tuple[Response, bool]:
+        now = self._clock()
+        path = path_of(request.url)
+        route = _ROUTES.get(path)
+        if route is None:
+            return _refusal("NOT_FOUND", "There is no such path.", now), False
+        if request.method != route.method:
+            allow = (("Allow", route.method),)  # RFC 9110 15.5.6
+            message = f"This path accepts only {route.method}."
+            return _refusal("METHOD_NOT_ALLOWED", message, now, allow), False
+        api_key = _bearer(request)
+        if not api_key or self._api_key not in {None, api_key}:
+            challenge = (("WWW-Authenticate", "Bearer"),)  # RFC 9110 15.5.2
+            return _refusal("UNAUTHORIZED", "The API key is unknown.", now, challenge), False
+        idempotency_key = _header(request, "idempotency-key")
+        if route.writes and idempotency_key:
+            key = _digest(f"{api_key}\n{idempotency_key}", b"")
+            digest = _digest(path, request.body)
+            return self._operate_once(key, digest, route, request.body, now)
+        return self._operate(route, request.body, now)
 
     def _operate_once(
         self, key: str, digest: str, route: _Route, body: bytes, now: datetime

@@ -97,9 +97,16 @@ class StateFile:
 
     @contextmanager
     def transaction(self) -> Generator[None, None, None]:
-        """Write all changes of the ``with`` block at its end, or none."""
-        with self._file:
-            yield
+        """Write all changes of the ``with`` block at its end, or none.
+
+        Raises:
+            StateError: The file cannot be written.
+        """
+        try:
+            with self._file:
+                yield
+        except sqlite3.Error as error:
+            raise StateError(f"cannot write the state's file: {error}") from error
 
     def clear(self) -> None:
         """Remove everything."""

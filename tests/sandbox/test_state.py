@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from creduse import CreduseClient, TransportError
+from creduse import CreduseClient, ServerError, TransportError
 from creduse_core import Request
 from creduse_sandbox import Sandbox, SandboxServer, StateError, StateFile
 from creduse_sandbox.sandbox import REPLAY_WINDOW
@@ -140,7 +140,29 @@ def test_kill_loses_nothing(path: Path) -> None:
 
 
 def test_write_that_fails(path: Path) -> None:
-    """If a change cannot be written, the client gets no response, and the server says why."""
+    """A change that cannot be written gets a 500, is not applied, and is forgotten."""
+    with served(path) as server:
+        server.direct.add(USER, 5)
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON kept WHEN new.kind != 'idempotency key' "
+            "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
+    with served(path) as server:
+        assert _ask(server, "/add", USER, 1, "one") == (500, b"STATE_NOT_WRITTEN")
+        assert _ask(server, "/subtract", USER, 1) == (500, b"STATE_NOT_WRITTEN")
+        assert server.direct.get_balance(USER).active_balance == 5
+        with pytest.raises(StateError, match="cannot write the state's file: disk full"):
+            server.advance(days=1)
+        assert server.direct.get_balance(USER).active_balance == 5
+        client = CreduseClient("any", base_url=server.base_url, retry=ONCE)
+        with client, pytest.raises(ServerError, match="disk full"):
+            client.add(USER, 1)
+        assert server.applied == ()
+
+
+def test_file_that_is_lost(path: Path) -> None:
+    """If the file cannot even be read, the client gets no response, and the server says why."""
     state = StateFile(path)
     server = SandboxServer(state=state)
     server.start()
