@@ -307,11 +307,12 @@ class AiohttpTransport:
         if session is not None:
             check_not_both("session", ssl_context=ssl_context, proxy=proxy)
         check_client_context(ssl_context)
+        self._proxy, self._proxy_auth = self._find_proxy(proxy)
         self._ssl: ssl.SSLContext | bool = True
-        if self._secure and session is None:
+        proxy_is_secure = self._proxy is not None and self._proxy.scheme == "https"
+        if session is None and (self._secure or proxy_is_secure):
             self._ssl = ssl_context or client_context()
             detect_partial_records(self._ssl)
-        self._proxy, self._proxy_auth = self._find_proxy(proxy)
         self.via = None if self._proxy is None else str(self._proxy).rstrip("/")
         self._closed = False
         self._session: aiohttp.ClientSession | None = None

@@ -17,7 +17,7 @@ from uuid import UUID
 from .secret import Secret
 
 ExtraHeaders: TypeAlias = Mapping[str, str | Secret]
-"""Further header fields of a request, by their names."""
+"""Further header fields of a request, by their names. If a server repeats a `Secret`, no error shows it."""
 
 MAX_SECONDS: Final = 1_000_000
 """The longest time that a caller can pass, about eleven days. Sockets reject far longer ones."""
@@ -146,6 +146,11 @@ def checked_extra_headers(headers: ExtraHeaders | None) -> tuple[tuple[str, Secr
         if names.count(name) > 1:
             raise ValueError(f"extra_headers has {name} twice: header names ignore case")
     return tuple(fields)
+
+
+def secrets_among(headers: ExtraHeaders) -> tuple[Secret, ...]:
+    """Return the values that the caller passed as secrets. Errors do not show these."""
+    return tuple(value for value in headers.values() if isinstance(value, Secret))
 
 
 def _checked_name(name: object) -> str:

@@ -69,7 +69,11 @@ class CreduseError(Exception):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not with the arguments of __init__, which a subclass can change.
+        return _restored, (type(self), self.args), vars(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the error as a dictionary that ``json.dumps`` accepts.
@@ -84,6 +88,10 @@ class CreduseError(Exception):
         if isinstance(self, APIError):
             attributes["error_message"] = self.message
         return {"error": type(self).__name__, "message": str(self)} | attributes
+
+
+def _restored(kind: type[CreduseError], args: tuple[object, ...]) -> CreduseError:
+    return kind.__new__(kind, *args)
 
 
 class APIError(CreduseError):

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from .records import Record, dataclass
+from .records import Record, dataclass, json_value
 from .tables import Rows, as_html, as_text, counted, moment, printable
 
 
@@ -185,7 +185,8 @@ class Attempt(Record):
         In place of ``started`` and ``ended``, it has the ``seconds`` between them.
         """
         attempt = Record.as_dict(self)
-        attempt["seconds"] = round(attempt.pop("ended") - attempt.pop("started"), 6)
+        attempt["seconds"] = json_value(round(self.ended - self.started, 6))
+        del attempt["started"], attempt["ended"]
         return attempt
 
 
@@ -202,7 +203,7 @@ class FinishedCall(Record):
     error: str | None
     """The name of the class of the exception that the call raised, or ``None``."""
     seconds: float
-    """How long the call took, with its retries and waits."""
+    """How long the call took, with its retries and waits. NaN if the clock failed."""
     attempts: tuple[Attempt, ...]
     """The attempts, in order."""
 

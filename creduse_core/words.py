@@ -48,7 +48,7 @@ def words_of(response: Response) -> str | None:
         words = unescape(title[2])
     if words is None and (response.header("Content-Type") or "").lower().startswith("text/plain"):
         words = text
-    return " ".join(words.split()) or None if words else None
+    return words if words and words.strip() else None
 
 
 def request_id_of(response: Response) -> str | None:
@@ -61,10 +61,12 @@ def request_id_of(response: Response) -> str | None:
 
 def _without_query(location: str) -> str:
     place = location.partition("#")[0].partition("?")[0]
-    scheme, separator, rest = place.rpartition("//")
+    scheme, separator, rest = place.partition("//")
+    if not separator:
+        return place
     host, slash, path = rest.partition("/")
     # A URL can hold a user name and a password.
-    return f"{scheme}{separator}{host.rpartition('@')[2] if separator else host}{slash}{path}"
+    return f"{scheme}//{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _words_in_json(text: str) -> str | None:

@@ -194,7 +194,11 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
         ),
     ),
     "unknown command": (["frobnicate"], {}, "argument COMMAND: invalid choice (choose from "),
-    "port": (["sandbox", "--port", "99999"], {}, "argument --port: invalid port value ("),
+    "port": (
+        ["sandbox", "--port", "99999"],
+        {},
+        "argument --port: it must be a whole number from 0 to 65535, not 99999 (",
+    ),
     "host": (
         ["sandbox", "--host", "192.0.2.1"],
         {},
@@ -218,12 +222,12 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
     "fault's times": (
         ["sandbox", "--fault", "503:-1"],
         {},
-        "argument --fault: TIMES must be a whole number above 0",
+        "argument --fault: it must be a whole number from 1 to 1000000000, not -1",
     ),
     "no times": (
         ["sandbox", "--fault", "503:0"],
         {},
-        "argument --fault: TIMES must be a whole number above 0",
+        "argument --fault: it must be a whole number from 1 to 1000000000, not 0",
     ),
     "blank key": (["demo"], {"CREDUSE_API_KEY": ""}, "api_key (or CREDUSE_API_KEY) is blank"),
     "base URL": (

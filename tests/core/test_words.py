@@ -72,6 +72,8 @@ def test_words(response: Response, words: str | None) -> None:
         ("https://login.example/in?next=%2Fadd&token=abc#top", "https://login.example/in"),
         ("https://user:password@login.example/in", "https://login.example/in"),
         ("//login.example", "//login.example"),
+        ("https://user:password@login.example//in//x", "https://login.example//in//x"),
+        ("in", "in"),
         ("/v2/add?x", "/v2/add"),
         ("/v2/a@b", "/v2/a@b"),
     ],
@@ -132,3 +134,18 @@ def test_long_amount() -> None:
     assert str(caught.value).startswith(f"add({USER_ID}, …): 400 [")
     assert caught.value.call is not None
     assert caught.value.call.amount == 10**50
+
+
+@pytest.mark.parametrize("gap", ["\n", "\r\n    ", "=\r\n", "&#10;", "&#x6c;"])
+@pytest.mark.parametrize("page", [False, True], ids=["text", "page"])
+def test_key_in_the_words(gap: str, *, page: bool) -> None:
+    """The API key is removed from the sender's words, even if it is broken into lines or escaped."""
+    if not page and gap.startswith("&"):
+        gap = "\n"
+    key = "sk-live-0123456789"
+    shown = key.replace("l", gap, 1) if gap == "&#x6c;" else key[:9] + gap + key[9:]
+    body = f"<title>bad {shown} key</title>" if page else f"bad {shown} key"
+    error = fail(Response(403, HTML if page else TEXT, body.encode()))
+    for text in (str(error), str(error.as_dict())):
+        assert "bad *** key" in text
+        assert "012345" not in text
