@@ -1,6 +1,7 @@
 """The clients: the five methods, and the loop that drives a call over a transport.
 
-How to send and how to wait does not belong here: only a transport knows it.
+They also report each call, and drain. How to send and how to wait does not belong here: only a
+transport knows it.
 """
 
 import math
@@ -236,15 +237,17 @@ class _ClientBase:
         self, call: Call[Any], began: float, now: Callable[[], float], error: BaseException | None
     ) -> None:
         """End a call, which may have ended: with an ``error``, perhaps because it was cancelled."""
-        if error is not None:
-            if self._pace is not None:
-                self._pace.leave(call)
-            if call.state.live:
-                sent = call.state is State.IN_FLIGHT
-                call.abandon(_moment(now))
-                if sent:
-                    self._report(call)
-        self._running.pop(id(call), None)
+        try:
+            if error is not None:
+                if self._pace is not None:
+                    self._pace.leave(call)
+                if call.state.live:
+                    sent = call.state is State.IN_FLIGHT
+                    call.abandon(_moment(now))
+                    if sent:
+                        self._report(call)
+        finally:
+            self._running.pop(id(call), None)
         if self._on_call is not None:
             seconds = _moment(now) - began
             self._notify("on_call", self._on_call, _finished(call, seconds, error))
@@ -505,7 +508,8 @@ class CoreClient(_ClientBase):
         From its beginning, a new call raises a `TransportError` with NOT_APPLIED. After it, calls
         that still run begin no further attempt. It closes nothing. The records are those of calls
         that have ended as UNKNOWN since the drain began, or that are still in flight. Store them, and
-        ``check`` them with another client, after this process has ended.
+        ``check`` them with another client, after this process has ended. Within a call of its own, as
+        in ``on_attempt`` or a signal handler, it would wait for that call in vain.
         """
         calls, ends = self._begin_drain(timeout), self._transport.now() + timeout
         try:
@@ -802,7 +806,8 @@ class AsyncCoreClient(_ClientBase):
         From its beginning, a new call raises a `TransportError` with NOT_APPLIED. After it, calls
         that still run begin no further attempt. It closes nothing. The records are those of calls
         that have ended as UNKNOWN since the drain began, or that are still in flight. Store them, and
-        ``check`` them with another client, after this process has ended.
+        ``check`` them with another client, after this process has ended. Within a call of its own, as
+        in ``on_attempt`` or a signal handler, it would wait for that call in vain.
         """
         calls, ends = self._begin_drain(timeout), self._transport.now() + timeout
         try:

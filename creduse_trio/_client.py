@@ -360,7 +360,8 @@ class AsyncCreduseClient(AsyncCoreClient):
       they come.
     - ``idle_timeout``: seconds for which the client keeps an idle connection.
     - ``connect``: is called as ``await connect(host, port)`` and returns a stream to the server, or to
-      the proxy if there is one. It can be one to a Unix socket or in memory. For https, TLS runs over this stream. If
+      the proxy if there is one. It can lead to a Unix socket or stay in memory. For https, TLS runs
+      over this stream. If
       ``connect`` raises, nothing was sent, and the client retries after an `OSError`. Default:
       `trio.open_tcp_stream`.
 

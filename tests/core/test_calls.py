@@ -117,12 +117,12 @@ def test_call_that_runs_already(play: Play, monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[FinishedCall] = []
 
     def run_again() -> Response:
-        monkeypatch.setattr(player.client, "_check_call", lambda _: None)  # as if both had passed
+        monkeypatch.setattr(player.client, "_check_call", print)  # as if both had passed
         with pytest.raises(LocalProtocolError, match="a call runs only once"):
             drive_or_return(player.client.run(call))
         return GOOD
 
-    player = play(run_again, on_call=seen.append)
+    player: Player = play(run_again, on_call=seen.append)
     call = player.protocol.add(USER_ID, 5)
     assert player.do("run", call).amount == 5
     assert [(it.outcome, it.error) for it in seen] == [(Outcome.APPLIED, None)]
@@ -145,7 +145,7 @@ def test_drained_client(play: Play) -> None:
     player = play(GOOD)
     assert drain(player) == ()
     assert player.script.slept == []
-    with pytest.raises(TransportError, match=r"the client drains: it sends no new calls") as caught:
+    with pytest.raises(TransportError, match=r"the client drains: it sends nothing more") as caught:
         player.do("add", USER_ID, 5)
     assert caught.value.outcome is Outcome.NOT_APPLIED
     assert [attempt.event for attempt in caught.value.attempts] == ["unsendable"]
@@ -397,3 +397,32 @@ def test_traceback_of_a_wrong_argument(play: Play, method: str) -> None:
         player.do(method, "x", *METHODS[method][1:])
     files = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
     assert not [name for name in files if "creduse_core" in name]
+
+
+def test_traceback_of_other_code() -> None:
+    """An exception that a caller's own mapping raises keeps its frames."""
+
+    class Theirs(dict[str, str]):
+        """A mapping that fails."""
+
+        def items(self) -> Any:
+            """Raise."""
+            raise ValueError("theirs")
+
+    client = CoreClient(CreduseProtocol("key"), SyncTransport(Script((), 0.0, None)))
+    with pytest.raises(ValueError, match="theirs") as caught:
+        client.add(USER, 5, extra_headers=Theirs())
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].name == "items"
+
+
+def test_ending_that_is_interrupted(play: Play) -> None:
+    """A call whose ending raises does not count as running: a drain does not wait for it."""
+
+    def listener(_: Attempt) -> None:
+        raise Cancelled
+
+    player = play(Cancelled(), on_attempt=listener)
+    with pytest.raises(Cancelled):
+        player.do("add", USER_ID, 5)
+    assert drain(player) == ()
+    assert player.script.slept == []

@@ -51,6 +51,7 @@ WORDS: dict[str, tuple[Response, str | None]] = {
     "text of no type": (Response(503, (), b"upstream"), None),
     "a large body": (Response(503, (), json.dumps({"detail": "x" * 20_000}).encode()), None),
     "a large page": (Response(503, (), b"<title>Busy</title>" + b" " * 20_000), "Busy"),
+    "a byte order mark": (Response(503, (), b'\xef\xbb\xbf{"detail": "Busy"}'), "Busy"),
     "an empty body": (Response(503, (), b""), None),
 }
 
@@ -89,6 +90,12 @@ def test_page_in_place_of_a_result() -> None:
     """The error for a page with the status 200 says its title."""
     error = fail(Response(200, HTML, b"<title>Log in to the Wi-Fi</title>"))
     assert ": 200, but the response is not JSON: Log in to the Wi-Fi [may" in str(error)
+
+
+@pytest.mark.parametrize("body", [b'{"detail": "of a user"}', b"of a user"])
+def test_data_in_a_result(body: bytes) -> None:
+    """The error for a 2xx response does not quote its data."""
+    assert "of a user" not in str(fail(Response(200, TEXT, body)))
 
 
 def test_cut_page() -> None:
