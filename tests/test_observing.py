@@ -7,7 +7,9 @@ server's log says what each request carried. ``nox -s docs`` has the packages.
 import asyncio
 import json
 import logging
+import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -21,7 +23,7 @@ from uuid import uuid4
 import pytest
 
 import creduse
-from creduse_core import CreduseError, TransportError
+from creduse_core import CoreClient, CreduseError, CreduseProtocol, TransportError
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import KEY, NO_WAIT, ONCE
 from tests.common import USER_ID as USER
@@ -40,6 +42,8 @@ otel_aiohttp = pytest.importorskip("opentelemetry.instrumentation.aiohttp_client
 TracerProvider = pytest.importorskip("opentelemetry.sdk.trace").TracerProvider
 export = pytest.importorskip("opentelemetry.sdk.trace.export")
 in_memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+baggage = pytest.importorskip("opentelemetry.baggage")
+context = pytest.importorskip("opentelemetry.context")
 prometheus = pytest.importorskip("prometheus_client")
 
 from tests.kinds import KINDS, PLAIN, Waitable, step_through  # noqa: E402 - it needs some of these
@@ -291,6 +295,35 @@ def test_captured_headers(
     assert [KEY in span.to_json() for span in spans.all()] == [True, False]
 
 
+@pytest.mark.parametrize("traced", [False], indirect=True)
+def test_baggage(server: SandboxServer, traced: dict[str, Any]) -> None:
+    """Baggage of any text goes along with the call."""
+
+    async def calls(client: Any) -> None:
+        token = context.attach(baggage.set_baggage("shop", "Zürich, 2\n"))
+        await client.get_balance(USER)
+        context.detach(token)
+
+    KINDS["httpx"](traced, calls, base_url=server.base_url)
+    (entry,) = server.log
+    assert ("baggage", "shop=Z%C3%BCrich%2C+2%0A") in entry.headers
+
+
+@pytest.mark.parametrize("traced", [False], indirect=True)
+def test_own_transport(server: SandboxServer, spans: Spans, traced: dict[str, Any]) -> None:
+    """The recipe works for a client over a transport of one's own."""
+    transport = runpy.run_path(str(ROOT / "examples" / "urllib_transport.py"))["UrllibTransport"]
+    names: dict[str, Any] = {"CreduseClient": CoreClient}
+    exec(recipe("def span_of"), names)  # noqa: S102 - our own page
+    names["tracer"] = spans.tracer
+    protocol = CreduseProtocol(KEY, base_url=server.base_url)
+    with names["TracedClient"](protocol, transport(), on_attempt=traced["add_event"]) as client:
+        client.add(USER, 5)
+    (span,) = spans.all()
+    assert [event.attributes["creduse.event"] for event in span.events] == ["done"]
+    check_told(server, [span])
+
+
 def test_cancelled_call(server: SandboxServer, spans: Spans, traced: dict[str, Any]) -> None:
     """The span of a cancelled call ends with the outcome, and with the attempt that was sent."""
 
@@ -482,3 +515,26 @@ def test_headers_of_sentry(kind: str, under_sentry: dict[str, Any]) -> None:
     # Sentry does not report the span of the attempt that got no response.
     with_response = sent[:1] + sent[2:]
     assert with_response == [[trace, span["span_id"]] for span in attempts]
+
+
+def test_sentry_without_users(server: SandboxServer, tmp_path: Path) -> None:
+    """With the page's settings, no part of an event has the user's id or the amount."""
+    code = recipe("class Printer").replace(f'"{USER}", 5', '*map(eval, open("arguments"))')
+    assert USER not in code  # Sentry sends lines of the source, too
+    code = code.replace(
+        "event = envelope.get_event()", "event = envelope.get_event(); print(event)"
+    )
+    tmp_path.joinpath("sentry_app.py").write_text(code, encoding="utf-8")
+    tmp_path.joinpath("arguments").write_text(f"'{USER}'\n987654\n", encoding="utf-8")
+    server.inject(FAULTS["503"])
+    done = subprocess.run(
+        [sys.executable, "sentry_app.py"],
+        cwd=tmp_path,
+        env=os.environ | {"CREDUSE_BASE_URL": server.base_url, "CREDUSE_API_KEY": KEY},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "add(…): 503 STATUS_503: This response is an injected fault." in done.stdout
+    for secret in (USER, "987654", KEY):
+        assert secret not in done.stdout

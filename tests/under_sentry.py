@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 import sentry_sdk
+from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.scrubber import EventScrubber
 from sentry_sdk.transport import Transport
@@ -52,6 +54,8 @@ def main() -> None:
         include_local_variables=True,
         event_scrubber=EventScrubber(denylist=[], pii_denylist=[]),  # the clients must not need it
     )
+    for instrumentor in HTTPXClientInstrumentor(), AioHttpClientInstrumentor():
+        instrumentor.instrument()  # so that its frames are there, too
     found: dict[str, Any] = {}
     with SandboxServer() as server:
         for kind, run in KINDS.items():
