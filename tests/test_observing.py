@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
 import creduse
@@ -28,9 +29,11 @@ from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import KEY, NO_WAIT, ONCE
 from tests.common import USER_ID as USER
 
+aiohttp = pytest.importorskip("aiohttp")
+creduse_aiohttp = pytest.importorskip("creduse_aiohttp")
 trio = pytest.importorskip("trio")
+trace = pytest.importorskip("opentelemetry.trace")
 for module in (
-    "aiohttp",
     "httpx2",
     "opentelemetry.instrumentation.utils",
     "sentry_sdk",
@@ -276,6 +279,39 @@ def test_instrumentations_alone(kind: str, server: SandboxServer, spans: Spans) 
     assert len(attempts) == 3
 
 
+def test_instrumented_client(server: SandboxServer, spans: Spans) -> None:
+    """The instrumentation of a supplied client alone sees its requests, and no other client's."""
+    with (
+        httpx.Client() as http_client,
+        creduse.CreduseClient(KEY, http_client, base_url=server.base_url) as client,
+        creduse.CreduseClient(KEY, base_url=server.base_url) as other,
+    ):
+        otel_httpx.HTTPXClientInstrumentor.instrument_client(http_client, spans.provider)
+        other.add(USER, 5)
+        server.reset()
+        client.add(USER, 5)
+        client.add(USER, 5)
+    assert len(spans.all()) == 2
+    check_told(server, spans.all())
+
+
+def test_trace_configs_of_a_session(server: SandboxServer, spans: Spans) -> None:
+    """The client over aiohttp does not use the trace configs of a supplied session."""
+
+    async def main() -> None:
+        config = otel_aiohttp.create_trace_config(tracer_provider=spans.provider)
+        async with aiohttp.ClientSession(trace_configs=[config]) as session:
+            await session.get(server.base_url)
+            assert len(spans.all()) == 1
+            async with creduse_aiohttp.AsyncCreduseClient(
+                KEY, session, base_url=server.base_url
+            ) as client:
+                await client.add(USER, 5)
+
+    asyncio.run(main())
+    assert len(spans.all()) == 1
+
+
 @pytest.mark.parametrize("kind", ["httpx", "aiohttp"])
 def test_captured_headers(
     kind: str, server: SandboxServer, spans: Spans, monkeypatch: pytest.MonkeyPatch
@@ -293,6 +329,26 @@ def test_captured_headers(
     with spans.instrumented():
         KINDS[kind](PLAIN, calls, base_url=server.base_url)
     assert [KEY in span.to_json() for span in spans.all()] == [True, False]
+
+
+@all_kinds
+@pytest.mark.parametrize("traced", [False], indirect=True)
+def test_span_of_listeners(
+    kind: str, server: SandboxServer, spans: Spans, traced: dict[str, Any]
+) -> None:
+    """Both listeners run within the span of the call."""
+    seen: list[Any] = []
+
+    async def calls(client: Any) -> None:
+        await client.add(USER, 5)
+
+    def listen(news: object) -> None:  # noqa: ARG001 - only where it runs counts
+        seen.append(trace.get_current_span().get_span_context())
+
+    options = {"base_url": server.base_url, "on_attempt": listen, "on_call": listen}
+    KINDS[kind](traced, calls, **options)
+    (span,) = spans.all()
+    assert seen == [span.context, span.context]
 
 
 @pytest.mark.parametrize("traced", [False], indirect=True)
