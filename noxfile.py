@@ -91,7 +91,8 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".[all]", *group("docs"))
     strictly = ("--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env", "--quiet")
     session.run("sphinx-build", *strictly, "docs", "build/docs")
-    session.run("pytest", "tests/test_docs.py", "tests/test_pages.py", *session.posargs)
+    files = ("tests/test_docs.py", "tests/test_observing.py", "tests/test_pages.py")
+    session.run("pytest", *files, *session.posargs)
 
 
 @nox.session(python=NEWEST)

@@ -53,7 +53,11 @@ NEEDS = {
     "frameworks": ("docs", "django", "fastapi", "flask"),
     "machines": ("tests", "psycopg"),
     "outbox": ("tests", "psycopg"),
-    "observing": ("docs", "opentelemetry.sdk", "prometheus_client"),
+    "observing": (
+        "docs",
+        *("opentelemetry.instrumentation.utils", "opentelemetry.sdk", "prometheus_client"),
+        *("sentry_sdk", "structlog"),
+    ),
     "testing: Mocks: aioresponses": ("'plugins(plugin=mocks)'", "aioresponses"),
     "testing: Mocks: respx and pytest-httpx": ("'plugins(plugin=mocks)'", "respx", "pytest_httpx"),
     "testing: Mocks: vcrpy": ("'plugins(plugin=mocks)'", "vcr"),
