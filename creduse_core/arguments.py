@@ -148,9 +148,9 @@ def checked_extra_headers(headers: ExtraHeaders | None) -> tuple[tuple[str, Secr
     return tuple(fields)
 
 
-def secrets_among(headers: ExtraHeaders) -> tuple[Secret, ...]:
+def secrets_among(headers: ExtraHeaders | None) -> tuple[Secret, ...]:
     """Return the values that the caller passed as secrets. Errors do not show these."""
-    return tuple(value for value in headers.values() if isinstance(value, Secret))
+    return tuple(value for value in (headers or {}).values() if isinstance(value, Secret))
 
 
 def _checked_name(name: object) -> str:

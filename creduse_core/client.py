@@ -182,13 +182,14 @@ class _ClientBase:
         try:
             hold = 0.0 if pace is None else pace.hold(call, self._pace_time(began))
             action = call.start(began, hold, began_at=time(), before=before)
-        except BaseException as error:
+            self._running[id(call)] = call
+        except LocalProtocolError:  # it runs already, and goes on
             if pace is not None:
                 pace.leave(call)
-            if call.state is State.FAILED:  # held for too long; otherwise it is another run's
-                self._end(call, began, now, error)
             raise
-        self._running[id(call)] = call
+        except BaseException as error:
+            self._end(call, began, now, error)
+            raise
         return action, began
 
     def _wake(self, call: Call[Any], now: float, woken_at: float) -> Send | Wait:
@@ -274,9 +275,11 @@ class _ClientBase:
         second drain waits for the same calls.
         """
         check_seconds("timeout", timeout)
+        running = self._running  # read first: two threads can begin a drain at once
         if self._draining is None:
             # Calls that end from now on stay in the old dictionary.
-            self._draining, self._running = self._running, {}
+            self._draining = running
+            self._running = {}
         return self._draining
 
     def _end_drain(self) -> None:

@@ -106,7 +106,7 @@ class CreduseProtocol:
                     *more,
                 )
             ),
-            (api_key, *secrets_among(extra_headers or {})),
+            (api_key, *secrets_among(extra_headers)),
         )
 
     def __repr__(self) -> str:

@@ -168,7 +168,7 @@ def _api_error(problem: Problem, response: Response, context: Context) -> APIErr
         **_shared(context, response),
         response=_redacted(response, secrets),
         error_code=envelope.error_code and quote(envelope.error_code, secrets),
-        error_message=problem.words and quote(problem.words, secrets),
+        error_message=(problem.words and quote(problem.words, secrets)) or None,
         timestamp=envelope.timestamp,
         retry_after=problem.retry_after(),
     )
