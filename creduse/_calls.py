@@ -140,7 +140,9 @@ def show(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
     programs read it.
     """
     if stream is not None:
-        print(_painted(stream, text, plain=plain), file=stream, flush=True)
+        # In one piece, since the sandbox's threads share the stream; `print` writes the end apart.
+        stream.write(f"{_painted(stream, text, plain=plain)}\n")
+        stream.flush()
 
 
 def _painted(stream: TextIO, text: str, *, plain: bool) -> str:

@@ -287,4 +287,4 @@ def test_there_are_examples() -> None:
     assert counts.total() > 60
     assert NEEDS.keys() <= PROGRAMS.keys()
     languages = {it for page in PAGES for it in re.findall(r"^```(\w+)$", page.text, re.MULTILINE)}
-    assert languages == {*EVALUATORS, "ini", "mermaid", "sql", "yaml"}
+    assert languages == {*EVALUATORS, "console", "ini", "mermaid", "sql", "yaml"}
