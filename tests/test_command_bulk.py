@@ -1737,7 +1737,7 @@ def test_probe_that_fails(server: SandboxServer, ask: Ask, requests: int, status
     found, out, err = ask("probe", NEW_USER, "--yes")
     assert (found, out) == (1, "")
     assert re.fullmatch(
-        rf"creduse: (GET|POST) /\S+: {status}.*; to probe again, pass another new user\n", err
+        rf"creduse: \w+\(\S+( \d+)?\): {status}.*; to probe again, pass another new user\n", err
     )
 
 
