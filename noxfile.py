@@ -91,7 +91,9 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".[all]", *group("docs"))
     strictly = ("--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env", "--quiet")
     session.run("sphinx-build", *strictly, "docs", "build/docs")
-    session.run("pytest", "tests/test_docs.py", "tests/test_pages.py", *session.posargs)
+    pages = ("celery", "deployment", "docs", "notebooks", "pages")
+    tests = (*(f"tests/test_{it}.py" for it in pages), "tests/examples/test_frameworks.py")
+    session.run("pytest", *tests, *session.posargs)
 
 
 @nox.session(python=NEWEST)
