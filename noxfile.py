@@ -91,8 +91,9 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".[all]", *group("docs"))
     strictly = ("--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env", "--quiet")
     session.run("sphinx-build", *strictly, "docs", "build/docs")
-    files = ("tests/test_docs.py", "tests/test_observing.py", "tests/test_pages.py")
-    session.run("pytest", *files, *session.posargs)
+    pages = ("celery", "deployment", "docs", "notebooks", "observing", "pages")
+    tests = (*(f"tests/test_{it}.py" for it in pages), "tests/examples/test_frameworks.py")
+    session.run("pytest", *tests, *session.posargs)
 
 
 @nox.session(python=NEWEST)

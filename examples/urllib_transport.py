@@ -102,10 +102,16 @@ class _Handler(urllib.request.AbstractHTTPHandler):
 
 
 def _is_transient(error: Exception) -> bool:
-    """Return whether a retry could help."""
-    if isinstance(error, ValueError | RuntimeError):  # not a URL, or a closed transport
-        return False
-    return not is_certificate_error(error)
+    """Return whether a retry could help, by the exception.
+
+    - ``ValueError``: no. The URL cannot be used, and the next attempt has the same one.
+    - ``RuntimeError``: no. The transport is closed, and stays so.
+    - One about the certificate: no. The next connection gets the same certificate.
+    - Any other, such as ``OSError`` and ``HTTPException``: yes. A name is not found for a while, a
+      connection breaks, a response is cut off. The client retries a write only if nothing was
+      sent.
+    """
+    return not isinstance(error, ValueError | RuntimeError) and not is_certificate_error(error)
 
 
 class _Body(bytes):

@@ -7,21 +7,25 @@ makes a test of each block, and pytest-xdist would give a page's tests to differ
 one test here runs all blocks of a program.
 """
 
+import asyncio
 import io
 import json
 import os
 import re
 import runpy
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from shutil import which
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -37,9 +41,11 @@ from creduse_core import BASE_URL, CoreClient, CreduseProtocol
 from creduse_sandbox import FAULTS, SandboxServer
 from creduse_sandbox.conformance import SCENARIOS, TLS_SCENARIOS, check
 from tests.common import keep_from_end_of_day
+from tests.servers import RawServer, raw_servers
 
 ROOT = Path(__file__).parents[1]
-FILE = re.compile(r"`(\w+\.py)`:\n\n$")
+ANALYZE = which("systemd-analyze") or ""
+FILE = re.compile(r"`([\w.]+\.py)`:\n\n$")
 HEADING = re.compile(r"^(##+) (.*)$", re.MULTILINE)
 SANDBOX = re.compile(r"^creduse sandbox(?: --fault ([\w-]+):(\d+))?$", re.MULTILINE)
 TEST = re.compile(r"^(?:async )?def test_", re.MULTILINE)
@@ -58,6 +64,7 @@ NEEDS = {
         *("opentelemetry.instrumentation.utils", "opentelemetry.sdk", "prometheus_client"),
         *("sentry_sdk", "structlog"),
     ),
+    "tls": ("docs", "trustme", "aiohttp_socks", "python_socks"),
     "testing: Mocks: aioresponses": ("'plugins(plugin=mocks)'", "aioresponses"),
     "testing: Mocks: respx and pytest-httpx": ("'plugins(plugin=mocks)'", "respx", "pytest_httpx"),
     "testing: Mocks: vcrpy": ("'plugins(plugin=mocks)'", "vcr"),
@@ -207,6 +214,8 @@ def run(program: str, names: dict[str, Any]) -> None:
             for value in names.values():  # made at a program's top, and never closed
                 if isinstance(value, CreduseClient | SandboxServer | sqlite3.Connection):
                     stack.callback(value.close)
+                elif hasattr(value, "cache_info"):  # a function that makes the client once
+                    stack.callback(value().close)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +223,8 @@ def run(program: str, names: dict[str, Any]) -> None:
     [
         pytest.param(name, marks=() if name.startswith("README") else pytest.mark.slow)
         for name, blocks in PROGRAMS.items()
-        if name != "transports" and {it.region.evaluator for it in blocks} != {start_sandbox}
+        if name not in {"notebooks", "transports"}
+        and {it.region.evaluator for it in blocks} != {start_sandbox}
     ],
 )
 def test_program(
@@ -225,7 +235,7 @@ def test_program(
     """A program runs as it stands, and prints the text that follows a block."""
     if program in {"machines", "outbox"}:
         request.getfixturevalue("postgres_environment")
-    if program in {"bulk", "evidence", "journal", "machines", "outbox"}:
+    if program in {"bulk", "evidence", "journal", "machines", "nightly", "outbox"}:
         keep_from_end_of_day()
     if program.startswith("README"):  # its user has few credits
         names["end_user_id"] = "12345678-1234-5678-1234-567812345678"
@@ -237,10 +247,11 @@ def test_guide_for_transports(names: dict[str, Any], monkeypatch: pytest.MonkeyP
     """The guide for transport authors works for the example over urllib."""
     over_urllib = runpy.run_path(str(ROOT / "examples" / "urllib_transport.py"))
     names["MyTransport"] = over_urllib["UrllibTransport"]
+    monkeypatch.setattr(sys, "path", [str(Path.cwd()), *sys.path])
     at_sandbox = partial(CreduseProtocol, base_url=names["server"].base_url)
     monkeypatch.setattr(creduse_core, "CreduseProtocol", at_sandbox)
     run("transports", names)
-    assert len(names["server"].applied) == 1
+    assert len(names["server"].applied) == 2  # by the first example, and by the asynchronous one
     names["test_my_transport"](SCENARIOS[0])
     for scenario in TLS_SCENARIOS[0], TLS_SCENARIOS[-1]:
         check(
@@ -248,6 +259,48 @@ def test_guide_for_transports(names: dict[str, Any], monkeypatch: pytest.MonkeyP
             lambda protocol: CoreClient(protocol, names["MyTransport"](names["trust"])),
             ssl_contexts=names["ssl_contexts"],
         )
+
+
+def socks_proxy(connection: socket.socket, server: RawServer) -> None:
+    """Act as a SOCKS proxy (RFC 1928) for IPv4 addresses, without a login."""
+    with connection.makefile("rb") as stream:
+        _, count = stream.read(2)
+        stream.read(count)
+        connection.sendall(b"\x05\x00")
+        request = stream.read(10)  # version, command, 0, type, address and port
+    server.received.append(request)
+    address = socket.inet_ntoa(request[4:8]), int.from_bytes(request[8:])
+    with socket.create_connection(address) as target:
+        connection.sendall(b"\x05\x00\x00\x01" + bytes(6))
+        back = threading.Thread(target=pipe, args=(target, connection))
+        back.start()
+        pipe(connection, target)
+        back.join()
+
+
+def pipe(source: socket.socket, sink: socket.socket) -> None:
+    """Send on what arrives."""
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.slow
+def test_socks(names: dict[str, Any]) -> None:
+    """The page's clients go through a SOCKS proxy, with the page's TLS settings."""
+    run("tls", names)
+    import trio  # noqa: PLC0415 - only where it is installed
+
+    with SandboxServer(ssl_context=names["server_side"]) as server, raw_servers() as start:
+        os.environ["CREDUSE_BASE_URL"] = server.base_url
+        proxy = start(socks_proxy)
+        url = proxy.base_url.replace("http:", "socks5:")
+        asyncio.run(names["add_over_aiohttp"](url))
+        trio.run(names["add_under_trio"], url)
+        with CreduseClient(proxy=url, ssl_context=names["context"]) as client:
+            client.add(names["user"], 100)
+        assert len(server.applied) == len(proxy.received) == 3
 
 
 @pytest.mark.slow
@@ -273,6 +326,24 @@ def test_indexed_job(names: dict[str, Any]) -> None:
     assert sent == list(range(1, 401))
     run_bash("creduse bulk status grants.csv --journal postgresql:///", names)
     assert names["__printed__"] == "400 lines: 400 applied\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ANALYZE, reason="systemd is not installed")
+def test_systemd_units(tmp_path: Path) -> None:
+    """Systemd accepts the units of the page on a nightly job."""
+    page = ROOT.joinpath("docs", "nightly.md").read_text(encoding="utf-8")
+    units = re.findall(
+        r"`/etc/systemd/system/([\w.]+)`:\n\n```ini\n(.*?)^```", page, re.MULTILINE | re.DOTALL
+    )
+    for name, text in units:
+        # It looks for the program.
+        there = text.replace("/opt/credits/bin/nightly.sh", "/bin/true")
+        tmp_path.joinpath(name).write_text(there, encoding="utf-8")
+    files = [str(tmp_path / name) for name, _ in units]
+    assert len(files) == 2
+    done = subprocess.run([ANALYZE, "verify", *files], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_there_are_examples() -> None:

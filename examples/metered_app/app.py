@@ -19,6 +19,7 @@ from creduse import CannotPayError, CreduseError, Outcome
 
 PRICE = 5
 SESSION = web.AppKey("SESSION", ClientSession)
+logger = logging.getLogger(__name__)
 
 
 async def session(app: web.Application) -> AsyncIterator[None]:
@@ -39,12 +40,14 @@ async def summarize(request: web.Request) -> web.Response:
     except CannotPayError:
         return web.json_response({"error": f"a summary costs {PRICE} credits"}, status=402)
     except CreduseError as error:
-        # It is not certain that the credits were taken, so do no work.
-        if error.outcome is Outcome.NOT_APPLIED:
-            return web.json_response({"error": "try again later"}, status=503)
-        # They may have been taken, so do not invite a retry. Let a person look at it.
-        logging.getLogger(__name__).warning("look at the balance of %s: %s", user, error)
-        return web.json_response({"error": "we will check your credits"}, status=500)
+        # After APPLIED, go on: the credits were taken, and only the response could not be read.
+        if error.outcome is not Outcome.APPLIED:
+            # It is not certain that the credits were taken, so do no work.
+            logger.warning("creduse: %s", error)  # with the user, the amount and the outcome
+            if error.outcome is Outcome.NOT_APPLIED:
+                return web.json_response({"error": "try again later"}, status=503)
+            # They may have been taken, so do not invite a retry. Let a person look at it.
+            return web.json_response({"error": "we will check your credits"}, status=500)
     return web.json_response({"summary": text[:20], "cost": PRICE})
 
 

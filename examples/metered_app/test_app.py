@@ -56,8 +56,10 @@ def test_somebody_unknown(creduse_sandbox: SandboxServer) -> None:
 
 
 @pytest.mark.parametrize(("fault", "status"), [("apply-then-reset", 500), ("421", 503)])
-def test_no_work_without_certainty(fault: str, status: int, creduse_sandbox: SandboxServer) -> None:
-    """If it is not certain that the credits were taken, the app does no work and does not retry."""
+def test_no_work_without_certainty(
+    fault: str, status: int, creduse_sandbox: SandboxServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it is not certain that the credits were taken, the app does no work, and logs the call."""
 
     async def test(client: Client) -> None:
         assert (await ask(client))[0] == status
@@ -66,3 +68,4 @@ def test_no_work_without_certainty(fault: str, status: int, creduse_sandbox: San
     creduse_sandbox.inject(FAULTS[fault])
     with_app(test)
     assert [entry.path for entry in creduse_sandbox.log] == ["/subtract"]
+    assert f"creduse: subtract({USER}, 5): " in caplog.text
