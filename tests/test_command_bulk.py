@@ -259,7 +259,7 @@ ENDINGS = {
             "To go on: send the file again, with the command that began",
         ],
         {"applied": 2, "waiting": 1},
-        f"creduse: stopped: add({user(0)}, 1): 401 [not applied; 1 attempt]\n",
+        f"creduse: stopped: add({user(0)}, 3): 401 [not applied; 1 attempt]\n",
     ),
 }
 
