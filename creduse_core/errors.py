@@ -31,7 +31,7 @@ from .models import Attempt, CallRecord, Outcome
 from .records import json_value
 
 _IN_DICT: Final = (
-    *("outcome", "call", "attempts", "request_id"),
+    *("call", "attempts", "request_id"),
     *("status_code", "error_code", "retry_after", "timestamp"),
 )
 
@@ -78,8 +78,8 @@ class CreduseError(Exception):
     def as_dict(self) -> dict[str, Any]:
         """Return the error as a dictionary that ``json.dumps`` accepts.
 
-        It has the name of the class as ``error``, the ``message``, the ``outcome`` by its name, and
-        the other attributes but ``response``. Of an `APIError`, it also has the service's own
+        It has the ``outcome`` by its name, the name of the class as ``error``, the ``message``, and the
+        other attributes but ``response``. Of an `APIError`, it also has the service's own
         ``error_message``.
         """
         attributes = {
@@ -87,7 +87,8 @@ class CreduseError(Exception):
         }
         if isinstance(self, APIError):
             attributes["error_message"] = self.message
-        return {"error": type(self).__name__, "message": str(self)} | attributes
+        said = {"error": type(self).__name__, "message": str(self)}
+        return {"outcome": self.outcome.name} | said | attributes
 
 
 def _restored(kind: type[CreduseError], args: tuple[object, ...]) -> CreduseError:

@@ -244,7 +244,7 @@ def test_failures(server: SandboxServer, ask: Ask, failing: Failing) -> None:
     assert (status, err) == (failing.status, "")
     assert out.count("\n") == 1
     told = json.loads(out)
-    assert list(told)[:5] == ["error", "message", "outcome", "call", "attempts"]
+    assert list(told)[:5] == ["outcome", "error", "message", "call", "attempts"]
     assert told["outcome"] == failing.outcome
     assert re.fullmatch(failing.error, told["error"])
     assert failing.told in told["message"]

@@ -214,7 +214,8 @@ def run(program: str, names: dict[str, Any]) -> None:
             for value in names.values():  # made at a program's top, and never closed
                 if isinstance(value, CreduseClient | SandboxServer | sqlite3.Connection):
                     stack.callback(value.close)
-                elif hasattr(value, "cache_info"):  # a function that makes the client once
+                elif hasattr(value, "cache_info") and value.__module__ == "__main__":
+                    # The page's own function, which makes the client once.
                     stack.callback(value().close)
 
 
