@@ -56,6 +56,7 @@ IN_SECTIONS = {"README", "testing"}
 # "plugins" selects programs by their names.
 NEEDS = {
     "aiohttp": ("docs", "aiohttp"),
+    "celery": ("docs", "celery", "redis"),
     "frameworks": ("docs", "django", "fastapi", "flask"),
     "machines": ("tests", "psycopg"),
     "outbox": ("tests", "psycopg"),
@@ -210,8 +211,8 @@ def run(program: str, names: dict[str, Any]) -> None:
             for value in names.values():  # made at a program's top, and never closed
                 if isinstance(value, CreduseClient | SandboxServer | sqlite3.Connection):
                     stack.callback(value.close)
-                elif hasattr(value, "cache_info"):  # a function that makes the client once
-                    stack.callback(value().close)
+                elif hasattr(value, "cache_info") and value.cache_info().currsize:
+                    stack.callback(value().close)  # it has made the client
 
 
 @pytest.mark.parametrize(
