@@ -41,8 +41,8 @@ class Worker:
         for name in ("queue", "results"):
             (folder / name).mkdir()
         files = blocks_of(PAGE)
-        tasks = files["tasks.py"].replace("timeout=20", "timeout=5")
-        (folder / "tasks.py").write_text(tasks + BROKER % str(folder / "queue"), encoding="utf-8")
+        self.tasks = folder / "tasks.py"
+        self.tasks.write_text(files["tasks.py"] + BROKER % str(folder / "queue"), encoding="utf-8")
         (folder / "ask.py").write_text(files["ask.py"], encoding="utf-8")
         # Without a key, as in an app that only sends tasks.
         self._sender = {
@@ -167,6 +167,8 @@ def test_charged_once(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_warm_shutdown(worker: Worker, pool: str) -> None:
     """At SIGTERM, a task finishes."""
+    tasks = worker.tasks.read_text(encoding="utf-8")
+    worker.tasks.write_text(tasks.replace("timeout=20", "timeout=5"), encoding="utf-8")
     worker.start("--pool", pool)
     worker.server.inject(FAULTS["apply-then-hang"])
     asking = worker.ask()
