@@ -91,7 +91,7 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".[all]", *group("docs"))
     strictly = ("--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env", "--quiet")
     session.run("sphinx-build", *strictly, "docs", "build/docs")
-    pages = ("celery", "deployment", "docs", "notebooks", "pages")
+    pages = ("celery", "deployment", "docs", "notebooks", "observing", "pages")
     tests = (*(f"tests/test_{it}.py" for it in pages), "tests/examples/test_frameworks.py")
     session.run("pytest", *tests, *session.posargs)
 

@@ -41,7 +41,7 @@ from creduse_core.secret import Secret
 from creduse_journal import Change, InUseError, JournalError, UnavailableError
 from creduse_journal.urls import is_url, without_password
 
-from ._arguments import CALL_FLAGS, QUIET, add_flags, decimal_number, whole_number
+from ._arguments import QUIET, add_flags, decimal_number, whole_number
 from ._calls import write
 
 STATUSES: Final = {
@@ -168,7 +168,7 @@ def add_parsers(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_EPILOG,
     )
-    add_flags(bulk, *CALL_FLAGS)
+    add_flags(bulk, "quiet", "json", "base_url", "timeout")
     parsers = bulk.add_subparsers(prog="creduse bulk", metavar="COMMAND", help=argparse.SUPPRESS)
 
     def no_command(_: argparse.Namespace) -> Any:

@@ -140,8 +140,13 @@ def show(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
     programs read it.
     """
     if stream is not None:
-        is_painted = not plain and has_colours(stream)
-        print(paint(text) if is_painted else text, file=stream, flush=True)
+        # In one piece, since the sandbox's threads share the stream; `print` writes the end apart.
+        stream.write(f"{_painted(stream, text, plain=plain)}\n")
+        stream.flush()
+
+
+def _painted(stream: TextIO, text: str, *, plain: bool) -> str:
+    return paint(text) if not plain and has_colours(stream) else text
 
 
 def write(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
@@ -150,9 +155,20 @@ def write(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
         show(stream, text, plain=plain)
 
 
-def _show_attempt(attempt: Attempt) -> None:
+def _write_at_once(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
+    """Print a line in a handler of signals, and ignore failures.
+
+    The stream itself may be in use: what the handler has interrupted may be printing.
+    """
+    if stream is not None:
+        with suppress(Exception):
+            line = f"{_painted(stream, text, plain=plain)}\n"
+            os.write(stream.fileno(), line.encode(errors="backslashreplace"))
+
+
+def _show_attempt(attempt: Attempt, put: Callable[..., None] = write) -> None:
     seconds = attempt.ended - attempt.started
-    write(
+    put(
         sys.stderr,
         f"attempt {attempt.number}: {attempt.method} {attempt.path}: "
         f"{attempt.error or attempt.status} [{attempt.outcome}, {seconds:.3f} s]",
@@ -247,17 +263,19 @@ def _abandon(call: Call[Any], arguments: argparse.Namespace) -> int:
     call.abandon(time.monotonic())  # the clock of the client
     if arguments.verbosity == VERBOSE:
         for attempt in call.attempts[before:]:
-            _show_attempt(attempt)
-    return _show_failure(_ended_by(Interrupted, "interrupted", call), arguments)
+            _show_attempt(attempt, _write_at_once)
+    return _show_failure(_ended_by(Interrupted, "interrupted", call), arguments, _write_at_once)
 
 
-def _show_failure(error: CreduseError, arguments: argparse.Namespace) -> int:
+def _show_failure(
+    error: CreduseError, arguments: argparse.Namespace, put: Callable[..., None] = write
+) -> int:
     end = _ENDS[error.outcome]
     if arguments.json:
-        write(sys.stdout, json.dumps(error.as_dict()), plain=True)
+        put(sys.stdout, json.dumps(error.as_dict()), plain=True)
     else:
         advice = "" if arguments.verbosity == QUIET else end.advice
-        write(sys.stderr, f"creduse: {error}{advice}")
+        put(sys.stderr, f"creduse: {error}{advice}")
     if isinstance(error, Interrupted) and error.outcome is Outcome.NOT_APPLIED:
         return INTERRUPTED
     # Without an attempt, nothing was sent.

@@ -1,11 +1,12 @@
 """Setup of a client in an ``aiohttp.web`` app. How the client sends does not belong here."""
 
-from collections.abc import AsyncIterator, Callable
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
 from aiohttp import ClientSession, web
 
-from creduse_core import DEFAULT_RETRY, TIMEOUT, Attempt, Pace, RetryPolicy, Secret
+from creduse_core import DEFAULT_RETRY, Attempt, FinishedCall, Pace, RetryPolicy, Secret
 
 from ._client import AsyncCreduseClient
 
@@ -20,11 +21,15 @@ def setup(  # noqa: PLR0913 - two more than the client's
     *,
     key: web.AppKey[AsyncCreduseClient] = CLIENT,
     base_url: str | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
     retry: RetryPolicy = DEFAULT_RETRY,
     on_attempt: Callable[[Attempt], object] | None = None,
     allow_http: bool | None = None,
     pace: Pace | None = None,
+    on_call: Callable[[FinishedCall], object] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    proxy: str | None = None,
+    extra_headers: Mapping[str, str | Secret] | None = None,
 ) -> None:
     """Make a client when ``app`` starts, and close it when the app ends.
 
@@ -65,6 +70,10 @@ def setup(  # noqa: PLR0913 - two more than the client's
             on_attempt=on_attempt,
             allow_http=allow_http,
             pace=pace,
+            on_call=on_call,
+            ssl_context=ssl_context,
+            proxy=proxy,
+            extra_headers=extra_headers,
         ) as app[key]:
             yield
 

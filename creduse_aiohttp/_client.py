@@ -307,11 +307,12 @@ class AiohttpTransport:
         if session is not None:
             check_not_both("session", ssl_context=ssl_context, proxy=proxy)
         check_client_context(ssl_context)
+        self._proxy, self._proxy_auth = self._find_proxy(proxy)
         self._ssl: ssl.SSLContext | bool = True
-        if self._secure and session is None:
+        proxy_is_secure = self._proxy is not None and self._proxy.scheme == "https"
+        if session is None and (self._secure or proxy_is_secure):
             self._ssl = ssl_context or client_context()
             detect_partial_records(self._ssl)
-        self._proxy, self._proxy_auth = self._find_proxy(proxy)
         self.via = None if self._proxy is None else str(self._proxy).rstrip("/")
         self._closed = False
         self._session: aiohttp.ClientSession | None = None
@@ -472,7 +473,8 @@ class AsyncCreduseClient(AsyncCoreClient):
     - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
       ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
     - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
-    - ``ssl_context``: the TLS settings for https, such as your own certificates. Default: a context
+    - ``ssl_context``: the TLS settings for https, such as your own certificates. The client
+      sets its ``sslobject_class``. Default: a context
       that trusts the system's certificates, and those in ``SSL_CERT_FILE``.
     - ``proxy``: the URL of an http or https proxy, such as
       ``http://user:password@proxy.example:3128``. Default: that of ``HTTPS_PROXY`` and the like; none

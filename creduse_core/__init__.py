@@ -7,9 +7,9 @@ pass it to `CoreClient`; or drive a `Call` by hand::
     send = call.start(now)                      # send.request is what to send
     call.receive_response(Response(…), now)     # Done(result), Wait(seconds), or raises
 
-Modules, each importing only those before it: records, tables, secret, foreign, messages, words, models, errors,
-arguments, decoding, retry, evidence, pace, reports, call, protocol, environment, pool, tls,
-error_texts, client.
+Modules, each importing only those before it: records, tables, secret, foreign, messages, words,
+models, errors, arguments, decoding, retry, evidence, pace, reports, call, protocol, environment,
+pool, tls, error_texts, client.
 """
 
 from ._version import __version__

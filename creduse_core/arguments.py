@@ -17,7 +17,7 @@ from uuid import UUID
 from .secret import Secret
 
 ExtraHeaders: TypeAlias = Mapping[str, str | Secret]
-"""Further header fields of a request, by their names."""
+"""Further header fields of a request, by their names. If a server repeats a `Secret`, no error shows it."""
 
 MAX_SECONDS: Final = 1_000_000
 """The longest time that a caller can pass, about eleven days. Sockets reject far longer ones."""
@@ -148,6 +148,11 @@ def checked_extra_headers(headers: ExtraHeaders | None) -> tuple[tuple[str, Secr
     return tuple(fields)
 
 
+def secrets_among(headers: ExtraHeaders | None) -> tuple[Secret, ...]:
+    """Return the values that the caller passed as secrets. Errors do not show these."""
+    return tuple(value for value in (headers or {}).values() if isinstance(value, Secret))
+
+
 def _checked_name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"extra_headers must have names that are str, not {type(name).__name__}")
@@ -167,15 +172,16 @@ def _checked_name(name: object) -> str:
 
 
 def _checked_value(name: object, value: object) -> Secret:
-    text = value.reveal() if isinstance(value, Secret) else value
-    if not isinstance(text, str):
-        raise TypeError(f"extra_headers[{name!r}] must be str, not {type(text).__name__}")
-    if not _FIELD_VALUE.fullmatch(text):  # not shown, since it can be a secret
+    if not isinstance(value, str | Secret):
+        raise TypeError(f"extra_headers[{name!r}] must be str, not {type(value).__name__}")
+    hidden = value if isinstance(value, Secret) else Secret(value)
+    # No variable holds the text of a secret, since tools show the variables of a failure.
+    if not _FIELD_VALUE.fullmatch(hidden.reveal()):
         raise ValueError(
             f"extra_headers[{name!r}] must be printable ASCII characters, "
             "without white space at an end"
         )
-    return value if isinstance(value, Secret) else Secret(text)
+    return hidden
 
 
 def checked_api_key(api_key: object) -> Secret:
@@ -264,16 +270,23 @@ def check_not_both(supplied: str, **settings: object) -> None:
 
 
 class _ShortTraceback:
-    """Removes our frames from the ``TypeError`` or ``ValueError`` of a check inside a ``with``.
+    """Removes the frames from a ``TypeError`` or ``ValueError`` that we raise inside a ``with``.
 
-    Its traceback then begins with the line that passed the argument.
+    Its traceback then begins with the line that passed the argument. Exceptions that other code
+    raises, such as a caller's mapping, keep their frames.
     """
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        if isinstance(error, TypeError | ValueError):
+        if not isinstance(error, TypeError | ValueError):
+            return
+        frames = error.__traceback__
+        while frames is not None and frames.tb_next is not None:
+            frames = frames.tb_next
+        raised_in = "" if frames is None else str(frames.tb_frame.f_globals.get("__name__"))
+        if raised_in.startswith("creduse_"):
             error.__traceback__ = None
 
 

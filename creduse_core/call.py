@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, Generic, TypeAlias, TypeVar, overload
 
-from .arguments import ExtraHeaders, checked_extra_headers
+from .arguments import ExtraHeaders, checked_extra_headers, secrets_among
 from .decoding import Expected, InvalidResult, read_response
 from .errors import CreduseError, LocalProtocolError
 from .messages import Failure, Request, Response, with_headers
@@ -46,7 +46,7 @@ from .reports import (
     quote,
 )
 from .retry import EVENTS, Event, Kind, RetryPolicy, may_retry
-from .secret import Secret, no_pickle
+from .secret import Secret, Secrets, no_pickle
 
 T = TypeVar("T")
 
@@ -164,7 +164,7 @@ class Call(Generic[T]):
         "_records",
         "_request",
         "_response",
-        "_secret",
+        "_secrets",
         "_sent",
         "_started",
         "_state",
@@ -180,16 +180,16 @@ class Call(Generic[T]):
         kind: Kind,
         policy: RetryPolicy,
         timeout: float,
-        secret: Secret,
+        secrets: tuple[Secret, ...],
     ) -> None:
-        """Use `CreduseProtocol` to make one. Errors do not show ``secret``."""
+        """Use `CreduseProtocol` to make one. Errors do not show ``secrets``."""
         self._request = request
         self._expected = expected
         self._path = path
         self._kind = kind
         self._policy = policy
         self._timeout = timeout
-        self._secret = secret
+        self._secrets = secrets
         self._state = State.READY
         self._records: list[_Record] = []
         self._sent = 0
@@ -221,6 +221,7 @@ class Call(Generic[T]):
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         """The attempts so far, in order. They do not hold the API key."""
+        secrets = Secrets(*self._secrets)
         return tuple(
             Attempt(
                 number,
@@ -229,7 +230,7 @@ class Call(Generic[T]):
                 status,
                 event.name,
                 event.proves(self._kind),
-                None if error is None else quote(error, self._secret),
+                None if error is None else quote(error, secrets),
                 started,
                 ended,
             )
@@ -278,6 +279,7 @@ class Call(Generic[T]):
         it = self._request
         headers = with_headers(it.hidden_headers, checked_extra_headers(extra_headers))
         self._request = Request(it.method, it.url, headers, it.body)
+        self._secrets += secrets_among(extra_headers)
 
     # The inputs.
 
@@ -423,7 +425,12 @@ class Call(Generic[T]):
         # Not kept: the exception's traceback leads back to this call.
         problem, self._problem = self._problem, None
         context = Context(
-            self._request, self._path, self._kind, self.record, self.attempts, self._secret
+            self._request,
+            self._path,
+            self._kind,
+            self.record,
+            self.attempts,
+            Secrets(*self._secrets),
         )
         return (
             held_too_long(self._timeout, context) if problem is None else error_of(problem, context)

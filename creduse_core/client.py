@@ -1,6 +1,7 @@
 """The clients: the five methods, and the loop that drives a call over a transport.
 
-How to send and how to wait does not belong here: only a transport knows it.
+They also report each call, and drain. How to send and how to wait does not belong here: only a
+transport knows it.
 """
 
 import math
@@ -140,8 +141,9 @@ class _ClientBase:
         self._on_call = on_call
         self._jitter = jitter
         self._running: dict[int, Call[Any]] = {}
-        self._may_send: Container[int] | None = None
-        """While the client drains, the ids of the calls that may send. Before, all may."""
+        self._draining: dict[int, Call[Any]] | None = None
+        """The calls that ran when a drain began. They may send until it is over, and no others."""
+        self._is_drained = False
         self._pace = pace
         self._pace_offset: float | None = None
         self._logger = logging.getLogger("creduse")
@@ -172,16 +174,23 @@ class _ClientBase:
                 f"the call is for {call.request.url}, but the client for {self._protocol.base_url}"
             )
 
-    def _start(self, call: Call[Any], now: float, before: BalanceReading | None) -> Send | Wait:
-        pace = self._pace
-        if pace is None:
-            return call.start(now, began_at=time(), before=before)
+    def _start(
+        self, call: Call[Any], now: Callable[[], float], before: BalanceReading | None
+    ) -> tuple[Send | Wait, float]:
+        """Start a call. Return what to do, and when it began on the transport's clock."""
+        pace, began = self._pace, now()
         try:
-            hold = pace.hold(call, self._pace_time(now))
-            return call.start(now, hold, began_at=time(), before=before)
-        except BaseException:
-            pace.leave(call)
+            hold = 0.0 if pace is None else pace.hold(call, self._pace_time(began))
+            action = call.start(began, hold, began_at=time(), before=before)
+            self._running[id(call)] = call
+        except LocalProtocolError:  # it runs already, and goes on
+            if pace is not None:
+                pace.leave(call)
             raise
+        except BaseException as error:
+            self._end(call, began, now, error)
+            raise
+        return action, began
 
     def _wake(self, call: Call[Any], now: float, woken_at: float) -> Send | Wait:
         """Go on with a call after a wait, which should end at ``woken_at``."""
@@ -229,22 +238,25 @@ class _ClientBase:
         self, call: Call[Any], began: float, now: Callable[[], float], error: BaseException | None
     ) -> None:
         """End a call, which may have ended: with an ``error``, perhaps because it was cancelled."""
-        if error is not None:
-            if self._pace is not None:
-                self._pace.leave(call)
-            if call.state.live:
-                sent = call.state is State.IN_FLIGHT
-                call.abandon(_moment(now))
-                if sent:
-                    self._report(call)
-        self._running.pop(id(call), None)
+        try:
+            if error is not None:
+                if self._pace is not None:
+                    self._pace.leave(call)
+                if call.state.live:
+                    sent = call.state is State.IN_FLIGHT
+                    call.abandon(_moment(now))
+                    if sent:
+                        self._report(call)
+        finally:
+            self._running.pop(id(call), None)
         if self._on_call is not None:
             seconds = _moment(now) - began
             self._notify("on_call", self._on_call, _finished(call, seconds, error))
 
     def _refusal(self, call: Call[Any]) -> Failure | None:
         """Return why a call may not send: the client drains, or tests block other machines."""
-        if self._may_send is not None and id(call) not in self._may_send:
+        calls = self._draining
+        if calls is not None and (self._is_drained or id(call) not in calls):
             why = RuntimeError(DRAINED)
         elif environment.blocked is not None and not self._protocol.loopback:
             why = RuntimeError(environment.blocked)
@@ -256,17 +268,22 @@ class _ClientBase:
 
     # Draining.
 
-    def _begin_drain(self, timeout: float) -> tuple[Call[Any], ...]:
-        """Refuse new calls, and return the running ones."""
-        check_seconds("timeout", timeout)
-        calls = tuple(self._running.copy().values())
-        self._may_send = {id(call) for call in calls}
-        return calls
+    def _begin_drain(self, timeout: float) -> dict[int, Call[Any]]:
+        """Refuse new calls, and return the running ones, which are to be copied before each use.
 
-    def _end_drain(self, calls: Iterable[Call[Any]]) -> tuple[CallRecord, ...]:
-        """Refuse all calls, and return what is unclear."""
-        self._may_send = ()
-        return tuple(call.record for call in calls if call.outcome is Outcome.UNKNOWN)
+        A thread's call is either among these, or refused, since it is registered before it asks. A
+        second drain waits for the same calls.
+        """
+        check_seconds("timeout", timeout)
+        running = self._running  # read first: two threads can begin a drain at once
+        if self._draining is None:
+            # Calls that end from now on stay in the old dictionary.
+            self._draining = running
+            self._running = {}
+        return self._draining
+
+    def _end_drain(self) -> None:
+        self._is_drained = True
 
     # Evidence.
 
@@ -407,8 +424,12 @@ def _finished(call: Call[Any], seconds: float, error: BaseException | None) -> F
     )
 
 
-def _is_any_live(calls: Iterable[Call[Any]]) -> bool:
-    return any(call.state.live for call in calls)
+def _is_any_live(calls: dict[int, Call[Any]]) -> bool:
+    return any(call.state.live for call in calls.copy().values())
+
+
+def _unclear(calls: dict[int, Call[Any]]) -> tuple[CallRecord, ...]:
+    return tuple(it.record for it in calls.copy().values() if it.outcome is Outcome.UNKNOWN)
 
 
 def _checked(returned: object) -> Response | Failure:
@@ -488,14 +509,18 @@ class CoreClient(_ClientBase):
 
         Use it before a process ends, so that it kills no call. It waits at most ``timeout`` seconds.
         From its beginning, a new call raises a `TransportError` with NOT_APPLIED. After it, calls
-        that still run send nothing more. It closes nothing. The records are those of calls that have
-        ended as UNKNOWN since the drain began, or that are still in flight: store them, and ``check``
-        them later.
+        that still run begin no further attempt. It closes nothing. The records are those of calls
+        that have ended as UNKNOWN since the drain began, or that are still in flight. Store them, and
+        ``check`` them with another client, after this process has ended. Within a call of its own, as
+        in ``on_attempt`` or a signal handler, it would wait for that call in vain.
         """
         calls, ends = self._begin_drain(timeout), self._transport.now() + timeout
-        while _is_any_live(calls) and self._transport.now() < ends:
-            self._transport.sleep(_POLL)
-        return self._end_drain(calls)
+        try:
+            while _is_any_live(calls) and self._transport.now() < ends:
+                self._transport.sleep(_POLL)
+        finally:
+            self._end_drain()
+        return _unclear(calls)
 
     def run(self, call: Call[T], *, balance_first: bool = False) -> T:
         """Run a call and return its result, or raise its error.
@@ -513,10 +538,9 @@ class CoreClient(_ClientBase):
         if balance_first:
             check_type("balance_first", balance_first, bool)
             before = self.reading(call.record.end_user_id, timeout=call.timeout)
-        began = transport.now()
-        self._running[id(call)] = call
+        action: Send | Wait | Done[T]
+        action, began = self._start(call, transport.now, before)
         try:
-            action: Send | Wait | Done[T] = self._start(call, began, before)
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
                     woken_at = transport.now() + action.seconds
@@ -783,14 +807,18 @@ class AsyncCoreClient(_ClientBase):
 
         Use it before a process ends, so that it kills no call. It waits at most ``timeout`` seconds.
         From its beginning, a new call raises a `TransportError` with NOT_APPLIED. After it, calls
-        that still run send nothing more. It closes nothing. The records are those of calls that have
-        ended as UNKNOWN since the drain began, or that are still in flight: store them, and ``check``
-        them later.
+        that still run begin no further attempt. It closes nothing. The records are those of calls
+        that have ended as UNKNOWN since the drain began, or that are still in flight. Store them, and
+        ``check`` them with another client, after this process has ended. Within a call of its own, as
+        in ``on_attempt`` or a signal handler, it would wait for that call in vain.
         """
         calls, ends = self._begin_drain(timeout), self._transport.now() + timeout
-        while _is_any_live(calls) and self._transport.now() < ends:
-            await self._transport.sleep(_POLL)
-        return self._end_drain(calls)
+        try:
+            while _is_any_live(calls) and self._transport.now() < ends:
+                await self._transport.sleep(_POLL)
+        finally:
+            self._end_drain()
+        return _unclear(calls)
 
     async def run(self, call: Call[T], *, balance_first: bool = False) -> T:
         """Run a call and return its result, or raise its error.
@@ -808,10 +836,9 @@ class AsyncCoreClient(_ClientBase):
         if balance_first:
             check_type("balance_first", balance_first, bool)
             before = await self.reading(call.record.end_user_id, timeout=call.timeout)
-        began = transport.now()
-        self._running[id(call)] = call
+        action: Send | Wait | Done[T]
+        action, began = self._start(call, transport.now, before)
         try:
-            action: Send | Wait | Done[T] = self._start(call, began, before)
             while not isinstance(action, Done):
                 if isinstance(action, Wait):
                     woken_at = transport.now() + action.seconds

@@ -75,6 +75,11 @@ class Proxy:
     """Its URL, which can hold a password."""
 
 
+def is_secure(proxy: Proxy | None) -> bool:
+    """Return whether the client speaks TLS to the proxy."""
+    return proxy is not None and proxy.shown.startswith("https:")
+
+
 _NOT_SHOWN: Final = (
     "it is not shown here, since it can hold a password, in which %23 stands for #, "
     "%2F for /, %3F for ? and %40 for @"

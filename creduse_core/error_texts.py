@@ -7,7 +7,7 @@ from typing import Final
 
 CLOSED: Final = "the client is closed: was it used after its 'with' block?"
 
-DRAINED: Final = "the client drains: it sends no new calls, since drain() was called"
+DRAINED: Final = "the client drains: it sends nothing more, since drain() was called"
 
 OTHER_EVENT_LOOP: Final = "the client belongs to another event loop: make one client for each"
 

@@ -50,8 +50,8 @@ class CreduseError(Exception):
     """What the call was and when it began. ``client.check(error)`` finds out more about it. The
     clients always set it."""
     request_id: str | None
-    """What the server, or one in front of it, called the last request: its ``X-Request-Id`` or a
-    header like that. Quote it when you ask its operators. ``None`` if it sent none."""
+    """The name that the server, or one in front of it, gave the last request, in ``X-Request-Id`` or a
+    header like that. Quote it when you ask its operators. ``None`` if there is none."""
 
     def __init__(
         self,
@@ -69,7 +69,11 @@ class CreduseError(Exception):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not with the arguments of __init__, which a subclass can change.
+        return _restored, (type(self), self.args), vars(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the error as a dictionary that ``json.dumps`` accepts.
@@ -84,6 +88,10 @@ class CreduseError(Exception):
         if isinstance(self, APIError):
             attributes["error_message"] = self.message
         return {"error": type(self).__name__, "message": str(self)} | attributes
+
+
+def _restored(kind: type[CreduseError], args: tuple[object, ...]) -> CreduseError:
+    return kind.__new__(kind, *args)
 
 
 class APIError(CreduseError):

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from .records import Record, dataclass
+from .records import Record, dataclass, json_value
 from .tables import Rows, as_html, as_text, counted, moment, printable
 
 
@@ -50,7 +50,7 @@ class CycleStatus(enum.StrEnum):
     """It is stopped. Its credits can be spent until its end."""
 
 
-class Result(Record):
+class _Result(Record):
     """A base of the results of calls. ``str`` gives words for people, and notebooks show a table."""
 
     __slots__ = ()
@@ -70,7 +70,7 @@ class Result(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class CreditsAdded(Result):
+class CreditsAdded(_Result):
     """The result of ``add``: ``end_user_id`` got ``amount`` credits."""
 
     end_user_id: UUID
@@ -85,7 +85,7 @@ class CreditsAdded(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class CreditsSubtracted(Result):
+class CreditsSubtracted(_Result):
     """The result of ``subtract``: ``amount`` credits were taken from ``end_user_id``."""
 
     end_user_id: UUID
@@ -96,7 +96,7 @@ class CreditsSubtracted(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class Cycle(Result):
+class Cycle(_Result):
     """The result of ``start_cycle`` and ``stop_cycle``: the recurring cycle as it is now.
 
     Times are aware. A time without an offset is read as UTC.
@@ -135,7 +135,7 @@ class CycleBalance(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class ActiveBalance(Result):
+class ActiveBalance(_Result):
     """The result of ``get_balance``: what ``end_user_id`` can spend now."""
 
     end_user_id: UUID
@@ -185,7 +185,8 @@ class Attempt(Record):
         In place of ``started`` and ``ended``, it has the ``seconds`` between them.
         """
         attempt = Record.as_dict(self)
-        attempt["seconds"] = round(attempt.pop("ended") - attempt.pop("started"), 6)
+        attempt["seconds"] = json_value(round(self.ended - self.started, 6))
+        del attempt["started"], attempt["ended"]
         return attempt
 
 
@@ -202,7 +203,7 @@ class FinishedCall(Record):
     error: str | None
     """The name of the class of the exception that the call raised, or ``None``."""
     seconds: float
-    """How long the call took, with its retries and waits."""
+    """How long the call took, with its retries and waits. NaN if the clock failed."""
     attempts: tuple[Attempt, ...]
     """The attempts, in order."""
 

@@ -18,6 +18,7 @@ from .arguments import (
     checked_extra_headers,
     checked_idempotency_key,
     checked_user_id,
+    secrets_among,
 )
 from .call import Call
 from .decoding import Expected
@@ -52,7 +53,8 @@ class CreduseProtocol:
     - ``retry``: when to retry a call.
     - ``timeout``: for a whole call, its retries and waits included.
     - ``extra_headers``: further header fields of each request. Those of a call replace them. They
-      cannot replace the protocol's own. Reprs hide the values.
+      cannot replace the protocol's own. Reprs hide the values. Errors hide those that are a `Secret`,
+      even if a server repeats them.
     """
 
     api_key: Secret
@@ -66,6 +68,7 @@ class CreduseProtocol:
     """Whether plain http is allowed only because the host is this machine. A transport must then
     connect to loopback addresses alone."""
     _headers: HiddenHeaders
+    _secrets: tuple[Secret, ...]
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class CreduseProtocol:
                     *more,
                 )
             ),
+            (api_key, *secrets_among(extra_headers)),
         )
 
     def __repr__(self) -> str:
@@ -229,13 +233,15 @@ class CreduseProtocol:
         extra_headers: ExtraHeaders | None,
         idempotency_key: str | None = None,
     ) -> Call[T]:
-        headers, kind = self._headers, Kind.READ if method == "GET" else Kind.WRITE
+        headers, secrets = self._headers, self._secrets
+        kind = Kind.READ if method == "GET" else Kind.WRITE
         if idempotency_key is not None:
             key = checked_idempotency_key(idempotency_key, server_replays=self.retry.server_replays)
             headers = hide_credentials((*headers, ("Idempotency-Key", key)))
             kind = Kind.REPLAYABLE
         if extra_headers is not None:
             headers = with_headers(headers, checked_extra_headers(extra_headers))
+            secrets += secrets_among(extra_headers)
         if timeout is None:
             timeout = self.timeout
         else:
@@ -247,7 +253,7 @@ class CreduseProtocol:
             kind=kind,
             policy=self.retry,
             timeout=timeout,
-            secret=self.api_key,
+            secrets=secrets,
         )
 
 

@@ -129,13 +129,15 @@ def json_value(value: object) -> Any:
         return value.as_dict()
     if isinstance(value, tuple):
         return [json_value(item) for item in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # of any type
+    if type(value) is float:
+        return value if value == value else None  # noqa: PLR0124 - JSON has no NaN
     if type(value) in _JSON_TYPES:
         return value
     isoformat: Callable[[], str] | None = getattr(value, "isoformat", None)
     return str(value) if isoformat is None else isoformat()
 
 
-_JSON_TYPES: Final = (str, int, float, bool, type(None))
+_JSON_TYPES: Final = (str, int, bool, type(None))
 _REMADE: Final = ("__dict__", "__weakref__")
 _LATE: Final = ("__dataclass_fields__", "__dataclass_params__")
 

@@ -22,7 +22,7 @@ from .messages import Delivery, Failure, Request, Response
 from .models import Attempt, CallRecord, Outcome
 from .records import dataclass
 from .retry import EVENTS, Event, Kind, event_of_failure, event_of_response, retry_after
-from .secret import Secret
+from .secret import Secrets
 from .words import request_id_of, words_of
 
 _MAX_QUOTED: Final = 400
@@ -68,7 +68,7 @@ class Context(NamedTuple):
     kind: Kind
     record: CallRecord
     attempts: tuple[Attempt, ...]
-    secret: Secret
+    secrets: Secrets
 
     @property
     def outcome(self) -> Outcome:
@@ -108,14 +108,14 @@ def error_of(problem: Problem, context: Context) -> CreduseError:
     error: CreduseError
     if response is None or failure.timed_out:
         error_class = CreduseTimeoutError if failure.timed_out else TransportError
-        text = quote(problem.text, context.secret)
+        text = quote(problem.text, context.secrets)
         if response is None:
-            text += f" ({quote(_endpoint(context.request.url, failure.via), context.secret)})"
+            text += f" ({quote(_endpoint(context.request.url, failure.via), context.secrets)})"
         error = error_class(_message(text, context), **_shared(context, None))
     else:
         error = _invalid_response(problem, response, context)
     # Even None keeps the exception that is being handled now out of the traceback.
-    error.__cause__ = None if _contains_secret(failure.cause, context.secret) else failure.cause
+    error.__cause__ = None if _contains_secret(failure.cause, context.secrets) else failure.cause
     return error
 
 
@@ -138,36 +138,37 @@ def _shared(context: Context, response: Response | None) -> _Shared:
         "outcome": context.outcome,
         "attempts": context.attempts,
         "call": context.record,
-        "request_id": _request_id(response, context.secret),
+        "request_id": _request_id(response, context.secrets),
     }
 
 
-def _request_id(response: Response | None, secret: Secret) -> str | None:
+def _request_id(response: Response | None, secrets: Secrets) -> str | None:
     found = None if response is None else request_id_of(response)
-    return found and quote(found, secret)
+    return found and quote(found, secrets)
 
 
-def quote(text: str, secret: Secret) -> str:
+def quote(text: str, secrets: Secrets) -> str:
     """Return somebody else's text for an error: redacted, on one line, printable, bounded."""
-    # Bounded before redaction, for the time it takes, and after it. Redaction finds a cut key, too.
-    text = secret.redact(text[:_MAX_READ])
+    # Bounded before redaction, for the time it takes, and after it. Redaction finds a cut key, too,
+    # and one that is broken into lines, so lines are joined after it.
+    text = " ".join(secrets.redact(text[:_MAX_READ]).split())
     if not text.isprintable():
         text = "".join(map(_printable, text))
     return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "…"
 
 
 def _api_error(problem: Problem, response: Response, context: Context) -> APIError:
-    envelope, secret = problem.envelope, context.secret
+    envelope, secrets = problem.envelope, context.secrets
     error_class = ERROR_STATUSES.get(response.status, APIError)
     # The class of a known code says that no credits moved. An earlier attempt can have moved them.
     if problem.event is EVENTS["refused"] and context.outcome is Outcome.NOT_APPLIED:
         error_class = ERROR_CODES[envelope.error_code or ""]
     return error_class(
-        _message(quote(problem.text, secret), context, response),
+        _message(quote(problem.text, secrets), context, response),
         **_shared(context, response),
-        response=_redacted(response, secret),
-        error_code=envelope.error_code and quote(envelope.error_code, secret),
-        error_message=problem.words and quote(problem.words, secret),
+        response=_redacted(response, secrets),
+        error_code=envelope.error_code and quote(envelope.error_code, secrets),
+        error_message=(problem.words and quote(problem.words, secrets)) or None,
         timestamp=envelope.timestamp,
         retry_after=problem.retry_after(),
     )
@@ -177,9 +178,9 @@ def _invalid_response(
     problem: Problem, response: Response | None, context: Context
 ) -> InvalidResponseError:
     return InvalidResponseError(
-        _message(quote(problem.text, context.secret), context, response),
+        _message(quote(problem.text, context.secrets), context, response),
         **_shared(context, response),
-        response=None if response is None else _redacted(response, context.secret),
+        response=None if response is None else _redacted(response, context.secrets),
     )
 
 
@@ -189,7 +190,7 @@ def _message(text: str, context: Context, response: Response | None = None) -> s
     notes = ["1 attempt" if count == 1 else f"{count} attempts"]
     if context.kind is not Kind.READ:
         notes.insert(0, _PHRASES[context.outcome])
-    if (request_id := _request_id(response, context.secret)) is not None:
+    if (request_id := _request_id(response, context.secrets)) is not None:
         notes.append(f"request ID {request_id}")
     return f"{_shown(context.record)}: {text} [{'; '.join(notes)}]"
 
@@ -203,9 +204,9 @@ def _shown(call: CallRecord) -> str:
     return f"{call.method}({', '.join(arguments)})"
 
 
-def _redacted(response: Response, secret: Secret) -> Response:
+def _redacted(response: Response, secrets: Secrets) -> Response:
     """Return the response without the API key, which a server can repeat in a refusal."""
-    redact = secret.redact
+    redact = secrets.redact
     return Response(
         response.status,
         [(redact(name), redact(value)) for name, value in response.headers],
@@ -214,14 +215,14 @@ def _redacted(response: Response, secret: Secret) -> Response:
     )
 
 
-def _contains_secret(error: BaseException, secret: Secret) -> bool:
+def _contains_secret(error: BaseException, secrets: Secrets) -> bool:
     """Return whether an exception, or one that it came of, prints the API key."""
     texts = [
         text
         for link in exception_chain(error)
         for text in (_text_of(link), *map(str, (link.args, *getattr(link, "__notes__", ()))))
     ]
-    return any(secret.redact(text) != text for text in texts)
+    return any(secrets.redact(text) != text for text in texts)
 
 
 def _describe_response(response: Response, reading: InvalidResult, words: str | None) -> str:

@@ -72,6 +72,23 @@ class Secret:
         return text
 
 
+class Secrets:
+    """Several secrets, which it removes from texts: the API key, and others of a caller."""
+
+    __slots__ = ("_all",)
+
+    def __init__(self, *secrets: Secret) -> None:
+        self._all = secrets
+
+    __reduce__ = no_pickle
+
+    def redact(self, text: str) -> str:
+        """Return ``text`` without these. See `Secret.redact`."""
+        for secret in self._all:
+            text = secret.redact(text)
+        return text
+
+
 class _Pattern:
     """Finds the secret in one of its forms: its beginning, and as much of the rest as follows."""
 

@@ -36,19 +36,25 @@ def words_of(response: Response) -> str | None:
     """Return what a response that is not a result says, or ``None``.
 
     A redirect says where it leads, without a query, which can hold secrets. Otherwise the body is read
-    as JSON, as the title of an HTML page, or as plain text, whatever its type is said to be.
+    as JSON, as the title of an HTML page, or as plain text, whatever its type is said to be. Of a 2xx
+    response only a title is read, since its body can hold an end user's data.
     """
     if 300 <= response.status < 400 and (location := response.header("Location")):
         return f"redirects to {_without_query(location)}"
-    text = response.body[:_MAX_READ].decode("utf-8", "replace").strip()
-    words = None if len(response.body) > _MAX_READ else _words_in_json(text)
+    text = response.body[:_MAX_READ].decode("utf-8", "replace").strip(" \t\n\r\ufeff")
+    is_error = not 200 <= response.status < 300
+    words = _words_in_json(text) if is_error and len(response.body) <= _MAX_READ else None
     if words is None and (title := _TITLE.search(text)):
         from html import unescape  # noqa: PLC0415 - it has a table of 2,000 names
 
         words = unescape(title[2])
-    if words is None and (response.header("Content-Type") or "").lower().startswith("text/plain"):
+    if (
+        words is None
+        and is_error
+        and (response.header("Content-Type") or "").lower().startswith("text/plain")
+    ):
         words = text
-    return " ".join(words.split()) or None if words else None
+    return words if words and words.strip() else None
 
 
 def request_id_of(response: Response) -> str | None:
@@ -61,10 +67,12 @@ def request_id_of(response: Response) -> str | None:
 
 def _without_query(location: str) -> str:
     place = location.partition("#")[0].partition("?")[0]
-    scheme, separator, rest = place.rpartition("//")
+    scheme, separator, rest = place.partition("//")
+    if not separator:
+        return place
     host, slash, path = rest.partition("/")
     # A URL can hold a user name and a password.
-    return f"{scheme}{separator}{host.rpartition('@')[2] if separator else host}{slash}{path}"
+    return f"{scheme}//{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _words_in_json(text: str) -> str | None:

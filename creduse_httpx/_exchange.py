@@ -143,7 +143,7 @@ class Exchange:
         forget_frames(error.error if isinstance(error, ForeignError) else error)
         error.with_traceback(None)
         if self._request is not None:
-            self._request.headers.pop("Authorization", None)
+            self._request.headers.clear()
 
     def result_of(self, error: Exception) -> Response | Failure:
         """Return the failure, or the partial response if the body was too large.

@@ -26,6 +26,7 @@ from creduse_core import (
     Send,
     proxy_for,
 )
+from creduse_core.environment import is_secure
 from creduse_core.error_texts import CLOSED
 from creduse_core.pool import IDLE_TIMEOUT, Idle, Pool
 from creduse_core.tls import check_client_context, detect_partial_records
@@ -67,7 +68,7 @@ class TransportFactory:
         try:
             self._context = ssl_context or (
                 httpx.create_ssl_context()
-                if protocol.base_url.startswith("https:")
+                if protocol.base_url.startswith("https:") or is_secure(self.proxy)
                 else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used, but httpx requires one
             )
             detect_partial_records(self._context)

@@ -8,8 +8,9 @@ Example::
             client.add(user, 100)
         assert [entry.path for entry in server.applied] == ["/add"]
 
-In pytest, the fixture ``creduse_sandbox`` is such a server. `FAULTS` holds ready-made faults by
-name. `Sandbox` is the API without a socket. `Ledger` is its bookkeeping alone.
+In a browser, the server's address shows its users and requests. In pytest, the fixture
+``creduse_sandbox`` is such a server. `FAULTS` holds ready-made faults by name. `Sandbox` is the API
+without a socket. `Ledger` is its bookkeeping alone.
 
 Creduse's documentation leaves some behaviour open. Where the sandbox had to choose, the docstring
 says "our reading".
@@ -19,6 +20,7 @@ from creduse_sandbox.connection import LogEntry
 from creduse_sandbox.faults import (
     DESCRIPTIONS,
     FAULTS,
+    OUTCOMES,
     Action,
     CannedResponse,
     Drop,
@@ -29,10 +31,12 @@ from creduse_sandbox.faults import (
 from creduse_sandbox.ledger import Cycle, Ledger, Refused
 from creduse_sandbox.sandbox import Sandbox
 from creduse_sandbox.server import SandboxServer, serve
+from creduse_sandbox.state import StateError, StateFile
 
 __all__ = [
     "DESCRIPTIONS",
     "FAULTS",
+    "OUTCOMES",
     "Action",
     "CannedResponse",
     "Cycle",
@@ -45,5 +49,7 @@ __all__ = [
     "SandboxServer",
     "Shaped",
     "Stage",
+    "StateError",
+    "StateFile",
     "serve",
 ]

@@ -2,12 +2,13 @@
 
 Bytes become requests, the sandbox or an injected fault makes the response, and the log gets its
 entries. The listening socket, the thread and the handle for tests (`server`), what a response says
-(`sandbox`), and what a fault does to its bytes (`faults`) do not belong here.
+(`sandbox`, `page`), and what a fault does to its bytes (`faults`) do not belong here.
 """
 
 import asyncio
 import errno
 import itertools
+import math
 import socket
 import ssl
 import struct
@@ -15,8 +16,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from typing import Any, cast
 
 import h11
@@ -28,6 +30,12 @@ from creduse_sandbox.tls import Tls
 
 MAX_REQUEST_BODY = 1024 * 1024
 """Bytes. The server responds with 413 to a request with a longer body."""
+
+PAGE_FILES = "/_page/"
+"""The first part of all paths of the page, except ``/``."""
+
+# Browsers ask for these by themselves. No fault meets them, and the log omits them.
+_OF_BROWSERS = ("/favicon.ico", "/.well-known/")
 
 _NO_REQUEST = Request("", "", (), b"")
 _NO_BODY = {204, 304}  # RFC 9110 6.4.1
@@ -62,6 +70,26 @@ class LogEntry:
     """Whether the request was a write that the server applied."""
     fault: Fault | None = None
     """The fault that was injected for this request."""
+    at: datetime | None = field(default=None, compare=False)
+    """When its first byte arrived, in UTC by the system's clock. No comparison uses it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server that runs for long keeps at most. A test's server has no such limits."""
+
+    requests: int = 1_000
+    """Entries of the log. The oldest goes first."""
+    request_body: int = 64 * 1024
+    """Bytes. The server responds with 413 to a request with a longer body."""
+    logged_body: int = 4 * 1024
+    """Bytes. The log does not keep a longer body."""
+    connections: int = 900
+    """Open ones, fewer than the files that Linux lets a process open. For another one, the server
+    closes the one that has been idle for longest."""
+    idle_seconds: float = 300.0
+    """The server closes a connection that has sent nothing for so long, unless it waits for a
+    response or meets a fault that hangs."""
 
 
 @dataclass(slots=True)
@@ -74,18 +102,14 @@ class InjectedFault:
 
     def matches(self, request: Request, stages: set[Stage]) -> bool:
         """Return whether the fault is for this request, at one of these stages."""
-        return (
-            self.times > 0
-            and self.fault.stage in stages
-            and (self.when is None or self.when(request))
-        )
+        return self.fault.stage in stages and (self.when is None or self.when(request))
 
 
 @dataclass(slots=True)
 class ServerState:
     """What a server's connections share with each other and with its handle.
 
-    Hold ``lock`` to use ``sandbox``, ``injected`` or ``log``. A connection holds it while it
+    Hold ``lock`` to use ``sandbox``, ``injected``, ``log`` or ``advanced``. A connection holds it while it
     processes what it received, so a client that has a response finds the request in the log. The
     lock is reentrant because ``when`` functions may use the handle. Only the event loop's thread
     uses the other fields.
@@ -93,20 +117,68 @@ class ServerState:
 
     sandbox: Sandbox
     clock: Clock
+    """With the time by which it was advanced."""
     ssl_context: ssl.SSLContext | None
+    page: "Callable[[ServerState, Request], Response]"
+    """Responds to a request of the page."""
+    host: str = "127.0.0.1"
+    """What the server listens on."""
+    base_url: str | None = None
+    api_key: str | None = None
+    limits: Limits | None = None
+    on_request: Callable[[LogEntry], None] | None = None
+    """Gets each request once, when its response begins or will never come."""
+    advanced: timedelta = timedelta()
     lock: threading.RLock = field(default_factory=threading.RLock)
     injected: list[InjectedFault] = field(default_factory=list[InjectedFault])
     log: dict[int, LogEntry] = field(default_factory=dict[int, LogEntry])
+    pending: set[int] = field(default_factory=set[int])
+    """The numbers of requests whose responses are still to begin."""
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     connection_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     connections: set["Connection"] = field(default_factory=set["Connection"])
     errors: list[Exception] = field(default_factory=list[Exception])
+
+    def advance(self, by: timedelta) -> None:
+        """Move the sandbox's clock ahead, or raise as `SandboxServer.advance` does."""
+        with self.lock:
+            _ = self.clock() + by  # an OverflowError must rise here, not in the server
+            self.sandbox.keep_advanced(self.advanced + by)
+            self.advanced += by
+
+    def record(self, entry: LogEntry) -> None:
+        """Put an entry into the log, as far as the limits allow."""
+        limits = self.limits
+        if limits and entry.body is not None and len(entry.body) > limits.logged_body:
+            entry = replace(entry, body=None)
+        self.log[entry.number] = entry
+        if limits and len(self.log) > limits.requests:
+            del self.log[next(iter(self.log))]
+
+    def report(self, entry: LogEntry) -> None:
+        """Tell that no more will become of a request than its entry says."""
+        self.pending.discard(entry.number)
+        if self.on_request is not None:
+            self.on_request(entry)
+
+    def make_room(self) -> None:
+        """Close the connection that has been idle for longest, if there are too many."""
+        if self.limits and len(self.connections) > self.limits.connections:
+            min(self.connections, key=lambda it: it.idle_since).abort()
+
+    def close_idle(self, now: float) -> None:
+        """Close connections that have been idle for too long, by the event loop's clock."""
+        longest = self.limits.idle_seconds if self.limits else math.inf
+        for connection in [*self.connections]:
+            if now - connection.idle_since > longest:
+                connection.abort()
 
     def take_fault(self, request: Request, stages: set[Stage]) -> Fault | None:
         """Return the first fault that is for this request, and count it as used once."""
         for injected in self.injected:
             if injected.matches(request, stages):
                 injected.times -= 1
+                self.injected[:] = [it for it in self.injected if it.times]
                 return injected.fault
         return None
 
@@ -133,16 +205,23 @@ class Connection(asyncio.Protocol):
         self._number = next(state.connection_numbers)
         self._http = h11.Connection(h11.SERVER)
         self._tls = Tls(state.ssl_context) if state.ssl_context else None
-        self._responding = False  # pieces of a response are still to be written
+        self._responding = False  # a response, or pieces of one, are still to be written
         self._done = False  # ignore what the peer still sends
         self._timer: asyncio.TimerHandle | None = None
-        self.lost = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.lost = self._loop.create_future()
+        self._idle_from_now()
         self._await_request()
+
+    def _idle_from_now(self) -> None:
+        self.idle_since = self._loop.time()
 
     def _await_request(self) -> None:
         self._entry = LogEntry(0, self._number)
         self._request = _NO_REQUEST
         self._body = bytearray()
+        self._is_page = False  # the request is the page's: it is not in the log, and meets no fault
+        self._reported = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Register the connection, or drop it if a fault says so."""
@@ -152,22 +231,30 @@ class Connection(asyncio.Protocol):
         with self._state.lock:
             fault = self._state.take_fault(_NO_REQUEST, {Stage.CONNECTED})
         if isinstance(fault, Drop):
-            self._end(fault.action)
+            self._reported = True
+            self._state.report(replace(self._entry, fault=fault, at=datetime.now(UTC)))
+            self._drop(fault)
+        self._state.make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Unregister the connection."""
         self._cancel_timer()
         self._state.connections.discard(self)
+        if self._entry.number:
+            self._report()
         self.lost.set_result(None)
 
     def abort(self) -> None:
         """Close the connection at once, and drop what is not yet written."""
+        self.idle_since = math.inf  # so that no limit chooses this connection again
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Decrypt what the peer sent, and process it."""
         if self._done:
             return
+        if self.idle_since != math.inf:
+            self._idle_from_now()
         if self._tls is None:
             self._receive(data)
             return
@@ -192,9 +279,19 @@ class Connection(asyncio.Protocol):
             self._tls.send(piece)
         self._transport.write(self._tls.to_send())
 
+    def _drop(self, drop: Drop) -> None:
+        """Ignore what the peer still sends, and do the action of ``drop`` after its delay."""
+        self._done = True
+        if drop.delay:
+            self.idle_since = math.inf
+            self._later(drop.delay, partial(self._end, drop.action))
+        else:
+            self._end(drop.action)
+
     def _end(self, action: Action) -> None:
         """Ignore what the peer still sends, and do ``action`` with the connection."""
         self._done = True
+        self._idle_from_now()
         self._cancel_timer()
         match action:
             case Action.RESET:
@@ -211,7 +308,7 @@ class Connection(asyncio.Protocol):
                 with suppress(OSError):  # the peer is gone
                     self._transport.write_eof()
             case _:  # HANG: the connection stays open
-                pass
+                self.idle_since = math.inf
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -226,11 +323,21 @@ class Connection(asyncio.Protocol):
 
     def _update_log(self, **changes: Any) -> None:
         self._entry = replace(self._entry, **changes)
-        self._state.log[self._entry.number] = self._entry
+        if not self._is_page:
+            self._state.record(self._entry)
+
+    def _report(self) -> None:
+        if not (self._reported or self._is_page):
+            self._reported = True
+            self._state.report(self._entry)
 
     def _count(self, size: int) -> None:
-        number = self._entry.number or next(self._state.numbers)
-        self._update_log(number=number, received=self._entry.received + size)
+        if self._entry.number:
+            self._update_log(received=self._entry.received + size)
+            return
+        number = next(self._state.numbers)
+        self._state.pending.add(number)
+        self._update_log(number=number, at=datetime.now(UTC), received=size)
 
     def _read(self) -> None:
         try:
@@ -255,6 +362,11 @@ class Connection(asyncio.Protocol):
         raw_headers = head.headers.raw_items()
         headers = tuple((name.decode(), value.decode("latin-1")) for name, value in raw_headers)
         self._request = Request(head.method.decode(), head.target.decode(), headers, b"")
+        self._is_page = is_page(self._request)
+        if self._is_page:
+            self._state.log.pop(self._entry.number, None)
+            self._state.pending.discard(self._entry.number)
+            return
         fault = self._state.take_fault(self._request, {Stage.HEAD})
         self._update_log(
             method=self._request.method,
@@ -263,28 +375,34 @@ class Connection(asyncio.Protocol):
             fault=fault,
         )
         if isinstance(fault, Drop):
-            self._end(fault.action)
+            self._report()
+            self._drop(fault)
 
     def _receive_body(self, data: bytes) -> None:
         self._body += data
-        if len(self._body) > MAX_REQUEST_BODY:
-            message = f"The body is longer than {MAX_REQUEST_BODY} bytes."
+        limit = self._state.limits.request_body if self._state.limits else MAX_REQUEST_BODY
+        if len(self._body) > limit:
+            message = f"The body is longer than {limit} bytes."
             self._reject(413, "CONTENT_TOO_LARGE", message)
 
     def _receive_end(self) -> None:
         trailing = len(self._http.trailing_data[0])
         head = self._request
         request = Request(head.method, head.url, head.hidden_headers, bytes(self._body))
+        if self._is_page:
+            self._respond(Shaped(), self._state.page(self._state, request))
+            return
         fault = self._state.take_fault(request, {Stage.REQUEST, Stage.APPLIED})
         received = self._entry.received - trailing
         self._update_log(body=request.body, received=received, fault=fault)
         match fault:
-            case Drop(action=action):
+            case Drop():
                 if fault.stage is Stage.APPLIED:
                     self._process(request)
-                self._end(action)
+                self._report()
+                self._drop(fault)
             case CannedResponse():
-                self._respond(Shaped(), _to_response(fault))
+                self._respond(Shaped(delay=fault.delay), _to_response(fault))
             case Shaped(response=CannedResponse() as canned):
                 self._respond(fault, _to_response(canned))
             case Shaped():
@@ -316,28 +434,39 @@ class Connection(asyncio.Protocol):
         if self._request.method != "HEAD" and response.status not in _NO_BODY:
             body = self._http.send(h11.Data(data=response.body))
         self._http.send(h11.EndOfMessage())  # no bytes, as there is a Content-Length
-        self._update_log(status=response.status)
         pieces = shaped.shape(head, body)
-        if shaped.pause is None:
-            self._write(pieces)
-            self._finish(shaped.then)
+        # One step writes all pieces, unless there are pauses between them.
+        steps = ((it,) for it in pieces) if shaped.pause is not None else (pieces,)
+        self._responding = True
+        start = partial(self._start, response.status, iter(steps), shaped)
+        if shaped.delay:
+            self.idle_since = math.inf
+            self._later(shaped.delay, start)
         else:
-            self._responding = True
-            self._write_next(iter(pieces), shaped.pause, shaped.then)
+            start()
 
-    def _write_next(self, pieces: Iterator[bytes], pause: float, then: Action) -> None:
-        for piece in pieces:
-            self._write([piece])
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(pause, self._resume, pieces, pause, then)
-            return
+    def _start(self, status: int, steps: Iterator[Iterable[bytes]], shaped: Shaped) -> None:
+        self._update_log(status=status)
+        self._report()
+        self._write_next(steps, shaped)
+
+    def _write_next(self, steps: Iterator[Iterable[bytes]], shaped: Shaped) -> None:
+        for pieces in steps:
+            self._write(pieces)
+            if shaped.pause is not None:
+                self._later(shaped.pause, partial(self._write_next, steps, shaped))
+                return
         self._responding = False
-        self._finish(then)
+        self._idle_from_now()
+        self._finish(shaped.then)
 
-    def _resume(self, pieces: Iterator[bytes], pause: float, then: Action) -> None:
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        self._timer = self._loop.call_later(seconds, self._resume, act)
+
+    def _resume(self, act: Callable[[], None]) -> None:
         with self._state.lock:
             try:
-                self._write_next(pieces, pause, then)
+                act()
                 if not self._responding:
                     self._read()
             except Exception:
@@ -356,6 +485,12 @@ class Connection(asyncio.Protocol):
                 self._count(trailing)
         else:
             self._end(Action.CLOSE)
+
+
+def is_page(request: Request) -> bool:
+    """Return whether a request is the page's, not the API's."""
+    path = path_of(request.url)
+    return path.startswith((PAGE_FILES, *_OF_BROWSERS)) or (path == "/" and request.method == "GET")
 
 
 def _to_response(canned: CannedResponse) -> Response:

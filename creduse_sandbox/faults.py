@@ -15,7 +15,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, TypeAlias
 
-from creduse_core import MAX_BODY_SIZE, HeaderPairs, Response
+from creduse_core import MAX_BODY_SIZE, HeaderPairs, Outcome, Response
 from creduse_core.arguments import check_seconds, check_type
 
 
@@ -77,17 +77,21 @@ class CannedResponse:
         TypeError: An argument has another type than its field.
         ValueError: ``status`` is not from 200 to 999, so not a final status code. Or ``headers``
             contain ``Content-Length`` or ``Transfer-Encoding``, or a name or value that is invalid.
+            Or ``delay`` is negative or too long.
     """
 
     status: int
     headers: HeaderPairs = ()
     body: bytes = b""
+    delay: float = 0
+    """Seconds before the response."""
     stage: ClassVar = Stage.REQUEST
 
     def __post_init__(self) -> None:
         """Reject what the server could not send."""
         check_type("status", self.status, int)
         check_type("body", self.body, bytes)
+        check_seconds("delay", self.delay)
         if not 200 <= self.status <= 999:
             raise ValueError(f"status must be a final one, from 200 to 999, not {self.status}")
         for header in self.headers:
@@ -103,11 +107,14 @@ class Drop:
 
     Raises:
         TypeError: An argument has another type than its field.
-        ValueError: ``action`` is KEEP. The request would never get a response.
+        ValueError: ``action`` is KEEP. The request would never get a response. Or ``delay`` is
+            negative or too long.
     """
 
     stage: Stage
     action: Action
+    delay: float = 0
+    """Seconds before the action."""
 
     def __post_init__(self) -> None:
         """Reject KEEP and other types."""
@@ -115,6 +122,7 @@ class Drop:
         check_type("action", self.action, Action, "Action.CLOSE")
         if self.action is Action.KEEP:
             raise ValueError("action of a Drop must be HANG, CLOSE, CUT or RESET, not KEEP")
+        check_seconds("delay", self.delay)
 
 
 # Changes to a response's bytes
@@ -295,8 +303,8 @@ class Shaped:
     one by one, and there may be endlessly many. It stops when the client ends its stream.
 
     Raises:
-        TypeError: ``response``, ``pause`` or ``then`` has another type than its field.
-        ValueError: ``pause`` is negative or too long.
+        TypeError: ``response``, ``pause``, ``then`` or ``delay`` has another type than its field.
+        ValueError: ``pause`` or ``delay`` is negative or too long.
     """
 
     shape: Shape = _whole
@@ -304,11 +312,14 @@ class Shaped:
     edit: Edit = _unchanged
     """Changes the response before that."""
     response: CannedResponse | None = None
-    """With a response here, the server shapes that one. It neither applies nor edits anything."""
+    """With a response here, the server shapes that one. It neither applies nor edits anything, and
+    waits only for its own ``delay``."""
     pause: float | None = None
     """Seconds after each piece."""
     then: Action = Action.KEEP
     """What the server does after the last piece."""
+    delay: float = 0
+    """Seconds before the first piece. The server applies the request before that."""
 
     def __post_init__(self) -> None:
         """Reject what the server could not do."""
@@ -317,6 +328,7 @@ class Shaped:
         if self.pause is not None:
             check_seconds("pause", self.pause)
         check_type("then", self.then, Action, "Action.CLOSE")
+        check_seconds("delay", self.delay)
 
     @property
     def stage(self) -> Stage:
@@ -383,6 +395,9 @@ def _unasked(status: int) -> bytes:
 SURPLUS = _unasked(402)
 """The 402 response that some ready-made faults send after the response."""
 
+SLOW: Final = 2.0
+"""Seconds that the fault ``slow`` waits. `SandboxServer.inject` accepts another ``delay``."""
+
 _Row = tuple[str, str, Fault]
 
 _DROPS: list[_Row] = [
@@ -391,6 +406,7 @@ _DROPS: list[_Row] = [
     for action, (name, end) in _ENDS.items()
 ]
 _SHAPES: list[_Row] = [
+    ("slow", f"send the right response after {SLOW:g} seconds", Shaped(delay=SLOW)),
     *(
         (f"{cut}-then-{name}", f"{what}, {end}", Shaped(shape, then=action))
         for cut, (what, shape) in _CUTS.items()
@@ -502,3 +518,37 @@ FAULTS: Mapping[str, Fault] = MappingProxyType({name: fault for name, _, fault i
 
 DESCRIPTIONS: Mapping[str, str] = MappingProxyType({name: what for name, what, _ in _ROWS})
 """What the server does for each of the `FAULTS`, in words."""
+
+_SUCCEED: Final = {
+    *("slow", "drip", "drip-body", "drip-chunks", "chunks", "no-length", "100-first", "103-first"),
+    *("surplus", "surplus-later", "surplus-whole", "surplus-whole-later", "surplus-half"),
+    *("framed-twice", "close-after", "cut-after", "missing-field", "bad-utf8", "huge-head"),
+}
+_OUTCOMES: Final = {
+    **dict.fromkeys(("421", "425", "429", "429-seconds", "429-date"), Outcome.NOT_APPLIED),
+    "mistyped-field": Outcome.APPLIED,
+}
+
+OUTCOMES: Mapping[str, Outcome | None] = MappingProxyType(
+    {name: None if name in _SUCCEED else _OUTCOMES.get(name, Outcome.UNKNOWN) for name in FAULTS}
+)
+"""The outcome of an ``add`` whose only attempt meets each of the `FAULTS`. `None`: it succeeds.
+
+This is what a `CreduseClient` reports. Other calls and clients can differ. A client that notices
+``connect-then-close`` or ``connect-then-reset`` before it sends reports NOT_APPLIED."""
+
+FIRST: Final = ("429", "503", "apply-then-reset", "slow", "mistyped-field")
+"""The names of five faults to start with. Each shows something else."""
+
+
+def name_of(fault: Fault) -> str:
+    """Return a fault's name, and its delay where that is not the name's own."""
+    for name, known in FAULTS.items():
+        if fault == known:
+            return name
+    waits = f" after {fault.delay:g} s" if fault.delay else ""
+    at_once = replace(fault, delay=0)
+    if at_once == Shaped():
+        return f"slow{waits}"
+    named = (name for name, known in FAULTS.items() if known == at_once)
+    return f"{next(named, type(fault).__name__)}{waits}"

@@ -5,9 +5,11 @@ each method. I/O, a clock and the wire's format do not belong here.
 """
 
 from bisect import insort
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from operator import attrgetter
+from typing import Any
 from uuid import UUID
 
 DEFAULT_VALIDITY_DAYS = 31
@@ -121,6 +123,19 @@ def _settled(account: _Account, now: datetime) -> _Account:
     return _Account(tuple(sorted(cycles, key=_by_end)), expired)
 
 
+_TIMES = ("created_at", "start", "end")
+
+
+def _exported(cycle: Cycle) -> dict[str, Any]:
+    fields = asdict(cycle)
+    return fields | {name: fields[name].isoformat() for name in _TIMES}
+
+
+def _restored(fields: Mapping[str, Any]) -> Cycle:
+    times: dict[str, Any] = {name: datetime.fromisoformat(fields[name]) for name in _TIMES}
+    return Cycle(**{**fields, **times})
+
+
 class Ledger:
     """Every user's cycles, by the rules of Creduse's documentation.
 
@@ -148,7 +163,7 @@ class Ledger:
         _check_amount(amount)
         cycle = _open(amount, validity_days, now, recurring=False)
         account = _settled(self._accounts.get(user, _Account()), now)
-        self._accounts[user] = account.with_cycle(cycle)
+        self._put(user, account.with_cycle(cycle))
         return cycle
 
     def start_cycle(
@@ -171,7 +186,7 @@ class Ledger:
         account = _settled(self._accounts.get(user, _Account()), now)
         if any(other.recurring and not other.canceled for other in account.cycles):
             raise Refused("ACTIVE_CYCLE_EXISTS", "The user has an active recurring cycle.")
-        self._accounts[user] = account.with_cycle(cycle)
+        self._put(user, account.with_cycle(cycle))
         return cycle
 
     def stop_cycle(self, user: UUID, now: datetime) -> Cycle:
@@ -188,7 +203,7 @@ class Ledger:
             if cycle.recurring and not cycle.canceled:
                 stopped = replace(cycle, canceled=True)
                 cycles = (*account.cycles[:index], stopped, *account.cycles[index + 1 :])
-                self._accounts[user] = replace(account, cycles=cycles)
+                self._put(user, replace(account, cycles=cycles))
                 return stopped
         raise Refused("NO_ACTIVE_CYCLE", "The user has no active recurring cycle.")
 
@@ -213,7 +228,7 @@ class Ledger:
             taken = min(cycle.amount, amount)
             amount -= taken
             cycles.append(replace(cycle, amount=cycle.amount - taken) if taken else cycle)
-        self._accounts[user] = replace(account, cycles=tuple(cycles))
+        self._put(user, replace(account, cycles=tuple(cycles)))
 
     def balance(self, user: UUID, now: datetime) -> tuple[Cycle, ...]:
         """Return the active cycles, empty ones too. The one that ends first comes first.
@@ -222,6 +237,27 @@ class Ledger:
             Refused: ``USER_DOES_NOT_EXIST``.
         """
         return self._account(user, now).cycles
+
+    def users(self, now: datetime) -> dict[UUID, tuple[Cycle, ...]]:
+        """Return every user's active cycles, as `balance` does. The user who changed last is last."""
+        return {user: self.balance(user, now) for user in self._accounts}
+
+    def _put(self, user: UUID, account: _Account) -> None:
+        self._accounts.pop(user, None)  # so that the user comes last
+        self._accounts[user] = account
+
+    def export(self, user: UUID) -> dict[str, Any]:
+        """Return all that the ledger knows of a user, for `restore`, as values of JSON."""
+        account = self._accounts[user]
+        return {
+            "expired": account.expired,
+            "cycles": [_exported(cycle) for cycle in account.cycles],
+        }
+
+    def restore(self, user: UUID, exported: Mapping[str, Any]) -> None:
+        """Take over what `export` returned."""
+        cycles = tuple(_restored(cycle) for cycle in exported["cycles"])
+        self._put(user, _Account(cycles, exported["expired"]))
 
     def _account(self, user: UUID, now: datetime) -> _Account:
         now = _utc(now)

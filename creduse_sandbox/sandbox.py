@@ -4,17 +4,20 @@ It has the wire's format, routes, API keys and idempotency keys. What happens to
 and bytes or connections (`connection`), do not belong here.
 """
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn, TypeGuard
+from itertools import takewhile
+from typing import Any, NoReturn, TypeGuard
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from creduse_core import HeaderPairs, Request, Response
 from creduse_sandbox.ledger import Cycle, Ledger, Refused
+from creduse_sandbox.state import StateError, StateFile
 
 Clock = Callable[[], datetime]
 
@@ -220,30 +223,89 @@ def _bearer(request: Request) -> str:
 class _Remembered:
     """A request that had an ``Idempotency-Key``, and its response."""
 
-    path: str
-    body: bytes
+    digest: str
+    """The digest of its path and body: a body can be long."""
     response: Response
     at: datetime
+
+
+def _digest(text: str, more: bytes) -> str:
+    parts = text.encode("utf-8", "surrogatepass"), more
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+def _exported(remembered: _Remembered) -> list[object]:
+    response = remembered.response
+    at = remembered.at.isoformat()
+    return [remembered.digest, at, response.status, response.headers, response.body.decode()]
+
+
+def _restored(exported: list[Any]) -> _Remembered:
+    digest, at, status, headers, body = exported
+    pairs = tuple((name, value) for name, value in headers)
+    return _Remembered(digest, Response(status, pairs, body.encode()), datetime.fromisoformat(at))
 
 
 class Sandbox:
     """Creduse's API without a socket, with a ledger that starts empty. It is thread-safe.
 
     ``api_key`` is the only key that the sandbox accepts. With `None` it accepts any key, but
-    rejects a request without one. ``clock`` returns the time as an aware `datetime`.
+    rejects a request without one. ``clock`` returns the time as an aware `datetime`. With ``state``,
+    the sandbox begins with what that file holds, and writes each change into it.
 
     The four writes accept an ``Idempotency-Key``, as in the IETF's draft of that header. For 24
     hours, a request with the same key gets the stored response, errors included, and is not
     applied again. A different request with that key is rejected. All this is our reading: Creduse
     does not document idempotency keys.
+
+    Raises:
+        StateError: The file of ``state`` holds something else.
     """
 
-    def __init__(self, *, api_key: str | None = None, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        clock: Clock = utc_now,
+        state: StateFile | None = None,
+    ) -> None:
         self._api_key = api_key
         self._clock = clock
         self._ledger = Ledger()
-        self._remembered: dict[tuple[str, str], _Remembered] = {}
+        # Digests, as a key should be in no file. The oldest comes first.
+        self._remembered: dict[str, _Remembered] = {}
         self._lock = threading.Lock()
+        self._state = state
+        self.advanced = timedelta()
+        """By how much the clock was ahead when the state was written."""
+        if state is not None:
+            try:
+                self._restore(state)
+            except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+                raise StateError("the file's content is damaged; choose another one") from error
+
+    def _restore(self, state: StateFile) -> None:
+        for user, exported in state.values("user"):
+            self._ledger.restore(UUID(user), exported)
+        for key, exported in state.values("idempotency key"):
+            self._remembered[key] = _restored(exported)
+        for _, seconds in state.values("clock"):
+            self.advanced = timedelta(seconds=seconds)
+
+    def keep_advanced(self, advanced: timedelta) -> None:
+        """Write into the state by how much the clock is ahead of the system's."""
+        if self._state is not None:
+            with self._lock, self._state.transaction():
+                self._state.put("clock", "advanced", advanced.total_seconds())
+
+    def _keep(self, kind: str, name: str, value: object) -> None:
+        if self._state is not None:
+            self._state.put(kind, name, value)
+
+    def users(self) -> dict[UUID, tuple[Cycle, ...]]:
+        """Return every user's active cycles, as of the clock's time."""
+        with self._lock:
+            return self._ledger.users(self._clock())
 
     def handle(self, request: Request) -> Response:
         """Return the service's response to a request.
@@ -256,46 +318,77 @@ class Sandbox:
     def process(self, request: Request) -> tuple[Response, bool]:
         """Return the response to a request, and whether the request was a write and was applied.
 
-        An error, a balance and a replayed response apply nothing.
+        An error, a balance and a replayed response apply nothing. If the state cannot be written,
+        the response has status 500 and the sandbox forgets the change.
         """
         with self._lock:
-            now = self._clock()
-            path = path_of(request.url)
-            route = _ROUTES.get(path)
-            if route is None:
-                return _refusal("NOT_FOUND", "There is no such path.", now), False
-            if request.method != route.method:
-                allow = (("Allow", route.method),)  # RFC 9110 15.5.6
-                message = f"This path accepts only {route.method}."
-                return _refusal("METHOD_NOT_ALLOWED", message, now, allow), False
-            api_key = _bearer(request)
-            if not api_key or self._api_key not in {None, api_key}:
-                challenge = (("WWW-Authenticate", "Bearer"),)  # RFC 9110 15.5.2
-                return _refusal("UNAUTHORIZED", "The API key is unknown.", now, challenge), False
-            idempotency_key = _header(request, "idempotency-key")
-            if route.writes and idempotency_key:
-                key = (api_key, idempotency_key)
-                return self._operate_once(key, route, path, request.body, now)
-            return self._operate(route, request.body, now)
+            if self._state is None:
+                return self._process(request)
+            try:
+                with self._state.transaction():
+                    return self._process(request)
+            except StateError as error:
+                # The file has what was before. So must the memory.
+                self._ledger, self._remembered = Ledger(), {}
+                self._restore(self._state)
+                now = self._clock()
+                return error_response(500, "STATE_NOT_WRITTEN", f"{error}", now), False
+
+    def _process(self, request: Request) -> tuple[Response, bool]:
+        now = self._clock()
+        path = path_of(request.url)
+        route = _ROUTES.get(path)
+        if route is None:
+            return _refusal("NOT_FOUND", "There is no such path.", now), False
+        if request.method != route.method:
+            allow = (("Allow", route.method),)  # RFC 9110 15.5.6
+            message = f"This path accepts only {route.method}."
+            return _refusal("METHOD_NOT_ALLOWED", message, now, allow), False
+        api_key = _bearer(request)
+        if not api_key or self._api_key not in {None, api_key}:
+            challenge = (("WWW-Authenticate", "Bearer"),)  # RFC 9110 15.5.2
+            return _refusal("UNAUTHORIZED", "The API key is unknown.", now, challenge), False
+        idempotency_key = _header(request, "idempotency-key")
+        if route.writes and idempotency_key:
+            key = _digest(f"{api_key}\n{idempotency_key}", b"")
+            digest = _digest(path, request.body)
+            return self._operate_once(key, digest, route, request.body, now)
+        return self._operate(route, request.body, now)
 
     def _operate_once(
-        self, key: tuple[str, str], route: _Route, path: str, body: bytes, now: datetime
+        self, key: str, digest: str, route: _Route, body: bytes, now: datetime
     ) -> tuple[Response, bool]:
+        self._forget(now)
         remembered = self._remembered.get(key)
+        # A clock of a test can run back, so a key that is not the oldest can be too old.
         if remembered is None or now - remembered.at >= REPLAY_WINDOW:
             response, applied = self._operate(route, body, now)
-            self._remembered[key] = _Remembered(path, body, response, now)
+            self._remembered[key] = _Remembered(digest, response, now)
+            self._keep("idempotency key", key, _exported(self._remembered[key]))
             return response, applied
-        if (remembered.path, remembered.body) != (path, body):
+        if remembered.digest != digest:
             message = "This Idempotency-Key belongs to another request."
             return _refusal("IDEMPOTENCY_KEY_REUSED", message, now), False
         return remembered.response, False
+
+    def _forget(self, now: datetime) -> None:
+        """Forget the keys that are too old."""
+        old = takewhile(
+            lambda key: now - self._remembered[key].at >= REPLAY_WINDOW, self._remembered
+        )
+        for key in [*old]:
+            del self._remembered[key]
+            if self._state is not None:
+                self._state.remove("idempotency key", key)
 
     def _operate(self, route: _Route, body: bytes, now: datetime) -> tuple[Response, bool]:
         try:
             result = route.operate(self._ledger, _fields(body), now)
         except Refused as refused:
             return _refusal(refused.error_code, refused.message, now), False
+        if route.writes and self._state is not None:
+            user = str(result["end_user_id"])
+            self._keep("user", user, self._ledger.export(UUID(user)))
         return _json_response(200, result), route.writes
 
 

@@ -12,25 +12,28 @@ import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
 from creduse_core import CoreClient, CreduseProtocol, Request, Response, Send
-from creduse_core.arguments import check_at_least_one
-from creduse_sandbox.connection import Connection, InjectedFault, LogEntry, ServerState
-from creduse_sandbox.faults import FAULTS, Fault, Stage
+from creduse_core.arguments import check_at_least_one, check_seconds
+from creduse_sandbox import page
+from creduse_sandbox.connection import Connection, InjectedFault, Limits, LogEntry, ServerState
+from creduse_sandbox.faults import FAULTS, Fault, Shaped, Stage
 from creduse_sandbox.sandbox import Clock, Sandbox, utc_now
+from creduse_sandbox.state import StateFile
 
 
-def _check_fault(fault: object) -> None:
+def _checked_fault(fault: object) -> Fault:
     if not isinstance(fault, Fault):
         hint = f': try FAULTS["{fault}"]' if isinstance(fault, str) and fault in FAULTS else ""
         raise TypeError(
             f"fault must be one of FAULTS, a CannedResponse, a Drop or a Shaped, not "
             f"{type(fault).__name__}{hint}"
         )
+    return fault
 
 
 def _check_when(when: object) -> None:
@@ -72,6 +75,15 @@ class SandboxServer:
     ``direct`` is a client for the test itself, to add credits before and read balances after. It
     has the five methods and their errors. It needs no socket and never waits, so a coroutine can
     call it too. No fault affects it, and its calls are not in the `log`.
+
+    A browser shows a page at the server's address, with users, requests and buttons. Its requests
+    are not in the `log`, but they count in `LogEntry.number`.
+
+    With ``state``, the server begins with the users, the clock and the idempotency keys in that
+    file, and keeps changes there.
+
+    Raises:
+        StateError: The file of ``state`` holds something else.
     """
 
     def __init__(
@@ -82,13 +94,23 @@ class SandboxServer:
         api_key: str | None = None,
         clock: Clock = utc_now,
         ssl_context: ssl.SSLContext | None = None,
+        state: StateFile | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._api_key = api_key
         self._clock = clock
-        self._advanced = timedelta()
-        self._state = ServerState(self._make_sandbox(), self._now, ssl_context)
+        self._file = state
+        sandbox = self._make_sandbox()
+        self._state = ServerState(
+            sandbox,
+            self._now,
+            ssl_context,
+            page=page.respond,
+            host=host,
+            api_key=api_key,
+            advanced=sandbox.advanced,
+        )
         protocol = CreduseProtocol("any" if api_key is None else api_key, "http://127.0.0.1")
         self.direct = CoreClient(protocol, _DirectTransport(self.handle))
         self._base_url: str | None = None
@@ -98,12 +120,13 @@ class SandboxServer:
         self._stop: Future[None] = Future()
         self._own_tasks: set[asyncio.Task[Any] | None] = set()
         self._thread: threading.Thread | None = None
+        self._sweep_every: float | None = None  # seconds between two looks for idle connections
 
     def _make_sandbox(self) -> Sandbox:
-        return Sandbox(api_key=self._api_key, clock=self._now)
+        return Sandbox(api_key=self._api_key, clock=self._now, state=self._file)
 
     def _now(self) -> datetime:
-        return self._clock() + self._advanced
+        return self._clock() + self._state.advanced
 
     @property
     def base_url(self) -> str:
@@ -148,9 +171,17 @@ class SandboxServer:
             return self._state.sandbox.handle(request)
 
     def inject(
-        self, fault: Fault, times: int = 1, when: Callable[[Request], bool] | None = None
+        self,
+        fault: Fault | None = None,
+        times: int = 1,
+        when: Callable[[Request], bool] | None = None,
+        *,
+        delay: float | None = None,
     ) -> None:
         """Inject ``fault`` for the next ``times`` requests for which ``when`` returns true.
+
+        With ``delay``, the fault's response or action comes that many seconds later. Without a
+        fault, the right response does. The server applies the request before it waits.
 
         Without ``when``, the fault is for the next ``times`` requests. If several faults match a
         request, the server uses the first injected one. Each attempt of a call is a request, so a
@@ -161,12 +192,16 @@ class SandboxServer:
         the next ``times`` connections.
 
         Raises:
-            TypeError: ``fault`` is not a fault, such as a fault's name. Or ``times`` is not an
-                ``int``, or ``when`` not a function.
+            TypeError: ``fault`` is not a fault, such as a fault's name. Or there is neither a fault
+                nor a ``delay``. Or ``times`` is not an ``int``, ``when`` not a function, or
+                ``delay`` not a number.
             ValueError: ``when`` is supplied for a `Drop` at CONNECTED, before any request. Or
-                ``times`` is below 1.
+                ``times`` is below 1. Or ``delay`` is negative or too long.
         """
-        _check_fault(fault)
+        fault = _checked_fault(Shaped() if fault is None and delay is not None else fault)
+        if delay is not None:
+            check_seconds("delay", delay)
+            fault = replace(fault, delay=delay)
         check_at_least_one("times", times)
         _check_when(when)
         if fault.stage is Stage.CONNECTED and when is not None:
@@ -187,10 +222,7 @@ class SandboxServer:
         """
         if days < 0:
             raise ValueError(f"days must not be negative, not {days}: the clock cannot go back")
-        with self._state.lock:
-            advanced = self._advanced + timedelta(days=days)
-            _ = self._clock() + advanced  # an OverflowError must rise here, not in the server
-            self._advanced = advanced
+        self._state.advance(timedelta(days=days))
 
     def reset(self) -> None:
         """Empty the ledger and the log, remove all faults and put the clock back.
@@ -202,7 +234,9 @@ class SandboxServer:
             ExceptionGroup: As `close`. Each error is raised once.
         """
         with self._state.lock:
-            self._advanced = timedelta()
+            if self._file is not None:
+                self._file.clear()
+            self._state.advanced = timedelta()
             self._state.sandbox = self._make_sandbox()
             self._state.injected.clear()
             self._state.log.clear()
@@ -227,7 +261,9 @@ class SandboxServer:
         self._listener = socket.create_server((self._host, self._port), family=family)
         scheme = "http" if self._state.ssl_context is None else "https"
         host = f"[{self._host}]" if ":" in self._host else self._host
-        self._base_url = f"{scheme}://{host}:{self._listener.getsockname()[1]}"
+        self._base_url = self._state.base_url = (
+            f"{scheme}://{host}:{self._listener.getsockname()[1]}"
+        )
         self._thread = threading.Thread(target=self._run, name="creduse-sandbox", daemon=True)
         self._thread.start()
 
@@ -320,7 +356,9 @@ class SandboxServer:
         self._own_tasks.add(asyncio.current_task())
         await self._listen()
         self._loop.set_result(loop)
-        await asyncio.wrap_future(self._stop)
+        stop = asyncio.wrap_future(self._stop)
+        while not (await asyncio.wait([stop], timeout=self._sweep_every))[0]:
+            self._state.close_idle(loop.time())
         await self._drop_connections()
         self._listener.close()
 
@@ -369,24 +407,46 @@ def _set_reuse(sock: socket.socket, *, address: bool, port: bool) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, port)
 
 
+class LongRunningServer(SandboxServer):
+    """A server with limits, so that its memory does not grow with the number of requests."""
+
+    def __init__(
+        self, on_request: Callable[[LogEntry], None] | None, limits: Limits, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self._sweep_every = limits.idle_seconds / 30
+        self._state.limits = limits
+        self._state.on_request = on_request
+
+
 def serve(
     host: str,
     port: int,
     api_key: str | None,
     ready: Callable[[str], None],
     faults: Iterable[tuple[Fault, int]] = (),
+    *,
+    state: StateFile | None = None,
+    on_request: Callable[[LogEntry], None] | None = None,
 ) -> None:
     """Serve a sandbox until SIGINT or SIGTERM, then close it.
 
     ``ready`` gets the base URL once clients can connect. ``faults`` are arguments for
-    `SandboxServer.inject`: each a fault and a number of times. Call this in the main thread, as
-    Python handles signals there.
+    `SandboxServer.inject`: each a fault and a number of times. ``state`` is that of `SandboxServer`.
+    ``on_request`` gets each request once, when its response begins or will never come. A
+    connection that a fault drops when it connects is an entry with the number 0. Call this in the
+    main thread, as Python handles signals there.
+
+    Unlike a `SandboxServer`, it keeps only the last 1,000 requests and rejects bodies of more than
+    64 KiB. It keeps at most 900 connections, and closes one that has been idle for 5 minutes.
 
     Raises:
         OSError: As `SandboxServer.start`.
         ExceptionGroup: As `SandboxServer.close`.
+        StateError: As `SandboxServer`.
     """
-    server = SandboxServer(host=host, port=port, api_key=api_key)
+    settings = {"host": host, "port": port, "api_key": api_key, "state": state}
+    server = LongRunningServer(on_request, Limits(), **settings)
     for fault, times in faults:
         server.inject(fault, times)
     asyncio.run(_serve_until_signal(server, ready))

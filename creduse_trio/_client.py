@@ -38,7 +38,7 @@ from creduse_core.tls import check_client_context, client_context, is_certificat
 
 from ._exchange import Progress, RequestHead, exchange
 from ._proxy import Connect, HttpProxy
-from ._wire import Wire, open_wire
+from ._wire import Wire, check_stream, open_wire
 
 # The exceptions after which a retry can help.
 _TRANSIENT: Final = (OSError, trio.BrokenResourceError, h11.RemoteProtocolError)
@@ -69,7 +69,8 @@ class TrioTransport:
         connect: Connect | None,
         proxy: str | None,
     ) -> None:
-        found = proxy_for(protocol, proxy)
+        # A caller who opens the streams decides where they lead, unless he names a proxy, too.
+        found = proxy_for(protocol, proxy) if connect is None or proxy is not None else None
         parts = urlsplit(protocol.base_url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._host_header = parts.netloc
@@ -232,6 +233,7 @@ class TrioTransport:
         progress.connecting = self._connect is not None
         stream = await connect(*(proxy.address if proxy else (self._host, self._port)))
         progress.connecting = False
+        check_stream(stream, self._libraries)
         if proxy is not None:
             target = None if self._ssl_context is None else (self._host, self._port)
             stream = await proxy.open(stream, target)
@@ -351,14 +353,15 @@ class AsyncCreduseClient(AsyncCoreClient):
     - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
     - ``proxy``: the URL of an http or https proxy, such as
       ``http://user:password@proxy.example:3128``. Default: that of ``HTTPS_PROXY`` and the like; none
-      for calls to this machine.
+      for calls to this machine, or with ``connect``.
     - ``extra_headers``: further header fields of each request, such as a gateway's token. The client's
       own are rejected. Reprs hide the values.
     - ``max_connections``: the most connections at a time. Further calls wait in the order in which
       they come.
     - ``idle_timeout``: seconds for which the client keeps an idle connection.
     - ``connect``: is called as ``await connect(host, port)`` and returns a stream to the server, or to
-      the proxy if there is one. It can be one to a Unix socket or in memory. For https, TLS runs over this stream. If
+      the proxy if there is one. It can lead to a Unix socket or stay in memory. For https, TLS runs
+      over this stream. If
       ``connect`` raises, nothing was sent, and the client retries after an `OSError`. Default:
       `trio.open_tcp_stream`.
 

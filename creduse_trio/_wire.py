@@ -37,12 +37,11 @@ class WouldBlockError(Exception):
 
 
 class Wire:
-    """A stream to a server. The module of the stream's class is added to ``libraries``."""
+    """A stream to a server. Exceptions of ``libraries`` are the stream's own. See `check_stream`."""
 
     def __init__(self, stream: trio.abc.Stream, libraries: set[str]) -> None:
         self._stream = stream
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
-        libraries.add(type(stream).__module__.partition(".")[0])
         self._libraries = libraries
 
     @contextmanager
@@ -184,12 +183,17 @@ def _cancel_after(turns: int, scope: trio.CancelScope) -> None:
         trio.lowlevel.current_trio_token().run_sync_soon(_cancel_after, turns - 1, scope)
 
 
+def check_stream(stream: trio.abc.Stream, libraries: set[str]) -> None:
+    """Accept a stream, and add the module of its class to ``libraries``."""
+    if not isinstance(stream, trio.abc.Stream):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not all typed
+        raise TypeError(f"connect must return a trio.abc.Stream, not {type(stream).__name__}")
+    libraries.add(type(stream).__module__.partition(".")[0])
+
+
 async def open_wire(
     stream: trio.abc.Stream, host: str, context: ssl.SSLContext | None, libraries: set[str]
 ) -> Wire:
     """Return a wire over a stream, with TLS if there is a context. Close the stream on failure."""
-    if not isinstance(stream, trio.abc.Stream):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not all typed
-        raise TypeError(f"connect must return a trio.abc.Stream, not {type(stream).__name__}")
     wire = Wire(stream, libraries)
     if context is None:
         return wire

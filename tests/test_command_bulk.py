@@ -259,7 +259,7 @@ ENDINGS = {
             "To go on: send the file again, with the command that began",
         ],
         {"applied": 2, "waiting": 1},
-        f"creduse: stopped: add({user(0)}, 1): 401 [not applied; 1 attempt]\n",
+        f"creduse: stopped: add({user(0)}, 3): 401 [not applied; 1 attempt]\n",
     ),
 }
 
@@ -1737,7 +1737,7 @@ def test_probe_that_fails(server: SandboxServer, ask: Ask, requests: int, status
     found, out, err = ask("probe", NEW_USER, "--yes")
     assert (found, out) == (1, "")
     assert re.fullmatch(
-        rf"creduse: (GET|POST) /\S+: {status}.*; to probe again, pass another new user\n", err
+        rf"creduse: \w+\(\S+( \d+)?\): {status}.*; to probe again, pass another new user\n", err
     )
 
 

@@ -236,7 +236,7 @@ def test_failures(server: SandboxServer, ask: Ask, failing: Failing) -> None:
 
     status, out, err = ask(*failing.arguments)
     assert (status, out) == (failing.status, "")
-    assert re.fullmatch(r"creduse: (GET|POST) /.*\n", err)
+    assert re.fullmatch(r"creduse: \w+\(\S+( \d+)?\): .*\n", err)
     assert failing.told in err
     assert err.endswith(f" attempt]{failing.advice}\n")
 
@@ -244,23 +244,23 @@ def test_failures(server: SandboxServer, ask: Ask, failing: Failing) -> None:
     assert (status, err) == (failing.status, "")
     assert out.count("\n") == 1
     told = json.loads(out)
-    assert list(told) == ["outcome", "error", "message", "error_code", "attempts"]
+    assert list(told)[:5] == ["error", "message", "outcome", "call", "attempts"]
     assert told["outcome"] == failing.outcome
     assert re.fullmatch(failing.error, told["error"])
     assert failing.told in told["message"]
     (attempt,) = told["attempts"]
     assert attempt["number"] == 1
-    said = f"{attempt['method']} {attempt['path']}: {attempt['error']} "
-    assert told["message"].startswith(said)
+    assert f"): {attempt['error']} " in told["message"]
+    assert told["call"]["end_user_id"] == USER
     assert attempt["outcome"] == failing.outcome
     assert attempt["seconds"] >= 0
 
 
 def test_error_code(server: SandboxServer, ask: Ask) -> None:
-    """The object of a failure has the service's own code, or null."""
+    """The object of a failure has the service's own code, if there was a response."""
     assert json.loads(ask("balance", USER, "--json")[1])["error_code"] == "USER_DOES_NOT_EXIST"
     server.inject(FAULTS["apply-then-reset"])
-    assert json.loads(ask("add", USER, "1", "--json")[1])["error_code"] is None
+    assert "error_code" not in json.loads(ask("add", USER, "1", "--json")[1])
 
 
 def test_verbose(server: SandboxServer, ask: Ask) -> None:
@@ -637,6 +637,23 @@ def test_exception_of_a_signal_handler_in_flight(
     assert out == ""
     assert "ValueError" in err
     assert err.endswith("; find out whether it was before doing it again\n")
+
+
+def test_interrupted_in_a_program(
+    server: SandboxServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a program calls the command, Ctrl-C raises in the call, which then shows its outcome."""
+    server.inject(FAULTS["apply-then-hang"])
+
+    def press() -> None:
+        _arrived(server)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(press)
+        assert main(["add", USER, "5", "-q"]) == 3
+    expected = "creduse: interrupted: it may have been applied\n"
+    assert capsys.readouterr() == ("", expected)
 
 
 # From here on each is a process of its own.

@@ -372,7 +372,7 @@ def test_colours(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> None
     server.inject(FAULTS["apply-then-reset"], 2)
     assert main(["add", USER, "5", "-v"]) == 3
     assert "[\033[33mUNKNOWN\033[0m, " in err.getvalue()
-    assert "\033[31mcreduse:\033[0m POST /add: " in err.getvalue()
+    assert "\033[31mcreduse:\033[0m add(" in err.getvalue()
     out.truncate(0)
     assert main(["add", USER, "5", "--json"]) == 3
     assert main(["add", USER, "5", "--json"]) == 0

@@ -19,6 +19,7 @@ PACKAGES = (
     "creduse_aiohttp",
     "creduse_bulk",
     "creduse_core",
+    "creduse_entry",
     "creduse_httpx",
     "creduse_pytest",
     "creduse_sandbox",
@@ -42,7 +43,8 @@ def test_errors_and_models_are_exported() -> None:
     """``creduse`` exports every result and every error of the core."""
     for module in (creduse_core.models, creduse_core.errors):
         for word, thing in vars(module).items():
-            if isinstance(thing, type) and thing.__module__ == module.__name__:
+            is_own = isinstance(thing, type) and thing.__module__ == module.__name__
+            if is_own and not word.startswith("_"):
                 assert getattr(creduse, word) is thing
 
 
@@ -51,6 +53,14 @@ def test_import_brings_in_no_sandbox() -> None:
     program = "import sys, creduse; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert not {"creduse_sandbox", "asyncio", "trio", "aiohttp"} & set(done.stdout.decode().split())
+
+
+def test_entry_imports_little() -> None:
+    """The command handles Ctrl-C before anything else of ours, or httpx, is imported."""
+    program = "import sys, creduse_entry; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    modules = set(done.stdout.decode().split())
+    assert not {"creduse", "creduse_core", "httpx", "argparse"} & modules
 
 
 def test_version() -> None:

@@ -60,7 +60,11 @@ NEEDS = {
     "frameworks": ("docs", "django", "fastapi", "flask"),
     "machines": ("tests", "psycopg"),
     "outbox": ("tests", "psycopg"),
-    "observing": ("docs", "opentelemetry.sdk", "prometheus_client"),
+    "observing": (
+        "docs",
+        *("opentelemetry.instrumentation.utils", "opentelemetry.sdk", "prometheus_client"),
+        *("sentry_sdk", "structlog"),
+    ),
     "tls": ("docs", "trustme", "aiohttp_socks", "python_socks"),
     "testing: Mocks: aioresponses": ("'plugins(plugin=mocks)'", "aioresponses"),
     "testing: Mocks: respx and pytest-httpx": ("'plugins(plugin=mocks)'", "respx", "pytest_httpx"),
@@ -355,4 +359,4 @@ def test_there_are_examples() -> None:
     assert counts.total() > 60
     assert NEEDS.keys() <= PROGRAMS.keys()
     languages = {it for page in PAGES for it in re.findall(r"^```(\w+)$", page.text, re.MULTILINE)}
-    assert languages == {*EVALUATORS, "ini", "mermaid", "sql", "yaml"}
+    assert languages == {*EVALUATORS, "console", "ini", "mermaid", "sql", "yaml"}

@@ -162,17 +162,20 @@ def test_tunnel_to_this_machine(use: Use, authority: trustme.CA) -> None:
         assert len(server.applied) == 1
 
 
-def test_plain_http_to_a_proxy(use: Use) -> None:
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+def test_plain_http_to_a_proxy(use: Use, authority: trustme.CA, *, secure: bool) -> None:
     """A request over plain http goes to the proxy with its whole URL, and the proxy's login."""
 
     def behave(connection: socket.socket, server: RawServer) -> None:
         while server.request(connection):
             connection.sendall(RESPONSE)
 
-    with raw_servers() as start:
+    settings = {"ssl_context": client_context(authority)} if secure else {}
+    with raw_servers(server_context(authority) if secure else None) as start:
         proxy = start(behave)
         url = proxy.base_url.replace("://", "://user:p%40ss@")
-        assert use(base_url=f"http://{NAME}/v1", allow_http=True, proxy=url).amount == 5
+        done = use(base_url=f"http://{NAME}/v1", allow_http=True, proxy=url, **settings)
+        assert done.amount == 5
         (received,) = proxy.received
         assert received.startswith(b"POST http://%s/v1/add HTTP/1.1\r\n" % NAME.encode())
         assert received.lower().count(b"host: %s\r\n" % NAME.encode()) == 1

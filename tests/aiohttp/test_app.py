@@ -104,7 +104,7 @@ def test_session_of_the_app(run: Run, server: SandboxServer, by_key: bool) -> No
             yield
             with pytest.raises(TransportError, match="the client is closed"):
                 await app[CLIENT].add(USER, 1)
-            async with app[SESSION].get(server.base_url) as response:
+            async with app[SESSION].get(f"{server.base_url}/nowhere") as response:
                 assert response.status == 404
 
     async def main() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from creduse_core import (
+    APIError,
     AsyncCoreClient,
     Attempt,
     CallRecord,
+    CoreClient,
     CreduseError,
     CreduseProtocol,
     Delivery,
@@ -27,7 +29,7 @@ from creduse_core import (
 )
 from tests.common import GOOD as BODY
 from tests.common import USER, USER_ID
-from tests.core.players import Play, Player, drive
+from tests.core.players import Play, Player, Script, SyncTransport, drive
 
 GOOD = Response(200, (), BODY)
 REFUSED = Response(402, (), b'{"error_code": "INSUFFICIENT_FUNDS"}')
@@ -110,6 +112,23 @@ def test_clock_that_raises(play: Play) -> None:
     assert math.isnan(seen[0].seconds)
 
 
+def test_call_that_runs_already(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To run a call a second time raises, and changes neither its first run nor its report."""
+    seen: list[FinishedCall] = []
+
+    def run_again() -> Response:
+        monkeypatch.setattr(player.client, "_check_call", print)  # as if both had passed
+        with pytest.raises(LocalProtocolError, match="a call runs only once"):
+            drive_or_return(player.client.run(call))
+        return GOOD
+
+    player: Player = play(run_again, on_call=seen.append)
+    call = player.protocol.add(USER_ID, 5)
+    assert player.do("run", call).amount == 5
+    assert [(it.outcome, it.error) for it in seen] == [(Outcome.APPLIED, None)]
+    assert len(player.script.sent) == 1
+
+
 # drain
 
 
@@ -126,7 +145,7 @@ def test_drained_client(play: Play) -> None:
     player = play(GOOD)
     assert drain(player) == ()
     assert player.script.slept == []
-    with pytest.raises(TransportError, match=r"the client drains: it sends no new calls") as caught:
+    with pytest.raises(TransportError, match=r"the client drains: it sends nothing more") as caught:
         player.do("add", USER_ID, 5)
     assert caught.value.outcome is Outcome.NOT_APPLIED
     assert [attempt.event for attempt in caught.value.attempts] == ["unsendable"]
@@ -199,6 +218,55 @@ def test_calls_that_end_in_a_drain() -> None:
     asyncio.run(main())
 
 
+def test_second_drain(play: Play) -> None:
+    """A second drain waits for the calls of the first one, returns them again, and allows no more."""
+    found: list[tuple[CallRecord, ...]] = []
+
+    def respond() -> Failure:
+        found.extend([drain(player), drain(player)])
+        with pytest.raises(TransportError, match="the client drains"):
+            drive_or_return(player.client.add(USER_ID, 6))
+        return UNSENT
+
+    player = play(respond, GOOD)
+    with pytest.raises(TransportError) as caught:
+        player.do("add", USER_ID, 5)
+    assert [[it.amount for it in records] for records in found] == [[5], [5]]
+    assert caught.value.outcome is Outcome.NOT_APPLIED
+    assert len(player.script.sent) == 1
+
+
+def test_drain_that_is_cancelled(play: Play) -> None:
+    """If a drain is cancelled, no call sends any more. A later drain returns what is unclear."""
+
+    def respond() -> Response:
+        player.script.asleep = Cancelled()
+        with pytest.raises(Cancelled):
+            drain(player)
+        player.script.asleep = None
+        for _ in range(100):
+            with pytest.raises(TransportError, match="the client drains"):
+                drive_or_return(player.client.add(USER_ID, 6))
+        assert [it.amount for it in drain(player, 0)] == [5]
+        return GOOD
+
+    player = play(respond)
+    assert player.do("add", USER_ID, 5).amount == 5
+    assert len(player.script.sent) == 1
+
+
+def test_call_that_begins_with_a_drain() -> None:
+    """A call that begins in the same moment as a drain is refused, or the drain waits for it."""
+    client: Any = CoreClient(CreduseProtocol("key"), SyncTransport(Script((), 0.0, None)))
+    call = client.protocol.add(USER_ID, 5)
+    calls = client._begin_drain(1.0)  # noqa: SLF001 - the other thread has read ``_running`` before
+    call.start(0.0)
+    calls[id(call)] = call
+    assert client._refusal(call) is None  # noqa: SLF001
+    assert client._refusal(client.protocol.add(USER_ID, 6)) is not None  # noqa: SLF001
+    assert [it.amount for it in client.drain(0.5)] == [5]
+
+
 @pytest.mark.parametrize("timeout", [-1, True, "1"])
 def test_wrong_timeout(play: Play, timeout: Any) -> None:
     """A drain's timeout must be a number of seconds, and a wrong one changes nothing."""
@@ -206,6 +274,10 @@ def test_wrong_timeout(play: Play, timeout: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="timeout must be"):
         drain(player, timeout)
     assert player.do("add", USER_ID, 5).amount == 5
+
+
+def drive_or_return(returned: Any) -> Any:
+    return drive(returned) if hasattr(returned, "send") else returned
 
 
 # Header fields
@@ -259,6 +331,25 @@ def test_headers_of_a_made_call() -> None:
         call.add_headers({"traceparent": "00-1-2-01"})
 
 
+def test_server_that_repeats_a_secret() -> None:
+    """A header's value that was passed as a `Secret` is in no error, even if a server repeats it."""
+    client_token, call_token = "gateway-token-0123", "call-token-4567"
+    protocol = CreduseProtocol(
+        "key", extra_headers={"X-Token": Secret(client_token), "X-A": "open"}
+    )
+    call = protocol.add(USER, 5, extra_headers={"X-Call": Secret(call_token)})
+    call.add_headers({"X-Late": Secret("late-token-89")})
+    call.start(0.0)
+    body = f"bad {client_token} {call_token} late-token-89 open".encode()
+    with pytest.raises(APIError) as caught:
+        call.receive_response(Response(403, [("Content-Type", "text/plain")], body), 1.0)
+    error = caught.value
+    assert error.response is not None
+    assert error.message == "bad *** *** *** open"
+    for text in (str(error), repr(error.attempts), repr(error.response.body), str(error.as_dict())):
+        assert "token" not in text
+
+
 WRONG_HEADERS: dict[str, tuple[Any, type[Exception], str]] = {
     "a list": ([("X", "1")], TypeError, "must be a mapping of names to values, such as "),
     "a name of bytes": ({b"X": "1"}, TypeError, "must have names that are str, not bytes"),
@@ -306,3 +397,32 @@ def test_traceback_of_a_wrong_argument(play: Play, method: str) -> None:
         player.do(method, "x", *METHODS[method][1:])
     files = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
     assert not [name for name in files if "creduse_core" in name]
+
+
+def test_traceback_of_other_code() -> None:
+    """An exception that a caller's own mapping raises keeps its frames."""
+
+    class Theirs(dict[str, str]):
+        """A mapping that fails."""
+
+        def items(self) -> Any:
+            """Raise."""
+            raise ValueError("theirs")
+
+    client = CoreClient(CreduseProtocol("key"), SyncTransport(Script((), 0.0, None)))
+    with pytest.raises(ValueError, match="theirs") as caught:
+        client.add(USER, 5, extra_headers=Theirs())
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].name == "items"
+
+
+def test_ending_that_is_interrupted(play: Play) -> None:
+    """A call whose ending raises does not count as running: a drain does not wait for it."""
+
+    def listener(_: Attempt) -> None:
+        raise Cancelled
+
+    player = play(Cancelled(), on_attempt=listener)
+    with pytest.raises(Cancelled):
+        player.do("add", USER_ID, 5)
+    assert drain(player) == ()
+    assert player.script.slept == []

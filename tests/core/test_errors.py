@@ -159,7 +159,7 @@ def lost(cause: Exception, **more: Any) -> Failure:
             "not applied",
         ),
         (Response(400, (), b""), "400", "not applied"),
-        (Response(500, (), b'{"message": "oh\\nno"}'), "500 oh\\nno", "may have been applied"),
+        (Response(500, (), b'{"message": "oh\\nno"}'), "500 oh no", "may have been applied"),
         (Response(302, (), b""), "302 as the final response", "may have been applied"),
         (
             Response(200, (), MISTYPED),
@@ -324,7 +324,7 @@ def test_long_words(length: int) -> None:
     ("said", "shown"),
     [
         ("caf\u00e9 \U0001f600", "caf\u00e9 \U0001f600"),
-        ("\x1b[2Jcaf\u00e9\n", "\\x1b[2Jcaf\u00e9\\n"),
+        ("\x1b[2Jcaf\u00e9\n", "\\x1b[2Jcaf\u00e9"),
         ("a\u202eb\ud800", "a\\u202eb\\ud800"),
         ("\x1b" * 100_000, "\\x1b" * 100 + "…"),
     ],
@@ -399,3 +399,25 @@ def test_rebuilt_from_args(error_class: type[CreduseError]) -> None:
     rebuilt = error_class(*json.loads(json.dumps(error.args)))
     assert (str(rebuilt), rebuilt.outcome) == ("what was wrong", Outcome.APPLIED)
     assert repr(rebuilt) == f"{error_class.__name__}('what was wrong', <Outcome.APPLIED: 2>)"
+
+
+class WithoutArgumentsError(TransportError):
+    """An app's error with an ``__init__`` of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("what was wrong", Outcome.APPLIED)
+
+
+class WithoutSuperError(CreduseError):
+    """An app's error whose ``__init__`` does not call ours."""
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_errors_of_an_app(duplicate: Callable[[Any], Any]) -> None:
+    """An app's own subclass can have other arguments, and pickles and copies all the same."""
+    found = duplicate(WithoutArgumentsError())
+    assert (str(found), found.outcome, found.attempts) == ("what was wrong", Outcome.APPLIED, ())
+    assert str(duplicate(WithoutSuperError())) == ""

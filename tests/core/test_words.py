@@ -51,6 +51,7 @@ WORDS: dict[str, tuple[Response, str | None]] = {
     "text of no type": (Response(503, (), b"upstream"), None),
     "a large body": (Response(503, (), json.dumps({"detail": "x" * 20_000}).encode()), None),
     "a large page": (Response(503, (), b"<title>Busy</title>" + b" " * 20_000), "Busy"),
+    "a byte order mark": (Response(503, (), b'\xef\xbb\xbf{"detail": "Busy"}'), "Busy"),
     "an empty body": (Response(503, (), b""), None),
 }
 
@@ -72,6 +73,8 @@ def test_words(response: Response, words: str | None) -> None:
         ("https://login.example/in?next=%2Fadd&token=abc#top", "https://login.example/in"),
         ("https://user:password@login.example/in", "https://login.example/in"),
         ("//login.example", "//login.example"),
+        ("https://user:password@login.example//in//x", "https://login.example//in//x"),
+        ("in", "in"),
         ("/v2/add?x", "/v2/add"),
         ("/v2/a@b", "/v2/a@b"),
     ],
@@ -87,6 +90,12 @@ def test_page_in_place_of_a_result() -> None:
     """The error for a page with the status 200 says its title."""
     error = fail(Response(200, HTML, b"<title>Log in to the Wi-Fi</title>"))
     assert ": 200, but the response is not JSON: Log in to the Wi-Fi [may" in str(error)
+
+
+@pytest.mark.parametrize("body", [b'{"detail": "of a user"}', b"of a user"])
+def test_data_in_a_result(body: bytes) -> None:
+    """The error for a 2xx response does not quote its data."""
+    assert "of a user" not in str(fail(Response(200, TEXT, body)))
 
 
 def test_cut_page() -> None:
@@ -132,3 +141,18 @@ def test_long_amount() -> None:
     assert str(caught.value).startswith(f"add({USER_ID}, …): 400 [")
     assert caught.value.call is not None
     assert caught.value.call.amount == 10**50
+
+
+@pytest.mark.parametrize("gap", ["\n", "\r\n    ", "=\r\n", "&#10;", "&#x6c;"])
+@pytest.mark.parametrize("page", [False, True], ids=["text", "page"])
+def test_key_in_the_words(gap: str, *, page: bool) -> None:
+    """The API key is removed from the sender's words, even if it is broken into lines or escaped."""
+    if not page and gap.startswith("&"):
+        gap = "\n"
+    key = "sk-live-0123456789"
+    shown = key.replace("l", gap, 1) if gap == "&#x6c;" else key[:9] + gap + key[9:]
+    body = f"<title>bad {shown} key</title>" if page else f"bad {shown} key"
+    error = fail(Response(403, HTML if page else TEXT, body.encode()))
+    for text in (str(error), str(error.as_dict())):
+        assert "bad *** key" in text
+        assert "012345" not in text

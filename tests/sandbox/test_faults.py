@@ -187,6 +187,7 @@ def drops() -> Iterator[tuple[str, Expected]]:
 
 
 SHAPES: dict[str, tuple[bytes, Action]] = {
+    "slow": (WHOLE, Action.KEEP),
     "drip": (WHOLE, Action.KEEP),
     "drip-body": (WHOLE, Action.KEEP),
     "drip-chunks": (chunks(TRUE, 16), Action.KEEP),

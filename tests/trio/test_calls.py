@@ -17,7 +17,7 @@ from creduse_core import (
 )
 from creduse_sandbox import CannedResponse, SandboxServer
 from creduse_trio import AsyncCreduseClient
-from tests.common import KEY, LAST_RESPONSE, NO_WAIT, RESPONSE, USER
+from tests.common import KEY, LAST_RESPONSE, NO_WAIT, ONCE, RESPONSE, USER
 from tests.tls import client_context, server_context
 from tests.trio.wires import Site, Wires, wired
 
@@ -90,7 +90,11 @@ def test_one_write() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "context": ({"ssl_context": True}, TypeError, "ssl_context must be an SSLContext, not bool"),
+    "context": (
+        {"ssl_context": True},
+        TypeError,
+        "ssl_context must be an ssl.SSLContext, such as ",
+    ),
     "server's": (
         {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
         ValueError,
@@ -350,3 +354,67 @@ def test_default_context(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch)
     trio.run(main)
     assert offered == ["http/1.1"] * 2
     assert len(made) == 1
+
+
+def test_no_proxy_of_the_environment_with_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``connect``, the environment's proxy is not used. A ``proxy`` of the client's own is."""
+    asked: list[tuple[str, int]] = []
+
+    async def connect(host: str, port: int) -> trio.abc.Stream:
+        asked.append((host, port))
+        raise OSError("unreachable")
+
+    async def main() -> None:
+        for proxy in (None, "http://own.example:3128"):
+            client = AsyncCreduseClient(
+                KEY, base_url="https://service.invalid", connect=connect, proxy=proxy, retry=ONCE
+            )
+            with pytest.raises(TransportError):
+                await client.add(USER, 5)
+
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy.example:1080")
+    trio.run(main)
+    assert asked == [("service.invalid", 443), ("own.example", 3128)]
+
+
+class BrokenStreamError(Exception):
+    """A stream's own exception."""
+
+
+class BrokenStream(trio.abc.Stream):
+    """A stream that raises an exception of its own module."""
+
+    async def send_all(self, data: object) -> None:  # noqa: ARG002 - it always fails
+        """Raise."""
+        raise BrokenStreamError
+
+    async def aclose(self) -> None:
+        """Close nothing."""
+
+    wait_send_all_might_not_block: Any = send_all
+    receive_some: Any = send_all
+
+
+@pytest.mark.parametrize("stream", [BrokenStream(), None], ids=["broken", "none"])
+def test_stream_to_a_proxy(stream: Any) -> None:
+    """A stream of ``connect`` that fails on the way to a proxy makes the call fail as NOT_APPLIED."""
+
+    async def connect(*_: object) -> trio.abc.Stream:
+        result: trio.abc.Stream = stream
+        return result
+
+    async def main() -> None:
+        client = AsyncCreduseClient(
+            KEY,
+            base_url="https://service.invalid",
+            connect=connect,
+            proxy="http://own.example:3128",
+            retry=ONCE,
+        )
+        with pytest.raises(TransportError) as caught:
+            await client.add(USER, 5)
+        assert caught.value.outcome is Outcome.NOT_APPLIED
+        assert said in str(caught.value)
+
+    said = "BrokenStreamError" if stream else "connect must return a trio.abc.Stream, not NoneType"
+    trio.run(main)
