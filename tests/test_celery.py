@@ -1,15 +1,19 @@
 """The page on Celery: its programs in real workers, over a broker and a backend of files."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from creduse import CreduseClient, CreduseError, Outcome, TransportError
+from creduse_journal import UnclearError
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.pages import blocks_of, wait_until
 
@@ -37,8 +41,8 @@ class Worker:
         for name in ("queue", "results"):
             (folder / name).mkdir()
         files = blocks_of(PAGE)
-        tasks = files["tasks.py"].replace("timeout=20", "timeout=5")
-        (folder / "tasks.py").write_text(tasks + BROKER % str(folder / "queue"), encoding="utf-8")
+        self.tasks = folder / "tasks.py"
+        self.tasks.write_text(files["tasks.py"] + BROKER % str(folder / "queue"), encoding="utf-8")
         (folder / "ask.py").write_text(files["ask.py"], encoding="utf-8")
         # Without a key, as in an app that only sends tasks.
         self._sender = {
@@ -135,8 +139,36 @@ def test_soft_time_limit(worker: Worker) -> None:
     assert len(worker.server.applied) == 1
 
 
+def test_charged_once(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's ``charge`` charges once for a task's id, from any process, also after UNKNOWN."""
+    page = PAGE.read_text(encoding="utf-8")
+    found = re.search(r"^import os\n[^`]*^from creduse_journal[^`]*", page, re.MULTILINE)
+    assert found is not None
+    monkeypatch.setenv("JOURNAL_URL", postgres_url)
+    said: list[object] = []
+    with SandboxServer() as server, CreduseClient("any", base_url=server.base_url) as client:
+        user = uuid4()
+        server.direct.add(user, 100)
+        for task in "first", "first", "second", "second":
+            if said == [5, 5]:
+                server.inject(FAULTS["apply-then-reset"])
+            names: dict[str, Any] = {}
+            exec(found[0], names)  # noqa: S102 - the page's example
+            try:
+                said.append(names["charge"](client, task, user).amount)
+            except CreduseError as error:
+                said.append((type(error), error.outcome))
+            finally:
+                names["get_journal"]().close()
+    unknown = [(TransportError, Outcome.UNKNOWN), (UnclearError, Outcome.UNKNOWN)]
+    assert said == [5, 5, *unknown]
+    assert [entry.path for entry in server.log] == ["/subtract", "/subtract"]
+
+
 def test_warm_shutdown(worker: Worker, pool: str) -> None:
     """At SIGTERM, a task finishes."""
+    tasks = worker.tasks.read_text(encoding="utf-8")
+    worker.tasks.write_text(tasks.replace("timeout=20", "timeout=5"), encoding="utf-8")
     worker.start("--pool", pool)
     worker.server.inject(FAULTS["apply-then-hang"])
     asking = worker.ask()

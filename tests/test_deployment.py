@@ -33,8 +33,8 @@ AIOHTTP_APP = """
 import sys
 from aiohttp import web
 from creduse import CreduseError
-from creduse_aiohttp import CLIENT, AsyncCreduseClient
-from credits_client import log_unclear, logger
+from creduse_aiohttp import CLIENT, setup
+from credits_client import log_unclear
 
 async def summarize(request):
     try:
@@ -43,12 +43,8 @@ async def summarize(request):
         raise web.HTTPInternalServerError from None
     return web.Response()
 
-async def client(app):
-    async with AsyncCreduseClient(on_call=log_unclear) as app[CLIENT]:
-        yield
-
 app = web.Application()
-app.cleanup_ctx.append(client)
+setup(app, on_call=log_unclear)
 app.router.add_post("/summaries/{user}", summarize)
 web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), shutdown_timeout=int(sys.argv[2]))
 """

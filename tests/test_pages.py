@@ -56,6 +56,7 @@ IN_SECTIONS = {"README", "testing"}
 # "plugins" selects programs by their names.
 NEEDS = {
     "aiohttp": ("docs", "aiohttp"),
+    "celery": ("docs", "celery", "redis"),
     "frameworks": ("docs", "django", "fastapi", "flask"),
     "machines": ("tests", "psycopg"),
     "outbox": ("tests", "psycopg"),
@@ -216,7 +217,8 @@ def run(program: str, names: dict[str, Any]) -> None:
                     stack.callback(value.close)
                 elif hasattr(value, "cache_info") and value.__module__ == "__main__":
                     # The page's own function, which makes the client once.
-                    stack.callback(value().close)
+                    if value.cache_info().currsize:
+                        stack.callback(value().close)
 
 
 @pytest.mark.parametrize(
