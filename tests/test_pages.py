@@ -215,10 +215,12 @@ def run(program: str, names: dict[str, Any]) -> None:
             for value in names.values():  # made at a program's top, and never closed
                 if isinstance(value, CreduseClient | SandboxServer | sqlite3.Connection):
                     stack.callback(value.close)
-                elif hasattr(value, "cache_info") and value.__module__ == "__main__":
-                    # The page's own function, which makes the client once.
-                    if value.cache_info().currsize:
-                        stack.callback(value().close)
+                elif (  # a function of the page's own that has made the client
+                    hasattr(value, "cache_info")
+                    and value.__module__ == "__main__"
+                    and value.cache_info().currsize
+                ):
+                    stack.callback(value().close)
 
 
 @pytest.mark.parametrize(
