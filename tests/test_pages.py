@@ -202,6 +202,12 @@ def postgres_environment(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PGOPTIONS", parse_qs(url.query)["options"][0])
 
 
+def made_by(value: Any) -> object:
+    """Return what a page's cached function has made, or else the value itself."""
+    own = getattr(value, "__module__", "") == "__main__" and hasattr(value, "cache_info")
+    return value() if own and value.cache_info().currsize else value
+
+
 def run(program: str, names: dict[str, Any]) -> None:
     """Run the blocks of a program in order, in one namespace."""
     __tracebackhide__ = True
@@ -212,11 +218,9 @@ def run(program: str, names: dict[str, Any]) -> None:
         for example in PROGRAMS[program]:
             example.namespace = names
             example.evaluate()
-            for value in names.values():  # made at a program's top, and never closed
+            for value in map(made_by, names.values()):  # made at the top, and never closed
                 if isinstance(value, CreduseClient | SandboxServer | sqlite3.Connection):
                     stack.callback(value.close)
-                elif hasattr(value, "cache_info") and value.cache_info().currsize:
-                    stack.callback(value().close)  # it has made the client
 
 
 @pytest.mark.parametrize(
