@@ -112,7 +112,10 @@ def test_clock_that_raises(play: Play) -> None:
     assert math.isnan(seen[0].seconds)
 
 
-def test_call_that_runs_already(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pace", [None, Pace()], ids=["bare", "paced"])
+def test_call_that_runs_already(
+    play: Play, monkeypatch: pytest.MonkeyPatch, pace: Pace | None
+) -> None:
     """To run a call a second time raises, and changes neither its first run nor its report."""
     seen: list[FinishedCall] = []
 
@@ -122,7 +125,7 @@ def test_call_that_runs_already(play: Play, monkeypatch: pytest.MonkeyPatch) -> 
             drive_or_return(player.client.run(call))
         return GOOD
 
-    player: Player = play(run_again, on_call=seen.append)
+    player: Player = play(run_again, on_call=seen.append, pace=pace)
     call = player.protocol.add(USER_ID, 5)
     assert player.do("run", call).amount == 5
     assert [(it.outcome, it.error) for it in seen] == [(Outcome.APPLIED, None)]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from creduse_core import CreduseProtocol, is_loopback, proxy_for, proxy_from_environment
+from creduse_core.environment import is_secure
 
 URL = "https://api.creduse.com"
 
@@ -121,6 +122,7 @@ def test_own_proxy(
     proxies(ALL_PROXY="http://env.example")
     proxy = proxy_for(CreduseProtocol("key", base_url), given)
     assert (None if proxy is None else proxy.shown) == found
+    assert is_secure(proxy) is (found is not None and found.startswith("https:"))
 
 
 @pytest.mark.parametrize(
