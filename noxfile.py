@@ -91,9 +91,11 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".[all]", *group("docs"))
     strictly = ("--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env", "--quiet")
     session.run("sphinx-build", *strictly, "docs", "build/docs")
-    pages = ("celery", "deployment", "docs", "notebooks", "observing", "pages")
-    tests = (*(f"tests/test_{it}.py" for it in pages), "tests/examples/test_frameworks.py")
-    session.run("pytest", *tests, *session.posargs)
+    session.run("pytest", "tests/test_docs.py", "tests/test_pages.py", *session.posargs)
+    # These start many processes, and mostly wait.
+    names = ("celery", "deployment", "notebooks", "observing")
+    waiting = (*(f"tests/test_{it}.py" for it in names), "tests/examples/test_frameworks.py")
+    session.run("pytest", "--numprocesses", "3", *waiting, *session.posargs)
 
 
 @nox.session(python=NEWEST)

@@ -13,8 +13,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -85,9 +86,23 @@ class _Parser(argparse.ArgumentParser):
 
         self.add_argument("--api-key", type=reject, help=argparse.SUPPRESS)
 
+    def all_flags(self) -> set[str]:
+        """Return the flags of this parser and of its commands' parsers, but ``--api-key``."""
+        found = {flag for action in self._actions for flag in action.option_strings}
+        for action in self._actions:
+            for parser in _parsers_of(action):
+                found |= parser.all_flags()
+        return found - {"--api-key"}
+
     def error(self, message: str) -> NoReturn:
         write(sys.stderr, f"{self.prog}: {_without_values(message)} (see {self.prog} --help)")
         self.exit(2)
+
+
+def _parsers_of(action: argparse.Action) -> Iterable[_Parser]:
+    """Return the parsers of commands, if the action has them."""
+    choices: Any = action.choices
+    return choices.values() if hasattr(choices, "values") else ()
 
 
 def _demo(_: argparse.Namespace) -> Callable[[], int]:
@@ -208,15 +223,25 @@ def _make_parser() -> _Parser:
     return parser
 
 
+def _describe_unknown(arguments: Sequence[str], flags: set[str]) -> str:
+    """Return a message on unknown arguments that repeats none of them, but can name a flag."""
+    for name in (argument.partition("=")[0] for argument in arguments):
+        if name in flags:
+            return f"this command does not accept {name}"
+        if name.startswith("-") and (close := get_close_matches(name, flags, 1)):
+            return f"unrecognized flag; did you mean {close[0]}?"
+    return (
+        "unrecognized arguments, not shown here, as one could be the API key; set "
+        "CREDUSE_API_KEY for that"
+    )
+
+
 def _run(argv: Sequence[str] | None) -> int:
     parser = _make_parser()
     try:
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:
-            parser.error(
-                "unrecognized arguments, not shown here, as one could be the API key; set "
-                "CREDUSE_API_KEY for that"
-            )
+            parser.error(_describe_unknown(unknown, parser.all_flags()))
         settle_flags(arguments)
         start: Callable[[], int] = arguments.prepare(arguments)
     except ValueError as error:

@@ -47,7 +47,7 @@ def number_between(least: int, most: int) -> Callable[[str], int]:
 def decimal_number(text: str) -> float:
     """Return a plain decimal number. ``float`` also reads ``nan``, ``inf``, ``1e3`` and ``1_0``."""
     if not _DECIMAL.fullmatch(text):
-        raise _wrong("a decimal number such as 2.5", text)
+        raise _wrong("a decimal number from 0 on, such as 2.5", text)
     return float(text)
 
 

@@ -233,7 +233,7 @@ def _run(client: CreduseClient, call: Call[Any], arguments: argparse.Namespace) 
 
 
 def _ended_by(kind: type[CreduseError], reason: str, call: Call[Any]) -> CreduseError:
-    message = f"{reason}: {_ENDS[call.outcome].interrupted}"
+    message = f"{call.record}: {reason}: {_ENDS[call.outcome].interrupted}"
     return kind(message, call.outcome, attempts=call.attempts, call=call.record)
 
 

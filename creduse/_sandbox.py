@@ -104,6 +104,7 @@ def _introduce(host: str, key: str | None, base_url: str) -> None:
         f"export CREDUSE_BASE_URL={url}",
         f"export CREDUSE_API_KEY={shown_key}",
         "",
+        *([] if key is None else [f"Where you copy these, set {_KEY} first.", ""]),
         f"In a browser, {url}/ shows users and requests.",
         *([] if _is_loopback(host) else [_OPEN]),
         "Press Ctrl-C to stop.",

@@ -256,6 +256,8 @@ class _ClientBase:
     def _refusal(self, call: Call[Any]) -> Failure | None:
         """Return why a call may not send: the client drains, or tests block other machines."""
         calls = self._draining
+        if calls is None and environment.blocked is None:
+            return None
         if calls is not None and (self._is_drained or id(call) not in calls):
             why = RuntimeError(DRAINED)
         elif environment.blocked is not None and not self._protocol.loopback:
@@ -559,7 +561,9 @@ class CoreClient(_ClientBase):
         except BaseException as error:
             self._end(call, began, transport.now, error)
             raise
-        self._end(call, began, transport.now, None)
+        self._running.pop(id(call), None)
+        if self._on_call is not None:
+            self._end(call, began, transport.now, None)
         return action.result
 
     def check(
@@ -857,7 +861,9 @@ class AsyncCoreClient(_ClientBase):
         except BaseException as error:
             self._end(call, began, transport.now, error)
             raise
-        self._end(call, began, transport.now, None)
+        self._running.pop(id(call), None)
+        if self._on_call is not None:
+            self._end(call, began, transport.now, None)
         return action.result
 
     async def check(

@@ -6,11 +6,14 @@ These are frozen data. Results have the field names of the API. Decoding and dec
 import enum
 from datetime import datetime
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from .records import Record, dataclass, json_value
 from .tables import Rows, as_html, as_text, counted, moment, printable
+
+_MAX_AMOUNT_BITS: Final = 128
+"""A longer amount is not shown: it has up to 3,000 digits."""
 
 
 class Outcome(enum.IntEnum):
@@ -240,3 +243,11 @@ class CallRecord(Record):
     ``None`` if no client has run the call."""
     before: BalanceReading | None = None
     """A balance that was read before the call began."""
+
+    def __str__(self) -> str:
+        """Return the call as its caller wrote it, such as ``subtract(12345678-…, 50)``."""
+        arguments = [str(self.end_user_id)]
+        if self.amount is not None:
+            is_long = self.amount.bit_length() > _MAX_AMOUNT_BITS
+            arguments.append("…" if is_long else str(self.amount))
+        return f"{self.method}({', '.join(arguments)})"

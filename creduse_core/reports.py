@@ -29,8 +29,9 @@ _MAX_QUOTED: Final = 400
 """Characters of a server's or library's text in an error."""
 _MAX_READ: Final = 4096
 """Characters of such a text that are searched for the API key."""
-_MAX_AMOUNT_BITS: Final = 128
-"""A longer amount is not shown: it has up to 3,000 digits."""
+
+_SAY_NOTHING: Final = ("timed out", "Cancelled via cancel scope")
+"""The beginnings of libraries' texts that say of a timeout only that it was one."""
 
 _PHRASES: Final = {
     Outcome.NOT_APPLIED: "not applied",
@@ -192,16 +193,7 @@ def _message(text: str, context: Context, response: Response | None = None) -> s
         notes.insert(0, _PHRASES[context.outcome])
     if (request_id := _request_id(response, context.secrets)) is not None:
         notes.append(f"request ID {request_id}")
-    return f"{_shown(context.record)}: {text} [{'; '.join(notes)}]"
-
-
-def _shown(call: CallRecord) -> str:
-    """Return a call as its caller wrote it, such as ``subtract(12345678-…, 50)``."""
-    arguments = [str(call.end_user_id)]
-    if call.amount is not None:
-        long = call.amount.bit_length() > _MAX_AMOUNT_BITS
-        arguments.append("…" if long else str(call.amount))
-    return f"{call.method}({', '.join(arguments)})"
+    return f"{context.record}: {text} [{'; '.join(notes)}]"
 
 
 def _redacted(response: Response, secrets: Secrets) -> Response:
@@ -239,6 +231,8 @@ def _describe_response(response: Response, reading: InvalidResult, words: str | 
 def _describe_failure(failure: Failure, head: Response | None, words: str | None) -> str:
     # The library's exception can be empty, and only the one that it came of has a text.
     said = next((text for text in map(_text_of, exception_chain(failure.cause)) if text), "")
+    if failure.timed_out and said.startswith(_SAY_NOTHING):
+        said = ""
     why = f"{type(failure.cause).__name__}: {said}".removesuffix(": ")
     number = _errno_of(failure.cause)
     if number in errno.errorcode and f"[Errno {number}]" not in said:

@@ -87,6 +87,7 @@ def library_of(http_client: object, name: str) -> ModuleType:
             return sys.modules[base.__module__]
     raise TypeError(
         f"http_client must be an httpx.{name} (or httpx2.{name}), not {type(http_client).__name__}"
+        + ("; a URL goes to base_url=" if isinstance(http_client, str) else "")
     )
 
 

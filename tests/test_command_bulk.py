@@ -441,7 +441,8 @@ WRONG = {
         "creduse bulk status: argument --shard: it must be one of 1/S to S/S, such as 2/4 (see ",
     ),
     "rate's form": Wrong(
-        [*ADD, "--rate", "x"], "argument --rate: it must be a decimal number such as 2.5 ("
+        [*ADD, "--rate", "x"],
+        "argument --rate: it must be a decimal number from 0 on, such as 2.5 (",
     ),
     "rate": Wrong(
         [*ADD, "--rate", "0"], "creduse: rate must be a number of lines a second above 0, not 0.0\n"
@@ -456,7 +457,8 @@ WRONG = {
         [*ADD, "--concurrency", "101"], "creduse: concurrency must be at most 100, not 101\n"
     ),
     "timeout's form": Wrong(
-        [*ADD, "--timeout", "soon"], "argument --timeout: it must be a decimal number such as 2.5 ("
+        [*ADD, "--timeout", "soon"],
+        "argument --timeout: it must be a decimal number from 0 on, such as 2.5 (",
     ),
     "timeout": Wrong([*ADD, "--timeout", "0"], "creduse: timeout must be above 0 "),
     "base URL": Wrong([*ADD, "--base-url", "http://example.com"], "creduse: base_url "),

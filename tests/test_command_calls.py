@@ -314,7 +314,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "timeout": (
         ["balance", USER, "--timeout", "soon"],
-        "argument --timeout: it must be a decimal number such as 2.5 (",
+        "argument --timeout: it must be a decimal number from 0 on, such as 2.5 (",
     ),
     "no time": (["balance", USER, "--timeout", "0"], "creduse: timeout must be above 0 "),
     "idempotency key": (
@@ -652,7 +652,7 @@ def test_interrupted_in_a_program(
     with ThreadPoolExecutor() as threads:
         threads.submit(press)
         assert main(["add", USER, "5", "-q"]) == 3
-    expected = "creduse: interrupted: it may have been applied\n"
+    expected = f"creduse: add({USER}, 5): interrupted: it may have been applied\n"
     assert capsys.readouterr() == ("", expected)
 
 
@@ -677,14 +677,19 @@ INTERRUPTED: dict[str, tuple[list[str], Fault, int, str]] = {
         ["add", USER, "5"],
         FAULTS["apply-then-hang"],
         3,
-        "interrupted: it may have been applied; find out whether it was before doing it again",
+        f"add({USER}, 5): interrupted: it may have been applied; find out whether it was before doing it again",
     ),
-    "waiting": (["add", USER, "5"], BUSY_FOR_LONG, 130, "interrupted: nothing was applied"),
+    "waiting": (
+        ["add", USER, "5"],
+        BUSY_FOR_LONG,
+        130,
+        f"add({USER}, 5): interrupted: nothing was applied",
+    ),
     "reading": (
         ["balance", USER],
         FAULTS["request-then-hang"],
         130,
-        "interrupted: nothing was applied",
+        f"get_balance({USER}): interrupted: nothing was applied",
     ),
 }
 

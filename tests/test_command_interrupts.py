@@ -130,7 +130,7 @@ AT = {
         "socket.connect",
         f"add {USER} 5 -q",
         3,
-        "creduse: interrupted: it may have been applied\n",
+        f"creduse: add({USER}, 5): interrupted: it may have been applied\n",
     ),
 }
 
