@@ -225,14 +225,16 @@ def _make_parser() -> _Parser:
 
 def _describe_unknown(arguments: Sequence[str], flags: set[str]) -> str:
     """Return a message on unknown arguments that repeats none of them, but can name a flag."""
+    close: list[str] = []
     for name in (argument.partition("=")[0] for argument in arguments):
         if name in flags:
             return f"this command does not accept {name}"
-        if name.startswith("-") and (close := get_close_matches(name, flags, 1)):
-            return f"unrecognized flag; did you mean {close[0]}?"
+        if name.startswith("-"):
+            close += get_close_matches(name, flags, 1, 0.75)
+    hint = f"; did you mean {close[0]}?" if close else ""
     return (
         "unrecognized arguments, not shown here, as one could be the API key; set "
-        "CREDUSE_API_KEY for that"
+        f"CREDUSE_API_KEY for that{hint}"
     )
 
 

@@ -60,7 +60,7 @@ def _prepare(
     try:
         import shtab  # noqa: PLC0415 - the extra "completion" has it
     except ImportError:
-        raise ValueError("this needs shtab: pip install 'creduse[completion]'") from None
+        raise ValueError("this needs shtab: pip install creduse[completion]") from None
     parser = make_parser()
     for action in _actions(parser):
         _describe(action)

@@ -608,7 +608,7 @@ def test_exception_of_a_signal_handler_while_waiting(
     err = Acting(arm)
     monkeypatch.setattr("sys.stderr", err)
     assert main(["add", USER, "5", "--verbose", *flags]) == 5
-    why = "ended by ValueError: nothing was applied"
+    why = f"add({USER}, 5): ended by ValueError: nothing was applied"
     out, said = capsys.readouterr().out, err.getvalue()
     if flags:
         told = json.loads(out)

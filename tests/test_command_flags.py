@@ -426,3 +426,20 @@ def test_not_sent(ask: Ask, arguments: list[str]) -> None:
     assert status == 1
     assert "CERTIFICATE_VERIFY_FAILED" in err
     assert served.received == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["sandbox", "--falt", "slow"], "for that; did you mean --fault? (see creduse --help)"),
+        (["bulk", "add", "f.csv", "--concurency=3"], "did you mean --concurrency?"),
+        (["demo", "--json"], "this command does not accept --json (see creduse --help)"),
+        (["balance", USER, "--validity-days", "3"], "does not accept --validity-days (see"),
+        (["balance", USER, "--xyzzy"], "set CREDUSE_API_KEY for that (see creduse --help)"),
+    ],
+)
+def test_unknown_flags(ask: Ask, arguments: list[str], told: str) -> None:
+    """The error for an unknown flag names the known one that it resembles, or says where it is not known."""
+    status, out, err = ask(*arguments)
+    assert (status, out) == (2, "")
+    assert told in err
