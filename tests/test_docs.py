@@ -1,5 +1,6 @@
 """What the documentation's pages say is what the code says, and the README's links lead somewhere."""
 
+import codeop
 import inspect
 import re
 from pathlib import Path
@@ -85,3 +86,28 @@ def test_links() -> None:
     links = re.findall(r"\]\((?!https:)([^)#]+)", readme)
     assert links
     assert [link for link in links if not ROOT.joinpath(link).is_file()] == []
+
+
+def test_examples_can_be_pasted() -> None:
+    """The examples of pages that say so can be pasted into Python's prompt, also that of 3.11.
+
+    It needs an empty line after an indented block, and none within one.
+    """
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")]
+    blocks = [
+        block
+        for page in pages
+        if "start.md#try-what-the-other-pages-show" in page
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    ]
+    assert len(blocks) > 40
+    for block in blocks:
+        begun: list[str] = []
+        for line in f"{block}\n".split("\n"):
+            begun.append(line)
+            try:
+                whole = codeop.compile_command("\n".join(begun), symbol="single")
+            except SyntaxError as error:
+                raise AssertionError(line) from error
+            if whole is not None:
+                begun = []
