@@ -177,12 +177,33 @@ def lost(cause: Exception, **more: Any) -> Failure:
             "may have been applied",
         ),
         (
+            lost(TimeoutError("timed out"), timed_out=True),
+            "timed out: TimeoutError",
+            "may have been applied",
+        ),
+        (
+            lost(OSError("Cancelled via cancel scope 7f62; reason: deadline"), timed_out=True),
+            "timed out: OSError",
+            "may have been applied",
+        ),
+        (
             lost(OSError("reset"), response=Response(200, (), b"{")),
             "200, but the response was cut off (OSError: reset)",
             "may have been applied",
         ),
     ],
-    ids=["code", "empty", "two lines", "redirect", "mistyped", "unsent", "timeout", "cut"],
+    ids=[
+        "code",
+        "empty",
+        "two lines",
+        "redirect",
+        "mistyped",
+        "unsent",
+        "timeout",
+        "said twice",
+        "of a library",
+        "cut",
+    ],
 )
 def test_message(given: Response | Failure, said: str, meant: str) -> None:
     """A message says in one line what was called, what happened, and whether credits moved."""
