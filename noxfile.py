@@ -140,7 +140,10 @@ def wheel(session: nox.Session) -> None:
         session.run("creduse", "demo")
         session.install("pytest", "pytest-timeout", "sybil", f"{built}[all]")
         if session.python == NEWEST:
-            session.run("pytest", *map(str, sorted(tests.glob("test_*.py"))), env=STRICT)
+            files = set(tests.glob("test_*.py"))
+            # Ctrl-C at every moment takes minutes, and does not depend on the wheel.
+            files.remove(tests / "test_command_interrupts.py")
+            session.run("pytest", *map(str, sorted(files)), env=STRICT)
         shutil.copy(tests / "typing" / "usage.py", ".")
         session.install(*(it for it in group("types") if it.startswith(("mypy", "pyright"))))
         session.run("mypy", "--strict", "usage.py")
