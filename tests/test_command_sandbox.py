@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from creduse import CreduseClient, CreduseError, InsufficientFundsError
+from creduse import CreduseClient, CreduseError, InsufficientFundsError, _sandbox
 from creduse.__main__ import main
 from creduse_core import RetryPolicy
 from creduse_sandbox import DESCRIPTIONS, OUTCOMES, StateFile
@@ -245,3 +245,10 @@ def test_first_five_on_the_page() -> None:
             == f" {DESCRIPTIONS[name]}"
         )
         assert outcome == str(OUTCOMES[name] if OUTCOMES[name] is not None else "succeeds")
+
+
+def test_system_without_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system cannot say whether a stream takes a line, as on Windows, the line is written."""
+    monkeypatch.delattr("select.poll")
+    is_ready: Any = vars(_sandbox)["_is_ready"]
+    assert is_ready(sys.stdout) is True
