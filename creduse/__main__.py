@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
@@ -23,7 +23,7 @@ from creduse_core import BASE_URL, TIMEOUT, __version__
 from creduse_entry import INTERRUPTED, exit_on_interrupt
 from creduse_httpx import CreduseClient
 
-from ._arguments import CALL_FLAGS, add_flags, settle_flags, whole_number
+from ._arguments import CALL_FLAGS, add_flags, arguments_of, settle_flags, whole_number
 from ._bulk import add_parsers as add_bulk
 from ._calls import COMMANDS, STATUSES, Command, prepare, write
 from ._completion import add_parser as add_completion
@@ -86,23 +86,9 @@ class _Parser(argparse.ArgumentParser):
 
         self.add_argument("--api-key", type=reject, help=argparse.SUPPRESS)
 
-    def all_flags(self) -> set[str]:
-        """Return the flags of this parser and of its commands' parsers, but ``--api-key``."""
-        found = {flag for action in self._actions for flag in action.option_strings}
-        for action in self._actions:
-            for parser in _parsers_of(action):
-                found |= parser.all_flags()
-        return found - {"--api-key"}
-
     def error(self, message: str) -> NoReturn:
         write(sys.stderr, f"{self.prog}: {_without_values(message)} (see {self.prog} --help)")
         self.exit(2)
-
-
-def _parsers_of(action: argparse.Action) -> Iterable[_Parser]:
-    """Return the parsers of commands, if the action has them."""
-    choices: Any = action.choices
-    return choices.values() if hasattr(choices, "values") else ()
 
 
 def _demo(_: argparse.Namespace) -> Callable[[], int]:
@@ -243,7 +229,8 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:
-            parser.error(_describe_unknown(unknown, parser.all_flags()))
+            flags = {flag for it in arguments_of(parser) for flag in it.option_strings}
+            parser.error(_describe_unknown(unknown, flags - {"--api-key"}))
         settle_flags(arguments)
         start: Callable[[], int] = arguments.prepare(arguments)
     except ValueError as error:

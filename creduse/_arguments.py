@@ -5,7 +5,7 @@ What one command alone accepts (`__main__`, `_bulk`) does not belong here.
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from creduse_core import TIMEOUT
@@ -115,6 +115,19 @@ _FLAGS: Final[Mapping[str, _Flag]] = {
 }
 CALL_FLAGS: Final = tuple(_FLAGS)
 """The names of all these flags. The five calls accept each."""
+
+
+def arguments_of(parser: argparse.ArgumentParser) -> Iterator[Any]:
+    """Yield all arguments of a parser and of its commands' parsers."""
+    for action in parser._actions:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as shtab does
+        yield action
+        for inner in commands_of(action).values():
+            yield from arguments_of(inner)
+
+
+def commands_of(action: Any) -> Mapping[str, argparse.ArgumentParser]:
+    """Return the parsers of the commands, if the argument is a command."""
+    return action.choices if action.nargs == argparse.PARSER else {}
 
 
 def add_flags(parser: Any, *names: str) -> None:

@@ -5,12 +5,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 from creduse_sandbox import FAULTS
 
+from ._arguments import arguments_of, commands_of
 from ._calls import write
 
 SHELLS: Final = ("bash", "zsh", "fish")
@@ -62,7 +63,7 @@ def _prepare(
     except ImportError:
         raise ValueError("this needs shtab: pip install creduse[completion]") from None
     parser = make_parser()
-    for action in _actions(parser):
+    for action in arguments_of(parser):
         _describe(action)
     script = shtab.complete(parser, arguments.shell)
 
@@ -73,19 +74,6 @@ def _prepare(
     return act
 
 
-def _actions(parser: argparse.ArgumentParser) -> Iterator[Any]:
-    """Yield all arguments of a parser and of its commands' parsers."""
-    for action in parser._actions:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as shtab does
-        yield action
-        for inner in _commands(action).values():
-            yield from _actions(inner)
-
-
-def _commands(action: Any) -> Mapping[str, argparse.ArgumentParser]:
-    """Return the parsers of the commands, if the argument is a command."""
-    return action.choices if action.nargs == argparse.PARSER else {}
-
-
 def _describe(action: Any) -> None:
     """Tell shtab what completes an argument."""
     name = action.option_strings[-1] if action.option_strings else action.dest
@@ -93,11 +81,11 @@ def _describe(action: Any) -> None:
         action.complete = _VALUES[name]
     if action.metavar:
         action.metavar = action.metavar.partition("[")[0]  # zsh needs a word without a colon
-    if _commands(action):
+    if commands_of(action):
         # It has no help, as argparse's own list of commands lacks their arguments. shtab would
         # leave out these commands.
         action.help = None
         action._choices_actions = [  # noqa: SLF001 - as shtab does
             action._ChoicesPseudoAction(name, (), parser.description)  # noqa: SLF001 - as above
-            for name, parser in _commands(action).items()
+            for name, parser in commands_of(action).items()
         ]

@@ -473,9 +473,9 @@ class AsyncCreduseClient(AsyncCoreClient):
     - ``allow_http``: whether plain http is accepted for hosts other than this machine. Default:
       ``True`` if ``CREDUSE_ALLOW_HTTP`` is ``1`` in the environment.
     - ``pace``: a `Pace` that keeps calls below the service's limit of requests. Clients can share one.
-    - ``ssl_context``: the TLS settings for https, such as your own certificates. The client
-      sets its ``sslobject_class``. Default: a context
-      that trusts the system's certificates, and those in ``SSL_CERT_FILE``.
+    - ``ssl_context``: the TLS settings for https, such as your own certificates. Default: a context
+      that trusts the system's certificates, and those in ``SSL_CERT_FILE``. The
+      client sets its ``sslobject_class``.
     - ``proxy``: the URL of an http or https proxy, such as
       ``http://user:password@proxy.example:3128``. Default: that of ``HTTPS_PROXY`` and the like; none
       for calls to this machine.

@@ -17,7 +17,7 @@ from uuid import UUID
 from .secret import Secret
 
 ExtraHeaders: TypeAlias = Mapping[str, str | Secret]
-"""Further header fields of a request, by their names. If a server repeats a `Secret`, no error shows it."""
+"""Further header fields of a request, by their names. No error shows a `Secret` that a server repeats."""
 
 MAX_SECONDS: Final = 1_000_000
 """The longest time that a caller can pass, about eleven days. Sockets reject far longer ones."""

@@ -235,29 +235,34 @@ class _ClientBase:
                 self._report(call)
 
     def _end(
-        self, call: Call[Any], began: float, now: Callable[[], float], error: BaseException | None
+        self, call: Call[Any], began: float, now: Callable[[], float], error: BaseException
     ) -> None:
-        """End a call, which may have ended: with an ``error``, perhaps because it was cancelled."""
+        """End a call that raises. If it has not ended, its caller was cancelled."""
         try:
-            if error is not None:
-                if self._pace is not None:
-                    self._pace.leave(call)
-                if call.state.live:
-                    sent = call.state is State.IN_FLIGHT
-                    call.abandon(_moment(now))
-                    if sent:
-                        self._report(call)
+            if self._pace is not None:
+                self._pace.leave(call)
+            if call.state.live:
+                sent = call.state is State.IN_FLIGHT
+                call.abandon(_moment(now))
+                if sent:
+                    self._report(call)
         finally:
             self._running.pop(id(call), None)
+        self._report_call(call, began, now, error)
+
+    def _report_call(
+        self, call: Call[Any], began: float, now: Callable[[], float], error: BaseException | None
+    ) -> None:
+        """Report a call that has ended to its listener."""
         if self._on_call is not None:
             seconds = _moment(now) - began
             self._notify("on_call", self._on_call, _finished(call, seconds, error))
 
     def _refusal(self, call: Call[Any]) -> Failure | None:
         """Return why a call may not send: the client drains, or tests block other machines."""
-        calls = self._draining
-        if calls is None and environment.blocked is None:
+        if self._draining is None and environment.blocked is None:
             return None
+        calls = self._draining
         if calls is not None and (self._is_drained or id(call) not in calls):
             why = RuntimeError(DRAINED)
         elif environment.blocked is not None and not self._protocol.loopback:
@@ -283,9 +288,6 @@ class _ClientBase:
             self._draining = running
             self._running = {}
         return self._draining
-
-    def _end_drain(self) -> None:
-        self._is_drained = True
 
     # Evidence.
 
@@ -521,7 +523,7 @@ class CoreClient(_ClientBase):
             while _is_any_live(calls) and self._transport.now() < ends:
                 self._transport.sleep(_POLL)
         finally:
-            self._end_drain()
+            self._is_drained = True
         return _unclear(calls)
 
     def run(self, call: Call[T], *, balance_first: bool = False) -> T:
@@ -562,8 +564,7 @@ class CoreClient(_ClientBase):
             self._end(call, began, transport.now, error)
             raise
         self._running.pop(id(call), None)
-        if self._on_call is not None:
-            self._end(call, began, transport.now, None)
+        self._report_call(call, began, transport.now, None)
         return action.result
 
     def check(
@@ -821,7 +822,7 @@ class AsyncCoreClient(_ClientBase):
             while _is_any_live(calls) and self._transport.now() < ends:
                 await self._transport.sleep(_POLL)
         finally:
-            self._end_drain()
+            self._is_drained = True
         return _unclear(calls)
 
     async def run(self, call: Call[T], *, balance_first: bool = False) -> T:
@@ -862,8 +863,7 @@ class AsyncCoreClient(_ClientBase):
             self._end(call, began, transport.now, error)
             raise
         self._running.pop(id(call), None)
-        if self._on_call is not None:
-            self._end(call, began, transport.now, None)
+        self._report_call(call, began, transport.now, None)
         return action.result
 
     async def check(

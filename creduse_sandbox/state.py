@@ -40,7 +40,7 @@ class StateFile:
             # SQLite opens a directory or a device in vain, and says little about it.
             with Path(path).open("ab"):
                 pass
-            # Whoever calls the sandbox holds its lock.
+            # Several threads use it, each with the sandbox's lock.
             self._file = sqlite3.connect(path, timeout=0, check_same_thread=False)
         except (OSError, ValueError) as error:  # ValueError: a null character
             reason = error.strerror if isinstance(error, OSError) else None

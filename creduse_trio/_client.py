@@ -361,9 +361,8 @@ class AsyncCreduseClient(AsyncCoreClient):
     - ``idle_timeout``: seconds for which the client keeps an idle connection.
     - ``connect``: is called as ``await connect(host, port)`` and returns a stream to the server, or to
       the proxy if there is one. It can lead to a Unix socket or stay in memory. For https, TLS runs
-      over this stream. If
-      ``connect`` raises, nothing was sent, and the client retries after an `OSError`. Default:
-      `trio.open_tcp_stream`.
+      over this stream. If ``connect`` raises, nothing was sent, and the client retries after an
+      `OSError`. Default: `trio.open_tcp_stream`.
 
     A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
     anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether

@@ -367,7 +367,7 @@ def test_baggage(server: SandboxServer, traced: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("traced", [False], indirect=True)
 def test_own_transport(server: SandboxServer, spans: Spans, traced: dict[str, Any]) -> None:
-    """The recipe works for a client over a transport of one's own."""
+    """The recipe works for a client over your own transport."""
     transport = runpy.run_path(str(ROOT / "examples" / "urllib_transport.py"))["UrllibTransport"]
     names: dict[str, Any] = {"CreduseClient": CoreClient}
     exec(recipe("def span_of"), names)  # noqa: S102 - our own page

@@ -1,4 +1,4 @@
-"""What an error says in the words of whoever sent the response, and what that sender calls it."""
+"""What an error says in the words of the response's sender, and the sender's name for the request."""
 
 import json
 

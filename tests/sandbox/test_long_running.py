@@ -1,4 +1,4 @@
-"""A server that runs for long: its limits, what it tells of requests, and delays."""
+"""A server that runs for long: its limits, what it reports of requests, and delays."""
 
 import json
 import socket
@@ -34,7 +34,7 @@ GOOD = {"end_user_id": USER_ID, "amount": 5}
 
 @contextmanager
 def serving(**limits: Any) -> Generator[tuple[SandboxServer, list[LogEntry]], None, None]:
-    """Run a server with limits, and yield it and what it tells of requests."""
+    """Run a server with limits, and yield it and what it reports of requests."""
     told: list[LogEntry] = []
     with LongRunningServer(told.append, Limits(**limits)) as server:
         yield server, told
@@ -160,7 +160,7 @@ def test_no_limits_in_tests() -> None:
 
 
 def test_each_request_is_told_once() -> None:
-    """Each request is told of once: with its response, or when there will be none."""
+    """Each request is reported once: with its response, or when there will be none."""
     with serving() as (server, told):
         for name in ("503", "apply-then-reset", "head-then-close", "cut-body-then-close", "drip"):
             server.inject(FAULTS[name])

@@ -1,7 +1,7 @@
 """The sandbox's page in a real Chromium.
 
-The server's own view of its state is the witness, and each test ends without an error on the
-console and without a request to another host.
+Each test checks the server's own state, and ends without an error on the console and without a request
+to another host.
 """
 
 import http.client
