@@ -29,21 +29,23 @@ from tests.core.players import PROTOCOL, Play, Player
 LOST = Failure(Delivery.MAYBE_SENT, OSError("reset"), transient=False)
 REFUSED = Response(404, (), b'{"error_code": "USER_DOES_NOT_EXIST"}')
 SECOND = timedelta(seconds=1)
-LONG_AGO = datetime.now(UTC) - timedelta(days=3)
+NOW = datetime.now(UTC)
+LONG_AGO = NOW - timedelta(days=3)
+# At another time of day than now: a balance proves less while a day of the service ends.
+CYCLE_END = (NOW + timedelta(days=36500, hours=12)).replace(minute=59, second=59, microsecond=999999)
 
 
 def balance(left: int, *, of: int = 100, started: datetime = LONG_AGO, date: str = "") -> Response:
     """Return a balance with one cycle, and with one that is emptied."""
-    until = datetime(2100, 1, 1, tzinfo=UTC) - timedelta(microseconds=1)
     cycles = [
         {
             "cycle_start": start.isoformat(),
-            "cycle_end": until.isoformat(),
+            "cycle_end": CYCLE_END.isoformat(),
             "amount": amount,
             "starting_amount": most,
             "cycle_type": "one-time",
         }
-        for start, amount, most in ((started, left, of), (until - timedelta(days=36500), 0, 5))
+        for start, amount, most in ((started, left, of), (LONG_AGO, 0, 5))
     ]
     body = {"end_user_id": USER_ID, "active_balance": left, "active_balance_by_cycle": cycles}
     return Response(200, [("Date", date)] if date else (), json.dumps(body).encode())

@@ -166,6 +166,7 @@ def test_not_sent(open_journal: Open, server: SandboxServer) -> None:
 )
 def test_check(open_journal: Open, server: SandboxServer, fault: str, verdict: Verdict) -> None:
     """An unclear entry is weighed with the balance from before its claim, also after a restart."""
+    keep_from_end_of_day()
     with open_journal() as handle:
         handle.run("earlier", handle.protocol.subtract(USER, 7))
         lose(server, fault)
