@@ -32,7 +32,9 @@ SECOND = timedelta(seconds=1)
 NOW = datetime.now(UTC)
 LONG_AGO = NOW - timedelta(days=3)
 # At another time of day than now: a balance proves less while a day of the service ends.
-CYCLE_END = (NOW + timedelta(days=36500, hours=12)).replace(minute=59, second=59, microsecond=999999)
+CYCLE_END = (NOW + timedelta(days=36500, hours=12)).replace(
+    minute=59, second=59, microsecond=999999
+)
 
 
 def balance(left: int, *, of: int = 100, started: datetime = LONG_AGO, date: str = "") -> Response:

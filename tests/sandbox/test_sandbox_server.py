@@ -660,6 +660,8 @@ def test_lost_peer_is_not_an_internal_error() -> None:
             assert ask(connection, "/add")[0] == 200
 
 
+# Python 3.14 warns that policies will be removed.
+@pytest.mark.filterwarnings("ignore:.*slated for removal:DeprecationWarning")
 def test_loop_of_its_own() -> None:
     """The server runs on its own asyncio loop, even if a test has set another."""
     loops: list[object] = []
