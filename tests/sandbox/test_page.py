@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -21,10 +22,10 @@ from creduse import CreduseClient, CreduseError, Outcome
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.chromium import find_chromium
 from tests.common import ONCE, USER, USER_ID
+from tests.sandbox.picture import OTHER, take
 
 pytestmark = pytest.mark.slow
 
-OTHER = UUID("9f8e7d6c-5b4a-4321-8fed-cba987654321")
 SCRIPT = "<img src=x onerror=alert(1)>"
 
 Open = Callable[..., Page]
@@ -104,6 +105,12 @@ def test_empty(page: Page, server: SandboxServer) -> None:
     expect(page.get_by_text("No users yet.")).to_be_visible()
     expect(page.get_by_text("No requests yet.")).to_be_visible()
     expect(page.get_by_text("No fault: each request")).to_be_visible()
+
+
+def test_picture(browser: Browser, tmp_path: Path) -> None:
+    """The picture for the docs can be taken."""
+    take(browser, tmp_path / "sandbox.png")
+    assert tmp_path.joinpath("sandbox.png").stat().st_size > 50_000
 
 
 def test_copy(open_page: Open, server: SandboxServer) -> None:
