@@ -3,11 +3,12 @@
 import codeop
 import inspect
 import re
+from importlib.metadata import metadata
 from pathlib import Path
 
 import creduse_core.errors
 import creduse_core.models
-from creduse import CreduseError
+from creduse import CreduseError, __version__
 from creduse._calls import STATUSES
 from creduse_core import EVENTS, TRANSITIONS, Kind
 from creduse_core.retry import may_retry
@@ -86,6 +87,31 @@ def test_links() -> None:
     links = re.findall(r"\]\((?!https:)([^)#]+)", readme)
     assert links
     assert [link for link in links if not ROOT.joinpath(link).is_file()] == []
+
+
+def test_links_on_pypi() -> None:
+    """PyPI shows the README with links to the repository, at this version's tag, and is else the same."""
+    repository = project_urls()["Repository"]
+    readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
+    shown = metadata("creduse")["Description"].replace(f"]({repository}/blob/v{__version__}/", "](")
+    pictures = repository.replace("github.com", "raw.githubusercontent.com")
+    assert shown.replace(f"]({pictures}/v{__version__}/", "](") == readme
+    # A link to a heading, or an HTML element that holds a link, would lead nowhere on PyPI.
+    assert re.findall(r"\]\(#|(?:href|src)=", readme) == []
+
+
+def test_repository() -> None:
+    """Every file that names the project's repository names the same one."""
+    repository = project_urls()["Repository"]
+    assert all(url.startswith(repository) for url in project_urls().values())
+    for file in (ROOT / "SECURITY.md",):
+        named = re.findall(r"https://github\.com/[\w-]+/[\w-]+", file.read_text(encoding="utf-8"))
+        assert set(named) == {repository}, file
+
+
+def project_urls() -> dict[str, str]:
+    """Return the addresses that the package's metadata has, by their names."""
+    return dict(it.split(", ", 1) for it in metadata("creduse").get_all("Project-URL") or ())
 
 
 def test_examples_can_be_pasted() -> None:
