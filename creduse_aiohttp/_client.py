@@ -77,6 +77,7 @@ _LIBRARIES: Final = frozenset(
 )
 """Top-level modules whose exceptions are the transport's own, as are the standard library's."""
 
+# An endless run of interim responses trips none of aiohttp's timeouts.
 _NO_TIMEOUTS: Final = aiohttp.ClientTimeout()
 _NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
 
@@ -235,7 +236,8 @@ class _Exchange(Payload):
             error = self._write_error
         forget_frames(error)
         if isinstance(error, aiohttp.ClientResponseError):
-            # aiohttp raises it for an invalid response or a proxy's refusal. It holds the API key.
+            # aiohttp raises it for an invalid response or a proxy's refusal. It holds the API key, and
+            # a status of aiohttp's own, which is not to be trusted.
             if error.request_info is not None:  # pyright: ignore[reportUnnecessaryComparison]  # a mock's can be None
                 error.request_info = error.request_info._replace(headers=_NO_HEADERS)
             error.args = (error.request_info, error.history)

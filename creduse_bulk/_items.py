@@ -1,7 +1,8 @@
 """What a run's journal keeps, whichever database it is in. SQL (`_sqlite`, `_postgres`) does not belong here.
 
-It has a row for each item that was ever claimed. An item without a row is FREE. The states and rules are
-those of `creduse_journal`.
+It has a row for each item that was ever claimed. An item without a row is FREE. A row does not repeat what
+stands in the file; instead, the journal keeps the file's SHA-256. The states and rules are those of
+`creduse_journal`.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """The bookkeeping of a connection pool: which caller gets a connection, and which one.
 
 I/O, waiting and clocks do not belong here. So nothing here can be cancelled, and a test can run
-every sequence of operations.
+every sequence of operations. There is no background task: each call first takes the connections that
+have been idle for too long, and closes them.
 """
 
 from collections import deque

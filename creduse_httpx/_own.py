@@ -6,6 +6,10 @@ Neither belongs here.
 Each httpcore pool has only one connection. A shared one closes connections that it has just
 assigned. It loses places when it is cancelled (encode/httpcore, issue 1093). Its cost grows with
 the square of the waiting requests.
+
+An exchange runs in the caller's own task or thread. If it ends without a whole response of its own,
+the connection is closed. Mocks and instrumentation that patch httpx's transports or httpcore see
+each call.
 """
 
 import os

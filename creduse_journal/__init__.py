@@ -10,7 +10,8 @@ Example::
         journal.run(client, "invoice-42", call)  # sends nothing if invoice-42 was sent before
 
 `AsyncJournal` has the same methods for asynchronous clients, on asyncio and trio. The journal is a
-SQLite file on a local disk, which one process has open at a time.
+SQLite file on a local disk, which one process has open at a time, or a table in PostgreSQL, which
+many processes share.
 """
 
 from ._entries import (

@@ -77,7 +77,8 @@ class _JournalBase:
     ) -> None:
         """Write how a call ended. It is not awaited: without it, the entry is unclear, which is true.
 
-        If the claim did not succeed, nothing is written.
+        If the claim did not succeed, nothing is written. If the call was cancelled while it was
+        claimed, its end still comes after its claim.
         """
         attempts, response = call.attempts, call.response
         key = client.protocol.api_key

@@ -1,5 +1,6 @@
 """A thread that writes to a database, and commits what has gathered in the meantime.
 
+So claims that come at the same time share a sync. Operations are carried out in their order.
 `creduse_bulk` uses it, too. Which database it is (`database`, `postgres`) does not belong here.
 """
 

@@ -2,7 +2,10 @@
 
 A lock ends with its connection, and the server ends the connection of a process that does not show that
 it lives. So a lost lock proves nothing about requests: they may still leave, and a late owner may still
-write how they have ended. `creduse_bulk` uses this module, too. Tables do not belong here.
+write how they have ended. That nothing is sent twice rests on the rows: a claim succeeds only on a free
+one, and is committed before its request leaves.
+
+`creduse_bulk` uses this module, too. Tables do not belong here.
 """
 
 import contextlib

@@ -117,7 +117,8 @@ class TlsWire(Wire):
     """A stream to a server with TLS. Call `handshake` before anything else.
 
     Unlike `trio.SSLStream`, it can read without waiting and after a failed write. It also detects a
-    part of a record.
+    part of a record. An end without ``close_notify`` is an error, so a response without a length
+    cannot be cut and look complete.
     """
 
     def __init__(
