@@ -109,10 +109,7 @@ def error_of(problem: Problem, context: Context) -> CreduseError:
     error: CreduseError
     if response is None or failure.timed_out:
         error_class = CreduseTimeoutError if failure.timed_out else TransportError
-        text = quote(problem.text, context.secrets)
-        if response is None:
-            text += f" ({quote(_endpoint(context.request.url, failure.via), context.secrets)})"
-        error = error_class(_message(text, context), **_shared(context, None))
+        error = error_class(_message(problem, context), **_shared(context, None))
     else:
         error = _invalid_response(problem, response, context)
     # Even None keeps the exception that is being handled now out of the traceback.
@@ -123,7 +120,7 @@ def error_of(problem: Problem, context: Context) -> CreduseError:
 def held_too_long(timeout: float, context: Context) -> CreduseTimeoutError:
     """Return the exception for a call whose first request is held for longer than its time."""
     text = f"not sent: the pace would hold the request beyond the call's timeout of {timeout:g} s"
-    return CreduseTimeoutError(_message(text, context), **_shared(context, None))
+    return CreduseTimeoutError(_framed(text, context), **_shared(context, None))
 
 
 class _Shared(TypedDict):
@@ -165,7 +162,7 @@ def _api_error(problem: Problem, response: Response, context: Context) -> APIErr
     if problem.event is EVENTS["refused"] and context.outcome is Outcome.NOT_APPLIED:
         error_class = ERROR_CODES[envelope.error_code or ""]
     return error_class(
-        _message(quote(problem.text, secrets), context, response),
+        _message(problem, context),
         **_shared(context, response),
         response=_redacted(response, secrets),
         error_code=envelope.error_code and quote(envelope.error_code, secrets),
@@ -179,14 +176,31 @@ def _invalid_response(
     problem: Problem, response: Response | None, context: Context
 ) -> InvalidResponseError:
     return InvalidResponseError(
-        _message(quote(problem.text, context.secrets), context, response),
+        _message(problem, context),
         **_shared(context, response),
         response=None if response is None else _redacted(response, context.secrets),
     )
 
 
-def _message(text: str, context: Context, response: Response | None = None) -> str:
-    """Return the message of an error: the call, what happened, and what that means."""
+def _message(problem: Problem, context: Context) -> str:
+    """Return the message of an error: the call, what happened and where, and what that means."""
+    text, failure, response = (
+        quote(problem.text, context.secrets),
+        problem.failure,
+        problem.response,
+    )
+    if failure is not None and failure.timed_out:
+        last = context.attempts[-1]
+        text = text.replace("timed out", f"timed out after {last.ended - last.started:.1f} s", 1)
+    # A refusal in the service's own words is the service's. Anything else can be another server's.
+    if problem.event is not EVENTS["refused"]:
+        via = None if failure is None else failure.via
+        text += f" ({quote(_endpoint(context.request.url, via), context.secrets)})"
+    return _framed(text, context, response)
+
+
+def _framed(text: str, context: Context, response: Response | None = None) -> str:
+    """Return what happened between what it happened to and what is certain."""
     count = len(context.attempts)
     notes = ["1 attempt" if count == 1 else f"{count} attempts"]
     if context.kind is not Kind.READ:

@@ -124,7 +124,8 @@ def test_unreadable_balance(play: Play) -> None:
     call = PROTOCOL.add(USER, 40)
     run_unknown(player, call)
     assert str(player.do("check", call)) == (
-        f"OPEN: the balance could not be read: get_balance({USER_ID}): 401 [1 attempt]"
+        f"OPEN: the balance could not be read: get_balance({USER_ID}): 401 (api.creduse.com:443) "
+        "[1 attempt]"
     )
 
 

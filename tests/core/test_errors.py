@@ -208,9 +208,10 @@ def lost(cause: Exception, **more: Any) -> Failure:
 def test_message(given: Response | Failure, said: str, meant: str) -> None:
     """A message says in one line what was called, what happened, and whether credits moved."""
     error = fail(given)
-    no_head = isinstance(given, Failure) and given.response is None
-    where = " (api.creduse.com:443)" if no_head else ""
-    assert str(error) == f"add({USER_ID}, 7): {said}{where} [{meant}; 1 attempt]"
+    # Only a refusal with a code of the service's own is certainly the service's.
+    where = "" if "INSUFFICIENT_FUNDS" in said else " (api.creduse.com:443)"
+    took = said.replace("timed out", "timed out after 1.0 s")
+    assert str(error) == f"add({USER_ID}, 7): {took}{where} [{meant}; 1 attempt]"
     assert error.attempts[0].error == said
 
 
@@ -250,7 +251,7 @@ def test_message(given: Response | Failure, said: str, meant: str) -> None:
 )
 @pytest.mark.parametrize("delivery", Delivery)
 def test_where_it_failed(base_url: str, via: str | None, where: str, delivery: Delivery) -> None:
-    """Without a response, the message names host, port and proxy, and never user info."""
+    """The message names host, port and proxy, and never user info."""
     protocol = CreduseProtocol("sk-live-0123456789", base_url, retry=RetryPolicy(max_attempts=1))
     call = protocol.get_balance(USER_ID)
     call.start(0.0)
@@ -262,11 +263,12 @@ def test_where_it_failed(base_url: str, via: str | None, where: str, delivery: D
 
 
 def test_where_it_was_cut() -> None:
-    """With a response, the message does not name the host."""
-    error = fail(lost(OSError("reset"), response=RESPONSE, timed_out=True))
+    """The message of a response that was cut off says where it came from, and through which proxy."""
+    via = "http://proxy.example:3128"
+    error = fail(lost(OSError("reset"), response=RESPONSE, timed_out=True, via=via))
     assert str(error) == (
-        f"add({USER_ID}, 7): timed out: 402, but the response was cut off (OSError: reset) "
-        "[not applied; 1 attempt]"
+        f"add({USER_ID}, 7): timed out after 1.0 s: 402, but the response was cut off (OSError: reset) "
+        f"(api.creduse.com:443 through proxy {via}) [not applied; 1 attempt]"
     )
 
 
@@ -336,7 +338,9 @@ def test_long_words(length: int) -> None:
     assert error.response is not None
     assert error.response.body == body
     shown = "400 " + "x" * 396 + ("" if length == 396 else "…")
-    assert str(error) == f"add({USER_ID}, 7): {shown} [not applied; 1 attempt]"
+    assert (
+        str(error) == f"add({USER_ID}, 7): {shown} (api.creduse.com:443) [not applied; 1 attempt]"
+    )
     assert error.attempts[0].error == shown
 
 

@@ -15,6 +15,7 @@ from creduse_core import (
 from tests.common import USER_ID
 from tests.core.test_errors import fail, lost
 
+WHERE = "api.creduse.com:443"
 HTML = [("Content-Type", "text/html")]
 TEXT = [("Content-Type", "text/plain; charset=utf-8")]
 
@@ -63,7 +64,7 @@ def test_words(response: Response, words: str | None) -> None:
     assert isinstance(error, APIError)
     assert error.message == words
     said = str(response.status) if words is None else f"{response.status} {words}"
-    assert str(error).startswith(f"add({USER_ID}, 7): {said} [")
+    assert str(error).startswith(f"add({USER_ID}, 7): {said} ({WHERE}) [")
     assert error.outcome is (Outcome.UNKNOWN if response.status >= 500 else Outcome.NOT_APPLIED)
 
 
@@ -83,13 +84,14 @@ def test_redirect(location: str, shown: str) -> None:
     """The error for a redirect says where it leads, without what can be secret."""
     error = fail(Response(302, [("Location", location)], b"<title>Found</title>"))
     assert isinstance(error, InvalidResponseError)
-    assert f": 302 as the final response: redirects to {shown} [may" in str(error)
+    assert f": 302 as the final response: redirects to {shown} ({WHERE}) [may" in str(error)
 
 
 def test_page_in_place_of_a_result() -> None:
     """The error for a page with the status 200 says its title."""
     error = fail(Response(200, HTML, b"<title>Log in to the Wi-Fi</title>"))
-    assert ": 200, but the response is not JSON: Log in to the Wi-Fi [may" in str(error)
+    said = ": 200, but the response is not JSON: Log in to the Wi-Fi"
+    assert f"{said} ({WHERE}) [may" in str(error)
 
 
 @pytest.mark.parametrize("body", [b'{"detail": "of a user"}', b"of a user"])
@@ -101,8 +103,9 @@ def test_data_in_a_result(body: bytes) -> None:
 def test_cut_page() -> None:
     """The error for a response that was cut off has the words that have arrived."""
     error = fail(lost(OSError("reset"), response=Response(502, HTML, b"<title>Busy</title><p")))
-    assert ": 502 Busy, but the response was cut off (OSError: reset) [may" in str(error)
-    assert error.attempts[0].error == "502 Busy, but the response was cut off (OSError: reset)"
+    said = "502 Busy, but the response was cut off (OSError: reset)"
+    assert f": {said} ({WHERE}) [may" in str(error)
+    assert error.attempts[0].error == said
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_long_amount() -> None:
     call.start(0.0)
     with pytest.raises(APIError) as caught:
         call.receive_response(Response(400, (), b""), 1.0)
-    assert str(caught.value).startswith(f"add({USER_ID}, …): 400 [")
+    assert str(caught.value).startswith(f"add({USER_ID}, …): 400 ({WHERE}) [")
     assert caught.value.call is not None
     assert caught.value.call.amount == 10**50
 
