@@ -109,7 +109,7 @@ def error_of(problem: Problem, context: Context) -> CreduseError:
     error: CreduseError
     if response is None or failure.timed_out:
         error_class = CreduseTimeoutError if failure.timed_out else TransportError
-        error = error_class(_message(problem, context), **_shared(context, None))
+        error = error_class(_message(problem, context), **_shared(context, response))
     else:
         error = _invalid_response(problem, response, context)
     # Even None keeps the exception that is being handled now out of the traceback.
@@ -184,11 +184,7 @@ def _invalid_response(
 
 def _message(problem: Problem, context: Context) -> str:
     """Return the message of an error: the call, what happened and where, and what that means."""
-    text, failure, response = (
-        quote(problem.text, context.secrets),
-        problem.failure,
-        problem.response,
-    )
+    text, failure = quote(problem.text, context.secrets), problem.failure
     if failure is not None and failure.timed_out:
         last = context.attempts[-1]
         text = text.replace("timed out", f"timed out after {last.ended - last.started:.1f} s", 1)
@@ -196,7 +192,7 @@ def _message(problem: Problem, context: Context) -> str:
     if problem.event is not EVENTS["refused"]:
         via = None if failure is None else failure.via
         text += f" ({quote(_endpoint(context.request.url, via), context.secrets)})"
-    return _framed(text, context, response)
+    return _framed(text, context, problem.response)
 
 
 def _framed(text: str, context: Context, response: Response | None = None) -> str:

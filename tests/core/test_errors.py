@@ -272,6 +272,15 @@ def test_where_it_was_cut() -> None:
     )
 
 
+def test_timed_out_with_a_request_id() -> None:
+    """If only the head of a response has arrived in time, the error has the request's id from it."""
+    head = Response(200, [("X-Request-Id", "7f3a")], b"{")
+    error = fail(lost(TimeoutError(), response=head, timed_out=True))
+    assert isinstance(error, CreduseTimeoutError)
+    assert error.request_id == "7f3a"
+    assert str(error).endswith("; request ID 7f3a]")
+
+
 def test_cause_that_says_nothing() -> None:
     """A message uses the words of the cause's own cause if the cause has none."""
     cause = ConnectionError()
