@@ -172,10 +172,10 @@ def lint(session: nox.Session) -> None:
     session.run("shellcheck", ".ci/run")
     # It runs shellcheck on the steps.
     session.run("actionlint")
-    strictly = ("--persona=auditor", "--collect=all", "--strict-collection")
-    session.run("zizmor", "--offline", "--quiet", *strictly, ".github", ".pre-commit-config.yaml")
+    everything = ("--persona=auditor", "--collect=all", "--strict-collection")
+    session.run("zizmor", "--offline", "--quiet", *everything, ".github", ".pre-commit-config.yaml")
     for schema, checked in SCHEMAS.items():
-        session.run("check-jsonschema", "--quiet", "--builtin-schema", f"vendor.{schema}", *checked)
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *checked)
 
 
 @nox.session(python=OLDEST)
