@@ -33,6 +33,14 @@ ON_FLOORS = (*LIGHT, "--ignore", "tests/core", "--ignore", "tests/sandbox")
 # example over urllib3 is much like the one over requests.
 QUICK = (*LIGHT, "-k", "not over-tls and not conformance_kit and not urllib3")
 
+# What GitHub and Read the Docs ignore or refuse only when they read it.
+SCHEMAS = {
+    "dependabot": (".github/dependabot.yml",),
+    "github-issue-config": (".github/ISSUE_TEMPLATE/config.yml",),
+    "github-issue-forms": (".github/ISSUE_TEMPLATE/bug.yml", ".github/ISSUE_TEMPLATE/question.yml"),
+    "readthedocs": (".readthedocs.yaml",),
+}
+
 
 def group(name: str) -> tuple[str, ...]:
     """Return the requirements of a dependency group."""
@@ -152,15 +160,22 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def lint(session: nox.Session) -> None:
-    """Check style, format, spelling, and which module imports which."""
+    """Check style, format, spelling, which module imports which, and the files of GitHub."""
     session.install(*group("lint"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check", *session.posargs)
     session.run("lint-imports")
     # Misspelled words, and words that this project does not use.
-    kinds = ("*.py", "*.md", "*.toml", ".ci/run")
+    kinds = ("*.py", "*.md", "*.toml", "*.yaml", "*.yml", ".ci/run")
     files = session.run("git", "ls-files", *kinds, external=True, silent=True)
     session.run("codespell", "-D", "-", "-D", "codespell.txt", *(files or "").split())
+    session.run("shellcheck", ".ci/run")
+    # It runs shellcheck on the steps.
+    session.run("actionlint")
+    everything = ("--persona=auditor", "--collect=all", "--strict-collection")
+    session.run("zizmor", "--offline", "--quiet", *everything, ".github", ".pre-commit-config.yaml")
+    for schema, checked in SCHEMAS.items():
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *checked)
 
 
 @nox.session(python=OLDEST)

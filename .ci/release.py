@@ -1,0 +1,66 @@
+"""Check that a tag can be released, and print the notes of its release.
+
+``python .ci/release.py v0.2.0`` compares the tag with the version and with CHANGELOG.md. It imports
+only the standard library, since it runs before anything is installed.
+"""  # noqa: INP001 - a script, not part of a package
+
+import re
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Final
+
+_ROOT: Final = Path(__file__).parents[1]
+_UNRELEASED: Final = "Unreleased"
+# From a heading to the next one, or to the definitions of links at the end.
+_SECTION: Final = re.compile(
+    r"^## \[(?P<name>[^]]+)\](?P<rest>.*)\n(?P<text>(?s:.)*?)(?=^## |^\[[^]]+\]: |\Z)", re.MULTILINE
+)
+
+
+def read_version() -> str:
+    """Return the version that the build gives the package."""
+    text = _ROOT.joinpath("creduse_core", "_version.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    if found is None:
+        raise ValueError('creduse_core/_version.py has no line __version__ = "…"')
+    return found[1]
+
+
+def notes_of(tag: str, version: str, changelog: str) -> str:
+    """Return the section of a version. Raise ``ValueError`` unless it is complete."""
+    if tag != f"v{version}":
+        raise ValueError(f"the tag of version {version} must be v{version}, not {tag}")
+    sections = {it["name"]: it for it in _SECTION.finditer(changelog)}
+    wanted = f"## [{version}] - YYYY-MM-DD"
+    if version not in sections:
+        raise ValueError(f"CHANGELOG.md has no section {wanted}")
+    section = sections[version]
+    try:
+        date.fromisoformat(section["rest"].removeprefix(" - "))
+    except ValueError:
+        raise ValueError(
+            f"CHANGELOG.md must have {wanted}, not {section[0].splitlines()[0]}"
+        ) from None
+    notes = section["text"].strip()
+    if not notes:
+        raise ValueError(f"the section of {version} in CHANGELOG.md is empty")
+    if _UNRELEASED in sections and sections[_UNRELEASED]["text"].strip():
+        raise ValueError(
+            f"CHANGELOG.md still has lines under [{_UNRELEASED}]: move them to {wanted}"
+        )
+    return notes
+
+
+def main(tag: str) -> None:
+    """Print the notes of a tag's release, or end with what is wrong."""
+    changelog = _ROOT.joinpath("CHANGELOG.md").read_text(encoding="utf-8")
+    try:
+        notes = notes_of(tag, read_version(), changelog)
+    except ValueError as error:
+        sys.exit(f"release.py: {error}")
+    sys.stdout.write(f"{notes}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
