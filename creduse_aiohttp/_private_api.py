@@ -76,8 +76,11 @@ class _RejectingParser:
 
 def is_readable(transport: asyncio.BaseTransport) -> bool:
     """Return whether the socket has something to read, which can be its end."""
+    sock = transport.get_extra_info("socket")
+    if not hasattr(select, "poll"):  # as on Windows, where select takes sockets of any number
+        return bool(select.select([sock], [], [], 0)[0])
     poll = select.poll()
-    poll.register(transport.get_extra_info("socket"), select.POLLIN)
+    poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
 
 

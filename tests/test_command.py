@@ -112,7 +112,9 @@ def test_sandbox_serves_and_stops(start: Start, number: signal.Signals) -> None:
     assert process.stdout is not None
     assert process.stderr is not None
     assert "Press Ctrl-C to stop.\n" in process.stdout.read()
-    assert process.stderr.read() == ""
+    # In Python's development mode, asyncio says what takes long on a busy machine.
+    said = [line for line in process.stderr if not line.startswith("Executing <")]
+    assert said == []
 
 
 def test_sandbox_serves_others(start: Start) -> None:
