@@ -6,6 +6,8 @@ import re
 from importlib.metadata import metadata
 from pathlib import Path
 
+import pytest
+
 import creduse_core.errors
 import creduse_core.models
 from creduse import CreduseError, __version__
@@ -81,6 +83,17 @@ def test_states() -> None:
     ]
 
 
+def test_decisions() -> None:
+    """The list at the top of the design page has every record, and each record has all its parts."""
+    page = DOCS.joinpath("design.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^  - \[(.+)\]\(#", page, re.MULTILINE)
+    headings = re.findall(r"^### (.+)$", page, re.MULTILINE)
+    assert listed == headings
+    paragraphs = r"\n\n\d{4}-\d\d-\d\d\. .+?\n\n- \*Weighed:\* .+?\n- \*Would change it:\* "
+    whole = re.compile(r"^### ([^\n]+)" + paragraphs, re.MULTILINE | re.DOTALL)
+    assert whole.findall(page) == headings
+
+
 def test_links() -> None:
     """The README's links lead to files that exist."""
     readme = ROOT.joinpath("README.md").read_text(encoding="utf-8")
@@ -100,11 +113,12 @@ def test_links_on_pypi() -> None:
     assert re.findall(r"\]\(#|(?:href|src)=", readme) == []
 
 
+@pytest.mark.skipif(not ROOT.joinpath(".github").exists(), reason="the sdist has no .github")
 def test_repository() -> None:
     """Every file that names the project's repository names the same one."""
     repository = project_urls()["Repository"]
     assert all(url.startswith(repository) for url in project_urls().values())
-    for file in (ROOT / "SECURITY.md",):
+    for file in (ROOT / "SECURITY.md", ROOT / ".github" / "ISSUE_TEMPLATE" / "config.yml"):
         named = re.findall(r"https://github\.com/[\w-]+/[\w-]+", file.read_text(encoding="utf-8"))
         assert set(named) == {repository}, file
 
