@@ -8,7 +8,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2026.1"
-nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["check"]
@@ -17,6 +17,7 @@ nox.options.sessions = ["check"]
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+BUILD = PYPROJECT["build-system"]["requires"]
 PYTHONS = nox.project.python_versions(PYPROJECT)
 OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 # Python's development mode. It makes asyncio twice as slow, so not all sessions use it. Warnings are
@@ -124,10 +125,10 @@ def oldest(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def build(session: nox.Session) -> None:
-    """Build the sdist, and from it the wheel."""
+    """Build the sdist, and from it the wheel. Fail if git does not track a file in them."""
     shutil.rmtree("dist", ignore_errors=True)
-    session.install("build")
-    session.run("python", "-m", "build", silent=True)
+    session.run("uv", "build", "--quiet")
+    session.run("python", "-m", "tests.archives", "dist")
 
 
 @nox.session(python=[OLDEST, NEWEST], reuse_venv=False, requires=["build"])
@@ -138,7 +139,7 @@ def wheel(session: nox.Session) -> None:
     session.install(str(built))
     with session.chdir(session.create_tmp()):
         session.run("creduse", "demo")
-        session.install("pytest", "pytest-timeout", "sybil", f"{built}[all]")
+        session.install("pytest", "pytest-timeout", "sybil", f"{built}[all]", *BUILD)
         if session.python == NEWEST:
             files = set(tests.glob("test_*.py"))
             # Ctrl-C at every moment takes minutes, and does not depend on the wheel.
