@@ -16,6 +16,16 @@ nox.options.sessions = ["check"]
 # Use the Pythons that are installed.
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
 
+# All that the sessions install has these versions, so that a new release of a dependency breaks no
+# change of ours. The session "oldest" has its own, and CREDUSE_TEST_NEWEST=1 takes the newest.
+PINS = Path(__file__).with_name(".ci") / "pins.txt"
+UNPINNED = {"UV_CONSTRAINT": ""}
+if os.environ.get("CREDUSE_TEST_NEWEST"):
+    nox.options.reuse_venv = "no"
+else:
+    # As a URL, since uv reads a space as the end of a name.
+    os.environ |= dict.fromkeys(("UV_BUILD_CONSTRAINT", "UV_CONSTRAINT"), PINS.as_uri())
+
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 BUILD = PYPROJECT["build-system"]["requires"]
 PYTHONS = nox.project.python_versions(PYPROJECT)
@@ -149,6 +159,21 @@ def wheel(session: nox.Session) -> None:
         session.install(*(it for it in group("types") if it.startswith(("mypy", "pyright"))))
         session.run("mypy", "--strict", "usage.py")
         session.run("pyright", "--pythonpath", str(Path(session.bin, "python")), "usage.py")
+
+
+@nox.session(python=OLDEST)
+def pins(session: nox.Session) -> None:
+    """Renew .ci/pins.txt: the newest versions that work together, for all Pythons and systems."""
+    requires = Path(session.create_tmp(), "build.txt")
+    requires.write_text("\n".join(BUILD), encoding="utf-8")
+    groups = (f"--group={name}" for name in PYPROJECT["dependency-groups"])
+    sources = ("--all-extras", *groups, "pyproject.toml", str(requires))
+    wanted = ("--universal", "--python-version", OLDEST, "--upgrade", *sources)
+    header = ("--no-annotate", "--custom-compile-command", "nox -s pins")
+    output = ("--output-file", str(PINS.relative_to(Path.cwd())))
+    session.run(
+        "uv", "pip", "compile", "--quiet", *wanted, *header, *output, silent=True, env=UNPINNED
+    )
 
 
 @nox.session(python=OLDEST)
