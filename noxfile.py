@@ -123,13 +123,23 @@ def plugins(session: nox.Session, plugin: str) -> None:
 @nox.session(python=OLDEST)
 def oldest(session: nox.Session) -> None:
     """Run the tests on the oldest supported versions of all dependencies."""
-    project = PYPROJECT["project"]
-    extras = project["optional-dependencies"]
-    names = ("aiohttp", "bulk", "postgres", "trio")
-    claimed = [*project["dependencies"], *(it for name in names for it in extras[name])]
-    claimed.remove("creduse[aiohttp]")
-    floors = [requirement.split(",")[0].replace(">=", "==") for requirement in claimed]
-    session.install("-e", ".", *group("test"), *floors)
+    quiet = ("--quiet", "--no-header", "--no-annotate")
+    compiling = ("uv", "pip", "compile", *quiet, "pyproject.toml", "--all-extras")
+    tmp = Path(session.create_tmp())
+    floors, versions = tmp / "floors.txt", tmp / "versions.txt"
+    lowest = ("--no-deps", "--resolution", "lowest", "--output-file", str(floors))
+    floors.unlink(missing_ok=True)
+    session.run(*compiling, *lowest, silent=True, env=UNPINNED)
+    # uv prefers the versions that the file has, so all others are the pinned ones.
+    shutil.copy(PINS, versions)
+    others = ("--group", "test", "--constraint", str(floors))
+    session.run(*compiling, *others, "--output-file", str(versions), silent=True, env=UNPINNED)
+    session.install("-e", ".", "-r", str(versions), env=UNPINNED)
+    installed = session.run("uv", "pip", "freeze", silent=True) or ""
+    expected = floors.read_text(encoding="utf-8").split()
+    if missing := set(expected) - set(installed.split()):
+        session.error(f"not installed: {missing}")
+    session.log(f"the floors: {', '.join(expected)}")
     session.run("pytest", *(session.posargs or ON_FLOORS))
 
 
