@@ -8,7 +8,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2026.1"
-nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["check"]
@@ -16,7 +16,18 @@ nox.options.sessions = ["check"]
 # Use the Pythons that are installed.
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
 
+# All that the sessions install has these versions, so that a new release of a dependency breaks no
+# change of ours. The session "oldest" has its own, and CREDUSE_TEST_NEWEST=1 takes the newest.
+PINS = Path(__file__).with_name(".ci") / "pins.txt"
+UNPINNED = {"UV_CONSTRAINT": ""}
+if os.environ.get("CREDUSE_TEST_NEWEST"):
+    nox.options.reuse_venv = "no"
+else:
+    # As a URL, since uv reads a space as the end of a name.
+    os.environ |= dict.fromkeys(("UV_BUILD_CONSTRAINT", "UV_CONSTRAINT"), PINS.as_uri())
+
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+BUILD = PYPROJECT["build-system"]["requires"]
 PYTHONS = nox.project.python_versions(PYPROJECT)
 OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 # Python's development mode. It makes asyncio twice as slow, so not all sessions use it. Warnings are
@@ -120,22 +131,32 @@ def plugins(session: nox.Session, plugin: str) -> None:
 @nox.session(python=OLDEST)
 def oldest(session: nox.Session) -> None:
     """Run the tests on the oldest supported versions of all dependencies."""
-    project = PYPROJECT["project"]
-    extras = project["optional-dependencies"]
-    names = ("aiohttp", "bulk", "postgres", "trio")
-    claimed = [*project["dependencies"], *(it for name in names for it in extras[name])]
-    claimed.remove("creduse[aiohttp]")
-    floors = [requirement.split(",")[0].replace(">=", "==") for requirement in claimed]
-    session.install("-e", ".", *group("test"), *floors)
+    quiet = ("--quiet", "--no-header", "--no-annotate")
+    compiling = ("uv", "pip", "compile", *quiet, "pyproject.toml", "--all-extras")
+    tmp = Path(session.create_tmp())
+    floors, versions = tmp / "floors.txt", tmp / "versions.txt"
+    lowest = ("--no-deps", "--resolution", "lowest", "--output-file", str(floors))
+    floors.unlink(missing_ok=True)
+    session.run(*compiling, *lowest, silent=True, env=UNPINNED)
+    # uv prefers the versions that the file has, so all others are the pinned ones.
+    shutil.copy(PINS, versions)
+    others = ("--group", "test", "--constraint", str(floors))
+    session.run(*compiling, *others, "--output-file", str(versions), silent=True, env=UNPINNED)
+    session.install("-e", ".", "-r", str(versions), env=UNPINNED)
+    installed = session.run("uv", "pip", "freeze", silent=True) or ""
+    expected = floors.read_text(encoding="utf-8").split()
+    if missing := set(expected) - set(installed.split()):
+        session.error(f"not installed: {missing}")
+    session.log(f"the floors: {', '.join(expected)}")
     session.run("pytest", *(session.posargs or ON_FLOORS))
 
 
 @nox.session(python=OLDEST)
 def build(session: nox.Session) -> None:
-    """Build the sdist, and from it the wheel."""
+    """Build the sdist, and from it the wheel. Fail if git does not track a file in them."""
     shutil.rmtree("dist", ignore_errors=True)
-    session.install("build")
-    session.run("python", "-m", "build", silent=True)
+    session.run("uv", "build", "--quiet")
+    session.run("python", "-m", "tests.archives", "dist")
 
 
 @nox.session(python=[OLDEST, NEWEST], reuse_venv=False, requires=["build"])
@@ -146,7 +167,7 @@ def wheel(session: nox.Session) -> None:
     session.install(str(built))
     with session.chdir(session.create_tmp()):
         session.run("creduse", "demo")
-        session.install("pytest", "pytest-timeout", "sybil", f"{built}[all]")
+        session.install(f"{built}[all]", *group("wheel"), *BUILD)
         if session.python == NEWEST:
             files = set(tests.glob("test_*.py"))
             # Ctrl-C at every moment takes minutes, and does not depend on the wheel.
@@ -156,6 +177,21 @@ def wheel(session: nox.Session) -> None:
         session.install(*(it for it in group("types") if it.startswith(("mypy", "pyright"))))
         session.run("mypy", "--strict", "usage.py")
         session.run("pyright", "--pythonpath", str(Path(session.bin, "python")), "usage.py")
+
+
+@nox.session(python=OLDEST)
+def pins(session: nox.Session) -> None:
+    """Renew .ci/pins.txt: the newest versions that work together, for all Pythons and systems."""
+    requires = Path(session.create_tmp(), "build.txt")
+    requires.write_text("\n".join(BUILD), encoding="utf-8")
+    groups = (f"--group={name}" for name in PYPROJECT["dependency-groups"])
+    sources = ("--all-extras", *groups, "pyproject.toml", str(requires))
+    wanted = ("--universal", "--python-version", OLDEST, "--upgrade", *sources)
+    header = ("--no-annotate", "--custom-compile-command", "nox -s pins")
+    output = ("--output-file", str(PINS.relative_to(Path.cwd())))
+    session.run(
+        "uv", "pip", "compile", "--quiet", *wanted, *header, *output, silent=True, env=UNPINNED
+    )
 
 
 @nox.session(python=OLDEST)
