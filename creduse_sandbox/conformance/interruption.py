@@ -258,7 +258,9 @@ def _is_place(
     """Return whether Python would run a signal handler here."""
     match event:
         case "c_return":
-            return True
+            # Python 3.14 runs handlers between a lock's __enter__ and the block of `with`. One that
+            # raises there leaves any lock held, whatever a client does: python/cpython issue 148874.
+            return function.__name__ != "__enter__"
         case "c_call":
             return function.__name__ in _WAITING
         case "call":
