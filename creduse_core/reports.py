@@ -33,6 +33,10 @@ _MAX_READ: Final = 4096
 _SAY_NOTHING: Final = ("timed out", "Cancelled via cancel scope")
 """The beginnings of libraries' texts that say of a timeout only that it was one."""
 
+_ALL_FAILED: Final = ("All connection attempts failed", "all attempts to connect to")
+"""The beginnings of anyio's and trio's texts of connections that failed. The reason is in a cause, or,
+where httpcore has dropped the cause, in a context."""
+
 _PHRASES: Final = {
     Outcome.NOT_APPLIED: "not applied",
     Outcome.UNKNOWN: "may have been applied",
@@ -244,7 +248,7 @@ def _describe_failure(failure: Failure, head: Response | None, words: str | None
     if failure.timed_out and said.startswith(_SAY_NOTHING):
         said = ""
     why = f"{type(failure.cause).__name__}: {said}".removesuffix(": ")
-    number = _errno_of(failure.cause)
+    number = _errno_of(failure.cause, contexts=said.startswith(_ALL_FAILED))
     if number in errno.errorcode and f"[Errno {number}]" not in said:
         why += f": {errno.errorcode[number]}"
     if head is not None:
@@ -253,11 +257,11 @@ def _describe_failure(failure: Failure, head: Response | None, words: str | None
     return f"timed out: {why}" if failure.timed_out else why
 
 
-def _errno_of(error: BaseException) -> int:
+def _errno_of(error: BaseException, *, contexts: bool) -> int:
     """Return the operating system's error number, or 0."""
     numbers = (
         link.errno  # of any type: it is what the exception was made with
-        for link in exception_chain(error, contexts=False)
+        for link in exception_chain(error, contexts=contexts)
         # The numbers of classes in ssl and socket mean something else.
         if isinstance(link, OSError) and type(link).__module__ == "builtins"
     )

@@ -1,7 +1,7 @@
 """TLS details that the adapters share: certificates, and records that have arrived in part.
 
 Python's `ssl` reads a part of a record, and does not say that it has one. That part can belong to a
-response that nobody requested. Sockets do not belong here. Only `client_context` reads files.
+response that nobody requested. Sockets do not belong here. Only `load_cert_file` and `client_context` read files.
 """
 
 import os
@@ -23,6 +23,16 @@ def client_context() -> ssl.SSLContext:
             certificate.
     """
     context = ssl.create_default_context()
+    load_cert_file(context)
+    return context
+
+
+def load_cert_file(context: ssl.SSLContext) -> None:
+    """Let a context trust the certificates in ``SSL_CERT_FILE``, if the variable is set.
+
+    Raises:
+        ValueError: The file cannot be used. The message names it.
+    """
     if file := os.environ.get("SSL_CERT_FILE"):
         try:
             context.load_verify_locations(file)
@@ -30,7 +40,6 @@ def client_context() -> ssl.SSLContext:
             raise ValueError(
                 f"SSL_CERT_FILE must name a file of certificates, not {file!r}: {error}"
             ) from None
-    return context
 
 
 def check_client_context(value: object) -> None:

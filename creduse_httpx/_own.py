@@ -33,7 +33,7 @@ from creduse_core import (
 from creduse_core.environment import is_secure
 from creduse_core.error_texts import CLOSED
 from creduse_core.pool import IDLE_TIMEOUT, Idle, Pool
-from creduse_core.tls import check_client_context, detect_partial_records
+from creduse_core.tls import check_client_context, detect_partial_records, load_cert_file
 
 from ._clocks import AsyncClock, Clock, current_loop, protect_from_interrupts
 from ._exchange import NO_CONNECTION, BodyIterator, Exchange, HeaderCache, not_sent
@@ -81,6 +81,7 @@ class TransportFactory:
             problem = f"{type(error).__name__}: {error}"
         if problem:
             # Not in the except block, since that exception's frames show the proxy's password.
+            load_cert_file(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # httpx does not name the file
             raise ValueError(
                 "httpx cannot use the settings; check SSL_CERT_FILE, SSL_CERT_DIR, proxy, "
                 f"HTTPS_PROXY, HTTP_PROXY and ALL_PROXY: {problem}"

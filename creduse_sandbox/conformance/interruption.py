@@ -260,7 +260,7 @@ def _is_place(
         case "c_return":
             # Python 3.14 runs handlers between a lock's __enter__ and the block of `with`. One that
             # raises there leaves any lock held, whatever a client does: python/cpython issue 148874.
-            return function.__name__ != "__enter__"
+            return bool(function.__name__ != "__enter__")
         case "c_call":
             return function.__name__ in _WAITING
         case "call":

@@ -298,6 +298,12 @@ def caused(error: Exception, cause: Exception) -> Exception:
     return error
 
 
+def dropped(error: Exception, cause: Exception) -> Exception:
+    """Return an error as it is after ``raise error from None``."""
+    error.__context__, error.__suppress_context__ = cause, True
+    return error
+
+
 UNREACHED = ExceptionGroup("all", [OSError("odd"), ConnectionRefusedError(111, "no")])
 
 
@@ -305,12 +311,16 @@ UNREACHED = ExceptionGroup("all", [OSError("odd"), ConnectionRefusedError(111, "
     ("cause", "said"),
     [
         (caused(OSError("all failed"), UNREACHED), "all failed: ECONNREFUSED"),
+        (
+            dropped(OSError("All connection attempts failed"), UNREACHED),
+            "All connection attempts failed: ECONNREFUSED",
+        ),
         (OSError(104, "Connection reset by peer"), "[Errno 104] Connection reset by peer"),
         (caused(OSError("odd"), NumberedError(1, "certificate")), "odd"),
         (OSError(12345, "odd"), "[Errno 12345] odd"),
         (OSError([], "odd"), "[Errno []] odd"),
     ],
-    ids=["group", "said", "another's number", "unknown number", "no number"],
+    ids=["group", "dropped", "said", "another's number", "unknown number", "no number"],
 )
 def test_system_error(cause: Exception, said: str) -> None:
     """A message names the errno of a cause if its words do not."""
