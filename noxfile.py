@@ -153,9 +153,19 @@ def oldest(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST)
 def build(session: nox.Session) -> None:
-    """Build the sdist, and from it the wheel. Fail if git does not track a file in them."""
+    """Build the sdist, and from it the wheel. Fail if git does not track a file in them.
+
+    With a tag, as in ``-- v0.2.0``, first check that it can be released, and write build/notes.md.
+    """
     shutil.rmtree("dist", ignore_errors=True)
-    session.run("uv", "build", "--quiet")
+    if session.posargs:
+        notes = session.run("python", ".ci/release.py", *session.posargs, silent=True) or ""
+        Path("build").mkdir(exist_ok=True)
+        Path("build", "notes.md").write_text(notes, encoding="utf-8")
+    # With the time of the commit, everybody who builds it gets the same bytes.
+    commit = session.run("git", "log", "-1", "--format=%ct", external=True, silent=True) or ""
+    epoch = {"SOURCE_DATE_EPOCH": commit.strip()}
+    session.run("uv", "build", "--quiet", "--no-create-gitignore", env=epoch)
     session.run("python", "-m", "tests.archives", "dist")
 
 

@@ -6,15 +6,16 @@ only the standard library, since it runs before anything is installed.
 
 import re
 import sys
-from datetime import date
+import time
 from pathlib import Path
 from typing import Final
 
 _ROOT: Final = Path(__file__).parents[1]
 _UNRELEASED: Final = "Unreleased"
-# From a heading to the next one, or to the definitions of links at the end.
+# From a heading to the next one, or to the definitions of links at the end of the file.
 _SECTION: Final = re.compile(
-    r"^## \[(?P<name>[^]]+)\](?P<rest>.*)\n(?P<text>(?s:.)*?)(?=^## |^\[[^]]+\]: |\Z)", re.MULTILINE
+    r"^## \[(?P<name>[^]]+)\](?P<rest>.*)\n(?P<text>(?s:.)*?)(?=^## \[|(?:^\[[^]]+\]: .*\n)*\Z)",
+    re.MULTILINE,
 )
 
 
@@ -29,34 +30,39 @@ def read_version() -> str:
 
 def notes_of(tag: str, version: str, changelog: str) -> str:
     """Return the section of a version. Raise ``ValueError`` unless it is complete."""
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise ValueError(f"a release has a version such as 0.2.0, not {version}")
     if tag != f"v{version}":
         raise ValueError(f"the tag of version {version} must be v{version}, not {tag}")
-    sections = {it["name"]: it for it in _SECTION.finditer(changelog)}
     wanted = f"## [{version}] - YYYY-MM-DD"
-    if version not in sections:
-        raise ValueError(f"CHANGELOG.md has no section {wanted}")
-    section = sections[version]
+    sections = list(_SECTION.finditer(changelog))
+    found = [it for it in sections if it["name"] == version]
+    if len(found) != 1:
+        raise ValueError(f"CHANGELOG.md must have one section {wanted}, not {len(found)}")
+    (section,) = found
     try:
-        date.fromisoformat(section["rest"].removeprefix(" - "))
+        time.strptime(section["rest"], " - %Y-%m-%d")
     except ValueError:
-        raise ValueError(
-            f"CHANGELOG.md must have {wanted}, not {section[0].splitlines()[0]}"
-        ) from None
+        heading = section[0].splitlines()[0]
+        raise ValueError(f"CHANGELOG.md must have {wanted}, not {heading}") from None
     notes = section["text"].strip()
-    if not notes:
+    if not re.search("^- ", notes, re.MULTILINE):
         raise ValueError(f"the section of {version} in CHANGELOG.md is empty")
-    if _UNRELEASED in sections and sections[_UNRELEASED]["text"].strip():
+    if any(it["name"] == _UNRELEASED and it["text"].strip() for it in sections):
         raise ValueError(
             f"CHANGELOG.md still has lines under [{_UNRELEASED}]: move them to {wanted}"
         )
-    return notes
+    # GitHub shows each line end in the notes of a release.
+    return re.sub(r"\n +(?![-`\s])", " ", notes)
 
 
-def main(tag: str) -> None:
+def main(*arguments: str) -> None:
     """Print the notes of a tag's release, or end with what is wrong."""
+    if len(arguments) != 1:
+        sys.exit("usage: python .ci/release.py TAG")
     changelog = _ROOT.joinpath("CHANGELOG.md").read_text(encoding="utf-8")
     try:
-        notes = notes_of(tag, read_version(), changelog)
+        notes = notes_of(*arguments, read_version(), changelog)
     except ValueError as error:
         sys.exit(f"release.py: {error}")
     sys.stdout.write(f"{notes}\n")

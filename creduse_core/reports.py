@@ -30,7 +30,8 @@ _MAX_QUOTED: Final = 400
 _MAX_READ: Final = 4096
 """Characters of such a text that are searched for the API key."""
 
-_SAY_NOTHING: Final = ("timed out", "Cancelled via cancel scope")
+_TIMED_OUT: Final = "timed out"
+_SAY_NOTHING: Final = (_TIMED_OUT, "Cancelled via cancel scope")
 """The beginnings of libraries' texts that say of a timeout only that it was one."""
 
 _ALL_FAILED: Final = ("All connection attempts failed", "all attempts to connect to")
@@ -190,13 +191,14 @@ def _message(problem: Problem, context: Context) -> str:
     """Return the message of an error: the call, what happened and where, and what that means."""
     text, failure = quote(problem.text, context.secrets), problem.failure
     if failure is not None and failure.timed_out:
-        last = context.attempts[-1]
-        text = text.replace("timed out", f"timed out after {last.ended - last.started:.1f} s", 1)
-    # A refusal in the service's own words is the service's. Anything else can be another server's.
-    if problem.event is not EVENTS["refused"]:
-        via = None if failure is None else failure.via
-        text += f" ({quote(_endpoint(context.request.url, via), context.secrets)})"
-    return _framed(text, context, problem.response)
+        *others, last = context.attempts
+        which = "the last attempt " if others else ""
+        seconds = last.ended - last.started
+        rounded = round(seconds, 1 if seconds >= 1 else 4)
+        text = f"{which}{_TIMED_OUT} after {rounded:g} s{text.removeprefix(_TIMED_OUT)}"
+    via = None if failure is None else failure.via
+    where = quote(_endpoint(context.request.url, via), context.secrets)
+    return _framed(f"{text} ({where})", context, problem.response)
 
 
 def _framed(text: str, context: Context, response: Response | None = None) -> str:
@@ -254,7 +256,7 @@ def _describe_failure(failure: Failure, head: Response | None, words: str | None
     if head is not None:
         begun = f"{head.status} {words}" if words else str(head.status)
         why = f"{begun}, but the response was cut off ({why})"
-    return f"timed out: {why}" if failure.timed_out else why
+    return f"{_TIMED_OUT}: {why}" if failure.timed_out else why
 
 
 def _errno_of(error: BaseException, *, contexts: bool) -> int:

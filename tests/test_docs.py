@@ -84,14 +84,11 @@ def test_states() -> None:
 
 
 def test_decisions() -> None:
-    """The list at the top of the design page has every record, and each record has all its parts."""
+    """Each record of a decision has its date and all its parts."""
     page = DOCS.joinpath("design.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^  - \[(.+)\]\(#", page, re.MULTILINE)
-    headings = re.findall(r"^### (.+)$", page, re.MULTILINE)
-    assert listed == headings
     paragraphs = r"\n\n\d{4}-\d\d-\d\d\. .+?\n\n- \*Weighed:\* .+?\n- \*Would change it:\* "
     whole = re.compile(r"^### ([^\n]+)" + paragraphs, re.MULTILINE | re.DOTALL)
-    assert whole.findall(page) == headings
+    assert whole.findall(page) == re.findall(r"^### (.+)$", page, re.MULTILINE)
 
 
 def test_links() -> None:

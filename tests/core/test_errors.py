@@ -208,10 +208,8 @@ def lost(cause: Exception, **more: Any) -> Failure:
 def test_message(given: Response | Failure, said: str, meant: str) -> None:
     """A message says in one line what was called, what happened, and whether credits moved."""
     error = fail(given)
-    # Only a refusal with a code of the service's own is certainly the service's.
-    where = "" if "INSUFFICIENT_FUNDS" in said else " (api.creduse.com:443)"
-    took = said.replace("timed out", "timed out after 1.0 s")
-    assert str(error) == f"add({USER_ID}, 7): {took}{where} [{meant}; 1 attempt]"
+    took = said.replace("timed out", "timed out after 1 s")
+    assert str(error) == f"add({USER_ID}, 7): {took} (api.creduse.com:443) [{meant}; 1 attempt]"
     assert error.attempts[0].error == said
 
 
@@ -267,9 +265,28 @@ def test_where_it_was_cut() -> None:
     via = "http://proxy.example:3128"
     error = fail(lost(OSError("reset"), response=RESPONSE, timed_out=True, via=via))
     assert str(error) == (
-        f"add({USER_ID}, 7): timed out after 1.0 s: 402, but the response was cut off (OSError: reset) "
+        f"add({USER_ID}, 7): timed out after 1 s: 402, but the response was cut off (OSError: reset) "
         f"(api.creduse.com:443 through proxy {via}) [not applied; 1 attempt]"
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0001, "0.0001"), (0.25, "0.25"), (2.5, "2.5"), (30.04, "30"), (1234.5, "1234.5")],
+)
+def test_seconds_of_the_last_attempt(seconds: float, shown: str) -> None:
+    """The message of a timeout says how long the last attempt took, and that it was the last."""
+    call = CreduseProtocol("key").get_balance(USER_ID)
+    call.start(0.0)
+    call.receive_failure(lost(TimeoutError(), timed_out=True), 7.0)
+    call.wake(8.0)
+    with pytest.raises(CreduseTimeoutError) as caught:
+        call.receive_failure(
+            Failure(Delivery.MAYBE_SENT, TimeoutError(), transient=False, timed_out=True),
+            8.0 + seconds,
+        )
+    said = f"the last attempt timed out after {shown} s: TimeoutError"
+    assert str(caught.value) == f"get_balance({USER_ID}): {said} (api.creduse.com:443) [2 attempts]"
 
 
 def test_timed_out_with_a_request_id() -> None:

@@ -1,5 +1,6 @@
 """The check before a release: tag, version and changelog."""
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / ".ci" / "release.py"
-
-pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="the sdist has no .ci")
 
 CHANGELOG = """\
 # Changelog
@@ -23,7 +22,11 @@ Words.
 
 ### Added
 
-- One thing. See [1.0.0].
+- One thing, in a line
+  that goes on. See [1.0.0].
+  - Its detail.
+
+[here]: is no link
 
 ## [1.0.0] - 2030-01-02
 
@@ -48,10 +51,11 @@ def release(directory: Path, tag: str, changelog: str) -> subprocess.CompletedPr
 
 
 def test_notes(tmp_path: Path) -> None:
-    """The notes of a release are its section of the changelog, without the heading."""
+    """The notes are the version's section of the changelog, with each item in one line."""
     done = release(tmp_path, "v1.1.0", CHANGELOG)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "### Added\n\n- One thing. See [1.0.0].\n"
+    items = "- One thing, in a line that goes on. See [1.0.0].\n  - Its detail.\n"
+    assert done.stdout == f"### Added\n\n{items}\n[here]: is no link\n"
 
 
 def test_notes_of_the_oldest(tmp_path: Path) -> None:
@@ -65,7 +69,18 @@ def test_notes_of_the_oldest(tmp_path: Path) -> None:
     [
         ("v1.2.0", "", "", "the tag of version 1.1.0 must be v1.1.0, not v1.2.0"),
         ("1.1.0", "", "", "the tag of version 1.1.0 must be v1.1.0, not 1.1.0"),
-        ("v1.1.0", "[1.1.0]", "[1.1]", "CHANGELOG.md has no section ## [1.1.0] - YYYY-MM-DD"),
+        (
+            "v1.1.0",
+            "[1.1.0]",
+            "[1.1]",
+            "CHANGELOG.md must have one section ## [1.1.0] - YYYY-MM-DD, not 0",
+        ),
+        (
+            "v1.1.0",
+            "[1.0.0] -",
+            "[1.1.0] -",
+            "CHANGELOG.md must have one section ## [1.1.0] - YYYY-MM-DD, not 2",
+        ),
         (
             "v1.1.0",
             " - 2031-02-03",
@@ -75,12 +90,18 @@ def test_notes_of_the_oldest(tmp_path: Path) -> None:
         (
             "v1.1.0",
             "2031-02-03",
+            "20310203",
+            "CHANGELOG.md must have ## [1.1.0] - YYYY-MM-DD, not ## [1.1.0] - 20310203",
+        ),
+        (
+            "v1.1.0",
+            "2031-02-03",
             "2031-02-30",
             "CHANGELOG.md must have ## [1.1.0] - YYYY-MM-DD, not ## [1.1.0] - 2031-02-30",
         ),
         (
             "v1.1.0",
-            "### Added\n\n- One thing. See [1.0.0].\n",
+            "- One thing, in a line\n  that goes on. See [1.0.0].\n  - Its detail.\n\n[here]: is no link\n",
             "",
             "the section of 1.1.0 in CHANGELOG.md is empty",
         ),
@@ -97,6 +118,21 @@ def test_refusals(tmp_path: Path, tag: str, before: str, after: str, message: st
     done = release(tmp_path, tag, CHANGELOG.replace(before, after) if before else CHANGELOG)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"release.py: {message}\n"
+
+
+def test_candidate() -> None:
+    """A version that is not final is not released."""
+    script = runpy.run_path(str(SCRIPT))
+    with pytest.raises(
+        ValueError, match=r"a release has a version such as 0\.2\.0, not 0\.2\.0rc1"
+    ):
+        script["notes_of"]("v0.2.0rc1", "0.2.0rc1", CHANGELOG)
+
+
+def test_no_tag() -> None:
+    """Without a tag, the script says how to use it."""
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, check=False)
+    assert done.stderr.decode().strip() == "usage: python .ci/release.py TAG"
 
 
 def test_own_version() -> None:

@@ -4,12 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 CI = ROOT / ".github" / "workflows" / "ci.yml"
-
-pytestmark = pytest.mark.skipif(not CI.exists(), reason="the sdist has no .github")
 
 
 def sessions_of_ci() -> list[str]:

