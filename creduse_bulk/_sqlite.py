@@ -240,7 +240,10 @@ class SqlitePlace:
             return
         is_going_on = is_in_use(self.path)
         try:
-            with closing(sqlite3.connect(self.path, isolation_level=None)) as database:
+            # A web framework streams a report from several threads, one after the other.
+            with closing(
+                sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            ) as database:
                 if _has_tables(database):  # else its owner was killed before it made them
                     check_owner(database, self.path, _SCHEMA)
                 database.execute("PRAGMA query_only = 1")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -112,6 +113,21 @@ def test_only(path: Path, journal: str | None, only: str, is_json: bool) -> None
     numbers = [number for number in range(24) if NAMES[number % 6] == only]
     assert found[head:] == [everything[number + head] for number in numbers]
     assert numbers
+
+
+def test_in_several_threads(path: Path, journal: str | None) -> None:
+    """Each line of a report can be read in another thread, as web frameworks do when they stream it."""
+    write(path)
+    put_all(path, journal=journal)
+    whole = list(report(path, journal=journal))
+    lines = report(path, journal=journal)
+    found: list[str] = []
+    for _ in whole:
+        thread = Thread(target=lambda: found.append(next(lines)))
+        thread.start()
+        thread.join()
+    assert found == whole
+    assert next(lines, None) is None
 
 
 def test_only_something_else(path: Path) -> None:
