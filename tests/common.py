@@ -4,7 +4,10 @@
 library and `creduse_core`.
 """
 
+import secrets
+import socket
 import time
+from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
@@ -35,6 +38,17 @@ def response(body: bytes, status: int = 200, headers: bytes = b"") -> bytes:
 GOOD: Final = credits_body(5)
 RESPONSE: Final = response(GOOD)
 LAST_RESPONSE: Final = response(GOOD, headers=b"Connection: close\r\n")
+
+
+def free_port() -> int:
+    """Return a port of this machine on which nothing listens.
+
+    Systems choose the ports of other tests' servers from 32768 on, so none of these takes it.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(22_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def keep_from_end_of_day() -> None:

@@ -5,13 +5,14 @@ As a program, it starts a server, prints its URL, and stops it when the standard
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
+
+from tests.common import free_port
 
 if TYPE_CHECKING:
     from typing import Self
@@ -42,8 +43,7 @@ class Cluster:
         if _USER is not None:
             shutil.chown(self._directory, _USER)
         self._data = self._directory / "data"
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         try:
             self._run(
                 programs / "initdb", "--no-sync", "--auth=trust", "--username=postgres", "-A",

@@ -20,6 +20,7 @@ from creduse.__main__ import main
 from creduse_core import RetryPolicy
 from creduse_sandbox import DESCRIPTIONS, OUTCOMES, StateFile
 from creduse_sandbox.faults import FIRST
+from tests.common import free_port
 
 USER = "12345678-1234-5678-1234-567812345678"
 KEY = "sk-test-0123456789abcdef"
@@ -156,8 +157,7 @@ def test_reader_that_waits(run: Any) -> None:
 
 def test_no_output() -> None:
     """Without a standard output, a request has no line and gets its response."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = f"exec {sys.executable} -m creduse sandbox --port {port} >&-"
     with subprocess.Popen(["/bin/sh", "-c", command], stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60

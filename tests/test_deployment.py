@@ -21,6 +21,7 @@ import pytest
 
 from creduse_core import Request
 from creduse_sandbox import FAULTS, SandboxServer
+from tests.common import free_port
 from tests.pages import blocks_of, wait_until
 
 pytestmark = pytest.mark.slow
@@ -79,8 +80,7 @@ class App:
         self.server, self._folder, self._log = server, folder, folder / "log"
         self.user = str(uuid4())
         server.direct.add(self.user, 100)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._request: threading.Thread | None = None
         self.responses: list[int | None] = []

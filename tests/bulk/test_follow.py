@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +27,7 @@ from creduse_bulk import Progress, Shard
 from creduse_core import InsufficientFundsError, Request, Verdict
 from creduse_journal import POSTGRES_SCHEMA, InUseError, Journal, State, UnclearError
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
-from tests.common import KEY
+from tests.common import KEY, free_port
 from tests.cuts import named, terminate
 from tests.postgres import Cluster, find_programs
 
@@ -337,8 +336,7 @@ def test_wrong_key(server: SandboxServer, table: Table) -> None:
 def test_service_is_down(table: Table) -> None:
     """While the service is down, nothing is unclear. When it is back, all is delivered."""
     table.insert(id="e")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     server = SandboxServer(port=port)
     seen: list[Progress] = []
     with following(f"http://127.0.0.1:{port}", table, on_progress=seen.append):

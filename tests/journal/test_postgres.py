@@ -34,7 +34,7 @@ from creduse_journal import (
 from creduse_journal import _journal as calls  # pyright: ignore[reportPrivateUsage]  # it has the limit
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests.bulk.instants import Instants
-from tests.common import KEY, USER
+from tests.common import KEY, USER, free_port
 from tests.cuts import CUTS, named, query, terminate
 from tests.journal.conftest import Open
 from tests.journal.test_crashes import ROOT, amounts, wait_until_ended, wait_until_open
@@ -609,8 +609,7 @@ def test_pgbouncer(cluster: Cluster, tmp_path: Path) -> None:
     program = shutil.which("pgbouncer")
     if program is None:
         pytest.skip("PgBouncer is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    port = free_port()
     settings = tmp_path / "pgbouncer.ini"
     settings.write_text(
         f"[databases]\npostgres = host=127.0.0.1 port={cluster.port} user=postgres\n"
@@ -697,9 +696,7 @@ def with_password(url: str) -> str:
 
 def unreachable() -> str:
     """Return the URL of a server that is not there."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return f"postgresql://postgres:{PASSWORD}@127.0.0.1:{port}/postgres"
+    return f"postgresql://postgres:{PASSWORD}@127.0.0.1:{free_port()}/postgres"
 
 
 def test_no_server() -> None:

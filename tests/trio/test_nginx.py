@@ -18,7 +18,7 @@ import trustme
 from creduse_core import Call, CreduseError, Outcome
 from creduse_sandbox import SandboxServer
 from creduse_trio import AsyncCreduseClient
-from tests.common import KEY, USER
+from tests.common import KEY, USER, free_port
 from tests.tls import client_context
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
@@ -55,8 +55,7 @@ def nginx(upstream: SandboxServer, tmp_path: Path) -> Generator[tuple[str, ssl.S
     leaf = authority.issue_cert("127.0.0.1")
     leaf.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
     leaf.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     configuration = tmp_path / "nginx.conf"
     configuration.write_text(
         CONFIGURATION.format(
