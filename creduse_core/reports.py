@@ -202,7 +202,7 @@ def _message(problem: Problem, context: Context) -> str:
 
 
 def _framed(text: str, context: Context, response: Response | None = None) -> str:
-    """Return what happened between what it happened to and what is certain."""
+    """Return a message: the call, the text, and in brackets what is certain."""
     count = len(context.attempts)
     notes = ["1 attempt" if count == 1 else f"{count} attempts"]
     if context.kind is not Kind.READ:

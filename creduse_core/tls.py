@@ -1,7 +1,8 @@
 """TLS details that the adapters share: certificates, and records that have arrived in part.
 
 Python's `ssl` reads a part of a record, and does not say that it has one. That part can belong to a
-response that nobody requested. Sockets do not belong here. Only `load_cert_file` and `client_context` read files.
+response that nobody requested. Sockets do not belong here. Only `load_cert_file` and
+`client_context` read files.
 """
 
 import os

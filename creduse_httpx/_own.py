@@ -81,7 +81,8 @@ class TransportFactory:
             problem = f"{type(error).__name__}: {error}"
         if problem:
             # Not in the except block, since that exception's frames show the proxy's password.
-            load_cert_file(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # httpx does not name the file
+            if ssl_context is None:  # httpx does not name the file
+                load_cert_file(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
             raise ValueError(
                 "httpx cannot use the settings; check SSL_CERT_FILE, SSL_CERT_DIR, proxy, "
                 f"HTTPS_PROXY, HTTP_PROXY and ALL_PROXY: {problem}"

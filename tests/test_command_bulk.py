@@ -232,7 +232,7 @@ class Ending:
     told: str = ""
 
     def told_of(self, server: SandboxServer) -> str:
-        """Return what is told of a run at this server."""
+        """Return what the command prints about a run at this server."""
         return self.told.replace("HOST", server.base_url.removeprefix("http://"))
 
 

@@ -230,6 +230,18 @@ def test_wrong_setting_of_the_environment(
     )
 
 
+@pytest.mark.parametrize("kind", [CreduseClient, AsyncCreduseClient])
+def test_wrong_proxy_beside_a_context(
+    kind: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a context of the caller's, the error does not blame a file that the client does not use."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/at/all.pem")
+    monkeypatch.setenv("HTTPS_PROXY", "ftp://host:1")
+    with pytest.raises(ValueError, match="HTTPS_PROXY") as caught:
+        kind(KEY, base_url="https://service.invalid", ssl_context=ssl.create_default_context())
+    assert "nowhere" not in str(caught.value)
+
+
 def test_no_proxy_to_this_machine(
     server: SandboxServer, monkeypatch: pytest.MonkeyPatch, raw: Start
 ) -> None:
