@@ -7,6 +7,7 @@ library and `creduse_core`.
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 from uuid import UUID
@@ -49,6 +50,19 @@ def free_port() -> int:
         port = 10_000 + secrets.randbelow(22_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+def listens(port: int) -> bool:
+    """Return whether something listens on a port of this machine."""
+    with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until something is true. Only the limit of the whole test bounds it."""
+    while not condition():
+        time.sleep(0.01)
 
 
 def keep_from_end_of_day() -> None:

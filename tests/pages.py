@@ -1,8 +1,6 @@
 """What tests of the documentation's programs share: the files on a page, and waiting for a process."""
 
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 
@@ -14,11 +12,3 @@ def blocks_of(page: Path) -> dict[str, str]:
         re.MULTILINE | re.DOTALL,
     )
     return dict(files)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until something is true."""
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)

@@ -20,7 +20,7 @@ def test_lines_of_a_call() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(300)  # it starts a process for each client
+@pytest.mark.timeout(600)  # it starts a process for each client
 def test_a_short_run(tmp_path: Path) -> None:
     """A short run measures every client and its reference, and prints all three forms."""
     samples, picture = tmp_path / "samples.json", tmp_path / "picture.svg"

@@ -15,7 +15,8 @@ import pytest
 from creduse import CreduseClient, CreduseError, Outcome, TransportError
 from creduse_journal import UnclearError
 from creduse_sandbox import FAULTS, SandboxServer
-from tests.pages import blocks_of, wait_until
+from tests.common import wait_until
+from tests.pages import blocks_of
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +86,7 @@ class Worker:
         if self.process is not None:
             self.process.terminate()
             try:
-                self.process.wait(30)
+                self.process.wait(60)
             finally:
                 self.process.kill()
                 self.process.wait()

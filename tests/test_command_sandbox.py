@@ -3,11 +3,9 @@
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -20,7 +18,7 @@ from creduse.__main__ import main
 from creduse_core import RetryPolicy
 from creduse_sandbox import DESCRIPTIONS, OUTCOMES, StateFile
 from creduse_sandbox.faults import FIRST
-from tests.common import free_port
+from tests.common import free_port, listens, wait_until
 
 USER = "12345678-1234-5678-1234-567812345678"
 KEY = "sk-test-0123456789abcdef"
@@ -50,7 +48,7 @@ class Running:
     def stop(self) -> list[str]:
         """Stop it, and return the lines that it has printed since it listens."""
         self.process.send_signal(signal.SIGTERM)
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=60)
         assert (self.process.returncode, err) == (0, "")
         return str(out).splitlines()
 
@@ -135,7 +133,7 @@ def test_reader_that_leaves(run: Any) -> None:
             client.add(USER, 5)
         assert client.get_balance(USER).active_balance == 15
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(timeout=30) == 0
+    assert running.process.wait(timeout=60) == 0
 
 
 def test_reader_that_waits(run: Any) -> None:
@@ -160,18 +158,11 @@ def test_no_output() -> None:
     port = free_port()
     command = f"exec {sys.executable} -m creduse sandbox --port {port} >&-"
     with subprocess.Popen(["/bin/sh", "-c", command], stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionRefusedError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        wait_until(lambda: listens(port))
         with CreduseClient("any", base_url=f"http://127.0.0.1:{port}", retry=ONCE) as client:
             client.add(USER, 5)
         process.terminate()
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
 
 

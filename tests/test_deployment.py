@@ -21,8 +21,8 @@ import pytest
 
 from creduse_core import Request
 from creduse_sandbox import FAULTS, SandboxServer
-from tests.common import free_port
-from tests.pages import blocks_of, wait_until
+from tests.common import free_port, wait_until
+from tests.pages import blocks_of
 
 pytestmark = pytest.mark.slow
 
@@ -196,7 +196,7 @@ def test_finishes(app: App, name: str) -> None:
     app.start(name)
     app.hold()
     app.request()
-    assert app.sent.wait(60)
+    assert app.sent.wait()
     assert app.process is not None
     app.process.terminate()
     time.sleep(0.5)  # so that the signal arrives first
@@ -238,7 +238,7 @@ def test_hypercorn_waits(app: App) -> None:
     app.start("hypercorn-asyncio", grace=1)
     app.hold()
     app.request()
-    assert app.sent.wait(60)
+    assert app.sent.wait()
     assert app.process is not None
     app.process.terminate()
     with pytest.raises(subprocess.TimeoutExpired):
@@ -263,7 +263,7 @@ def test_other_workers_have_no_timeout(app: App) -> None:
     app.start("gunicorn-gthread", "--timeout", "1")
     app.hold()
     app.request()
-    assert app.sent.wait(60)
+    assert app.sent.wait()
     time.sleep(3)
     app.respond()
     app.stop()
@@ -302,7 +302,7 @@ def test_drains(app: App, tmp_path: Path, name: str, *, responds: bool) -> None:
     app.start(name, timeout=12)  # AsyncCreduseClient closes only when its calls have ended
     app.hold()
     app.request()
-    assert app.sent.wait(60)
+    assert app.sent.wait()
     wait_until(lambda: app.responses)
     assert app.process is not None
     app.process.terminate()

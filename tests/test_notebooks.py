@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from creduse_sandbox import FAULTS, SandboxServer
-from tests.pages import wait_until
+from tests.common import wait_until
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,7 +1,7 @@
 """What the tests of journals share: journals with rows in each state, without a run."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -98,14 +98,6 @@ def rows(place: Place) -> list[Row]:
 def states(place: Place) -> dict[int, State]:
     """Return the state of each row."""
     return {row.number: row.state for row in rows(place)}
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for something that happens soon, such as a server that sees that a process has died."""
-    until = time.monotonic() + 20
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.01)
-    assert condition()
 
 
 def is_owned(place: Place) -> bool:

@@ -36,9 +36,8 @@ from tests.bulk.conftest import (
     rows,
     states,
     user,
-    wait_until,
 )
-from tests.common import KEY
+from tests.common import KEY, wait_until
 
 ROOT = Path(__file__).parents[2]
 

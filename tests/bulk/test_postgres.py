@@ -44,9 +44,8 @@ from tests.bulk.conftest import (
     rows,
     states,
     user,
-    wait_until,
 )
-from tests.common import KEY
+from tests.common import KEY, wait_until
 from tests.cuts import named, terminate
 from tests.postgres import Cluster, find_programs
 

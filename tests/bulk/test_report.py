@@ -21,8 +21,8 @@ from creduse_bulk._records import Records
 from creduse_bulk._report import ADDED
 from creduse_journal import Change, JournalError, State
 from creduse_sandbox import SandboxServer
-from tests.bulk.conftest import begin_run, claim, ended, put, user, wait_until
-from tests.common import KEY
+from tests.bulk.conftest import begin_run, claim, ended, put, user
+from tests.common import KEY, wait_until
 
 ROOT = Path(__file__).parents[2]
 

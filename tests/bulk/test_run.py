@@ -275,12 +275,12 @@ def test_unreachable_service(send: Send, server: SandboxServer, path: Path) -> N
     def refuse() -> None:
         with server.refusing():
             begun.set()
-            ready.wait(60)
+            ready.wait()
 
     begun = threading.Event()
     thread = threading.Thread(target=refuse)
     thread.start()
-    begun.wait(60)
+    begun.wait()
     progress = send(on_progress=on_progress)
     thread.join()
     assert (progress.applied, progress.unclear) == (60, 0)

@@ -4,7 +4,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from tests.bulk.test_crashes import (
     wait_until_sending,
     write_file,
 )
-from tests.common import KEY
+from tests.common import KEY, wait_until
 from tests.cuts import Proxy, named, terminate
 from tests.postgres import Cluster, find_programs
 
@@ -87,14 +87,6 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "file.csv"
     write_file(path, LINES, LINES)
     return path
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until something is true."""
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def ended_with(process: "subprocess.Popen[str]") -> tuple[int, str]:
@@ -297,7 +289,6 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.mark.timeout(240)
 @ROUNDS
 def test_restarted(path: Path, cluster: Cluster, dice: random.Random, rounds: int) -> None:
     """When the database crashes and is back soon, the run goes on by itself."""
@@ -315,7 +306,6 @@ def test_restarted(path: Path, cluster: Cluster, dice: random.Random, rounds: in
             assert check(file, server, cluster.url) == {"applied": LINES}
 
 
-@pytest.mark.timeout(240)
 def test_stopped_for_long(
     path: Path, server: SandboxServer, cluster: Cluster, dice: random.Random
 ) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from creduse_bulk._driver import AHEAD
 from creduse_bulk._sending import CONCURRENCY
 from creduse_core import Request
 from creduse_sandbox import FAULTS, SandboxServer
-from tests.common import KEY
+from tests.common import KEY, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -41,14 +41,6 @@ def query(url: str, statement: str, *arguments: object) -> list[Any]:
 
     with psycopg.connect(url) as connection:
         return connection.execute(statement.encode(), arguments).fetchall()
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until something is true."""
-    until = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 class Workers:
@@ -145,7 +137,7 @@ class Workers:
             worker.terminate()
         for worker in self._started:
             with suppress(subprocess.TimeoutExpired):
-                worker.wait(30)
+                worker.wait(60)
             worker.kill()
             worker.wait()
         for log in sorted(self._folder.glob("worker-*.log")):
@@ -189,7 +181,7 @@ def test_stopped(workers: Workers) -> None:
     workers.enqueue()
     worker = workers.start_in_the_middle()
     worker.terminate()
-    assert worker.wait(20) == 0
+    assert worker.wait(60) == 0
     assert workers.wait_for_jobs() == {"succeeded": SHARDS}
     assert workers.jobs()[0][1] >= 2
     assert workers.check() == {"applied": LINES}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from creduse_bulk._sending import CONCURRENCY
 from creduse_core import Request, Verdict
 from creduse_journal import Journal
 from creduse_sandbox import FAULTS, SandboxServer
-from tests.common import KEY, keep_from_end_of_day
+from tests.common import KEY, keep_from_end_of_day, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -88,14 +88,6 @@ def attempt(act, *arguments):
         return str(error)
 
 """
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until something is true."""
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 class Shop:
@@ -176,7 +168,7 @@ class Shop:
         for process in self._started:
             process.terminate()
         for process in self._started:
-            process.wait(30)
+            process.wait(60)
         if self._log.exists():
             print(self._log.read_text())  # noqa: T201 - pytest shows it if a test fails
 
@@ -201,7 +193,7 @@ def test_paid(shop: Shop) -> None:
     assert sorted(shop.applied()) == list(range(1, 21))
     assert set(shop.states().values()) == {"applied"}
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_rolled_back(shop: Shop) -> None:

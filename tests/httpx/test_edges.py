@@ -144,7 +144,7 @@ def test_close_ends_a_call(server: SandboxServer, name: str) -> None:
         time.sleep(0.01)
     time.sleep(0.05)
     client.close()
-    thread.join(30)
+    thread.join()
     assert not thread.is_alive()
     assert ended[0].outcome is Outcome.UNKNOWN
 
@@ -166,7 +166,7 @@ def test_close_while_connecting() -> None:
         thread.start()
         time.sleep(0.1)
         client.close()
-    thread.join(30)
+    thread.join()
     assert not thread.is_alive()
     assert ended[0].outcome is Outcome.NOT_APPLIED
 
@@ -286,7 +286,7 @@ def test_response_before_the_first_request_over_tls(
     begins_request = ConnectionState._begins_request  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the moment before a write
 
     def wait_first(state: ConnectionState, data: bytes) -> bool:
-        assert sent.wait(30)
+        assert sent.wait()
         time.sleep(0.05)
         return begins_request(state, data)
 
@@ -327,7 +327,7 @@ def test_close_during_a_handshake() -> None:
             assert connection.recv(1)  # the handshake has begun
         client.close()
         for thread in threads:
-            thread.join(30)
+            thread.join()
             assert not thread.is_alive()
         for connection in accepted:
             connection.close()

@@ -34,7 +34,7 @@ from creduse_journal import (
 from creduse_journal import _journal as calls  # pyright: ignore[reportPrivateUsage]  # it has the limit
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests.bulk.instants import Instants
-from tests.common import KEY, USER, free_port
+from tests.common import KEY, USER, free_port, wait_until
 from tests.cuts import CUTS, named, query, terminate
 from tests.journal.conftest import Open
 from tests.journal.test_crashes import ROOT, amounts, wait_until_ended, wait_until_open
@@ -72,14 +72,6 @@ def start(url: str, server: SandboxServer, jobs: int) -> "subprocess.Popen[bytes
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
     )
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until something is true."""
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def when_sent(server: SandboxServer, act: Callable[[], object]) -> None:
@@ -501,7 +493,7 @@ def test_last_reference(place: str) -> None:
     submit()
     (thread,) = (it for it in threading.enumerate() if it not in before)
     hold.set()
-    thread.join(30)
+    thread.join()
     assert not thread.is_alive()
     Journal(place).close()
 

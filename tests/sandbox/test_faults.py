@@ -29,6 +29,7 @@ from creduse_sandbox import (
     Stage,
     serve,
 )
+from tests.common import wait_until
 
 USER = "12345678-1234-5678-1234-567812345678"
 OTHER = "99999999-9999-4999-8999-999999999999"
@@ -119,14 +120,6 @@ def read_all(stream: socket.socket) -> tuple[bytes, Action]:
     except TimeoutError:
         return bytes(data), Action.HANG
     return bytes(data), Action.CLOSE
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    """Wait until another thread makes a condition true."""
-    deadline = time.monotonic() + 20
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def changed(**fields: object) -> bytes:
@@ -267,7 +260,7 @@ def test_fault(server: SandboxServer, name: str, expected: Expected) -> None:
     with dial(server) as stream:
         send(stream, message() + message("/add", "Connection: close"))
         if end is Action.HANG:
-            eventually(lambda: fault.stage is Stage.CONNECTED or bool(server.log))
+            wait_until(lambda: fault.stage is Stage.CONNECTED or bool(server.log))
             assert not data or stream.recv(1, socket.MSG_PEEK)
             stream.settimeout(0.03)
         came, ended = read_all(stream)
@@ -316,7 +309,7 @@ def test_close_with_hanging_connections(stage: Stage, action: Action) -> None:
         server.inject(Drop(stage, action))
         stream = dial(server)
         stream.sendall(message())
-        eventually(lambda: stage is Stage.CONNECTED or bool(server.log and server.log[0].fault))
+        wait_until(lambda: stage is Stage.CONNECTED or bool(server.log and server.log[0].fault))
     assert time.monotonic() - began < 30
     with stream, suppress(ConnectionResetError):
         assert stream.recv(1) == b""

@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -82,13 +82,6 @@ def read_answer(stream: socket.socket) -> bytes:
         assert piece
         data += piece
     return data
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_calls_and_a_clean_close(server: SandboxServer, context: ssl.SSLContext) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -27,7 +26,7 @@ from creduse_sandbox.connection import Limits
 from creduse_sandbox.faults import name_of
 from creduse_sandbox.server import LongRunningServer
 from creduse_sandbox.wording import line, words
-from tests.common import ONCE, USER, USER_ID
+from tests.common import ONCE, USER, USER_ID, wait_until
 
 GOOD = {"end_user_id": USER_ID, "amount": 5}
 
@@ -174,7 +173,7 @@ def test_each_request_is_told_once() -> None:
         with dial(server) as stream:
             stream.sendall(b"POST /ad")
             server.settle()
-        _eventually(lambda: len(told) == 8)
+        wait_until(lambda: len(told) == 8)
     shown = [(it["call"], it["status"], it["applied"], it["fault"]) for it in map(words, told)]
     assert shown == [
         ("add", "", "not applied", "head-then-close"),
@@ -189,13 +188,6 @@ def test_each_request_is_told_once() -> None:
     assert all(it.at for it in told)
 
 
-def _eventually(check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_client_that_leaves_during_a_delay() -> None:
     """A client that leaves before a slow response got none, and the request was applied."""
     with serving() as (server, told):
@@ -205,7 +197,7 @@ def test_client_that_leaves_during_a_delay() -> None:
             server.settle()
             assert told == []
             assert server.log[0].applied
-        _eventually(lambda: bool(told))
+        wait_until(lambda: bool(told))
     (entry,) = told
     assert (entry.status, entry.applied) == (None, True)
     assert words(entry)["fault"] == "slow after 30 s"

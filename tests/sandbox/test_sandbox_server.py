@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +23,7 @@ import uvloop
 from creduse_core import InsufficientFundsError, UserDoesNotExistError
 from creduse_core.messages import Request
 from creduse_sandbox import CannedResponse, SandboxServer, serve
+from tests.common import wait_until
 
 USER = "12345678-1234-5678-1234-567812345678"
 KEY = "secret-key"
@@ -105,13 +106,6 @@ def read_response(stream: socket.socket) -> Received:
     while len(body) < int(headers.get("Content-Length", "0")):
         body += stream.recv(1)
     return int(status_line.split()[1]), headers, json.loads(body or b"null")
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    """Wait until another thread makes a condition true."""
-    deadline = time.monotonic() + 20
-    while not check():
-        assert time.monotonic() < deadline
 
 
 def test_five_calls(server: SandboxServer) -> None:
@@ -379,12 +373,12 @@ def test_log_of_partial_requests(server: SandboxServer) -> None:
     whole = message()
     with dial(server), dial(server) as stream:
         stream.sendall(whole[:1])
-        eventually(lambda: len(server.log) == 1)
+        wait_until(lambda: len(server.log) == 1)
         (entry,) = server.log
         assert (entry.received, entry.method, entry.path) == (1, None, None)
         assert (entry.headers, entry.body, entry.status) == ((), None, None)
         stream.sendall(whole[1:-1])
-        eventually(lambda: server.log[0].received == len(whole) - 1)
+        wait_until(lambda: server.log[0].received == len(whole) - 1)
         (entry,) = server.log
         assert (entry.method, entry.path, entry.body) == ("POST", "/add", None)
         assert entry.headers
@@ -420,7 +414,7 @@ def test_request_under_way_at_a_reset_is_logged(server: SandboxServer) -> None:
     whole = message()
     with dial(server) as stream:
         stream.sendall(whole[:20])
-        eventually(lambda: len(server.log) == 1)
+        wait_until(lambda: len(server.log) == 1)
         server.reset()
         stream.sendall(whole[20:])
         assert read_response(stream)[0] == 200
@@ -460,7 +454,7 @@ def test_connections(server: SandboxServer) -> None:
     with dial(server):
         server.settle()
         assert server.connections == 1
-    eventually(lambda: server.connections == 0)
+    wait_until(lambda: server.connections == 0)
 
 
 def test_handle() -> None:
@@ -566,7 +560,7 @@ def test_close_drops_connections() -> None:
     with SandboxServer() as server:
         idle, waiting, rejected = dial(server), dial(server), dial(server)
         waiting.sendall(message()[:-1])
-        eventually(lambda: len(server.log) == 1)
+        wait_until(lambda: len(server.log) == 1)
         rejected.sendall(b"nonsense\r\n\r\n")
         assert read_response(rejected)[0] == 400
     assert threading.active_count() == threads
@@ -588,7 +582,7 @@ def test_client_that_resets(server: SandboxServer) -> None:
     """A client that resets its connection is not an error of the server."""
     stream = dial(server)
     stream.sendall(message()[:-1])
-    eventually(lambda: len(server.log) == 1)
+    wait_until(lambda: len(server.log) == 1)
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     stream.close()
     with closing(connect(server)) as connection:
@@ -717,7 +711,7 @@ def test_serve_in_a_process(number: signal.Signals) -> None:
         with closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
             assert ask(connection, "/add")[0] == 200
             process.send_signal(number)
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     for sign in ("Warning", "Error", "Traceback", "destroyed"):
         assert sign not in errors

@@ -100,7 +100,7 @@ def grows(counts: list[int]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("use", SYNC_USES.values(), ids=SYNC_USES)
 def test_growth_of_synchronous_clients(
     sync_kind: Sync, use: Use, server: Server, tmp_path: Path
@@ -124,7 +124,7 @@ def test_growth_of_synchronous_clients(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_growth_of_asynchronous_clients(
     async_kind: Async, use: Use, server: Server, tmp_path: Path

@@ -2,12 +2,10 @@
 
 import random
 import shutil
-import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import trustme
 from creduse_core import Call, CreduseError, Outcome
 from creduse_sandbox import SandboxServer
 from creduse_trio import AsyncCreduseClient
-from tests.common import KEY, USER, free_port
+from tests.common import KEY, USER, free_port, listens, wait_until
 from tests.tls import client_context
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
@@ -69,11 +67,7 @@ def nginx(upstream: SandboxServer, tmp_path: Path) -> Generator[tuple[str, ssl.S
         [NGINX, "-p", str(tmp_path), "-e", str(tmp_path / "error.log"), "-c", str(configuration)]
     )
     try:
-        patience = time.monotonic() + 60
-        while time.monotonic() < patience and process.poll() is None:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.05)
+        wait_until(lambda: process.poll() is not None or listens(port))
         yield f"https://127.0.0.1:{port}", client_context(authority)
     finally:
         process.terminate()
@@ -81,7 +75,7 @@ def nginx(upstream: SandboxServer, tmp_path: Path) -> Generator[tuple[str, ssl.S
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # a thousand handshakes, on a machine that has other things to do
+@pytest.mark.timeout(600)  # a thousand handshakes, on a machine that has other things to do
 @pytest.mark.parametrize("idle_timeout", [KEEPALIVE / 8, 3 * KEEPALIVE], ids=["less", "more"])
 def test_thousand_calls(idle_timeout: float, tmp_path: Path) -> None:
     """Calls with pauses about as long as nginx's keep-alive: none is applied twice or has a wrong outcome.
