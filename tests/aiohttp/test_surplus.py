@@ -133,7 +133,7 @@ def test_while_busy(
 
     async def block() -> None:
         surplus.may_send.set()
-        assert surplus.sent.wait()
+        surplus.sent.wait()
 
     setup.check(surplus, block)
 
