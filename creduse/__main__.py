@@ -23,7 +23,7 @@ from creduse_core import BASE_URL, TIMEOUT, __version__
 from creduse_entry import INTERRUPTED, exit_on_interrupt
 from creduse_httpx import CreduseClient
 
-from ._arguments import CALL_FLAGS, add_flags, arguments_of, settle_flags, whole_number
+from ._arguments import CALL_FLAGS, add_flags, arguments_of, commands_of, settle_flags, whole_number
 from ._bulk import add_parsers as add_bulk
 from ._calls import COMMANDS, STATUSES, Command, prepare, write
 from ._completion import add_parser as add_completion
@@ -224,9 +224,27 @@ def _describe_unknown(arguments: Sequence[str], flags: set[str]) -> str:
     )
 
 
+def _flag_before_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> str | None:
+    """Return a flag of a command that stands before it, whose value argparse takes for the command."""
+    for word in words:
+        actions = parser._actions  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as shtab does
+        commands = {name: it for action in actions for name, it in commands_of(action).items()}
+        if not commands:
+            return None
+        flag = word.partition("=")[0]
+        own = {flag for action in actions for flag in action.option_strings}
+        if flag in {flag for it in arguments_of(parser) for flag in it.option_strings} - own:
+            return flag
+        parser = commands.get(word, parser)
+    return None
+
+
 def _run(argv: Sequence[str] | None) -> int:
     parser = _make_parser()
     try:
+        early = _flag_before_command(parser, sys.argv[1:] if argv is None else argv)
+        if early is not None:
+            parser.error(f"{early} goes after the command")
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:
             flags = {flag for it in arguments_of(parser) for flag in it.option_strings}

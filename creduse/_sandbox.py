@@ -17,14 +17,12 @@ from creduse_sandbox import (
     FAULTS,
     OUTCOMES,
     Fault,
-    LogEntry,
     Stage,
     StateError,
     StateFile,
     serve,
 )
 from creduse_sandbox.faults import FIRST
-from creduse_sandbox.wording import line
 
 from ._arguments import QUIET, add_flags, number_between
 from ._calls import write
@@ -132,24 +130,24 @@ def _is_ready(stream: TextIO | None) -> bool:
 
 
 class _Lines:
-    """A line on standard output for each request, unless the server would have to wait for it."""
+    """Lines on standard output, unless the server would have to wait for them."""
 
     def __init__(self) -> None:
         self._omitted = 0
 
-    def show(self, entry: LogEntry) -> None:
+    def show(self, text: str) -> None:
         if not _is_ready(sys.stdout):
             self._omitted += 1
             return
         if self._omitted:
             write(sys.stdout, f"({self._omitted} lines omitted, as nobody read these in time)")
             self._omitted = 0
-        write(sys.stdout, line(entry))
+        write(sys.stdout, text)
 
 
 def _serve(arguments: argparse.Namespace, key: str | None, state: StateFile | None) -> int:
     ready = partial(_introduce, arguments.host, key)
-    show = None if arguments.verbosity == QUIET else _Lines().show
+    show = {} if arguments.verbosity == QUIET else {"show": _Lines().show}
     with closing(state) if state else nullcontext():
         try:
             serve(
@@ -159,7 +157,7 @@ def _serve(arguments: argparse.Namespace, key: str | None, state: StateFile | No
                 ready,
                 arguments.fault,
                 state=state,
-                on_request=show,
+                **show,
             )
         except StateError as error:
             write(sys.stderr, f"creduse: argument --state: {error}")

@@ -38,6 +38,7 @@ from creduse_core import (
     forget_frames,
     is_foreign,
     is_loopback,
+    may_ask_proxy_again,
     protocol_from_environment,
     proxy_for,
 )
@@ -244,11 +245,17 @@ class _Exchange(Payload):
         return Failure(
             Delivery.MAYBE_SENT if self.consumed else Delivery.NOT_SENT,
             error,
-            transient=next(_TRANSIENT[base] for base in type(error).__mro__ if base in _TRANSIENT),
+            transient=_is_transient(error),
             timed_out=self._timeout.expired() or time.monotonic() >= self._deadline,
             response=None if self._response is None else self._response_so_far(self._response),
             via=self._transport.via,
         )
+
+
+def _is_transient(error: Exception) -> bool:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return may_ask_proxy_again(error.status)
+    return next(_TRANSIENT[base] for base in type(error).__mro__ if base in _TRANSIENT)
 
 
 def _cancellation_count() -> int:

@@ -54,7 +54,7 @@ from .models import (
 )
 from .pace import Pace
 from .protocol import BASE_URL, DEFAULT_RETRY, TIMEOUT, CreduseProtocol
-from .retry import EVENTS, Event, Kind, RetryPolicy
+from .retry import EVENTS, Event, Kind, RetryPolicy, may_ask_proxy_again
 from .secret import Secret
 
 __all__ = [
@@ -122,6 +122,7 @@ __all__ = [
     "forget_frames",
     "is_foreign",
     "is_loopback",
+    "may_ask_proxy_again",
     "protocol_from_environment",
     "proxy_for",
     "proxy_from_environment",

@@ -136,6 +136,14 @@ def event_of_failure(failure: Failure) -> Event:
     return event_of_status(failure.response.status, None)
 
 
+def may_ask_proxy_again(status: int) -> bool:
+    """Return whether a retry can help after a proxy has refused a tunnel with this status.
+
+    What a status says of a retry, it says from a proxy, too. Nothing was sent to the service.
+    """
+    return event_of_status(status, None).transient
+
+
 def may_retry(event: Event, kind: Kind, evidence: Outcome) -> bool:
     """Return whether a retry after ``event`` can help and cannot apply the call twice.
 

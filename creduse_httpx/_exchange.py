@@ -4,6 +4,7 @@ What is known about a request when it ends, and the result for the core, belong 
 nor how the adapter learns what was sent.
 """
 
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import ModuleType
 from typing import Any, Final
@@ -17,6 +18,7 @@ from creduse_core import (
     Response,
     Send,
     forget_frames,
+    may_ask_proxy_again,
 )
 from creduse_core.tls import is_certificate_error
 
@@ -28,10 +30,21 @@ _EXCEPTIONS: Final[Mapping[str, tuple[bool, bool]]] = {
     "TimeoutException": (True, True),
     "NetworkError": (True, False),
     "RemoteProtocolError": (True, False),
-    "ProxyError": (True, False),
+    "ProxyError": (True, False),  # without a status, as from SOCKS: see `_is_final`
     "TimeoutError": (True, True),  # raised by this adapter, as is the next
     "ConnectionResetError": (True, False),
 }
+
+# httpx's text for a proxy that refused a tunnel. No attribute has the status.
+_REFUSAL: Final = re.compile(r"([1-5][0-9]{2})( |$)")
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether no retry can help, though one can after most errors of this class."""
+    refusal = _REFUSAL.match(str(error)) if type(error).__name__ == "ProxyError" else None
+    return is_certificate_error(error) or (
+        refusal is not None and not may_ask_proxy_again(int(refusal[1]))
+    )
 
 
 class HeaderCache:
@@ -166,7 +179,7 @@ class Exchange:
         return Failure(
             Delivery.NOT_SENT if unsent else Delivery.MAYBE_SENT,
             error,
-            transient=transient and not is_certificate_error(error),
+            transient=transient and not _is_final(error),
             timed_out=timed_out or self.now() >= self.send.deadline,
             response=None if self._head is None else self.response(),
             via=self.via,

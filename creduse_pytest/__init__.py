@@ -23,6 +23,7 @@ package of ours, and no event loop, until a test uses the fixture or the option 
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,13 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment if a ``conftest.py`` loaded the plugin after the other hook."""
     _set_environment(config)
+
+
+def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
+    """End the run for an option that can only be ours, misspelled: nothing would be blocked."""
+    text = str(warning_message.message).strip()
+    if text.startswith("Unknown config option: creduse"):
+        raise pytest.UsageError(f"{text}; the option of creduse is {_OPTION}")
 
 
 def _set_environment(config: pytest.Config) -> None:

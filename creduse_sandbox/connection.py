@@ -128,6 +128,8 @@ class ServerState:
     limits: Limits | None = None
     on_request: Callable[[LogEntry], None] | None = None
     """Gets each request once, when its response begins or will never come."""
+    on_action: Callable[[str], None] | None = None
+    """Gets in words what a button of the page has done."""
     advanced: timedelta = timedelta()
     lock: threading.RLock = field(default_factory=threading.RLock)
     injected: list[InjectedFault] = field(default_factory=list[InjectedFault])
@@ -160,6 +162,11 @@ class ServerState:
         self.pending.discard(entry.number)
         if self.on_request is not None:
             self.on_request(entry)
+
+    def report_action(self, what: str) -> None:
+        """Tell what a button of the page has done."""
+        if self.on_action is not None:
+            self.on_action(what)
 
     def make_room(self) -> None:
         """Close the connection that has been idle for longest, if there are too many."""

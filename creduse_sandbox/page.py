@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from creduse_core import Request, Response
+from creduse_core.tables import counted
 from creduse_sandbox.connection import PAGE_FILES, InjectedFault, LogEntry, ServerState
 from creduse_sandbox.faults import DESCRIPTIONS, FAULTS, FIRST, OUTCOMES, name_of
 from creduse_sandbox.ledger import Cycle
@@ -184,27 +185,35 @@ def _faults(_: ServerState, __: Request) -> Response:
 
 
 def _advance(state: ServerState, request: Request) -> Response:
-    hours = json.loads(request.body)["hours"]
-    if hours < 0:
+    by = timedelta(hours=json.loads(request.body)["hours"])
+    if by < timedelta():
         raise ValueError("the clock cannot go back")
-    state.advance(timedelta(hours=hours))
+    state.advance(by)
+    state.report_action(f"the clock goes ahead by {by}")
     return _json(200, {})
 
 
 def _give(state: ServerState, request: Request) -> Response:
     key = "any" if state.api_key is None else state.api_key
     headers = (("Authorization", f"Bearer {key}"),)
-    return state.sandbox.handle(Request("POST", "/add", headers, request.body))
+    response = state.sandbox.handle(Request("POST", "/add", headers, request.body))
+    if response.status == 200:
+        given = json.loads(response.body)
+        user, amount = given["end_user_id"], counted(given["amount"], "credit")
+        state.report_action(f"user {user} gets {amount}")
+    return response
 
 
 def _inject(state: ServerState, request: Request) -> Response:
-    fault = FAULTS[json.loads(request.body)["fault"]]
-    state.injected.append(InjectedFault(fault, 1, None))
+    name = json.loads(request.body)["fault"]
+    state.injected.append(InjectedFault(FAULTS[name], 1, None))
+    state.report_action(f"the next request meets the fault {name}")
     return _json(200, {})
 
 
 def _clear(state: ServerState, _: Request) -> Response:
     state.injected.clear()
+    state.report_action("no further request meets a fault")
     return _json(200, {})
 
 

@@ -24,6 +24,7 @@ from creduse_sandbox.connection import Connection, InjectedFault, Limits, LogEnt
 from creduse_sandbox.faults import FAULTS, Fault, Shaped, Stage
 from creduse_sandbox.sandbox import Clock, Sandbox, utc_now
 from creduse_sandbox.state import StateFile
+from creduse_sandbox.wording import action_line, line
 
 
 def _checked_fault(fault: object) -> Fault:
@@ -411,12 +412,21 @@ class LongRunningServer(SandboxServer):
     """A server with limits, so that its memory does not grow with the number of requests."""
 
     def __init__(
-        self, on_request: Callable[[LogEntry], None] | None, limits: Limits, **settings: Any
+        self,
+        limits: Limits,
+        on_request: Callable[[LogEntry], None] | None = None,
+        on_action: Callable[[str], None] | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self._sweep_every = limits.idle_seconds / 30
         self._state.limits = limits
         self._state.on_request = on_request
+        self._state.on_action = on_action
+
+
+def _show_nothing(_: str) -> None:
+    pass
 
 
 def serve(
@@ -427,15 +437,15 @@ def serve(
     faults: Iterable[tuple[Fault, int]] = (),
     *,
     state: StateFile | None = None,
-    on_request: Callable[[LogEntry], None] | None = None,
+    show: Callable[[str], None] = _show_nothing,
 ) -> None:
     """Serve a sandbox until SIGINT or SIGTERM, then close it.
 
     ``ready`` gets the base URL once clients can connect. ``faults`` are arguments for
     `SandboxServer.inject`: each a fault and a number of times. ``state`` is that of `SandboxServer`.
-    ``on_request`` gets each request once, when its response begins or will never come. A
-    connection that a fault drops when it connects is an entry with the number 0. Call this in the
-    main thread, as Python handles signals there.
+    ``show`` gets a line for each request, when its response begins or will never come, for each
+    connection that a fault drops when it connects, and for what a button of the page has done. Call
+    this in the main thread, as Python handles signals there.
 
     Unlike a `SandboxServer`, it keeps only the last 1,000 requests and rejects bodies of more than
     64 KiB. It keeps at most 900 connections, and closes one that has been idle for 5 minutes.
@@ -446,7 +456,9 @@ def serve(
         StateError: As `SandboxServer`.
     """
     settings = {"host": host, "port": port, "api_key": api_key, "state": state}
-    server = LongRunningServer(on_request, Limits(), **settings)
+    server = LongRunningServer(
+        Limits(), lambda entry: show(line(entry)), lambda what: show(action_line(what)), **settings
+    )
     for fault, times in faults:
         server.inject(fault, times)
     asyncio.run(_serve_until_signal(server, ready))

@@ -4,6 +4,7 @@ What the server did (`connection`), and what the page looks like (`page`), do no
 """
 
 import json
+from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 from creduse_sandbox.connection import LogEntry
@@ -68,12 +69,18 @@ def words(entry: LogEntry) -> dict[str, str]:
     }
 
 
+def _time(at: datetime | None) -> str:
+    return f"{at.astimezone():%H:%M:%S}" if at else ""
+
+
+def action_line(what: str) -> str:
+    """Return a line for a terminal on what a button of the page has just done."""
+    return f"{_time(datetime.now(UTC))}  page: {what}"
+
+
 def line(entry: LogEntry) -> str:
     """Return a line for a terminal, with the local time."""
     shown = words(entry)
-    time = f"{entry.at.astimezone():%H:%M:%S}" if entry.at else ""
     status = shown["status"] or "no response"
     fault = f"  fault {shown['fault']}" if shown["fault"] else ""
-    return (
-        f"{time}  {shown['call']:<18} {shown['user']:<36}  {status:<11}  {shown['applied']}{fault}"
-    )
+    return f"{_time(entry.at)}  {shown['call']:<18} {shown['user']:<36}  {status:<11}  {shown['applied']}{fault}"

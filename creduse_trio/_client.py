@@ -37,7 +37,7 @@ from creduse_core.pool import IDLE_TIMEOUT, Pool
 from creduse_core.tls import check_client_context, client_context, is_certificate_error
 
 from ._exchange import Progress, RequestHead, exchange
-from ._proxy import Connect, HttpProxy
+from ._proxy import Connect, HttpProxy, ProxyError
 from ._wire import Wire, check_stream, open_wire
 
 # The exceptions after which a retry can help.
@@ -54,6 +54,12 @@ _LIBRARIES: Final = (
     "idna",
     "encodings",
 )
+
+
+def _is_transient(error: Exception) -> bool:
+    if isinstance(error, ProxyError):
+        return error.transient
+    return isinstance(error, _TRANSIENT) and not is_certificate_error(error)
 
 
 class TrioTransport:
@@ -115,8 +121,7 @@ class TrioTransport:
                 raise ForeignError(foreign) from None
             if not isinstance(error, Exception):
                 raise
-            transient = isinstance(error, _TRANSIENT) and not is_certificate_error(error)
-            return self._failure(progress, error, transient=transient)
+            return self._failure(progress, error, transient=_is_transient(error))
         # Only this scope's deadline leads here. Other cancellations propagate.
         what = "no whole response arrived" if progress.sent else "no connection was available"
         late = TimeoutError(f"{what} in time")

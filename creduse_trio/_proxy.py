@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import h11
 import trio
 
-from creduse_core import Proxy, Secret
+from creduse_core import Proxy, Secret, may_ask_proxy_again
 from creduse_core.tls import client_context
 
 Connect: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
@@ -25,6 +25,11 @@ _MAX_HEAD_SIZE: Final = 64 * 1024
 
 class ProxyError(OSError):
     """The proxy made no tunnel. Nothing was sent to the server."""
+
+    def __init__(self, why: str, *, transient: bool = True) -> None:
+        super().__init__(why)
+        self.transient = transient
+        """Whether a retry can help."""
 
 
 class HttpProxy:
@@ -90,8 +95,11 @@ class HttpProxy:
             elif isinstance(event, h11.Response):
                 break
         if not 200 <= event.status_code < 300:
-            reason = event.reason.decode("latin-1")
-            raise ProxyError(f"the proxy responded {event.status_code} {reason}".strip())
+            status, reason = event.status_code, event.reason.decode("latin-1")
+            raise ProxyError(
+                f"the proxy responded {status} {reason}".strip(),
+                transient=may_ask_proxy_again(status),
+            )
         if http.trailing_data[0]:
             raise ProxyError("the proxy sent data before the request")
 

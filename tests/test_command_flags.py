@@ -435,6 +435,15 @@ def test_not_sent(ask: Ask, arguments: list[str]) -> None:
         (["bulk", "add", "f.csv", "--concurency=3"], "did you mean --concurrency?"),
         (["demo", "--json"], "this command does not accept --json (see creduse --help)"),
         (["balance", USER, "--validity-days", "3"], "does not accept --validity-days (see"),
+        (
+            ["--validity-days", "3", "add", USER, "5"],
+            "creduse: --validity-days goes after the command",
+        ),
+        (
+            ["--only=failed", "bulk", "report", "f.csv"],
+            "creduse: --only goes after the command (see",
+        ),
+        (["bulk", "--concurrency", "3", "add", "f.csv"], "--concurrency goes after the command"),
         (["balance", USER, "--xyzzy"], "set CREDUSE_API_KEY for that (see creduse --help)"),
     ],
 )

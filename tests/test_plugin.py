@@ -574,6 +574,32 @@ def test_block_service_in_a_changed_environment(pytester: pytest.Pytester) -> No
 
 
 @pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("arguments", [(), ("-o", "creduse_blok=true")], ids=["file", "argument"])
+def test_misspelled_option(arguments: tuple[str, ...], pytester: pytest.Pytester) -> None:
+    """An option that is misspelled ends the run. pytest would only warn, and block nothing."""
+    pytester.makeini(f"[pytest]\n{'' if arguments else 'creduse_blok = true'}")
+    pytester.makepyfile("def test_it():\n    pass")
+    result = pytester.runpytest_subprocess(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [
+            "ERROR: Unknown config option: creduse_blok; the option of creduse is creduse_block_service"
+        ]
+    )
+
+
+@pytest.mark.usefixtures("bare")
+def test_option_of_another_plugin(pytester: pytest.Pytester) -> None:
+    """An option of another plugin may begin like ours."""
+    pytester.makeini("[pytest]\ncreduse_of_the_app = 1")
+    pytester.makeconftest(
+        "def pytest_addoption(parser):\n    parser.addini('creduse_of_the_app', '')"
+    )
+    pytester.makepyfile("def test_it():\n    pass")
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.usefixtures("bare")
 def test_block_service_keeps_loopback(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """A server that runs for long: its limits, what it reports of requests, and delays."""
 
 import json
+import re
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from creduse_sandbox import (
 from creduse_sandbox.connection import Limits
 from creduse_sandbox.faults import name_of
 from creduse_sandbox.server import LongRunningServer
-from creduse_sandbox.wording import line, words
+from creduse_sandbox.wording import action_line, line, words
 from tests.common import ONCE, USER, USER_ID, wait_until
 
 GOOD = {"end_user_id": USER_ID, "amount": 5}
@@ -35,7 +36,7 @@ GOOD = {"end_user_id": USER_ID, "amount": 5}
 def serving(**limits: Any) -> Generator[tuple[SandboxServer, list[LogEntry]], None, None]:
     """Run a server with limits, and yield it and what it reports of requests."""
     told: list[LogEntry] = []
-    with LongRunningServer(told.append, Limits(**limits)) as server:
+    with LongRunningServer(Limits(**limits), told.append) as server:
         yield server, told
 
 
@@ -186,6 +187,32 @@ def test_each_request_is_told_once() -> None:
         ("(incomplete)", "", "not applied", ""),
     ]
     assert all(it.at for it in told)
+
+
+def test_actions_of_the_page() -> None:
+    """What a button of the page has done is reported in words, and what it has not done is not."""
+    told: list[str] = []
+    actions: tuple[tuple[str, object], ...] = (
+        ("advance", {"hours": 24}),
+        ("advance", {"hours": -1}),
+        ("give", GOOD),
+        ("give", GOOD | {"end_user_id": "x\x1b[2J"}),
+        ("inject", {"fault": "503"}),
+        ("inject", {"fault": "x\x1b[2J"}),
+        ("clear", {}),
+    )
+    with LongRunningServer(Limits(), on_action=told.append) as server, dial(server) as stream:
+        origin = b"Host: localhost\r\nOrigin: http://localhost\r\n"
+        for name, fields in actions:
+            stream.sendall(message(f"/_page/{name}", fields).replace(b"Host: a\r\n", origin))
+            ask(stream, b"")
+    assert told == [
+        "the clock goes ahead by 1 day, 0:00:00",
+        f"user {USER_ID} gets 5 credits",
+        "the next request meets the fault 503",
+        "no further request meets a fault",
+    ]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  page: it did", action_line("it did"))
 
 
 def test_client_that_leaves_during_a_delay() -> None:

@@ -188,6 +188,11 @@ def refuse(connection: socket.socket, server: RawServer) -> None:
     connection.sendall(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n")
 
 
+def be_busy(connection: socket.socket, server: RawServer) -> None:
+    server.request(connection, b"\r\n\r\n")
+    connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+
+
 def hang_up(connection: socket.socket, server: RawServer) -> None:
     server.request(connection, b"\r\n\r\n")
 
@@ -207,7 +212,7 @@ def say_nothing(connection: socket.socket, server: RawServer) -> None:
     server.stopping.wait()
 
 
-@pytest.mark.parametrize("behave", [refuse, hang_up, speak_first, babble, say_nothing])
+@pytest.mark.parametrize("behave", [refuse, be_busy, hang_up, speak_first, babble, say_nothing])
 def test_proxy_that_makes_no_tunnel(use: Use, behave: Behave) -> None:
     """If the proxy makes no tunnel, nothing was sent; the error names the proxy, not its password."""
     with raw_servers() as start:
@@ -220,6 +225,8 @@ def test_proxy_that_makes_no_tunnel(use: Use, behave: Behave) -> None:
         assert error.outcome is Outcome.NOT_APPLIED
         assert f"({NAME}:443 through proxy {proxy.base_url})" in str(error)
         assert ("Who are you" in texts_of(error)) is (behave is refuse)
+        # Only an answer can say that a retry is in vain.
+        assert len(error.attempts) == (1 if behave in {refuse, say_nothing} else 3)
         assert not any(secret in texts_of(error) for secret in ("p%40ss", "p@ss", "dXNlcjp"))
         for received in proxy.received:
             assert KEY.encode() not in received
