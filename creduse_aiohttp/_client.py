@@ -29,6 +29,7 @@ from creduse_core import (
     FinishedCall,
     ForeignError,
     Pace,
+    Proxy,
     Request,
     Response,
     RetryPolicy,
@@ -248,7 +249,6 @@ class _Exchange(Payload):
             transient=_is_transient(error),
             timed_out=self._timeout.expired() or time.monotonic() >= self._deadline,
             response=None if self._response is None else self._response_so_far(self._response),
-            via=self._transport.via,
         )
 
 
@@ -263,8 +263,8 @@ def _cancellation_count() -> int:
     return 0 if task is None else task.cancelling()
 
 
-def _split_login(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | None:
-    """Return a proxy's URL without login, and its auth header; or ``None`` if the URL is invalid.
+def _split_login(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str], Proxy] | None:
+    """Return a proxy's URL without login, its auth header, and all of it; or ``None`` if it is invalid.
 
     Then no exception of aiohttp can hold the password. This function does not raise, since its
     frame holds the password.
@@ -274,6 +274,7 @@ def _split_login(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | N
         url = URL(proxy)
         if login is not None:
             headers["Proxy-Authorization"] = login.encode()
+            url = url.with_user(login.login).with_password(login.password)
         elif url.raw_user is not None or url.raw_password is not None:
             headers["Proxy-Authorization"] = aiohttp.encode_basic_auth(
                 url.user or "", url.password or ""
@@ -282,7 +283,8 @@ def _split_login(proxy: str | URL, login: Any) -> tuple[URL, dict[str, str]] | N
         usable = bare.scheme in {"http", "https"} and str(bare.relative()) in {"", "/"}
     except ValueError:
         return None
-    return (bare, headers) if usable else None
+    shown = str(bare).rstrip("/")
+    return (bare, headers, Proxy(shown, Secret(str(url)))) if usable else None
 
 
 class AiohttpTransport:
@@ -316,31 +318,30 @@ class AiohttpTransport:
         if session is not None:
             check_not_both("session", ssl_context=ssl_context, proxy=proxy)
         check_client_context(ssl_context)
-        self._proxy, self._proxy_auth = self._find_proxy(proxy)
+        self._proxy, self._proxy_auth, self.proxy = self._find_proxy(proxy)
         self._ssl: ssl.SSLContext | bool = True
         proxy_is_secure = self._proxy is not None and self._proxy.scheme == "https"
         if session is None and (self._secure or proxy_is_secure):
             self._ssl = ssl_context or client_context()
             detect_partial_records(self._ssl)
-        self.via = None if self._proxy is None else str(self._proxy).rstrip("/")
         self._closed = False
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.deadlines = Deadlines()
         self._headers: tuple[object, CIMultiDict[str]] = None, CIMultiDict()
 
-    def _find_proxy(self, given: str | None) -> tuple[URL | None, dict[str, str]]:
+    def _find_proxy(self, given: str | None) -> tuple[URL | None, dict[str, str], Proxy | None]:
         """Return the session's proxy, the given one or the environment's, and its auth header."""
         supplied = self._supplied
         if supplied is not None and proxy_of(supplied)[0] is not None:
             found = _split_login(*proxy_of(supplied))
         elif supplied is not None and not supplied.trust_env:
-            return None, {}
+            return None, {}, None
         else:
             # Not with aiohttp's trust_env, which also reads netrc, and reads both at each call.
             proxy = proxy_for(self._protocol, given)
             if proxy is None:
-                return None, {}
+                return None, {}, None
             found = _split_login(proxy.url.reveal(), None)
         if found is None:
             raise ValueError(
@@ -390,7 +391,7 @@ class AiohttpTransport:
         # A session's proxy can be on another machine. A Unix socket's peer is not a tuple.
         if (
             self._protocol.plain_loopback
-            and self.via is None
+            and self._proxy is None
             and isinstance(peer, tuple)
             and not _is_loopback(peer[0])
         ):

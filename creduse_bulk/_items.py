@@ -8,7 +8,6 @@ stands in the file; instead, the journal keeps the file's SHA-256. The states an
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
@@ -16,6 +15,7 @@ from uuid import UUID
 
 from creduse_core.secret import Secret
 from creduse_journal import Change, JournalError, State
+from creduse_journal.future import Future
 
 from ._input import Overview, Shard
 

@@ -4,7 +4,6 @@ How they are sent (`_driver`) does not belong here.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from decimal import Decimal
 from typing import Any, Final
 from uuid import uuid4
@@ -14,6 +13,7 @@ from creduse_journal import Change
 from creduse_journal._entries import body_without_key
 from creduse_journal._postgres_store import SCHEMA, doubt
 from creduse_journal.committer import wait_for
+from creduse_journal.future import Future
 from creduse_journal.postgres import Connection, Lock, Postgres
 from creduse_journal.urls import without_password
 

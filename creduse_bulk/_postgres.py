@@ -8,7 +8,6 @@ a shard do not send an item twice.
 import hmac
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -17,6 +16,7 @@ from uuid import UUID
 from creduse_core.secret import Secret
 from creduse_journal import RULES, Change, InUseError, JournalError, LostError, State
 from creduse_journal._states import is_settled, state_after
+from creduse_journal.future import Future
 from creduse_journal.postgres import (
     IS_ALIVE,
     Connection,

@@ -39,9 +39,10 @@ from ._records import InputError, Records, Values, check_problems, shown
 from ._report import STATES, matched
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
     from typing import Self
     from uuid import UUID
+
+    from creduse_journal.future import Future
 
 _AT_ONCE: Final = 8
 """Balances that are read at a time."""

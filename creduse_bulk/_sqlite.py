@@ -5,7 +5,6 @@ import json
 import sqlite3
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -18,6 +17,7 @@ from creduse_core.secret import Secret
 from creduse_journal import RULES, Change, JournalError, State
 from creduse_journal._states import state_after
 from creduse_journal.database import Database, Schema, check_owner, failure, is_in_use
+from creduse_journal.future import Future
 
 from ._input import Overview
 from ._items import (
@@ -241,12 +241,13 @@ class SqlitePlace:
         is_going_on = is_in_use(self.path)
         try:
             # A web framework streams a report from several threads, one after the other.
+            # A connection that can write removes the log when it takes itself for the last one.
+            url = f"{self.path.resolve().as_uri()}?mode=ro"
             with closing(
-                sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+                sqlite3.connect(url, isolation_level=None, check_same_thread=False, uri=True)
             ) as database:
                 if _has_tables(database):  # else its owner was killed before it made them
                     check_owner(database, self.path, _SCHEMA)
-                database.execute("PRAGMA query_only = 1")
                 yield SqliteReader(database, is_going_on=is_going_on)
         except sqlite3.Error as error:
             raise failure(self.path, error) from error

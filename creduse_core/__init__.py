@@ -16,7 +16,7 @@ from ._version import __version__
 from .arguments import is_loopback
 from .call import TRANSITIONS, Call, Done, Input, Send, State, Wait
 from .client import AsyncCoreClient, AsyncTransport, CoreClient, Transport
-from .environment import Proxy, protocol_from_environment, proxy_for, proxy_from_environment
+from .environment import protocol_from_environment, proxy_for, proxy_from_environment
 from .errors import (
     ActiveCycleExistsError,
     AmountNegativeError,
@@ -37,7 +37,7 @@ from .errors import (
 )
 from .evidence import Evidence, Verdict, weigh
 from .foreign import ForeignError, exception_chain, forget_frames, is_foreign
-from .messages import MAX_BODY_SIZE, Delivery, Failure, HeaderPairs, Request, Response
+from .messages import MAX_BODY_SIZE, Delivery, Failure, HeaderPairs, Proxy, Request, Response
 from .models import (
     ActiveBalance,
     Attempt,

@@ -33,7 +33,7 @@ from typing import Final, Generic, TypeAlias, TypeVar, overload
 from .arguments import ExtraHeaders, checked_extra_headers, secrets_among
 from .decoding import Expected, InvalidResult, read_response
 from .errors import CreduseError, LocalProtocolError
-from .messages import Failure, Request, Response, with_headers
+from .messages import Failure, Proxy, Request, Response, with_headers
 from .models import Attempt, BalanceReading, CallRecord, Outcome
 from .records import dataclass
 from .reports import (
@@ -156,10 +156,12 @@ class Call(Generic[T]):
         "_deadline",
         "_evidence",
         "_expected",
+        "_extra_headers",
         "_kind",
         "_path",
         "_policy",
         "_problem",
+        "_proxy",
         "_read",
         "_records",
         "_request",
@@ -190,6 +192,7 @@ class Call(Generic[T]):
         self._policy = policy
         self._timeout = timeout
         self._secrets = secrets
+        self._extra_headers: tuple[tuple[str, Secret], ...] = ()
         self._state = State.READY
         self._records: list[_Record] = []
         self._sent = 0
@@ -200,6 +203,7 @@ class Call(Generic[T]):
         self._deadline = self._started = 0.0
         self._began_at: float | None = None
         self._before: BalanceReading | None = None
+        self._proxy: Proxy | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self._request.method} {self._path}, {self._state}>"
@@ -270,22 +274,32 @@ class Call(Generic[T]):
             self._before,
         )
 
+    @property
+    def extra_headers(self) -> Mapping[str, Secret]:
+        """The header fields that this call has beside those of all its protocol's calls."""
+        return {name.lower(): value for name, value in self._extra_headers}
+
     def add_headers(self, extra_headers: ExtraHeaders) -> None:
         """Add header fields to the request, before the call starts. See `CreduseProtocol`."""
         if self._state is not State.READY:
             raise LocalProtocolError(
                 f"add_headers() is not allowed while the call is {self._state}"
             )
-        it = self._request
-        headers = with_headers(it.hidden_headers, checked_extra_headers(extra_headers))
-        self._request = Request(it.method, it.url, headers, it.body)
+        it, more = self._request, checked_extra_headers(extra_headers)
+        self._request = Request(it.method, it.url, with_headers(it.hidden_headers, more), it.body)
+        self._extra_headers += more
         self._secrets += secrets_among(extra_headers)
 
     # The inputs.
 
     @overload
     def start(
-        self, now: float, *, began_at: float | None = None, before: BalanceReading | None = None
+        self,
+        now: float,
+        *,
+        began_at: float | None = None,
+        before: BalanceReading | None = None,
+        proxy: Proxy | None = None,
     ) -> Send: ...
 
     @overload
@@ -296,6 +310,7 @@ class Call(Generic[T]):
         *,
         began_at: float | None = None,
         before: BalanceReading | None = None,
+        proxy: Proxy | None = None,
     ) -> Send | Wait: ...
 
     def start(
@@ -305,6 +320,7 @@ class Call(Generic[T]):
         *,
         began_at: float | None = None,
         before: BalanceReading | None = None,
+        proxy: Proxy | None = None,
     ) -> Send | Wait:
         """Begin the call. Its time runs from ``now``.
 
@@ -312,11 +328,14 @@ class Call(Generic[T]):
           raises `CreduseTimeoutError` at once.
         - ``began_at``: the same moment as ``now`` in seconds since 1970. ``record`` has it.
         - ``before``: a balance that was read before. ``record`` has it, too.
+        - ``proxy``: the one that requests go through. Errors name it, and hide its password.
         """
         state = _state_after_hold(hold, self._timeout)
         self._move(Input.START, state)
         self._deadline = now + self._timeout
-        self._began_at, self._before = began_at, before
+        self._began_at, self._before, self._proxy = began_at, before, proxy
+        if proxy is not None:
+            self._secrets += proxy.secrets
         return self._send(state, now, hold)
 
     def receive_response(
@@ -431,6 +450,7 @@ class Call(Generic[T]):
             self.record,
             self.attempts,
             Secrets(*self._secrets),
+            None if self._proxy is None else self._proxy.shown,
         )
         return (
             held_too_long(self._timeout, context) if problem is None else error_of(problem, context)

@@ -20,7 +20,7 @@ from .error_texts import DRAINED
 from .errors import CreduseError, LocalProtocolError, UserDoesNotExistError
 from .evidence import CLOCK_SKEW, Evidence, check_can_be_weighed, settled, unreadable, weigh
 from .foreign import ForeignError, forget_frames, is_foreign
-from .messages import Delivery, Failure, Response
+from .messages import Delivery, Failure, Proxy, Response
 from .models import (
     ActiveBalance,
     Attempt,
@@ -57,6 +57,8 @@ class Transport(Protocol):
           other exception, and any other value, for a failure that is maybe sent and not transient.
           If the transport has an attribute ``libraries``, the top-level names of modules, then
           exceptions that are `is_foreign` to them propagate instead.
+
+        If it has an attribute ``proxy``, a `Proxy`, then errors name that, and hide its password.
         """
         ...
 
@@ -146,6 +148,7 @@ class _ClientBase:
         self._is_drained = False
         self._pace = pace
         self._pace_offset: float | None = None
+        self._proxy: Proxy | None = None
         self._logger = logging.getLogger("creduse")
 
     def __repr__(self) -> str:
@@ -181,7 +184,7 @@ class _ClientBase:
         pace, began = self._pace, now()
         try:
             hold = 0.0 if pace is None else pace.hold(call, self._pace_time(began))
-            action = call.start(began, hold, began_at=time(), before=before)
+            action = call.start(began, hold, began_at=time(), before=before, proxy=self._proxy)
             self._running[id(call)] = call
         except LocalProtocolError:  # it runs already, and goes on
             if pace is not None:
@@ -492,6 +495,7 @@ class CoreClient(_ClientBase):
     ) -> None:
         super().__init__(protocol, on_attempt=on_attempt, on_call=on_call, jitter=jitter, pace=pace)
         self._transport = transport
+        self._proxy = getattr(transport, "proxy", None)
 
     def __enter__(self) -> "Self":
         return self
@@ -518,7 +522,9 @@ class CoreClient(_ClientBase):
         ``check`` them with another client, after this process has ended. Within a call of its own, as
         in ``on_attempt`` or a signal handler, it would wait for that call in vain.
         """
-        calls, ends = self._begin_drain(timeout), self._transport.now() + timeout
+        with SHORT_TRACEBACK:
+            calls = self._begin_drain(timeout)
+        ends = self._transport.now() + timeout
         try:
             while _is_any_live(calls) and self._transport.now() < ends:
                 self._transport.sleep(_POLL)
@@ -533,15 +539,18 @@ class CoreClient(_ClientBase):
         ``call.attempts`` afterwards. A call for another ``base_url`` raises ``ValueError``.
 
         ``balance_first``: read the user's balance before, so that ``check`` can compare. If that
-        fails, its error is raised, and the call is not sent. The balance has the same timeout as the
-        call, so both together can take twice as long.
+        fails, its error is raised, and the call is not sent. Its request has the call's own
+        ``extra_headers``, and its timeout, so both together can take twice as long.
         """
         transport = self._transport
-        self._check_call(call)
+        with SHORT_TRACEBACK:
+            self._check_call(call)
+            check_type("balance_first", balance_first, bool)
         before = None
         if balance_first:
-            check_type("balance_first", balance_first, bool)
-            before = self.reading(call.record.end_user_id, timeout=call.timeout)
+            before = self.reading(
+                call.record.end_user_id, timeout=call.timeout, extra_headers=call.extra_headers
+            )
         action: Send | Wait | Done[T]
         action, began = self._start(call, transport.now, before)
         try:
@@ -575,6 +584,7 @@ class CoreClient(_ClientBase):
         clock_skew: float = CLOCK_SKEW,
         lists_empty_cycles: bool = False,
         timeout: float | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Evidence:
         """Read the balance, and return what it proves about a call.
 
@@ -595,12 +605,14 @@ class CoreClient(_ClientBase):
         - ``clock_skew``: seconds by which the service's clock and this machine's can differ.
         - ``lists_empty_cycles``: whether the service is known to list cycles without credits.
         - ``timeout``: seconds for reading the balance, by default the client's.
+        - ``extra_headers``: further header fields of that request.
         """
-        record, others = self._records(call, known, clock_skew, lists_empty_cycles)
+        with SHORT_TRACEBACK:
+            record, others = self._records(call, known, clock_skew, lists_empty_cycles)
         if (evidence := settled(record)) is not None:
             return evidence
         try:
-            after = self.reading(record.end_user_id, timeout=timeout)
+            after = self.reading(record.end_user_id, timeout=timeout, extra_headers=extra_headers)
         except CreduseError as error:
             return unreadable(error)
         return weigh(
@@ -611,12 +623,22 @@ class CoreClient(_ClientBase):
             lists_empty_cycles=lists_empty_cycles,
         )
 
-    def reading(self, end_user_id: UUID | str, *, timeout: float | None = None) -> BalanceReading:
+    def reading(
+        self,
+        end_user_id: UUID | str,
+        *,
+        timeout: float | None = None,
+        extra_headers: ExtraHeaders | None = None,
+    ) -> BalanceReading:
         """Return an end user's balance, and when it was read. `creduse_core.weigh` needs it.
 
-        ``timeout``: seconds for the whole call, by default the client's.
+        ``timeout``: seconds for the whole call, by default the client's. ``extra_headers``: further
+        header fields of the request.
         """
-        call = self._protocol.get_balance(end_user_id, timeout=timeout)
+        with SHORT_TRACEBACK:
+            call = self._protocol.get_balance(
+                end_user_id, timeout=timeout, extra_headers=extra_headers
+            )
         asked_at = _now()
         try:
             balance = self.run(call)
@@ -791,6 +813,7 @@ class AsyncCoreClient(_ClientBase):
     ) -> None:
         super().__init__(protocol, on_attempt=on_attempt, on_call=on_call, jitter=jitter, pace=pace)
         self._transport = transport
+        self._proxy = getattr(transport, "proxy", None)
 
     async def __aenter__(self) -> "Self":
         return self
@@ -817,7 +840,9 @@ class AsyncCoreClient(_ClientBase):
         ``check`` them with another client, after this process has ended. Within a call of its own, as
         in ``on_attempt`` or a signal handler, it would wait for that call in vain.
         """
-        calls, ends = self._begin_drain(timeout), self._transport.now() + timeout
+        with SHORT_TRACEBACK:
+            calls = self._begin_drain(timeout)
+        ends = self._transport.now() + timeout
         try:
             while _is_any_live(calls) and self._transport.now() < ends:
                 await self._transport.sleep(_POLL)
@@ -832,15 +857,18 @@ class AsyncCoreClient(_ClientBase):
         ``call.attempts`` afterwards. A call for another ``base_url`` raises ``ValueError``.
 
         ``balance_first``: read the user's balance before, so that ``check`` can compare. If that
-        fails, its error is raised, and the call is not sent. The balance has the same timeout as the
-        call, so both together can take twice as long.
+        fails, its error is raised, and the call is not sent. Its request has the call's own
+        ``extra_headers``, and its timeout, so both together can take twice as long.
         """
         transport = self._transport
-        self._check_call(call)
+        with SHORT_TRACEBACK:
+            self._check_call(call)
+            check_type("balance_first", balance_first, bool)
         before = None
         if balance_first:
-            check_type("balance_first", balance_first, bool)
-            before = await self.reading(call.record.end_user_id, timeout=call.timeout)
+            before = await self.reading(
+                call.record.end_user_id, timeout=call.timeout, extra_headers=call.extra_headers
+            )
         action: Send | Wait | Done[T]
         action, began = self._start(call, transport.now, before)
         try:
@@ -874,6 +902,7 @@ class AsyncCoreClient(_ClientBase):
         clock_skew: float = CLOCK_SKEW,
         lists_empty_cycles: bool = False,
         timeout: float | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> Evidence:
         """Read the balance, and return what it proves about a call.
 
@@ -894,12 +923,16 @@ class AsyncCoreClient(_ClientBase):
         - ``clock_skew``: seconds by which the service's clock and this machine's can differ.
         - ``lists_empty_cycles``: whether the service is known to list cycles without credits.
         - ``timeout``: seconds for reading the balance, by default the client's.
+        - ``extra_headers``: further header fields of that request.
         """
-        record, others = self._records(call, known, clock_skew, lists_empty_cycles)
+        with SHORT_TRACEBACK:
+            record, others = self._records(call, known, clock_skew, lists_empty_cycles)
         if (evidence := settled(record)) is not None:
             return evidence
         try:
-            after = await self.reading(record.end_user_id, timeout=timeout)
+            after = await self.reading(
+                record.end_user_id, timeout=timeout, extra_headers=extra_headers
+            )
         except CreduseError as error:
             return unreadable(error)
         return weigh(
@@ -911,13 +944,21 @@ class AsyncCoreClient(_ClientBase):
         )
 
     async def reading(
-        self, end_user_id: UUID | str, *, timeout: float | None = None
+        self,
+        end_user_id: UUID | str,
+        *,
+        timeout: float | None = None,
+        extra_headers: ExtraHeaders | None = None,
     ) -> BalanceReading:
         """Return an end user's balance, and when it was read. `creduse_core.weigh` needs it.
 
-        ``timeout``: seconds for the whole call, by default the client's.
+        ``timeout``: seconds for the whole call, by default the client's. ``extra_headers``: further
+        header fields of the request.
         """
-        call = self._protocol.get_balance(end_user_id, timeout=timeout)
+        with SHORT_TRACEBACK:
+            call = self._protocol.get_balance(
+                end_user_id, timeout=timeout, extra_headers=extra_headers
+            )
         asked_at = _now()
         try:
             balance = await self.run(call)

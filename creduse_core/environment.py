@@ -8,14 +8,15 @@ import re
 from typing import Final
 
 from .arguments import ExtraHeaders, check_timeout, check_type
+from .messages import Proxy
 from .protocol import BASE_URL, TIMEOUT, CreduseProtocol
-from .records import dataclass
 from .retry import RetryPolicy
 from .secret import Secret
 
 blocked: str | None = os.environ.get("_CREDUSE_BLOCKED")
 """Why no client may send a request to another machine, or ``None``. `creduse_pytest` sets it."""
 
+_VISIBLE: Final = re.compile(r"\S+")
 _DECIMAL: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 
 
@@ -63,16 +64,6 @@ def _timeout_from_environment() -> float:
         raise ValueError(f"CREDUSE_TIMEOUT must be a number of seconds, not {text[:20]!r}")
     check_timeout("CREDUSE_TIMEOUT", float(text))
     return float(text)
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """A proxy."""
-
-    shown: str
-    """Its URL without user name and password, for errors."""
-    url: Secret
-    """Its URL, which can hold a password."""
 
 
 def is_secure(proxy: Proxy | None) -> bool:
@@ -136,6 +127,8 @@ def _proxy(given: Secret) -> Proxy | None:
     from urllib.parse import urlsplit  # noqa: PLC0415 - loaded anyway by now
 
     url = given.reveal()
+    if not _VISIBLE.fullmatch(url):  # libraries differ in whether they drop white space at an end
+        return None
     url = url if "://" in url else f"http://{url}"
     try:
         parts = urlsplit(url)

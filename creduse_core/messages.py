@@ -131,6 +131,26 @@ class Response:
 _set_response = field_setter(Response)
 
 
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy. An error of a call through it names it."""
+
+    shown: str
+    """Its URL without user name and password."""
+    url: Secret
+    """Its URL, which can hold a password."""
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """What no error may show: the password, or a user name without one, such as a token."""
+        from urllib.parse import unquote, urlsplit  # noqa: PLC0415 - only a client with a proxy needs it
+
+        login = urlsplit(self.url.reveal()).netloc.rpartition("@")[0]
+        user, colon, password = login.partition(":")
+        # A Secret finds itself in Base64, as in a header, and escaped, as in a URL.
+        return (Secret(unquote(password if colon else user)),) if login else ()
+
+
 class Delivery(enum.Enum):
     """Whether a request can have left the machine."""
 
@@ -148,8 +168,6 @@ class Failure:
     - ``transient``: whether a retry can help.
     - ``timed_out``: whether the time in `Send` was over.
     - ``response``: the head, and the part of the body that arrived, if a head did.
-    - ``via``: the proxy that the request went to or would have gone to, such as
-      ``http://proxy.example:3128``, without user name and password. Errors show it.
     """
 
     delivery: Delivery
@@ -157,7 +175,6 @@ class Failure:
     transient: bool
     timed_out: bool = False
     response: Response | None = None
-    via: str | None = None
 
     def __repr__(self) -> str:
         # Without the text of the cause, which can quote the request.

@@ -22,7 +22,7 @@ from .arguments import (
 )
 from .call import Call
 from .decoding import Expected
-from .messages import HiddenHeaders, Request, hide_credentials, with_headers
+from .messages import HiddenHeaders, Request, hide_credentials
 from .models import ActiveBalance, CreditsAdded, CreditsSubtracted, Cycle
 from .records import dataclass, field_setter
 from .retry import Kind, RetryPolicy
@@ -233,28 +233,28 @@ class CreduseProtocol:
         extra_headers: ExtraHeaders | None,
         idempotency_key: str | None = None,
     ) -> Call[T]:
-        headers, secrets = self._headers, self._secrets
+        headers = self._headers
         kind = Kind.READ if method == "GET" else Kind.WRITE
         if idempotency_key is not None:
             key = checked_idempotency_key(idempotency_key, server_replays=self.retry.server_replays)
             headers = hide_credentials((*headers, ("Idempotency-Key", key)))
             kind = Kind.REPLAYABLE
-        if extra_headers is not None:
-            headers = with_headers(headers, checked_extra_headers(extra_headers))
-            secrets += secrets_among(extra_headers)
         if timeout is None:
             timeout = self.timeout
         else:
             check_timeout("timeout", timeout)
-        return Call(
+        call = Call(
             Request(method, self.base_url + path, headers, body.encode("ascii")),
             expected,
             path=path,
             kind=kind,
             policy=self.retry,
             timeout=timeout,
-            secrets=secrets,
+            secrets=self._secrets,
         )
+        if extra_headers is not None:
+            call.add_headers(extra_headers)
+        return call
 
 
 _set_protocol = field_setter(CreduseProtocol)

@@ -75,6 +75,8 @@ class Context(NamedTuple):
     record: CallRecord
     attempts: tuple[Attempt, ...]
     secrets: Secrets
+    proxy: str | None
+    """The URL of the proxy, without user name and password."""
 
     @property
     def outcome(self) -> Outcome:
@@ -196,8 +198,10 @@ def _message(problem: Problem, context: Context) -> str:
         seconds = last.ended - last.started
         rounded = round(seconds, 1 if seconds >= 1 else 4)
         text = f"{which}{_TIMED_OUT} after {rounded:g} s{text.removeprefix(_TIMED_OUT)}"
-    via = None if failure is None else failure.via
-    where = quote(_endpoint(context.request.url, via), context.secrets)
+    # A whole response over TLS came through the proxy's tunnel, and is not the proxy's.
+    is_direct = failure is None and context.request.url.startswith("https:")
+    proxy = None if is_direct else context.proxy
+    where = quote(_endpoint(context.request.url, proxy), context.secrets)
     return _framed(f"{text} ({where})", context, problem.response)
 
 
@@ -270,16 +274,13 @@ def _errno_of(error: BaseException, *, contexts: bool) -> int:
     return next((number for number in numbers if type(number) is int), 0)
 
 
-def _endpoint(url: str, via: str | None) -> str:
+def _endpoint(url: str, proxy: str | None) -> str:
     """Return the host and port of a request, and its proxy."""
     from urllib.parse import urlsplit  # noqa: PLC0415 - only failed calls need it
 
     parts = urlsplit(url)
     port = "" if parts.port else ":443" if parts.scheme == "https" else ":80"
-    if via is None:
-        return f"{parts.netloc}{port}"
-    scheme, separator, rest = via.rpartition("://")
-    return f"{parts.netloc}{port} through proxy {scheme}{separator}{rest.rpartition('@')[2]}"
+    return f"{parts.netloc}{port}" + (f" through proxy {proxy}" if proxy else "")
 
 
 def _printable(character: str) -> str:

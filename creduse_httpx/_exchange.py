@@ -103,8 +103,6 @@ class Exchange:
         """Whether a byte of the request can have left."""
         self.sent_is_known = False
         """Whether ``sent`` is reliable. It is not with a mock, which reports nothing."""
-        self.via: str | None = None
-        """The URL of the request's proxy, without user name and password."""
         self._request: Any = None
         self._head: tuple[int, list[tuple[bytes, bytes]]] | None = None
         self._chunks: list[bytes] = []
@@ -182,7 +180,6 @@ class Exchange:
             transient=transient and not _is_final(error),
             timed_out=timed_out or self.now() >= self.send.deadline,
             response=None if self._head is None else self.response(),
-            via=self.via,
         )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import httpcore
 
+from creduse_core import Proxy, Secret
+
 
 def transport_for(http_client: Any, url: Any) -> Any:
     """Return the transport that a supplied client uses for a URL: its pool, or a proxy's pool.
@@ -41,6 +43,21 @@ def speaks_http2(transport: Any) -> bool:
     the private name, the first call rejects HTTP/2 before it sends its request.
     """
     return bool(getattr(getattr(transport, "_pool", None), "_http2", False))
+
+
+def proxy_of(transport: Any) -> Proxy | None:
+    """Return the proxy of a transport, or ``None``. Its password is not known here.
+
+    Only a private name of httpcore's pools has it:
+    https://github.com/encode/httpcore/blob/1.0.9/httpcore/_sync/http_proxy.py#L90. Without it,
+    errors do not name the proxy.
+    """
+    url: Any = getattr(getattr(transport, "_pool", None), "_proxy_url", None)
+    if url is None:
+        return None
+    scheme, host = url.scheme.decode("ascii"), url.host.decode("ascii")
+    port = "" if url.port is None else f":{url.port}"
+    return Proxy(f"{scheme}://{f'[{host}]' if ':' in host else host}{port}", Secret(""))
 
 
 def set_backend(transport: Any, backend: object) -> bool:

@@ -46,6 +46,8 @@ _ONE_CONNECTION: Final = httpx.Limits(
     max_connections=1, max_keepalive_connections=1, keepalive_expiry=None
 )
 
+_SCHEMES: Final = ("http://", "https://", "socks5://", "socks5h://")
+
 
 class TransportFactory:
     """Makes a client's httpx transports, which share a TLS context, a proxy and a cache."""
@@ -65,6 +67,9 @@ class TransportFactory:
         """
         check_client_context(ssl_context)
         self.proxy = proxy_for(protocol, proxy)
+        if self.proxy is not None and not self.proxy.shown.startswith(_SCHEMES):
+            scheme = self.proxy.shown.partition(":")[0]
+            raise ValueError(f"the proxy must be an http, https or socks5 URL, not {scheme}")
         # A proxy that the caller names can be another machine.
         self.loopback_only = protocol.plain_loopback and self.proxy is None
         self.header_cache = HeaderCache(httpx)
@@ -79,6 +84,8 @@ class TransportFactory:
             self.new_transport(httpx.HTTPTransport)  # so that it fails now and not in a call
         except Exception as error:  # noqa: BLE001 - a setting can cause any
             problem = f"{type(error).__name__}: {error}"
+        for secret in () if self.proxy is None else self.proxy.secrets:
+            problem = secret.redact(problem)
         if problem:
             # Not in the except block, since that exception's frames show the proxy's password.
             if ssl_context is None:  # httpx does not name the file
@@ -102,7 +109,6 @@ class TransportFactory:
 
     def new_request(self, exchange: Exchange, stream: object) -> Any:
         """Return httpx's request."""
-        exchange.via = None if self.proxy is None else self.proxy.shown
         timeouts = dict.fromkeys(("connect", "pool", "read", "write"), exchange.time_left())
         return exchange.request(httpx, self.header_cache, stream, {"timeout": timeouts})
 
@@ -249,6 +255,7 @@ class OwnTransport(Clock):
     def __init__(self, factory: TransportFactory) -> None:
         """Prepare what connections share. They are opened when they are needed."""
         self._factory = factory
+        self.proxy = factory.proxy
         self._closed = False
         self._processes = {os.getpid(): _ProcessConnections()}
 
@@ -336,6 +343,7 @@ class AsyncOwnTransport(AsyncClock):
         """Prepare what connections share. They are opened when they are needed."""
         protect_from_interrupts(AsyncOwnTransport.send, AsyncOwnTransport.aclose)
         self._factory = factory
+        self.proxy = factory.proxy
         self._closed = False
         self._sending_stopped = False
         self._pool: Pool[AsyncConnection, anyio.Event] = Pool(max_connections, IDLE_TIMEOUT)

@@ -16,6 +16,7 @@ from creduse_core import (
     CreduseProtocol,
     Failure,
     ForeignError,
+    Proxy,
     Response,
     Send,
     proxy_from_environment,
@@ -37,6 +38,7 @@ from ._httpcore import (
     are_buffers_empty,
     direct_transport,
     is_response_drained,
+    proxy_of,
     speaks_http2,
     transport_for,
 )
@@ -112,8 +114,11 @@ class SuppliedClient:
             and proxy_from_environment(protocol.base_url)
         )
         self._loopback_only = protocol.plain_loopback
+        self.proxy: Proxy | None = None
         with suppress(self.library.InvalidURL):  # the first call raises it
-            if speaks_http2(self.transport(self.library.URL(protocol.base_url))):
+            transport = self.transport(self.library.URL(protocol.base_url))
+            self.proxy = proxy_of(transport)
+            if speaks_http2(transport):
                 raise ValueError(_NO_HTTP2)
 
     def transport(self, url: Any) -> Any:
@@ -325,6 +330,7 @@ class SuppliedTransport(Clock):
     def __init__(self, protocol: CreduseProtocol, http_client: HTTPXClient) -> None:
         """Accept an `httpx.Client` or an `httpx2.Client`."""
         self._supplied = SuppliedClient(http_client, protocol, "Client")
+        self.proxy = self._supplied.proxy
         self._closed = False
 
     def send(self, send: Send) -> Response | Failure:
@@ -378,6 +384,7 @@ class AsyncSuppliedTransport(AsyncClock):
     def __init__(self, protocol: CreduseProtocol, http_client: AsyncHTTPXClient) -> None:
         """Accept an `httpx.AsyncClient` or an `httpx2.AsyncClient`."""
         self._supplied = SuppliedClient(http_client, protocol, "AsyncClient")
+        self.proxy = self._supplied.proxy
         self._closed = False
         self._tasks: Tasks | None = None
 

@@ -14,12 +14,22 @@ _NETWORK: Final = frozenset(
     {
         "9p",
         "afs",
+        "beegfs",
         "ceph",
         "cifs",
+        "davfs",
+        "fuse.blobfuse2",
         "fuse.cephfs",
+        "fuse.davfs",
+        "fuse.gcsfuse",
         "fuse.glusterfs",
+        "fuse.juicefs",
+        "fuse.mount-s3",
+        "fuse.rclone",
         "fuse.s3fs",
         "fuse.sshfs",
+        "fuse.vmhgfs-fuse",
+        "gpfs",
         "glusterfs",
         "gfs2",
         "lustre",
@@ -29,12 +39,25 @@ _NETWORK: Final = frozenset(
         "ocfs2",
         "smb3",
         "smbfs",
+        "vboxsf",
         "virtiofs",
     }
 )
 """File systems on which locks and syncs cannot be relied upon."""
 _CAN_SYNC_DIRECTORIES: Final = os.name == "posix"
 _IN_MEMORY: Final = frozenset({"ramfs", "tmpfs"})
+
+
+def place_of(path: Path) -> Path:
+    """Return where a file is. SQLite's names for its log and locks follow from the name of a file.
+
+    Raises:
+        JournalError: The file has several names (hard links), each of which would have its own log.
+    """
+    path = path.resolve()
+    if path.is_file() and path.stat().st_nlink > 1:
+        raise JournalError(f"{path} has several names (hard links): remove all but one")
+    return path
 
 
 def prepare(path: Path) -> None:

@@ -160,8 +160,13 @@ def _settlement(*, applied: bool, note: str) -> tuple[Change, str]:
     return (Change.SETTLE_APPLIED if applied else Change.SETTLE_FREE), note
 
 
-def _others(entry: Entry, rows: Iterable[Row], clock_skew: float) -> list[CallRecord]:
-    """Return those of the user's other calls that can have been applied since the balance before."""
+def _others(
+    entry: Entry, rows: Iterable[Row], base_url: str, clock_skew: float
+) -> list[CallRecord]:
+    """Return those of the user's other calls that can have been applied since the balance before.
+
+    Calls to another service than ``base_url`` change another balance.
+    """
     call = entry.call
     if call.began_at is None:  # nothing was sent
         return []
@@ -173,6 +178,7 @@ def _others(entry: Entry, rows: Iterable[Row], clock_skew: float) -> list[CallRe
         entry_of(row).call
         for row in rows
         if row["id"] != entry.id
+        and row["base_url"] in {base_url, None}
         and (row["state"] in {State.CLAIMED, State.UNCLEAR} or (row["ended_at"] or 0.0) >= since)
     ]
 
@@ -224,7 +230,9 @@ class Journal(_JournalBase):
         _check(entry_id, call)
         before = None
         if balance_first:
-            before = client.reading(call.record.end_user_id, timeout=call.timeout)
+            before = client.reading(
+                call.record.end_user_id, timeout=call.timeout, extra_headers=call.extra_headers
+            )
         row, code = self._row(client, entry_id, call, before), None
         try:
             found = self._store.claim(row).result()
@@ -264,7 +272,7 @@ class Journal(_JournalBase):
         rows = self._store.of_user(str(entry.call.end_user_id)).result()
         return client.check(
             entry.call,
-            known=_others(entry, rows, clock_skew),
+            known=_others(entry, rows, client.protocol.base_url, clock_skew),
             clock_skew=clock_skew,
             lists_empty_cycles=lists_empty_cycles,
             timeout=timeout,
@@ -309,7 +317,9 @@ class AsyncJournal(_JournalBase):
         _check(entry_id, call)
         before = None
         if balance_first:
-            before = await client.reading(call.record.end_user_id, timeout=call.timeout)
+            before = await client.reading(
+                call.record.end_user_id, timeout=call.timeout, extra_headers=call.extra_headers
+            )
         row, code = self._row(client, entry_id, call, before), None
         try:
             found = await wait_for(self._store.claim(row))
@@ -347,7 +357,7 @@ class AsyncJournal(_JournalBase):
         rows = await wait_for(self._store.of_user(str(entry.call.end_user_id)))
         return await client.check(
             entry.call,
-            known=_others(entry, rows, clock_skew),
+            known=_others(entry, rows, client.protocol.base_url, clock_skew),
             clock_skew=clock_skew,
             lists_empty_cycles=lists_empty_cycles,
             timeout=timeout,

@@ -5,11 +5,11 @@ here.
 """
 
 import time
-from concurrent.futures import Future
 from typing import Any, Final, LiteralString
 
 from ._entries import Row, check_same_call
 from ._states import RULES, Change, State, is_settled, state_after
+from .future import Future
 from .postgres import IS_ALIVE, Connection, Postgres, Schema, rows
 from .schema import STATEMENTS, TABLE
 

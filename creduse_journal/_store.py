@@ -5,13 +5,13 @@ The file and its thread (`database`), and what changes mean (`_states`), do not 
 
 import sqlite3
 import time
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
 from ._entries import COLUMNS, Row, check_same_call
 from ._states import Change, State, state_after
 from .database import Database, Schema
+from .future import Future
 
 _SCHEMA: Final = Schema(
     0x43524A31,

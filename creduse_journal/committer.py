@@ -11,11 +11,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from ._entries import JournalError
+from .future import Future
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -171,19 +171,23 @@ def fail(batch: Batch[C], error: JournalError) -> None:
 
 async def wait_for(future: Future[T]) -> T:
     """Wait for a future of the thread, on asyncio or trio."""
+    wake: Callable[[], object]
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():
-        token, done = trio.lowlevel.current_trio_token(), trio.Event()
-
-        def wake(_: object) -> None:
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(done.set)
-
-        future.add_done_callback(wake)
-        await done.wait()
+        done: Any = trio.Event()
+        wake = partial(trio.lowlevel.current_trio_token().run_sync_soon, done.set)
     else:
         import asyncio  # noqa: PLC0415 - only where it is running
 
-        # If the caller is cancelled, the operation goes on.
-        await asyncio.shield(asyncio.wrap_future(future))
+        done = asyncio.Event()
+        wake = partial(asyncio.get_running_loop().call_soon_threadsafe, done.set)
+
+    def tell(_: object) -> None:
+        # A `RuntimeError`: the caller was cancelled, and its event loop has ended.
+        with contextlib.suppress(RuntimeError):
+            wake()
+
+    # If the caller is cancelled, the operation goes on.
+    future.add_done_callback(tell)
+    await done.wait()
     return future.result()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ._entries import InUseError, JournalError
-from ._files import make_private, prepare
+from ._files import make_private, place_of, prepare
 from .committer import Batch, Committer, carry_out, fail
 
 _PATIENCE: Final = 10.0
@@ -41,6 +41,7 @@ class Database(Committer[sqlite3.Connection]):
         Raises:
             JournalError: The file is in use, is not such a file, or cannot be opened.
         """
+        path = place_of(path)
         prepare(path)
         connections = contextlib.ExitStack()
         try:
@@ -89,6 +90,7 @@ def _lock_of(path: Path) -> Path:
 
 def is_in_use(path: Path) -> bool:
     """Return whether a process owns the file now."""
+    path = place_of(path)
     if not _lock_of(path).exists():
         return False
     with contextlib.ExitStack() as connections:
@@ -128,6 +130,8 @@ class _Writer:
         self, path: Path, database: sqlite3.Connection, connections: contextlib.ExitStack
     ) -> None:
         self._path = path
+        self._log = path.with_name(f"{path.name}-wal")
+        self._log_number = self._log.stat().st_ino
         self._database = database
         self._broken: JournalError | None = None
         self.close = connections.close
@@ -142,7 +146,8 @@ class _Writer:
                 self._database.execute("BEGIN IMMEDIATE")
                 ends = carry_out(self._database, batch, sqlite3.Error)
                 self._database.execute("COMMIT")
-            except sqlite3.Error as error:
+                self._check_log()
+            except (sqlite3.Error, OSError) as error:
                 with contextlib.suppress(sqlite3.Error):
                     self._database.execute("ROLLBACK")
                 self._broken = failure(self._path, error)
@@ -152,12 +157,29 @@ class _Writer:
                 return
         fail(batch, self._broken)
 
+    def _check_log(self) -> None:
+        """Raise if the file's log has been removed: what is written to it is lost with the process.
 
-def failure(path: Path, error: sqlite3.Error) -> JournalError:
-    """Return what an error of SQLite means."""
+        To close any descriptor of the file, as a copy of it does, gives up this process's locks on
+        it (POSIX). The next program that has read the file then takes itself for the last one, and
+        removes the log.
+        """
+        if self._log.stat().st_ino != self._log_number:
+            raise FileNotFoundError
+
+
+def failure(path: Path, error: sqlite3.Error | OSError) -> JournalError:
+    """Return what an error of SQLite means, or of a log that is gone."""
+    if isinstance(error, OSError):
+        return JournalError(
+            f"{path}: another program has removed its log (-wal), so the journal does not keep what is "
+            "written now: end this process, and do not open or copy the file in a process that uses it"
+        )
     code = getattr(error, "sqlite_errorname", "")
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return InUseError(f"{path} is in use: another process, or another Journal, has it open")
+    if path.is_dir():
+        return JournalError(f"{path} is a directory")
     if code == "SQLITE_NOTADB":
         return JournalError(f"{path} is not a journal")
     if code == "SQLITE_FULL":

@@ -89,6 +89,7 @@ class TrioTransport:
         self._default_connect: Connect = (
             _open_loopback if protocol.plain_loopback and not found else trio.open_tcp_stream
         )
+        self.proxy = found
         self._proxy = None if found is None else HttpProxy(found, ssl_context)
         # Without a tunnel, the proxy gets the whole URL (RFC 9112, 3.2.2), and its own credentials.
         self._sends_url = self._proxy is not None and not secure
@@ -136,7 +137,6 @@ class TrioTransport:
             transient=transient,
             timed_out=timed_out,
             response=progress.response(),
-            via=None if self._proxy is None else self._proxy.shown,
         )
 
     async def _attempt(self, send: Send, scope: trio.CancelScope, progress: Progress) -> Response:

@@ -46,8 +46,6 @@ class HttpProxy:
             raise ValueError(
                 f"the proxy must be an http or https URL, not {scheme}; for SOCKS, pass connect="
             )
-        self.shown = proxy.shown
-        """Its URL without user name and password."""
         parts = urlsplit(proxy.shown)
         self.address = (parts.hostname or "", parts.port or _PORTS[scheme])
         self._login = _login_of(proxy.url)

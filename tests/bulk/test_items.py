@@ -637,7 +637,7 @@ def make_broken(path: Path) -> None:
     ("make", "message"),
     [
         (make_text, "is not a journal"),
-        (Path.mkdir, "cannot be used: unable to open database file"),
+        (Path.mkdir, "is a directory"),
         (make_database, "cannot be a journal: another program made it"),
         (make_journal, "cannot be a journal: another program made it"),
         (make_broken, "cannot be used: database disk image is malformed"),

@@ -589,7 +589,6 @@ def raising(cause: Exception) -> Callable[[], None]:
     "event",
     [
         Failure(Delivery.MAYBE_SENT, OSError(f"with {KEY}"), transient=False),
-        Failure(Delivery.NOT_SENT, OSError("odd"), transient=False, via=f"http://{KEY}:1"),
         Failure(
             Delivery.MAYBE_SENT,
             OSError("cut"),
@@ -601,7 +600,7 @@ def raising(cause: Exception) -> Callable[[], None]:
         raising(ValueError(f"with {KEY}")),
         KEY,
     ],
-    ids=["cause", "proxy", "head", "raised", "frame", "both", "nonsense"],
+    ids=["cause", "head", "raised", "frame", "both", "nonsense"],
 )
 def test_frames_of_a_failure(play: Play, event: object) -> None:
     """No frame shows a key that a transport reports or raises."""

@@ -42,6 +42,24 @@ def test_transports_of_a_client(library: ModuleType) -> None:
         assert _httpcore.direct_transport(http_client, secure) is own
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://user:password@proxy.example:3128", "http://proxy.example:3128"),
+        ("https://proxy.example", "https://proxy.example"),
+        ("socks5://user:password@[::1]:1080", "socks5://[::1]:1080"),
+    ],
+)
+def test_proxy_is_seen(library: ModuleType, url: str, shown: str) -> None:
+    """The proxy of a transport is found, without its password."""
+    with library.HTTPTransport(proxy=url) as proxied, library.HTTPTransport() as direct:
+        found = _httpcore.proxy_of(proxied)
+        assert found is not None
+        assert (found.shown, found.secrets) == (shown, ())
+        assert _httpcore.proxy_of(direct) is None
+    assert _httpcore.proxy_of(library.MockTransport(print)) is None
+
+
 def test_direct_transport_falls_back() -> None:
     """Without the private name, the client's transport for the URL is used."""
     http_client = SimpleNamespace(_transport_for_url="for {}".format)

@@ -472,7 +472,7 @@ def test_deadlock(postgres_url: str) -> None:
             database_of(other).submit(change("b", "a")),
         ]
         for future in futures:
-            future.result(60)
+            future.result()
         assert len(tries) == 3
         assert one._store.of_user(str(USER)).result()[0]["note"] == "xx"  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
