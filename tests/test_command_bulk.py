@@ -584,7 +584,7 @@ def journal_where_nobody_can_write(_: Path) -> list[str]:
 
 
 UNUSABLE: dict[str, tuple[Callable[[Path], list[str]], str]] = {
-    "directory": (journal_in_the_way, "creduse: d cannot be used: unable to open database file"),
+    "directory": (journal_in_the_way, "creduse: d is a directory"),
     "unwritable": (journal_where_nobody_can_write, "creduse: /proc/j cannot be opened: "),
 }
 

@@ -274,7 +274,7 @@ def make_text(path: Path) -> None:
     ("make", "message"),
     [
         (make_text, "is not a journal"),
-        (Path.mkdir, "cannot be used: unable to open database file"),
+        (Path.mkdir, "is a directory"),
         (make_database, "cannot be a journal: another program made it"),
     ],
 )
