@@ -19,7 +19,7 @@ from .call import Call, Done, Send, State, Wait
 from .error_texts import DRAINED
 from .errors import CreduseError, LocalProtocolError, UserDoesNotExistError
 from .evidence import CLOCK_SKEW, Evidence, check_can_be_weighed, settled, unreadable, weigh
-from .foreign import ForeignError, forget_frames, is_foreign
+from .foreign import ForeignError, forget_frames, is_foreign, is_from_signal_handler
 from .messages import Delivery, Failure, Proxy, Response
 from .models import (
     ActiveBalance,
@@ -302,7 +302,7 @@ class _ClientBase:
         lists_empty_cycles: object,
     ) -> tuple[CallRecord, tuple[CallRecord, ...]]:
         """Return the records of a call to check and of other calls, or raise."""
-        record = _record_of("call", call)
+        record = _known_record("call", call)
         if isinstance(call, Call):
             self._check_service(call)
         if record.outcome is Outcome.UNKNOWN:
@@ -316,7 +316,7 @@ class _ClientBase:
                 "known must be a list of Calls, or of errors that a client has raised, such as "
                 f"[other], not {type(known).__name__}"
             ) from None
-        return record, tuple(_known_record(other) for other in others if other is not call)
+        return record, tuple(_known_record("known", other) for other in others if other is not call)
 
     # Other people's code. It must not change the result of a call, whose credits may have moved.
 
@@ -362,9 +362,17 @@ class _ClientBase:
         )
 
     def _complain(self, what: str, error: Exception) -> None:
-        """Log an exception, unless logging raises."""
-        with suppress(Exception):
+        """Log an exception of other people's code, unless logging raises.
+
+        If a signal handler raised it, which the code has nothing to do with, raise it instead.
+        """
+        if is_from_signal_handler(error):
+            raise error
+        try:
             self._logger.error(what, exc_info=error)
+        except Exception as other:
+            if is_from_signal_handler(other):
+                raise
 
 
 def _limit_of(received: Response | Failure) -> tuple[int | None, float | None]:
@@ -392,13 +400,12 @@ def _record_of(name: str, call: object) -> CallRecord:
     )
 
 
-def _known_record(call: object) -> CallRecord:
-    it = _record_of("known", call)
+def _known_record(name: str, call: object) -> CallRecord:
+    it = _record_of(name, call)
     if isinstance(call, Call) and call.state.live:
-        # It can be applied before the balance is read.
-        return CallRecord(
-            it.method, it.end_user_id, it.amount, it.validity_days, Outcome.UNKNOWN, it.began_at
-        )
+        # It can be applied before or after the balance is read.
+        what = it.method, it.end_user_id, it.amount, it.validity_days
+        return CallRecord(*what, Outcome.UNKNOWN, it.began_at, it.before)
     return it
 
 

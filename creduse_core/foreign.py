@@ -43,6 +43,29 @@ def is_foreign(error: BaseException, libraries: Container[str]) -> bool:
     return raised_in is not None and raised_in not in libraries
 
 
+def is_from_signal_handler(error: BaseException) -> bool:
+    """Return whether a signal handler raised ``error``, in whatever code the signal arrived."""
+    # Imported here, since only an exception of other people's code needs it.
+    from signal import getsignal, valid_signals  # noqa: PLC0415
+
+    codes = {_code_of(getsignal(number)) for number in valid_signals()} - {None}
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in codes:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _code_of(handler: object) -> object:
+    """Return the code of a function, a method, a partial or a callable object, or ``None``."""
+    handler = getattr(handler, "func", handler)
+    for it in (handler, getattr(type(handler), "__call__", None)):  # noqa: B004 - it may be callable
+        if (code := getattr(it, "__code__", None)) is not None:
+            return code
+    return None
+
+
 def exception_chain(error: BaseException, *, contexts: bool = True) -> list[BaseException]:
     """Return an exception, its causes and contexts, and the members of groups among them.
 

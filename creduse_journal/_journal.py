@@ -50,6 +50,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class _Claim:
+    """A claim whose end is still to be written. If it never is, the entry becomes unclear.
+
+    A signal handler can raise before a caller has written the end.
+    """
+
+    def __init__(self, store: "Store | PostgresStore", row: Row) -> None:
+        self._store = store
+        self.row = row
+        self.has_ended = False
+
+    def __del__(self) -> None:
+        if not self.has_ended:
+            self.end(Change.DOUBT)
+
+    def end(self, change: Change, **columns: Any) -> None:
+        """Write the end. It is not awaited: without it, the entry is unclear, which is true.
+
+        If the claim did not succeed, nothing is written. If the call was cancelled while it was
+        claimed, its end still comes after its claim.
+        """
+        it = dict.fromkeys(("event", "status", "error_code", "body")) | columns
+        with suppress(JournalError):
+            self._store.end(self.row["id"], change, self.row["claim"], ended_at=time.time(), **it)
+        self.has_ended = True
+
+
 class _JournalBase:
     """What both journals share: everything but waiting."""
 
@@ -60,39 +87,33 @@ class _JournalBase:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name}>"
 
-    def _row(
+    def _claim(
         self,
         client: CoreClient | AsyncCoreClient,
         entry_id: str,
         call: Call[Any],
         before: BalanceReading | None,
-    ) -> Row:
-        """Return the row of a new claim."""
+    ) -> _Claim:
+        """Return a new claim."""
         row = row_of_call(call.record, datetime.now(UTC), before)
         base_url = client.protocol.base_url
-        return row | {"id": entry_id, "claim": uuid4().hex, "base_url": base_url}
+        row |= {"id": entry_id, "claim": uuid4().hex, "base_url": base_url}
+        return _Claim(self._store, row)
 
-    def _end(
-        self, client: CoreClient | AsyncCoreClient, row: Row, call: Call[Any], code: str | None
-    ) -> None:
-        """Write how a call ended. It is not awaited: without it, the entry is unclear, which is true.
 
-        If the claim did not succeed, nothing is written. If the call was cancelled while it was
-        claimed, its end still comes after its claim.
-        """
-        attempts, response = call.attempts, call.response
-        key = client.protocol.api_key
-        with suppress(JournalError):
-            self._store.end(
-                row["id"],
-                change_of(call),
-                row["claim"],
-                event=attempts[-1].event if attempts else None,
-                status=None if response is None else response.status,
-                error_code=code,
-                body=None if response is None else body_without_key(key, response.body),
-                ended_at=time.time(),
-            )
+def _end(
+    client: CoreClient | AsyncCoreClient, claim: _Claim, call: Call[Any], code: str | None
+) -> None:
+    """Write how a call ended."""
+    attempts, response = call.attempts, call.response
+    key = client.protocol.api_key
+    claim.end(
+        change_of(call),
+        event=attempts[-1].event if attempts else None,
+        status=None if response is None else response.status,
+        error_code=code,
+        body=None if response is None else body_without_key(key, response.body),
+    )
 
 
 def _open(path: str | PathLike[str]) -> "Store | PostgresStore":
@@ -233,17 +254,17 @@ class Journal(_JournalBase):
             before = client.reading(
                 call.record.end_user_id, timeout=call.timeout, extra_headers=call.extra_headers
             )
-        row, code = self._row(client, entry_id, call, before), None
+        claim, code = self._claim(client, entry_id, call, before), None
         try:
-            found = self._store.claim(row).result()
+            found = self._store.claim(claim.row).result()
             if found["state"] == State.FREE:
-                _check_age(row)
+                _check_age(claim.row)
                 return client.run(call)
         except APIError as error:
             code = error.error_code
             raise
         finally:
-            self._end(client, row, call, code)
+            _end(client, claim, call, code)
         return _known_end(found, call)
 
     def get(self, entry_id: str) -> Entry | None:
@@ -320,17 +341,17 @@ class AsyncJournal(_JournalBase):
             before = await client.reading(
                 call.record.end_user_id, timeout=call.timeout, extra_headers=call.extra_headers
             )
-        row, code = self._row(client, entry_id, call, before), None
+        claim, code = self._claim(client, entry_id, call, before), None
         try:
-            found = await wait_for(self._store.claim(row))
+            found = await wait_for(self._store.claim(claim.row))
             if found["state"] == State.FREE:
-                _check_age(row)
+                _check_age(claim.row)
                 return await client.run(call)
         except APIError as error:
             code = error.error_code
             raise
         finally:
-            self._end(client, row, call, code)
+            _end(client, claim, call, code)
         return _known_end(found, call)
 
     async def get(self, entry_id: str) -> Entry | None:

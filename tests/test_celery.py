@@ -130,7 +130,9 @@ def test_results(worker: Worker, pool: str) -> None:
 
 def test_soft_time_limit(worker: Worker) -> None:
     """The soft time limit interrupts a call, and ``on_call`` reports it."""
-    worker.start("--pool", "prefork", "--soft-time-limit", "2")
+    worker.start(
+        "--pool", "prefork", "--soft-time-limit", "8"
+    )  # a slow machine must send within it
     worker.server.inject(FAULTS["apply-then-hang"])
     asking = worker.ask()
     line = f"unclear: subtract({worker.user}, 5): SoftTimeLimitExceeded"

@@ -250,7 +250,7 @@ def test_hypercorn_waits(app: App) -> None:
 
 def test_sync_worker_times_out(app: App) -> None:
     """Gunicorn aborts a sync worker at its ``timeout``, and ``on_call`` reports the call."""
-    app.start("gunicorn-sync", "--timeout", "2")
+    app.start("gunicorn-sync", "--timeout", "8")  # a slow machine must send within it
     app.server.inject(FAULTS["apply-then-hang"])
     app.request()
     wait_until(lambda: "WORKER TIMEOUT" in app.said())

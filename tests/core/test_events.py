@@ -35,6 +35,7 @@ from creduse_core import (
     TransportError,
     UserDoesNotExistError,
     Wait,
+    may_ask_proxy_again,
 )
 from creduse_core.retry import event_of_failure, event_of_status, may_retry
 from tests.common import USER_ID
@@ -353,3 +354,9 @@ def test_key_in_use(status: int) -> None:
     call.wake(2.0)
     call.receive_response(response(200, end_user_id=USER_ID, amount=7), 3.0)
     assert call.outcome is APPLIED
+
+
+@pytest.mark.parametrize("status", sorted(ALL))
+def test_proxy_that_refuses(status: int) -> None:
+    """A proxy's refusal says of a retry what the same status of the service says."""
+    assert may_ask_proxy_again(status) is (ROWS[row_of_status(status, None)][2] is YES)

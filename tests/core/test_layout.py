@@ -37,6 +37,7 @@ HEAVY = [
 IMPURE = {
     "os": {"environment", "tls"},
     "random": {"client"},
+    "signal": {"foreign"},
     "urllib.request": {"environment"},
     "logging": {"client"},
     "ssl": {"tls"},

@@ -66,6 +66,8 @@ def test_proxy(
         "http://user:hunter2@[::1",
         "user:hunter2#@p.example",
         "http://user:hunter2@",
+        " http://user:hunter2@p.example",
+        "http://user:hunter2@p.example\n",
     ],
 )
 def test_malformed_proxy(proxies: Callable[..., None], url: str) -> None:

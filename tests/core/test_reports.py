@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import nullcontext
 from fractions import Fraction
@@ -380,3 +381,72 @@ def test_program_stopped_in_the_jitter(play: Play) -> None:
         player.do("run", call)
     assert call.outcome is Outcome.UNKNOWN
     assert [attempt.event for attempt in call.attempts] == ["abandoned"]
+
+
+class TimeLimitError(Exception):
+    """What a task runner's signal handler raises."""
+
+
+class Limit:
+    """Signal handlers of all kinds."""
+
+    def method(self, number: int, frame: object) -> None:
+        raise TimeLimitError(number, frame)
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.method(number, frame)
+
+
+def limit(number: int, frame: object) -> None:
+    raise TimeLimitError(number, frame)
+
+
+def interrupt(*_: object) -> float:
+    """Get a signal, as any line of any code can."""
+    signal.raise_signal(signal.SIGUSR1)
+    return 1.0
+
+
+def fail(attempt: Attempt) -> None:
+    raise LookupError(attempt)
+
+
+class Interrupted(logging.Handler):
+    """A handler of logs in which a signal arrives."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        interrupt(record)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [limit, Limit().method, Limit(), partial(limit)],
+    ids=["function", "method", "object", "partial"],
+)
+@pytest.mark.parametrize("where", ["jitter", "on_attempt", "on_call", "log", "log of a fault"])
+def test_signal_in_other_code(
+    play: Play, caplog: pytest.LogCaptureFixture, handler: Any, where: str
+) -> None:
+    """What a signal handler raises leaves the call, even if the signal arrives in a listener.
+
+    It has nothing to do with the listener, and a task runner's limit must end its task.
+    """
+    before = signal.signal(signal.SIGUSR1, handler)
+    logger = logging.getLogger("creduse")
+    logs = Interrupted(logging.ERROR if where == "log of a fault" else logging.DEBUG)
+    options: dict[str, Any] = {where: interrupt} if "log" not in where else {}
+    if where == "log of a fault":
+        options = {"on_attempt": fail}
+    if "log" in where:
+        logger.addHandler(logs)
+    try:
+        player = play(Response(429, (), b""), GOOD, **options)
+        call = player.protocol.subtract(USER_ID, 7)
+        with caplog.at_level(logging.DEBUG, "creduse"), pytest.raises(TimeLimitError):
+            player.do("run", call)
+    finally:
+        logger.removeHandler(logs)
+        signal.signal(signal.SIGUSR1, before)
+    assert not call.state.live
+    assert len(player.script.sent) == (2 if where == "on_call" else 1)
+    assert call.outcome is (Outcome.UNKNOWN if where == "jitter" else call.outcome)

@@ -6,6 +6,7 @@ import random
 import resource
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ import pytest
 
 from creduse import CreduseClient, CreduseError
 from creduse_core import Request
-from creduse_journal import Journal, JournalError, State, UnclearError
+from creduse_journal import InUseError, Journal, JournalError, State, UnclearError
 from creduse_journal import _files as files
 from creduse_sandbox import FAULTS, SandboxServer
 from tests.common import KEY, USER
@@ -397,3 +398,52 @@ def test_call_fails_while_unclear(tmp_path: Path) -> None:
         server.inject(FAULTS["503"], when=closing(journal))
         with pytest.raises(CreduseError, match="503"):
             journal.run(client, "job", client.protocol.add(USER, 5))
+
+
+def read_elsewhere(path: Path) -> None:
+    """Let another program read the file and close it, as a backup or a person does."""
+    code = (
+        "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT * FROM entries').close()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+
+
+def test_log_removed(tmp_path: Path) -> None:
+    """If another program removes the log, nothing more is sent.
+
+    A copy of the file gives up this process's locks. What it claims after that would be lost with it.
+    """
+    path = tmp_path / "journal"
+    with (
+        SandboxServer() as server,
+        CreduseClient(KEY, base_url=server.base_url) as client,
+        Journal(path) as journal,
+    ):
+        journal.run(client, "first", client.protocol.add(USER, 1))
+        read_elsewhere(path)
+        journal.run(client, "second", client.protocol.add(USER, 2))
+        path.read_bytes()
+        read_elsewhere(path)
+        for entry_id in ("third", "fourth"):
+            with pytest.raises(JournalError, match=r"another program has removed its log \(-wal\)"):
+                journal.run(client, entry_id, client.protocol.add(USER, 3))
+        assert amounts(server) == {1: 1, 2: 1}
+    with Journal(path) as journal:
+        for entry_id in ("first", "second"):
+            entry = journal.get(entry_id)
+            assert entry is not None
+            assert entry.state is State.APPLIED
+        assert journal.get("fourth") is None
+
+
+def test_link(tmp_path: Path) -> None:
+    """A journal has one lock and one log, by whatever link it is opened; a dangling link makes it private."""
+    path, link, hard = (tmp_path / name for name in ("journal", "link", "hard"))
+    link.symlink_to(path)
+    with Journal(link):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with pytest.raises(InUseError):
+            Journal(path)
+    hard.hardlink_to(path)
+    with pytest.raises(JournalError, match="has several names"):
+        Journal(path)

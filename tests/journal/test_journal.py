@@ -1,6 +1,7 @@
 """Journals over every client: what is sent, what is kept, and what is known afterwards."""
 
 import asyncio
+import gc
 import json
 import os
 import pickle
@@ -385,6 +386,41 @@ def test_another_service(server: SandboxServer, place: str) -> None:
                     with pytest.raises(ValueError, match=f"5 credits, at {server.base_url}$"):
                         journal.run(client, "job", protocol.add(USER, 5))
         assert (writes(server), writes(other)) == (1, 0)
+
+
+def test_check_with_another_service(server: SandboxServer, place: str) -> None:
+    """A call to another service is no evidence about one to this service."""
+    keep_from_end_of_day()
+    with SandboxServer() as other, Journal(place) as journal:
+        protocols = [CreduseProtocol(KEY, it.base_url) for it in (server, other)]
+        for it in (server, other):
+            it.direct.add(USER, 100)
+        lose(server, "apply-then-reset")
+        for number, protocol in enumerate(protocols):
+            with suppress(CreduseError), CoreClient(protocol, example("urllib")()) as client:
+                call = protocol.subtract(USER, 10)
+                journal.run(client, f"job-{number}", call, balance_first=True)
+        with CoreClient(protocols[0], example("urllib")()) as client:
+            assert journal.check(client, "job-0").verdict is Verdict.APPLIED
+
+
+def test_end_that_is_not_written(
+    server: SandboxServer, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a signal handler raises before the end of a call is written, the entry is unclear."""
+
+    def interrupted(*_: object) -> None:
+        raise TimeoutError("a task runner's limit")
+
+    protocol = CreduseProtocol(KEY, server.base_url)
+    with Journal(place) as journal, CoreClient(protocol, example("urllib")()) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr("creduse_journal._journal._end", interrupted)
+            with pytest.raises(TimeoutError):
+                journal.run(client, "job", protocol.add(USER, 5))
+        gc.collect()
+        assert [entry.id for entry in journal.unclear()] == ["job"]
+        journal.settle("job", applied=True, note="the server's record")
 
 
 def test_aclose_after_a_fork(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,14 +213,15 @@ def test_late_end_of_an_earlier_claim(
 ) -> None:
     """A late end changes nothing if somebody has claimed the entry since."""
     name = f"late-{uuid4()}"
+    claims: list[Any] = []
     with Journal(named(postgres_url, name)) as late, Journal(postgres_url) as other:
 
         def claim_again() -> None:
             terminate(postgres_url, name)
             other.settle("job", applied=False, note="a mistake")
             call = client.protocol.add(USER, 5)
-            row = other._row(client, "job", call, None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as run does
-            other._store.claim(row).result()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            claims.append(other._claim(client, "job", call, None))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # as run does
+            other._store.claim(claims[0].row).result()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
         when_sent(server, claim_again)
         late.run(client, "job", client.protocol.add(USER, 5))

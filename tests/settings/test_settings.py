@@ -263,6 +263,9 @@ def test_no_proxy_to_this_machine(
         ),
         ({"proxy": ""}, ValueError, "proxy must be a URL such as http://proxy.example:3128; "),
         ({"proxy": "http://user:p@ss/x@h"}, ValueError, "proxy must be a URL such as "),
+        ({"proxy": " http://user:p@ss@h"}, ValueError, "proxy must be a URL such as "),
+        ({"proxy": "http://user:p@ss@h\n"}, ValueError, "proxy must be a URL such as "),
+        ({"proxy": "htp://p@ss@h"}, ValueError, "the proxy must be an http"),
         ({"ssl_context": "x"}, TypeError, "ssl_context must be an ssl.SSLContext, such as "),
         (
             {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},

@@ -36,7 +36,7 @@ GENERATION: Final = 5000
 GENERATIONS: Final = range(3, 11)
 BLOCK: Final = 1000
 """Calls after which the number of calls at a time changes."""
-FULL_POOLS: Final = 3
+FULL_POOLS: Final = 30
 """How often calls may try to use all connections of a client at the same time."""
 STALLED: Final = 120.0
 """Seconds in which no call ends, after which the run is aborted."""
@@ -206,7 +206,8 @@ class Run:
     def full_pools(self) -> Iterator[Block]:
         """Return calls that need all connections of a client at the same time.
 
-        A connection that an earlier fault broke can fail one of them, so there are three tries.
+        A connection that an earlier fault broke can fail one of them, and a busy machine does not
+        make so many handshakes in a second. So there are many tries.
         """
         met = 0
         for _ in range(FULL_POOLS):
