@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
+from weakref import ref
 
 from creduse_core import (
     APIError,
@@ -51,30 +52,12 @@ T = TypeVar("T")
 
 
 class _Claim:
-    """A claim whose end is still to be written. If it never is, the entry becomes unclear.
+    """A claim. It lives as long as the call that it is for."""
 
-    A signal handler can raise before a caller has written the end.
-    """
+    __slots__ = ("__weakref__", "row")
 
-    def __init__(self, store: "Store | PostgresStore", row: Row) -> None:
-        self._store = store
+    def __init__(self, row: Row) -> None:
         self.row = row
-        self.has_ended = False
-
-    def __del__(self) -> None:
-        if not self.has_ended:
-            self.end(Change.DOUBT)
-
-    def end(self, change: Change, **columns: Any) -> None:
-        """Write the end. It is not awaited: without it, the entry is unclear, which is true.
-
-        If the claim did not succeed, nothing is written. If the call was cancelled while it was
-        claimed, its end still comes after its claim.
-        """
-        it = dict.fromkeys(("event", "status", "error_code", "body")) | columns
-        with suppress(JournalError):
-            self._store.end(self.row["id"], change, self.row["claim"], ended_at=time.time(), **it)
-        self.has_ended = True
 
 
 class _JournalBase:
@@ -83,6 +66,8 @@ class _JournalBase:
     def __init__(self, path: str | PathLike[str]) -> None:
         self._name = without_password(str(path))
         self._store = _open(path)
+        self._claims: dict[str, tuple[str, ref[_Claim]]] = {}
+        """Claims whose ends are not written yet, with the ids of their entries."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name}>"
@@ -98,22 +83,45 @@ class _JournalBase:
         row = row_of_call(call.record, datetime.now(UTC), before)
         base_url = client.protocol.base_url
         row |= {"id": entry_id, "claim": uuid4().hex, "base_url": base_url}
-        return _Claim(self._store, row)
+        claim = _Claim(row)
+        self._claims[row["claim"]] = entry_id, ref(claim)
+        return claim
 
+    def _end(
+        self, client: CoreClient | AsyncCoreClient, claim: _Claim, call: Call[Any], code: str | None
+    ) -> None:
+        """Write how a call ended."""
+        attempts, response = call.attempts, call.response
+        key = client.protocol.api_key
+        self._write_end(
+            claim.row["id"],
+            claim.row["claim"],
+            change_of(call),
+            event=attempts[-1].event if attempts else None,
+            status=None if response is None else response.status,
+            error_code=code,
+            body=None if response is None else body_without_key(key, response.body),
+        )
 
-def _end(
-    client: CoreClient | AsyncCoreClient, claim: _Claim, call: Call[Any], code: str | None
-) -> None:
-    """Write how a call ended."""
-    attempts, response = call.attempts, call.response
-    key = client.protocol.api_key
-    claim.end(
-        change_of(call),
-        event=attempts[-1].event if attempts else None,
-        status=None if response is None else response.status,
-        error_code=code,
-        body=None if response is None else body_without_key(key, response.body),
-    )
+    def _write_end(self, entry_id: str, claim: str, change: Change, **columns: Any) -> None:
+        """Write an end. It is not awaited: without it, the entry is unclear, which is true.
+
+        If the claim did not succeed, nothing is written. If the call was cancelled while it was
+        claimed, its end still comes after its claim.
+        """
+        it = dict.fromkeys(("event", "status", "error_code", "body")) | columns
+        with suppress(JournalError):
+            self._store.end(entry_id, change, claim, ended_at=time.time(), **it)
+        self._claims.pop(claim, None)  # another thread can have done the same
+
+    def _doubt_lost(self) -> None:
+        """Make the entries of calls unclear that are gone without an end.
+
+        A signal handler can raise before the end is written.
+        """
+        for claim, (entry_id, alive) in self._claims.copy().items():
+            if alive() is None:
+                self._write_end(entry_id, claim, Change.DOUBT)
 
 
 def _open(path: str | PathLike[str]) -> "Store | PostgresStore":
@@ -264,16 +272,18 @@ class Journal(_JournalBase):
             code = error.error_code
             raise
         finally:
-            _end(client, claim, call, code)
+            self._end(client, claim, call, code)
         return _known_end(found, call)
 
     def get(self, entry_id: str) -> Entry | None:
         """Return an entry, or ``None`` if there is none."""
+        self._doubt_lost()
         row = self._store.get(entry_id).result()
         return None if row is None else entry_of(row)
 
     def unclear(self) -> list[Entry]:
         """Return all entries that are unclear, the oldest first."""
+        self._doubt_lost()
         return [entry_of(row) for row in self._store.unclear().result()]
 
     def check(
@@ -289,6 +299,7 @@ class Journal(_JournalBase):
 
         The journal's other calls for the same user are taken into account. Begin none meanwhile.
         """
+        self._doubt_lost()
         entry = _needed(self._store.get(entry_id).result(), entry_id, client)
         rows = self._store.of_user(str(entry.call.end_user_id)).result()
         return client.check(
@@ -305,6 +316,7 @@ class Journal(_JournalBase):
         A refused entry can be settled as not applied, too. Then the id can be sent again. ``note`` says
         who decides, and why. Another state raises `LocalProtocolError`, an unknown id ``KeyError``.
         """
+        self._doubt_lost()
         change, note = _settlement(applied=applied, note=note)
         return entry_of(self._store.settle(entry_id, change, note).result())
 
@@ -351,16 +363,18 @@ class AsyncJournal(_JournalBase):
             code = error.error_code
             raise
         finally:
-            _end(client, claim, call, code)
+            self._end(client, claim, call, code)
         return _known_end(found, call)
 
     async def get(self, entry_id: str) -> Entry | None:
         """Return an entry, or ``None`` if there is none."""
+        self._doubt_lost()
         row = await wait_for(self._store.get(entry_id))
         return None if row is None else entry_of(row)
 
     async def unclear(self) -> list[Entry]:
         """Return all entries that are unclear, the oldest first."""
+        self._doubt_lost()
         rows = await wait_for(self._store.unclear())
         return [entry_of(row) for row in rows]
 
@@ -374,6 +388,7 @@ class AsyncJournal(_JournalBase):
         timeout: float | None = None,
     ) -> Evidence:
         """Return what the balance proves about an unclear entry. See `Journal.check`."""
+        self._doubt_lost()
         entry = _needed(await wait_for(self._store.get(entry_id)), entry_id, client)
         rows = await wait_for(self._store.of_user(str(entry.call.end_user_id)))
         return await client.check(
@@ -386,6 +401,7 @@ class AsyncJournal(_JournalBase):
 
     async def settle(self, entry_id: str, *, applied: bool, note: str) -> Entry:
         """Decide that an unclear entry was applied, or was not. See `Journal.settle`."""
+        self._doubt_lost()
         change, note = _settlement(applied=applied, note=note)
         return entry_of(await wait_for(self._store.settle(entry_id, change, note)))
 

@@ -415,7 +415,7 @@ def test_end_that_is_not_written(
     protocol = CreduseProtocol(KEY, server.base_url)
     with Journal(place) as journal, CoreClient(protocol, example("urllib")()) as client:
         with monkeypatch.context() as patch:
-            patch.setattr("creduse_journal._journal._end", interrupted)
+            patch.setattr(journal, "_end", interrupted)
             with pytest.raises(TimeoutError):
                 journal.run(client, "job", protocol.add(USER, 5))
         gc.collect()
