@@ -142,7 +142,7 @@ class Proxy:
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
-        """What no error may show: the password, or a user name without one, such as a token."""
+        """Return what no error may show: a password, or a user name without one, such as a token."""
         from urllib.parse import unquote, urlsplit  # noqa: PLC0415 - only a client with a proxy needs it
 
         login = urlsplit(self.url.reveal()).netloc.rpartition("@")[0]

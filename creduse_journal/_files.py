@@ -54,7 +54,8 @@ def place_of(path: Path) -> Path:
     Raises:
         JournalError: The file has several names (hard links), each of which would have its own log.
     """
-    path = path.resolve()
+    if path.is_symlink():
+        path = path.resolve()
     if path.is_file() and path.stat().st_nlink > 1:
         raise JournalError(f"{path} has several names (hard links): remove all but one")
     return path
