@@ -5,6 +5,7 @@ the client retries, does not belong here.
 """
 
 import errno
+import re
 from typing import Final, NamedTuple, TypedDict
 
 from .decoding import Envelope, InvalidResult
@@ -240,12 +241,18 @@ def _contains_secret(error: BaseException, secrets: Secrets) -> bool:
 def _describe_response(response: Response, reading: InvalidResult, words: str | None) -> str:
     said = ": ".join(part for part in (reading.envelope.error_code, words) if part)
     if 400 <= response.status < 600:
-        return f"{response.status} {said}".strip()
+        return _after_status(response.status, said)
     if 200 <= response.status < 300:
         text = f"{response.status}, but the response {reading.problem}"
     else:
         text = f"{response.status} as the final response"
     return f"{text}: {said}" if said else text
+
+
+def _after_status(status: int, said: str) -> str:
+    """Return the status code and what was said, which can begin with it, as nginx's titles do."""
+    said = said.strip()
+    return said if re.match(rf"{status}\b", said) else f"{status} {said}".strip()
 
 
 def _describe_failure(failure: Failure, head: Response | None, words: str | None) -> str:
@@ -258,8 +265,7 @@ def _describe_failure(failure: Failure, head: Response | None, words: str | None
     if number in errno.errorcode and f"[Errno {number}]" not in said:
         why += f": {errno.errorcode[number]}"
     if head is not None:
-        begun = f"{head.status} {words}" if words else str(head.status)
-        why = f"{begun}, but the response was cut off ({why})"
+        why = f"{_after_status(head.status, words or '')}, but the response was cut off ({why})"
     return f"{_TIMED_OUT}: {why}" if failure.timed_out else why
 
 
