@@ -360,7 +360,7 @@ class AsyncCreduseClient(AsyncCoreClient):
       ``http://user:password@proxy.example:3128``. Default: that of ``HTTPS_PROXY`` and the like; none
       for calls to this machine, or with ``connect``.
     - ``extra_headers``: further header fields of each request, such as a gateway's token. The client's
-      own are rejected. Reprs hide the values.
+      own are rejected. Reprs hide the values. Errors hide those that are a `Secret`.
     - ``max_connections``: the most connections at a time. Further calls wait in the order in which
       they come.
     - ``idle_timeout``: seconds for which the client keeps an idle connection.
