@@ -517,10 +517,12 @@ class CoreClient(_ClientBase):
 
         Use it before a process ends, so that it kills no call. It waits at most ``timeout`` seconds.
         From its beginning, a new call raises a `TransportError` with NOT_APPLIED. After it, calls
-        that still run begin no further attempt. It closes nothing. The records are those of calls
-        that have ended as UNKNOWN since the drain began, or that are still in flight. Store them, and
-        ``check`` them with another client, after this process has ended. Within a call of its own, as
-        in ``on_attempt`` or a signal handler, it would wait for that call in vain.
+        that still run begin no further attempt. One that waits for a connection by then, or still
+        connects, can send its request later. It closes nothing. The records are those of writes that
+        have ended as UNKNOWN since the drain began, or that have an attempt in flight, connecting or
+        not. Store them, and ``check`` them with another client, after this process has ended. Within
+        a call of its own, as in ``on_attempt`` or a signal handler, it would wait for that call in
+        vain.
         """
         with SHORT_TRACEBACK:
             calls = self._begin_drain(timeout)
@@ -835,10 +837,12 @@ class AsyncCoreClient(_ClientBase):
 
         Use it before a process ends, so that it kills no call. It waits at most ``timeout`` seconds.
         From its beginning, a new call raises a `TransportError` with NOT_APPLIED. After it, calls
-        that still run begin no further attempt. It closes nothing. The records are those of calls
-        that have ended as UNKNOWN since the drain began, or that are still in flight. Store them, and
-        ``check`` them with another client, after this process has ended. Within a call of its own, as
-        in ``on_attempt`` or a signal handler, it would wait for that call in vain.
+        that still run begin no further attempt. One that waits for a connection by then, or still
+        connects, can send its request later. It closes nothing. The records are those of writes that
+        have ended as UNKNOWN since the drain began, or that have an attempt in flight, connecting or
+        not. Store them, and ``check`` them with another client, after this process has ended. Within
+        a call of its own, as in ``on_attempt`` or a signal handler, it would wait for that call in
+        vain.
         """
         with SHORT_TRACEBACK:
             calls = self._begin_drain(timeout)
