@@ -20,7 +20,7 @@ from .error_texts import DRAINED
 from .errors import CreduseError, LocalProtocolError, UserDoesNotExistError
 from .evidence import CLOCK_SKEW, Evidence, check_can_be_weighed, settled, unreadable, weigh
 from .foreign import ForeignError, forget_frames, is_foreign
-from .messages import Delivery, Failure, Proxy, Response
+from .messages import Delivery, Failure, Proxy, RefusalError, Response
 from .models import (
     ActiveBalance,
     Attempt,
@@ -267,9 +267,9 @@ class _ClientBase:
             return None
         calls = self._draining
         if calls is not None and (self._is_drained or id(call) not in calls):
-            why = RuntimeError(DRAINED)
+            why = RefusalError(DRAINED)
         elif environment.blocked is not None and not self._protocol.loopback:
-            why = RuntimeError(environment.blocked)
+            why = RefusalError(environment.blocked)
             # The app under test can catch the call's error. pytest shows the log of a test that fails.
             self._complain("a call was blocked", why)
         else:

@@ -19,7 +19,7 @@ from .errors import (
     TransportError,
 )
 from .foreign import exception_chain
-from .messages import Delivery, Failure, Request, Response
+from .messages import Delivery, Failure, RefusalError, Request, Response
 from .models import Attempt, CallRecord, Outcome
 from .records import dataclass
 from .retry import EVENTS, Event, Kind, event_of_failure, event_of_response, retry_after
@@ -260,7 +260,8 @@ def _describe_failure(failure: Failure, head: Response | None, words: str | None
     said = next((text for text in map(_text_of, exception_chain(failure.cause)) if text), "")
     if failure.timed_out and said.startswith(_SAY_NOTHING):
         said = ""
-    why = f"{type(failure.cause).__name__}: {said}".removesuffix(": ")
+    name = "" if isinstance(failure.cause, RefusalError) else f"{type(failure.cause).__name__}: "
+    why = f"{name}{said}".removesuffix(": ")
     number = _errno_of(failure.cause, contexts=said.startswith(_ALL_FAILED))
     if number in errno.errorcode and f"[Errno {number}]" not in said:
         why += f": {errno.errorcode[number]}"
