@@ -490,7 +490,7 @@ class AsyncCreduseClient(AsyncCoreClient):
       ``http://user:password@proxy.example:3128``. Default: that of ``HTTPS_PROXY`` and the like; none
       for calls to this machine.
     - ``extra_headers``: further header fields of each request, such as a gateway's token. The client's
-      own are rejected. Reprs hide the values.
+      own are rejected. Reprs hide the values. Errors hide those that are a `Secret`.
 
     A wrong argument raises ``TypeError`` or ``ValueError``, here and in each method, before
     anything is sent. A call that fails raises a `CreduseError`, whose ``outcome`` says whether

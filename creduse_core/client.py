@@ -20,7 +20,7 @@ from .error_texts import DRAINED
 from .errors import CreduseError, LocalProtocolError, UserDoesNotExistError
 from .evidence import CLOCK_SKEW, Evidence, check_can_be_weighed, settled, unreadable, weigh
 from .foreign import ForeignError, forget_frames, is_foreign, is_from_signal_handler
-from .messages import Delivery, Failure, Proxy, Response
+from .messages import Delivery, Failure, Proxy, RefusalError, Response
 from .models import (
     ActiveBalance,
     Attempt,
@@ -267,9 +267,9 @@ class _ClientBase:
             return None
         calls = self._draining
         if calls is not None and (self._is_drained or id(call) not in calls):
-            why = RuntimeError(DRAINED)
+            why = RefusalError(DRAINED)
         elif environment.blocked is not None and not self._protocol.loopback:
-            why = RuntimeError(environment.blocked)
+            why = RefusalError(environment.blocked)
             # The app under test can catch the call's error. pytest shows the log of a test that fails.
             self._complain("a call was blocked", why)
         else:
@@ -524,10 +524,12 @@ class CoreClient(_ClientBase):
 
         Use it before a process ends, so that it kills no call. It waits at most ``timeout`` seconds.
         From its beginning, a new call raises a `TransportError` with NOT_APPLIED. After it, calls
-        that still run begin no further attempt. It closes nothing. The records are those of calls
-        that have ended as UNKNOWN since the drain began, or that are still in flight. Store them, and
-        ``check`` them with another client, after this process has ended. Within a call of its own, as
-        in ``on_attempt`` or a signal handler, it would wait for that call in vain.
+        that still run begin no further attempt. One that waits for a connection by then, or still
+        connects, can send its request later. It closes nothing. The records are those of writes that
+        have ended as UNKNOWN since the drain began, or that have an attempt in flight, connecting or
+        not. Store them, and ``check`` them with another client, after this process has ended. Within
+        a call of its own, as in ``on_attempt`` or a signal handler, it would wait for that call in
+        vain.
         """
         with SHORT_TRACEBACK:
             calls = self._begin_drain(timeout)
@@ -842,10 +844,12 @@ class AsyncCoreClient(_ClientBase):
 
         Use it before a process ends, so that it kills no call. It waits at most ``timeout`` seconds.
         From its beginning, a new call raises a `TransportError` with NOT_APPLIED. After it, calls
-        that still run begin no further attempt. It closes nothing. The records are those of calls
-        that have ended as UNKNOWN since the drain began, or that are still in flight. Store them, and
-        ``check`` them with another client, after this process has ended. Within a call of its own, as
-        in ``on_attempt`` or a signal handler, it would wait for that call in vain.
+        that still run begin no further attempt. One that waits for a connection by then, or still
+        connects, can send its request later. It closes nothing. The records are those of writes that
+        have ended as UNKNOWN since the drain began, or that have an attempt in flight, connecting or
+        not. Store them, and ``check`` them with another client, after this process has ended. Within
+        a call of its own, as in ``on_attempt`` or a signal handler, it would wait for that call in
+        vain.
         """
         with SHORT_TRACEBACK:
             calls = self._begin_drain(timeout)

@@ -16,6 +16,9 @@ from .secret import Secret
 blocked: str | None = os.environ.get("_CREDUSE_BLOCKED")
 """Why no client may send a request to another machine, or ``None``. `creduse_pytest` sets it."""
 
+_MAX_SHOWN: Final = 20
+"""Characters of a wrong value in an error."""
+
 _VISIBLE: Final = re.compile(r"\S+")
 _DECIMAL: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 
@@ -44,7 +47,7 @@ def protocol_from_environment(
     if allow_http is None:
         value = os.environ.get("CREDUSE_ALLOW_HTTP", "")
         if value not in {"", "0", "1"}:
-            raise ValueError(f"CREDUSE_ALLOW_HTTP must be 1, 0 or empty, not {value[:20]!r}")
+            raise ValueError(f"CREDUSE_ALLOW_HTTP must be 1, 0 or empty, not {_shown(value)}")
         allow_http = value == "1"
     return CreduseProtocol(
         api_key,
@@ -61,9 +64,16 @@ def _timeout_from_environment() -> float:
     if not text:
         return TIMEOUT
     if not _DECIMAL.fullmatch(text):
-        raise ValueError(f"CREDUSE_TIMEOUT must be a number of seconds, not {text[:20]!r}")
+        raise ValueError(
+            "CREDUSE_TIMEOUT must be a number of seconds in plain digits, such as 2.5, "
+            f"not {_shown(text)}"
+        )
     check_timeout("CREDUSE_TIMEOUT", float(text))
     return float(text)
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]!r}…"
 
 
 def is_secure(proxy: Proxy | None) -> bool:

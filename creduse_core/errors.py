@@ -102,8 +102,8 @@ class APIError(CreduseError):
     error_code: str | None
     """The service's own code, such as ``INSUFFICIENT_FUNDS``, if it sent one."""
     message: str | None
-    """The service's own message; or what a server in front of it says in another format, such as an
-    HTML title. It is printable, and cut to about 400 characters. ``None`` if there is none."""
+    """The service's own message; or what a server in front of it says in another format, such as the
+    title of HTML. It is printable, and cut to about 400 characters. ``None`` if there is none."""
     timestamp: datetime | None
     """The time that the service gives, if any. It is aware."""
     retry_after: float | None

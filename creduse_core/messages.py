@@ -160,6 +160,10 @@ class Delivery(enum.Enum):
     """It can have, or the transport does not know."""
 
 
+class RefusalError(RuntimeError):
+    """Why the client itself sends nothing. Errors quote only its text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What a transport returns if there is no whole response.

@@ -5,6 +5,7 @@ the client retries, does not belong here.
 """
 
 import errno
+import re
 from typing import Final, NamedTuple, TypedDict
 
 from .decoding import Envelope, InvalidResult
@@ -18,7 +19,7 @@ from .errors import (
     TransportError,
 )
 from .foreign import exception_chain
-from .messages import Delivery, Failure, Request, Response
+from .messages import Delivery, Failure, RefusalError, Request, Response
 from .models import Attempt, CallRecord, Outcome
 from .records import dataclass
 from .retry import EVENTS, Event, Kind, event_of_failure, event_of_response, retry_after
@@ -240,7 +241,7 @@ def _contains_secret(error: BaseException, secrets: Secrets) -> bool:
 def _describe_response(response: Response, reading: InvalidResult, words: str | None) -> str:
     said = ": ".join(part for part in (reading.envelope.error_code, words) if part)
     if 400 <= response.status < 600:
-        return f"{response.status} {said}".strip()
+        return _after_status(response.status, said)
     if 200 <= response.status < 300:
         text = f"{response.status}, but the response {reading.problem}"
     else:
@@ -248,18 +249,24 @@ def _describe_response(response: Response, reading: InvalidResult, words: str | 
     return f"{text}: {said}" if said else text
 
 
+def _after_status(status: int, said: str) -> str:
+    """Return the status code and what was said, which can begin with it, as nginx's titles do."""
+    said = said.strip()
+    return said if re.match(rf"{status}\b", said) else f"{status} {said}".strip()
+
+
 def _describe_failure(failure: Failure, head: Response | None, words: str | None) -> str:
     # The library's exception can be empty, and only the one that it came of has a text.
     said = next((text for text in map(_text_of, exception_chain(failure.cause)) if text), "")
     if failure.timed_out and said.startswith(_SAY_NOTHING):
         said = ""
-    why = f"{type(failure.cause).__name__}: {said}".removesuffix(": ")
+    name = "" if isinstance(failure.cause, RefusalError) else f"{type(failure.cause).__name__}: "
+    why = f"{name}{said}".removesuffix(": ")
     number = _errno_of(failure.cause, contexts=said.startswith(_ALL_FAILED))
     if number in errno.errorcode and f"[Errno {number}]" not in said:
         why += f": {errno.errorcode[number]}"
     if head is not None:
-        begun = f"{head.status} {words}" if words else str(head.status)
-        why = f"{begun}, but the response was cut off ({why})"
+        why = f"{_after_status(head.status, words or '')}, but the response was cut off ({why})"
     return f"{_TIMED_OUT}: {why}" if failure.timed_out else why
 
 

@@ -124,8 +124,7 @@ class TrioTransport:
                 raise
             return self._failure(progress, error, transient=_is_transient(error))
         # Only this scope's deadline leads here. Other cancellations propagate.
-        what = "no whole response arrived" if progress.sent else "no connection was available"
-        late = TimeoutError(f"{what} in time")
+        late = TimeoutError(f"{progress.missing} in time")
         return self._failure(progress, late, transient=True, timed_out=True)
 
     def _failure(
@@ -235,13 +234,16 @@ class TrioTransport:
     async def _open_connection(self, progress: Progress) -> Wire:
         """Open a connection, and reject one on which the server spoke first."""
         connect, proxy = self._connect or self._default_connect, self._proxy
+        progress.missing = "no connection was made"
         progress.connecting = self._connect is not None
         stream = await connect(*(proxy.address if proxy else (self._host, self._port)))
         progress.connecting = False
         check_stream(stream, self._libraries)
         if proxy is not None:
+            progress.missing = "the proxy did not respond"
             target = None if self._ssl_context is None else (self._host, self._port)
             stream = await proxy.open(stream, target)
+        progress.missing = "the TLS handshake did not end"
         wire = await open_wire(stream, self._host, self._ssl_context, self._libraries)
         if not await _close_unless_quiet(wire):
             raise h11.RemoteProtocolError(
@@ -360,7 +362,7 @@ class AsyncCreduseClient(AsyncCoreClient):
       ``http://user:password@proxy.example:3128``. Default: that of ``HTTPS_PROXY`` and the like; none
       for calls to this machine, or with ``connect``.
     - ``extra_headers``: further header fields of each request, such as a gateway's token. The client's
-      own are rejected. Reprs hide the values.
+      own are rejected. Reprs hide the values. Errors hide those that are a `Secret`.
     - ``max_connections``: the most connections at a time. Further calls wait in the order in which
       they come.
     - ``idle_timeout``: seconds for which the client keeps an idle connection.

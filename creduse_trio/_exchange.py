@@ -47,6 +47,8 @@ class Progress:
     """Whether the caller's `connect` runs. All exceptions are then its own."""
     sent: bool = False
     """Whether a byte of the request can have left."""
+    missing: str = "no connection was available"
+    """What has not happened yet."""
     http: h11.Connection | None = None
     """What reads the response, unless it is plain."""
     head: Head | None = None
@@ -80,6 +82,7 @@ async def exchange(wire: Wire, head: RequestHead, body: bytes, progress: Progres
     # If the caller is cancelled already, nothing is written, and ``sent`` must stay false.
     await trio.lowlevel.checkpoint_if_cancelled()
     progress.sent = True
+    progress.missing = "no whole response arrived"
     try:
         await wire.send(encrypted)
     except trio.BrokenResourceError:

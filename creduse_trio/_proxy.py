@@ -21,6 +21,8 @@ Connect: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
 _PORTS: Final = {"http": 80, "https": 443}
 _READ_SIZE: Final = 16 * 1024
 _MAX_HEAD_SIZE: Final = 64 * 1024
+_MAX_QUOTED: Final = 100
+"""Bytes of a proxy's reason phrase in an error. A traceback prints them."""
 
 
 class ProxyError(OSError):
@@ -93,9 +95,10 @@ class HttpProxy:
             elif isinstance(event, h11.Response):
                 break
         if not 200 <= event.status_code < 300:
-            status, reason = event.status_code, event.reason.decode("latin-1")
+            status = event.status_code
+            reason = event.reason[:_MAX_QUOTED].decode("ascii", "backslashreplace")
             raise ProxyError(
-                f"the proxy responded {status} {reason}".strip(),
+                f"the proxy responded {status} {' '.join(reason.split())}".strip(),
                 transient=may_ask_proxy_again(status),
             )
         if http.trailing_data[0]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import creduse
+import creduse_core
 import creduse_core.errors
 import creduse_core.models
 from creduse import CreduseClient
@@ -46,6 +47,11 @@ def test_errors_and_models_are_exported() -> None:
             is_own = isinstance(thing, type) and thing.__module__ == module.__name__
             if is_own and not word.startswith("_"):
                 assert getattr(creduse, word) is thing
+
+
+def test_secret_is_exported() -> None:
+    """A token in ``extra_headers`` needs ``Secret``, so a user need not know of the core."""
+    assert creduse.Secret is creduse_core.Secret
 
 
 def test_import_brings_in_no_sandbox() -> None:

@@ -542,7 +542,7 @@ def test_block_service(settings: tuple[str, ...], pytester: pytest.Pytester) -> 
         [
             "*Captured log call*",
             "ERROR *creduse:*",
-            "RuntimeError: the pytest option creduse_block_*",
+            "*.RefusalError: the pytest option creduse_block_*",
         ]
     )
     result.stdout.no_fnmatch_line("*refuses connections*")

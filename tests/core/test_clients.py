@@ -131,12 +131,12 @@ def test_blocked(
     call = subtract()
     error = end(player, call)
     assert isinstance(error, TransportError)
-    text = f"subtract({USER_ID}, 7): RuntimeError: the reason (api.creduse.com:443) [not applied; 1 attempt]"
+    text = f"subtract({USER_ID}, 7): the reason (api.creduse.com:443) [not applied; 1 attempt]"
     assert str(error) == text
     assert error.outcome is call.outcome is Outcome.NOT_APPLIED
     assert [attempt.event for attempt in error.attempts] == ["unsendable"]
     assert player.script.sent == []
-    assert "RuntimeError: the reason" in caplog.text
+    assert "RefusalError: the reason" in caplog.text
 
 
 def test_protocol(play: Play) -> None:

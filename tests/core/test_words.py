@@ -1,6 +1,7 @@
 """What an error says in the words of the response's sender, and the sender's name for the request."""
 
 import json
+from encodings.aliases import aliases
 
 import pytest
 
@@ -12,6 +13,7 @@ from creduse_core import (
     Response,
     ServerError,
 )
+from creduse_core.words import words_of
 from tests.common import USER_ID
 from tests.core.test_errors import fail, lost
 
@@ -49,7 +51,34 @@ WORDS: dict[str, tuple[Response, str | None]] = {
     "a page without a title": (Response(502, HTML, b"<p>oh no</p>"), None),
     "an empty title": (Response(502, HTML, b"<title> </title>"), None),
     "plain text": (Response(503, TEXT, b"upstream  connect\nerror"), "upstream connect error"),
-    "text of no type": (Response(503, (), b"upstream"), None),
+    "text of no type": (Response(503, (), b"upstream\n connect error"), "upstream connect error"),
+    "broken JSON of no type": (Response(503, (), b'{"message": "x'), None),
+    "data of no type": (Response(503, (), b"\x1f\x8b\x08\x00abc"), None),
+    "control characters of no type": (Response(503, (), b"up\x1bstream"), None),
+    "a file of another type": (Response(503, [("Content-Type", "image/png")], b"PNG"), None),
+    "names in another case": (Response(403, (), b'{"Message": "Forbidden"}'), "Forbidden"),
+    "XML": (
+        Response(503, (), b"<?xml version='1.0'?><Error><Message>Slow &lt; down</Message></Error>"),
+        "Slow < down",
+    ),
+    **{
+        f"Content-Type {media_type}": (
+            Response(503, [("content-type", f"text/{media_type}")], body),
+            "schläft",
+        )
+        for media_type, body in {
+            "plain; charset=iso-8859-1": b"schl\xe4ft",
+            'plain; Charset = "Windows-1252"': b"schl\xe4ft",
+            "html;charset=latin1": b"<title>schl\xe4ft</title>",
+            "plain; charset=UTF-16": "schläft".encode("utf-16"),
+            # What Python does not know as a charset is read as UTF-8.
+            "plain; charset=utf-99": "schläft".encode(),
+            "plain; charset=unicode_escape": "schläft".encode(),
+            "plain; charset=zlib": "schläft".encode(),
+            "plain; charset=": "schläft".encode(),
+        }.items()
+    },
+    "bytes of another charset": (Response(503, TEXT, b"schl\xe4ft"), "schl\ufffdft"),
     "a large body": (Response(503, (), json.dumps({"detail": "x" * 20_000}).encode()), None),
     "a large page": (Response(503, (), b"<title>Busy</title>" + b" " * 20_000), "Busy"),
     "a byte order mark": (Response(503, (), b'\xef\xbb\xbf{"detail": "Busy"}'), "Busy"),
@@ -64,6 +93,7 @@ def test_words(response: Response, words: str | None) -> None:
     assert isinstance(error, APIError)
     assert error.message == words
     said = str(response.status) if words is None else f"{response.status} {words}"
+    said = said.replace("502 502", "502")
     assert str(error).startswith(f"add({USER_ID}, 7): {said} ({WHERE}) [")
     assert error.outcome is (Outcome.UNKNOWN if response.status >= 500 else Outcome.NOT_APPLIED)
 
@@ -94,18 +124,39 @@ def test_page_in_place_of_a_result() -> None:
     assert f"{said} ({WHERE}) [may" in str(error)
 
 
-@pytest.mark.parametrize("body", [b'{"detail": "of a user"}', b"of a user"])
-def test_data_in_a_result(body: bytes) -> None:
+@pytest.mark.parametrize(
+    "body", [b'{"detail": "of a user"}', b"of a user", b"<message>of a user</message>"]
+)
+@pytest.mark.parametrize("headers", [(), TEXT])
+def test_data_in_a_result(headers: list[tuple[str, str]], body: bytes) -> None:
     """The error for a 2xx response does not quote its data."""
-    assert "of a user" not in str(fail(Response(200, TEXT, body)))
+    assert "of a user" not in str(fail(Response(200, headers, body)))
 
 
-def test_cut_page() -> None:
-    """The error for a response that was cut off has the words that have arrived."""
-    error = fail(lost(OSError("reset"), response=Response(502, HTML, b"<title>Busy</title><p")))
-    said = "502 Busy, but the response was cut off (OSError: reset)"
-    assert f": {said} ({WHERE}) [may" in str(error)
-    assert error.attempts[0].error == said
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("502 Bad Gateway", "502 Bad Gateway"),
+        (" 502: Bad gateway", "502: Bad gateway"),
+        ("502", "502"),
+        ("5020 errors", "502 5020 errors"),
+        ("504 Gateway Timeout", "502 504 Gateway Timeout"),
+    ],
+)
+def test_status_in_the_words(words: str, said: str) -> None:
+    """An error says the status code once, also if the sender's words begin with it."""
+    response = Response(502, HTML, f"<title>{words}</title>".encode())
+    assert f": {said} ({WHERE}) [" in str(fail(response))
+    cut = fail(lost(OSError("reset"), response=response))
+    assert f": {said}, but the response was cut off (OSError: reset)" in str(cut)
+
+
+def test_charsets() -> None:
+    """Whatever charset a response names, its words are read."""
+    others = ("idna", "raw_unicode_escape", "undefined", "unicode_escape")
+    for charset in (*aliases, *aliases.values(), *others):
+        media_type = f"text/plain; charset={charset}"
+        assert words_of(Response(503, [("Content-Type", media_type)], bytes(range(256)) * 2))
 
 
 @pytest.mark.parametrize(

@@ -408,7 +408,9 @@ def read_elsewhere(path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
-def test_log_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
+def test_log_removed(tmp_path: Path, is_replaced: bool) -> None:  # noqa: FBT001
+
     """If another program removes the log, nothing more is sent.
 
     A copy of the file gives up this process's locks. What it claims after that would be lost with it.
@@ -424,6 +426,10 @@ def test_log_removed(tmp_path: Path) -> None:
         journal.run(client, "second", client.protocol.add(USER, 2))
         path.read_bytes()
         read_elsewhere(path)
+        log = Path(f"{path}-wal")
+        assert not log.exists()
+        if is_replaced:
+            log.touch()  # as the next program does that opens the file
         for entry_id in ("third", "fourth"):
             with pytest.raises(JournalError, match=r"another program has removed its log \(-wal\)"):
                 journal.run(client, entry_id, client.protocol.add(USER, 3))

@@ -323,7 +323,7 @@ def test_timeout_from_the_environment(
 ) -> None:
     """``CREDUSE_TIMEOUT`` is the timeout of a client that has no other."""
     monkeypatch.setenv("CREDUSE_TIMEOUT", "1e3")
-    with pytest.raises(ValueError, match="CREDUSE_TIMEOUT must be a number of seconds, not '1e3'"):
+    with pytest.raises(ValueError, match=r"CREDUSE_TIMEOUT must be a number of .*, not '1e3'"):
         use(base_url=server.base_url)
     use(base_url=server.base_url, timeout=30)
     monkeypatch.setenv("CREDUSE_TIMEOUT", "0.0")

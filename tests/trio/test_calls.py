@@ -418,3 +418,23 @@ def test_stream_to_a_proxy(stream: Any) -> None:
 
     said = "BrokenStreamError" if stream else "connect must return a trio.abc.Stream, not NoneType"
     trio.run(main)
+
+
+def test_reason_of_a_proxy() -> None:
+    """A traceback shows a proxy's reason phrase without control characters, and cut."""
+
+    async def refuse(stream: trio.abc.Stream, _: Wires) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 407 Who\tare \x9b31m" + b"x" * 5000 + b"\r\n\r\n")
+
+    async def main() -> None:
+        settings = {"base_url": "https://service.invalid", "proxy": "http://proxy.invalid"}
+        async with wired(refuse, **settings) as (client, _):
+            with pytest.raises(TransportError) as caught:
+                await client.add(USER, 5)
+        said = str(caught.value.__cause__)
+        assert said.startswith(r"the proxy responded 407 Who are \x9b31mxxx")
+        assert said.isprintable()
+        assert len(said) < 200
+
+    trio.run(main)

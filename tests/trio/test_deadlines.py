@@ -76,22 +76,42 @@ async def never(_: str, __: int) -> trio.abc.Stream:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"connect": never}, {"base_url": "https://localhost"}],
-    ids=["connecting", "handshake"],
+    ("settings", "said"),
+    [
+        ({"connect": never}, "no connection was made"),
+        ({"base_url": "https://localhost"}, "the TLS handshake did not end"),
+        ({"base_url": "https://localhost", "proxy": "http://proxy"}, "the proxy did not respond"),
+        ({"proxy": "https://proxy"}, "the proxy did not respond"),
+    ],
+    ids=["connecting", "handshake", "tunnel", "handshake with a proxy"],
 )
-def test_time_to_connect(settings: dict[str, Any]) -> None:
-    """Connecting is bounded by the attempt's timeout: NOT_APPLIED."""
+def test_time_to_connect(settings: dict[str, Any], said: str) -> None:
+    """Connecting is bounded by the attempt's timeout: NOT_APPLIED. The error says what was awaited."""
 
     async def main() -> None:
         async with wired(silent, retry=ONCE, **settings) as (client, _):
             begun = trio.current_time()
-            with pytest.raises(
-                CreduseTimeoutError, match="no connection was available in time"
-            ) as caught:
+            with pytest.raises(CreduseTimeoutError, match=f"{said} in time") as caught:
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
             assert trio.current_time() - begun == pytest.approx(10)
+
+    run(main)
+
+
+def test_time_to_wait_for_a_connection() -> None:
+    """A call that gets no connection of the pool says so."""
+
+    async def main() -> None:
+        async with (
+            wired(silent, retry=ONCE, max_connections=1) as (client, _),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(client.add, USER, 5)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(CreduseTimeoutError, match="no connection was available in time"):
+                await client.add(USER, 5)
+            nursery.cancel_scope.cancel()
 
     run(main)
 
