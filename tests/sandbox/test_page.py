@@ -429,11 +429,10 @@ APART = """
 """
 
 
-@pytest.mark.parametrize("days", [0, 2, 10, 31, 45, 90, 3000])
+@pytest.mark.parametrize("days", [0, 2, 6, 13, 48, 90, 3000])
 def test_narrow_time_line(open_page: Open, server: SandboxServer, days: int) -> None:
     """On a narrow screen the labels of the time line do not overlap, and large amounts fit."""
     server.direct.add(USER, 10**18, validity_days=days)
-    server.advance(days=days / 2)
     page = open_page(viewport={"width": 320, "height": 700})
     expect(card(page, USER).locator(".balance")).to_have_text(f"{10**18:,}")
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
