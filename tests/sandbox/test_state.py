@@ -279,6 +279,16 @@ def test_invalid_names(
     assert not [it for it in tmp_path.rglob("*") if it.is_file()]
 
 
+def test_long_name_of_an_existing_file(tmp_path: Path) -> None:
+    """A file whose name is too long for SQLite stays as it is."""
+    path = tmp_path / "/".join(["d" * 200] * 3)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(StateError, match="cannot open the file: "):
+        StateFile(path)
+    assert path.is_file()
+
+
 @pytest.mark.parametrize("name", [":memory:", "file:state", "file::memory:?cache=shared"])
 def test_names_with_a_meaning(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that SQLite would give another meaning is that of a file."""
