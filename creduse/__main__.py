@@ -25,7 +25,7 @@ from creduse_httpx import CreduseClient
 
 from ._arguments import CALL_FLAGS, add_flags, arguments_of, commands_of, settle_flags, whole_number
 from ._bulk import add_parsers as add_bulk
-from ._calls import COMMANDS, STATUSES, Command, prepare, write
+from ._calls import COMMANDS, STATUSES, Command, LostOutputError, prepare, show, write
 from ._completion import add_parser as add_completion
 from ._demo import demo
 from ._sandbox import add_parser as add_sandbox
@@ -76,7 +76,8 @@ class _Parser(argparse.ArgumentParser):
         # The error for an ambiguous abbreviation repeats its value.
         super().__init__(allow_abbrev=False, **settings)
         self._negative_number_matcher = _NEGATIVE
-        self.set_defaults(flags=())
+        self.key_variable = key_variable
+        self.set_defaults(flags=(), parser=self)  # a command's parser replaces it
 
         def reject(_: str) -> NoReturn:
             raise argparse.ArgumentTypeError(
@@ -85,6 +86,10 @@ class _Parser(argparse.ArgumentParser):
             )
 
         self.add_argument("--api-key", type=reject, help=argparse.SUPPRESS)
+
+    def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002 - as argparse calls it
+        # Of the help and the version. argparse ignores what cannot be written.
+        show(message.rstrip("\n"), plain=True)
 
     def error(self, message: str) -> NoReturn:
         write(sys.stderr, f"{self.prog}: {_without_values(message)} (see {self.prog} --help)")
@@ -98,7 +103,7 @@ def _demo(_: argparse.Namespace) -> Callable[[], int]:
 
 
 def _run_demo(key: str) -> int:
-    demo(key, partial(write, sys.stdout))
+    demo(key, show)
     return 0
 
 
@@ -209,7 +214,7 @@ def _make_parser() -> _Parser:
     return parser
 
 
-def _describe_unknown(arguments: Sequence[str], flags: set[str]) -> str:
+def _describe_unknown(arguments: Sequence[str], flags: set[str], key_variable: str) -> str:
     """Return a message on unknown arguments that repeats none of them, but can name a flag."""
     close: list[str] = []
     for name in (argument.partition("=")[0] for argument in arguments):
@@ -218,14 +223,19 @@ def _describe_unknown(arguments: Sequence[str], flags: set[str]) -> str:
         if name.startswith("-"):
             close += get_close_matches(name, flags, 1, 0.75)
     hint = f"; did you mean {close[0]}?" if close else ""
-    return (
-        "unrecognized arguments, not shown here, as one could be the API key; set "
-        f"CREDUSE_API_KEY for that{hint}"
-    )
+    what, which = "unrecognized arguments", "one"
+    if not any(it.startswith("-") for it in arguments):
+        what = f"{len(arguments)} arguments too many"
+        if len(arguments) == 1:
+            what, which = "one argument too many", "it"
+    return f"{what}, not shown here, as {which} could be the API key; set {key_variable} for that{hint}"
 
 
 def _flag_before_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> str | None:
-    """Return a flag of a command that stands before it, whose value argparse takes for the command."""
+    """Return a flag of a command that stands before it, whose value argparse takes for the command.
+
+    It takes ``--`` itself for the command.
+    """
     for word in words:
         actions = parser._actions  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - as shtab does
         commands = {name: it for action in actions for name, it in commands_of(action).items()}
@@ -233,7 +243,8 @@ def _flag_before_command(parser: argparse.ArgumentParser, words: Sequence[str]) 
             return None
         flag = word.partition("=")[0]
         own = {flag for action in actions for flag in action.option_strings}
-        if flag in {flag for it in arguments_of(parser) for flag in it.option_strings} - own:
+        flags = {"--", *(flag for it in arguments_of(parser) for flag in it.option_strings)}
+        if flag in flags - own:
             return flag
         parser = commands.get(word, parser)
     return None
@@ -248,7 +259,8 @@ def _run(argv: Sequence[str] | None) -> int:
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:
             flags = {flag for it in arguments_of(parser) for flag in it.option_strings}
-            parser.error(_describe_unknown(unknown, flags - {"--api-key"}))
+            command: _Parser = arguments.parser
+            command.error(_describe_unknown(unknown, flags - {"--api-key"}, command.key_variable))
         settle_flags(arguments)
         start: Callable[[], int] = arguments.prepare(arguments)
     except ValueError as error:
@@ -260,6 +272,9 @@ def _run(argv: Sequence[str] | None) -> int:
 def _run_until_interrupted(argv: Sequence[str] | None) -> int:
     try:
         return _run(argv)
+    except LostOutputError as error:
+        write(sys.stderr, f"creduse: the output {error}")
+        return 1
     except KeyboardInterrupt:  # not during a call: that reports its outcome
         write(sys.stderr, "creduse: interrupted")
         return INTERRUPTED

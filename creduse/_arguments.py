@@ -130,13 +130,19 @@ def commands_of(action: Any) -> Mapping[str, argparse.ArgumentParser]:
     return action.choices if action.nargs == argparse.PARSER else {}
 
 
-def add_flags(parser: Any, *names: str) -> None:
-    """Let a parser accept these flags. All other flags of the table are then errors."""
+def add_flags(parser: Any, *names: str, **changed: str) -> None:
+    """Let a parser accept these flags. All other flags of the table are then errors.
+
+    ``changed`` replaces settings of the table, such as ``help``.
+    """
     for name in names:
         flag = _FLAGS[name]
         # The default of a command's parser would replace what was given before the command.
         parser.add_argument(
-            *flag.names, dest=flag.destination, default=argparse.SUPPRESS, **flag.settings
+            *flag.names,
+            dest=flag.destination,
+            default=argparse.SUPPRESS,
+            **{**flag.settings, **changed},
         )
     parser.set_defaults(flags=names)
 

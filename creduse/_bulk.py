@@ -42,7 +42,7 @@ from creduse_journal import Change, InUseError, JournalError, UnavailableError
 from creduse_journal.urls import is_url, without_password
 
 from ._arguments import QUIET, add_flags, decimal_number, whole_number
-from ._calls import write
+from ._calls import opened, write
 
 STATUSES: Final = {
     0: "all lines are applied",
@@ -359,8 +359,9 @@ def _tell(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
 
 def _print(lines: Iterable[str], what: str) -> bool:
     """Print what a program can read, without the API key. Return whether that was possible."""
-    secret, stream = _secret(), sys.stdout
+    secret = _secret()
     try:
+        stream = opened(sys.stdout)
         for line in lines:
             print(secret.redact(line), file=stream)
         print(end="", file=stream, flush=True)

@@ -5,6 +5,7 @@ their help texts (`__main__`) do not belong here.
 """
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -52,6 +53,10 @@ class Interrupted(CreduseError):  # noqa: N818 - the user asked for it
 
 class UnexpectedError(CreduseError):
     """The call raised an exception that is not the client's, such as a signal handler's."""
+
+
+class LostOutputError(Exception):
+    """What the command was asked for cannot be written. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +138,34 @@ COMMANDS: Final = {
 """The five calls, by their name on the command line."""
 
 
-def show(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
-    """Print a line, or raise what the stream raises.
+def opened(stream: TextIO | None) -> TextIO:
+    """Return the stream, or raise an ``OSError`` if the parent process has closed it."""
+    if stream is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    return stream
 
-    ``stream`` is ``None`` if the parent process has closed it. ``plain``: without colours, as
-    programs read it.
+
+def show(text: str, *, plain: bool = False) -> None:
+    """Print what the command was asked for. A reader who has left, as `head` has, wants no more.
+
+    ``plain``: without colours, as programs read it.
+
+    Raises:
+        LostOutputError: It cannot be written.
     """
-    if stream is not None:
-        # In one piece, since the sandbox's threads share the stream; `print` writes the end apart.
-        stream.write(f"{_painted(stream, text, plain=plain)}\n")
-        stream.flush()
+    try:
+        _put(opened(sys.stdout), text, plain=plain)
+    except BrokenPipeError:
+        pass
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise LostOutputError(f"cannot be written: {reason}") from error
+
+
+def _put(stream: TextIO, text: str, *, plain: bool) -> None:
+    # In one piece, since the sandbox's threads share the stream; `print` writes the end apart.
+    stream.write(f"{_painted(stream, text, plain=plain)}\n")
+    stream.flush()
 
 
 def _painted(stream: TextIO, text: str, *, plain: bool) -> str:
@@ -150,9 +173,13 @@ def _painted(stream: TextIO, text: str, *, plain: bool) -> str:
 
 
 def write(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
-    """Print a line, and ignore failures: they must not change the exit status."""
-    with suppress(Exception):
-        show(stream, text, plain=plain)
+    """Print a line, and ignore failures: they must not change the exit status.
+
+    ``stream`` is ``None`` if the parent process has closed it.
+    """
+    if stream is not None:
+        with suppress(Exception):
+            _put(stream, text, plain=plain)
 
 
 def _write_at_once(stream: TextIO | None, text: str, *, plain: bool = False) -> None:
@@ -203,16 +230,13 @@ def _make_call(
         return _show_failure(result, arguments)
     try:
         if arguments.json:
-            show(sys.stdout, json.dumps(result.as_dict()), plain=True)
+            show(json.dumps(result.as_dict()), plain=True)
         else:
-            show(sys.stdout, command.show_result(result))
-    except BrokenPipeError:
-        pass  # the reader has all that it wants, as `head` has
-    except Exception as error:  # noqa: BLE001 - only the outcome decides the exit status
+            show(command.show_result(result))
+    except LostOutputError as error:
         end = _ENDS[call.outcome]
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         advice = "" if arguments.verbosity == QUIET else end.advice
-        write(sys.stderr, f"creduse: the result cannot be written: {reason}{advice}")
+        write(sys.stderr, f"creduse: the result {error}{advice}")
         return end.status
     return 0
 

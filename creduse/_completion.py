@@ -12,7 +12,7 @@ from typing import Any, Final
 from creduse_sandbox import FAULTS
 
 from ._arguments import arguments_of, commands_of
-from ._calls import write
+from ._calls import show, write
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
@@ -34,6 +34,7 @@ _VALUES: Final[Mapping[str, object]] = {
     "--journal": _FILE,
     "--findings": _FILE,
     "--decisions": _FILE,
+    "--state": _FILE,
     "--fault": {
         "bash": "_creduse_faults",
         "zsh": f"({_FAULTS})",
@@ -61,17 +62,22 @@ def _prepare(
     try:
         import shtab  # noqa: PLC0415 - the extra "completion" has it
     except ImportError:
-        raise ValueError("this needs shtab: pip install creduse[completion]") from None
+        return _say_what_is_missing
     parser = make_parser()
     for action in arguments_of(parser):
         _describe(action)
     script = shtab.complete(parser, arguments.shell)
 
     def act() -> int:
-        write(sys.stdout, script, plain=True)
+        show(script, plain=True)
         return 0
 
     return act
+
+
+def _say_what_is_missing() -> int:
+    write(sys.stderr, "creduse: this needs shtab: pip install 'creduse[completion]>=0.2'")
+    return 2
 
 
 def _describe(action: Any) -> None:

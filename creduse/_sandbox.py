@@ -25,7 +25,7 @@ from creduse_sandbox import (
 from creduse_sandbox.faults import FIRST
 
 from ._arguments import QUIET, add_flags, number_between
-from ._calls import write
+from ._calls import show, write
 
 _KEY: Final = "CREDUSE_SANDBOX_API_KEY"
 # The addresses that mean all of this machine's, and how this machine reaches the server then.
@@ -47,6 +47,12 @@ def _fault(text: str) -> tuple[Fault, int]:
     return FAULTS[name], _times(times)
 
 
+def _host(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it must be an address of this machine, such as 127.0.0.1")
+    return text
+
+
 def _describe(name: str) -> str:
     outcome = "succeeds" if OUTCOMES[name] is None else str(OUTCOMES[name])
     applied = " (applied)" if FAULTS[name].stage is Stage.APPLIED else ""
@@ -64,7 +70,7 @@ def _list_faults() -> int:
         "All others:",
         *(_describe(name) for name in FAULTS if name not in FIRST),
     )
-    write(sys.stdout, "\n".join(lines))
+    show("\n".join(lines))
     return 0
 
 
@@ -185,7 +191,10 @@ def add_parser(commands: Any) -> None:
         ),
     )
     sandbox.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+        "--host",
+        type=_host,
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s)",
     )
     sandbox.add_argument(
         "--port",
@@ -201,7 +210,7 @@ def add_parser(commands: Any) -> None:
             "holds; a kill loses nothing that a client got a response for"
         ),
     )
-    add_flags(sandbox, "quiet")
+    add_flags(sandbox, "quiet", help="print no line for each request")
     sandbox.add_argument(
         "--fault",
         type=_fault,

@@ -8,6 +8,7 @@ a name that no other site can have, and acts only for itself: see `_refusal`.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache
@@ -118,12 +119,15 @@ def _refusal(state: ServerState, request: Request) -> str | None:
 # What the page shows
 
 
+# Credits are text, as JavaScript rounds large numbers of JSON.
+
+
 def _cycle(cycle: Cycle) -> dict[str, object]:
     return {
         "start": cycle.start.isoformat(),
         "end": cycle.end.isoformat(),
-        "amount": cycle.amount,
-        "starting_amount": cycle.starting_amount,
+        "amount": str(cycle.amount),
+        "starting_amount": str(cycle.starting_amount),
         "recurring": cycle.recurring,
         "canceled": cycle.canceled,
     }
@@ -132,7 +136,7 @@ def _cycle(cycle: Cycle) -> dict[str, object]:
 def _user(user: UUID, cycles: tuple[Cycle, ...]) -> dict[str, object]:
     return {
         "id": str(user),
-        "balance": sum(cycle.amount for cycle in cycles),
+        "balance": str(sum(cycle.amount for cycle in cycles)),
         "cycles": [_cycle(cycle) for cycle in cycles[:MOST_CYCLES]],
         "all_cycles": len(cycles),
     }
@@ -193,10 +197,20 @@ def _advance(state: ServerState, request: Request) -> Response:
     return _json(200, {})
 
 
+def _whole_number(name: str, text: str) -> int:
+    if not re.fullmatch("[0-9]{1,3000}", text):
+        raise ValueError(f"{name} must be a whole number in digits alone, such as 100")
+    return int(text)
+
+
 def _give(state: ServerState, request: Request) -> Response:
+    asked = dict(json.loads(request.body))
+    for name in ("amount", "validity_days"):
+        if isinstance(asked.get(name), str):
+            asked[name] = _whole_number(name, asked[name])
     key = "any" if state.api_key is None else state.api_key
     headers = (("Authorization", f"Bearer {key}"),)
-    response = state.sandbox.handle(Request("POST", "/add", headers, request.body))
+    response = state.sandbox.handle(Request("POST", "/add", headers, json.dumps(asked).encode()))
     if response.status == 200:
         given = json.loads(response.body)
         user, amount = given["end_user_id"], counted(given["amount"], "credit")

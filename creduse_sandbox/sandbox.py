@@ -281,6 +281,8 @@ class Sandbox:
         if state is not None:
             try:
                 self._restore(state)
+            except StateError:
+                raise
             except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
                 raise StateError("the file's content is damaged; choose another one") from error
 

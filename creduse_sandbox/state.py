@@ -5,23 +5,65 @@ not belong here.
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    import os
+from typing import Any, Final
 
 _APPLICATION: Final = 0x43726473  # "Crds", in the header of each such file
 _VERSION: Final = 1
-_BUSY: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_IN_USE: Final = "another process uses the file; choose another one"
 _NOT_ONE: Final = "the file is not the state of a creduse sandbox; choose another one"
+_DAMAGED: Final = "the file's content is damaged; choose another one"
+# What SQLite's error codes mean here. The extended ones come first.
+_REASONS: Final = {
+    sqlite3.SQLITE_READONLY_DIRECTORY: "the file's directory is not writable",
+    sqlite3.SQLITE_BUSY: _IN_USE,
+    sqlite3.SQLITE_LOCKED: _IN_USE,
+    sqlite3.SQLITE_NOTADB: _NOT_ONE,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_ERROR: _DAMAGED,  # such as a missing table
+}
 
 
 class StateError(ValueError):
     """A file cannot keep a sandbox's state. The message says why, without the file's name."""
+
+
+@contextmanager
+def _explained(failure: str) -> Generator[None, None, None]:
+    """Raise an error of SQLite as a `StateError`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0)  # Python's own errors have none
+        reason = _REASONS.get(code) or _REASONS.get(code & 0xFF)
+        raise StateError(reason or f"{failure}: {error}") from error
+
+
+def _make_file(path: Path) -> bool:
+    """Make a file if there is none, and return whether it is new. SQLite says little about failures.
+
+    A file that exists is not opened: a pipe would hang, and to close it would lose the locks that
+    another sandbox of this process has.
+
+    Raises:
+        OSError: It cannot be made, or what is there cannot be used.
+    """
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        for is_wrong, reason in (
+            (path.is_dir(), "it is a directory"),
+            (not path.is_file(), "it is not a regular file"),
+            (not os.access(path, os.R_OK | os.W_OK), "Permission denied"),
+        ):
+            if is_wrong:
+                raise OSError(0, reason) from None
+        return False
+    return True
 
 
 class StateFile:
@@ -35,16 +77,26 @@ class StateFile:
         StateError: The file is not such a file, is in use, or cannot be opened.
     """
 
-    def __init__(self, path: "str | os.PathLike[str]") -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not os.fspath(path):
+            raise StateError("it must be the name of a file, not an empty text")
+        # SQLite gives a meaning of its own to ":memory:" and to names that begin with "file:".
+        self._path = Path(path).absolute()
         try:
-            # SQLite opens a directory or a device in vain, and says little about it.
-            with Path(path).open("ab"):
-                pass
+            is_new = _make_file(self._path)
+            self._found = self._path.stat()
+        except OSError as error:
+            raise StateError(f"cannot open the file: {error.strerror}") from None
+        except ValueError:  # a null character
+            raise StateError("cannot open the file: its name is invalid") from None
+        try:
             # Several threads use it, each with the sandbox's lock.
-            self._file = sqlite3.connect(path, timeout=0, check_same_thread=False)
-        except (OSError, ValueError) as error:  # ValueError: a null character
-            reason = error.strerror if isinstance(error, OSError) else None
-            raise StateError(f"cannot open the file: {reason or 'its name is invalid'}") from None
+            with _explained("cannot open the file"):
+                self._file = sqlite3.connect(self._path, timeout=0, check_same_thread=False)
+        except StateError:
+            if is_new:
+                self._path.unlink()
+            raise
         try:
             self._prepare()
         except BaseException:
@@ -52,7 +104,7 @@ class StateFile:
             raise
 
     def _prepare(self) -> None:
-        try:
+        with _explained("cannot use the file"):
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._file.execute("BEGIN IMMEDIATE")
             is_new = not self._value("PRAGMA schema_version")
@@ -70,22 +122,20 @@ class StateFile:
             # A change need not wait for the disk, and a power cut leaves a whole file.
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode & 0xFF in _BUSY:
-                raise StateError("another process uses the file; choose another one") from None
-            if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-                raise StateError(_NOT_ONE) from None
-            raise StateError(f"cannot use the file: {error}") from None
 
     def _value(self, statement: str) -> Any:
         return self._file.execute(statement).fetchone()[0]
 
     def values(self, kind: str) -> Iterator[tuple[str, Any]]:
-        """Return the names and values of a kind, the one that was put last at the end."""
-        rows = self._file.execute(
-            "SELECT name, value FROM kept WHERE kind = ? ORDER BY rowid", (kind,)
-        )
-        return ((name, json.loads(value)) for name, value in rows.fetchall())
+        """Return the names and values of a kind, the one that was put last at the end.
+
+        Raises:
+            StateError: The file cannot be read.
+        """
+        select = "SELECT name, value FROM kept WHERE kind = ? ORDER BY rowid"
+        with _explained("cannot read the state's file"):
+            rows = self._file.execute(select, (kind,)).fetchall()
+        return ((name, json.loads(value)) for name, value in rows)
 
     def put(self, kind: str, name: str, value: object) -> None:
         """Keep a value once `transaction` ends."""
@@ -102,15 +152,27 @@ class StateFile:
         Raises:
             StateError: The file cannot be written.
         """
-        try:
-            with self._file:
-                yield
-        except sqlite3.Error as error:
-            raise StateError(f"cannot write the state's file: {error}") from error
+        with _explained("cannot write the state's file"), self._file:
+            yield
+            if self._file.in_transaction:
+                self._check_place()
+
+    def _check_place(self) -> None:
+        """Raise a `StateError` if nobody would find the changes in the file that SQLite has open."""
+        with suppress(OSError):
+            if os.path.samestat(self._path.stat(), self._found):
+                return
+        raise StateError(
+            "cannot write the state's file: it was removed, moved or replaced; start the sandbox again"
+        )
 
     def clear(self) -> None:
-        """Remove everything."""
-        with self._file:
+        """Remove everything.
+
+        Raises:
+            StateError: The file cannot be written.
+        """
+        with self.transaction():
             self._file.execute("DELETE FROM kept")
 
     def close(self) -> None:

@@ -206,6 +206,35 @@ WRONG: dict[str, tuple[list[str], dict[str, str], str]] = {
         {},
         "cannot listen with this --host and --port 8000: ",
     ),
+    "blank host": (
+        ["sandbox", "--host", ""],
+        {},
+        (
+            "creduse sandbox: argument --host: it must be an address of this machine, such as 127.0.0.1 "
+            "(see creduse sandbox --help)\n"
+        ),
+    ),
+    "one word too many": (
+        ["demo", "sk-secret"],
+        {},
+        (
+            "creduse demo: one argument too many, not shown here, as it could be the API key; set "
+            "CREDUSE_API_KEY for that (see creduse demo --help)\n"
+        ),
+    ),
+    "words too many": (
+        ["sandbox", "sk-secret", "sk-secret"],
+        {},
+        (
+            "creduse sandbox: 2 arguments too many, not shown here, as one could be the API key; set "
+            "CREDUSE_SANDBOX_API_KEY for that (see creduse sandbox --help)\n"
+        ),
+    ),
+    "dashes before the command": (
+        ["-v", "--", "demo"],
+        {},
+        "creduse: -- goes after the command (see creduse --help)\n",
+    ),
     "sandbox key": (
         ["sandbox"],
         {"CREDUSE_SANDBOX_API_KEY": " "},
@@ -260,6 +289,41 @@ def test_wrong_usage(
     assert out == ""
     assert said in err
     assert re.fullmatch(r"creduse.*: .*\n", err)
+
+
+PRINTS = {
+    "help": ["--help"],
+    "help of a command": ["balance", "--help"],
+    "version": ["--version"],
+    "list of faults": ["sandbox", "--list-faults"],
+    "script": ["completion", "bash"],
+    "demo": ["demo"],
+}
+
+
+@pytest.mark.parametrize("arguments", PRINTS.values(), ids=PRINTS)
+def test_lost_output(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Output that cannot be written is an error. A reader who has left, as ``head``, is none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", None)
+        assert main(arguments) == 1
+    assert capsys.readouterr() == (
+        "",
+        "creduse: the output cannot be written: standard output is closed\n",
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-m", "creduse", *arguments]
+    for stream, status, said in (
+        (os.open("/dev/full", os.O_WRONLY), 1, "No space left on device\n"),
+        (writer, 0, ""),
+    ):
+        done = subprocess.run(
+            program, stdout=stream, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+        os.close(stream)
+        assert done.returncode == status
+        assert done.stderr == (said and f"creduse: the output cannot be written: {said}")
 
 
 def test_port_in_use() -> None:

@@ -784,19 +784,25 @@ def test_standard_error_that_fails(server: SandboxServer) -> None:
 
 
 def test_streams_that_are_closed(server: SandboxServer) -> None:
-    """Nothing is written to closed streams, and their text does not go to the other stream."""
-    command = f"'{sys.executable}' -m creduse add {USER} 5 --verbose"
-    for closed in ">&-", "2>&-":
+    """The text for a closed stream does not go to the other one. A result for it is lost."""
+    lost = "creduse: the result cannot be written: standard output is closed"
+    attempt = "attempt 1: "
+    for arguments, closed, status, told in (
+        (f"add {USER} 5 --verbose", ">&-", 4, [attempt, f"{lost}; do not do it again"]),
+        (f"add {USER} 5 --verbose", "2>&-", 0, ["Added 5"]),
+        (f"balance {USER}", ">&-", 1, [lost]),
+        (f"balance {USER}", "2>&-", 0, ["10 credits:", "AMOUNT", " "]),
+    ):
         done = subprocess.run(
-            ["/bin/sh", "-c", f"{command} {closed}"],
+            ["/bin/sh", "-c", f"'{sys.executable}' -m creduse {arguments} {closed}"],
             capture_output=True,
             text=True,
             timeout=60,
-            check=True,
+            check=False,
         )
-        shown = done.stdout + done.stderr
-        assert shown.count("\n") == 1
-        assert ("Added 5" in shown) == (closed == "2>&-")
+        assert done.returncode == status
+        for line, start in zip((done.stdout + done.stderr).splitlines(), told, strict=False):
+            assert line.startswith(start)
     assert len(server.applied) == 2
 
 

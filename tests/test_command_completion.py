@@ -29,6 +29,7 @@ CASES = {
     "flag of bulk": ("creduse bulk add june.csv --conc", "--concurrency"),
     "file": ("creduse bulk add jun", "june.csv"),
     "journal": ("creduse bulk status june.csv --journal oth", "other.journal"),
+    "state": ("creduse sandbox --state oth", "other.journal"),
     "choice": ("creduse bulk report june.csv --only ref", "refused"),
     "fault": ("creduse sandbox --fault apply-then-res", "apply-then-reset"),
     "second fault": ("creduse sandbox --fault 503 --fault apply-then-res", "apply-then-reset"),
@@ -143,7 +144,7 @@ def test_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     """Without shtab, the error says what to install."""
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
-    expected = "creduse: this needs shtab: pip install creduse[completion]\n"
+    expected = "creduse: this needs shtab: pip install 'creduse[completion]>=0.2'\n"
     assert capsys.readouterr() == ("", expected)
 
 

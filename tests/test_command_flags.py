@@ -431,9 +431,12 @@ def test_not_sent(ask: Ask, arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["sandbox", "--falt", "slow"], "for that; did you mean --fault? (see creduse --help)"),
+        (
+            ["sandbox", "--falt", "slow"],
+            "for that; did you mean --fault? (see creduse sandbox --help)",
+        ),
         (["bulk", "add", "f.csv", "--concurency=3"], "did you mean --concurrency?"),
-        (["demo", "--json"], "this command does not accept --json (see creduse --help)"),
+        (["demo", "--json"], "this command does not accept --json (see creduse demo --help)"),
         (["balance", USER, "--validity-days", "3"], "does not accept --validity-days (see"),
         (
             ["--validity-days", "3", "add", USER, "5"],
@@ -444,7 +447,7 @@ def test_not_sent(ask: Ask, arguments: list[str]) -> None:
             "creduse: --only goes after the command (see",
         ),
         (["bulk", "--concurrency", "3", "add", "f.csv"], "--concurrency goes after the command"),
-        (["balance", USER, "--xyzzy"], "set CREDUSE_API_KEY for that (see creduse --help)"),
+        (["balance", USER, "--xyzzy"], "set CREDUSE_API_KEY for that (see creduse balance --help)"),
     ],
 )
 def test_unknown_flags(ask: Ask, arguments: list[str], told: str) -> None:

@@ -205,6 +205,25 @@ def test_damaged_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     )
 
 
+def test_state_without_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty name, as from a variable that is not set, is named as such."""
+    assert main(["sandbox", "--port", "0", "--state", ""]) == 2
+    expected = "argument --state: it must be the name of a file, not an empty text"
+    assert capsys.readouterr() == ("", f"creduse: {expected}\n")
+
+
+def test_state_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A state whose table is missing is one line, too."""
+    path = tmp_path / "state"
+    StateFile(path).close()
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("DROP TABLE kept")
+    assert main(["sandbox", "--port", "0", "--state", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        "creduse: argument --state: the file's content is damaged; choose another one\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("host", "shown", "is_open"),
     [

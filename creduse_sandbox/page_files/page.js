@@ -9,7 +9,7 @@ const EVERY = 1000; // milliseconds between two views
 const PATIENCE = 5000; // milliseconds for a response: a fault can meet the page's own connection
 const HOUR = 3600e3;
 const DAY = 24 * HOUR;
-const STEPS = [HOUR, 6 * HOUR, DAY, 2 * DAY, 7 * DAY, 14 * DAY, 28 * DAY];
+const STEPS = [HOUR, 6 * HOUR, DAY, 2 * DAY, 7 * DAY, 14 * DAY, 28 * DAY, 56 * DAY];
 const FARTHEST = 100 * DAY; // the time line shows no more
 
 const get = (id) => document.getElementById(id);
@@ -27,8 +27,9 @@ function setText(element, text) {
 
 // Words
 
-const number = (value) => value.toLocaleString("en");
-const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
+// Credits come as text: a number of JavaScript would round them.
+const number = (value) => BigInt(value).toLocaleString("en");
+const plural = (count, word) => `${number(count)} ${word}${BigInt(count) === 1n ? "" : "s"}`;
 
 function duration(milliseconds) {
   const units = [[DAY, "day"], [HOUR, "hour"], [60e3, "minute"]];
@@ -45,7 +46,8 @@ const MINUTES = { day: "numeric", month: "short", year: "numeric", hour: "2-digi
 
 // The time line: all users share one
 
-let line = { from: 0, to: 1, now: 0 };
+const LABEL = 56; // the width of a label in pixels
+let line = { from: 0, to: 1, now: 0, width: 0 };
 
 function setLine(view) {
   const now = Date.parse(view.now);
@@ -53,7 +55,8 @@ function setLine(view) {
   const ahead = Math.max(2 * DAY, ...cycles.map((it) => Date.parse(it.end) - now));
   const span = Math.min(ahead, FARTHEST);
   const back = Math.max(0, ...cycles.map((it) => now - Date.parse(it.start)));
-  line = { from: now - Math.min(Math.max(back, span * 0.06), span / 2), to: now + span * 1.06, now };
+  const from = now - Math.min(Math.max(back, span * 0.06), span / 2);
+  line = { from, to: now + span * 1.06, now, width: get("axis").clientWidth || 700 };
 }
 
 const place = (time) => {
@@ -63,7 +66,8 @@ const place = (time) => {
 
 function ticks() {
   const span = line.to - line.from;
-  const step = STEPS.find((it) => span / it <= 8) ?? STEPS.at(-1);
+  const most = Math.min(8, line.width / LABEL);
+  const step = STEPS.find((it) => span / it <= most) ?? STEPS.at(-1);
   const times = [];
   for (let at = Math.ceil(line.from / step) * step; at < line.to; at += step) times.push(at);
   return { times, step };
@@ -76,7 +80,7 @@ function at(element, time) {
 
 function drawAxis() {
   const { times, step } = ticks();
-  const label = ((line.to - line.from) * 56) / (get("axis").clientWidth || 700); // 56 pixels wide
+  const label = ((line.to - line.from) * LABEL) / line.width;
   const fits = (it) =>
     Math.abs(it - line.now) > 0.8 * label && line.to - it > label / 2 && it - line.from > label / 2;
   const options = step < DAY ? { hour: "2-digit", minute: "2-digit" } : undefined;
@@ -94,7 +98,7 @@ function drawTrack(track, cycle) {
   bar.style.setProperty("--from", place(start));
   bar.style.setProperty("--to", place(end));
   const fill = make("div", "fill");
-  const part = cycle.starting_amount ? cycle.amount / cycle.starting_amount : 0;
+  const part = Number(cycle.amount) / (Number(cycle.starting_amount) || 1);
   fill.style.setProperty("--part", `${(100 * part).toFixed(2)}%`);
   bar.append(fill);
   const children = [...ticks().times.map((it) => at(make("i", "tick"), it)), bar];
@@ -311,11 +315,15 @@ function draw(view) {
     isConnected = false;
     get("connect").open = false;
   }
+  const focused = document.activeElement;
+  const title = focused.closest("section")?.querySelector("h2");
   setLine(view);
   drawAxis();
   drawUsers(view);
   drawRequests(view);
   drawInjected(view);
+  // What had the focus is gone, such as a user's card: whoever uses the keyboard stays nearby.
+  if (!focused.checkVisibility()) title?.focus();
 }
 
 async function refresh() {
@@ -342,10 +350,11 @@ async function refresh() {
 // Actions
 
 async function act(path, fields, done) {
-  let text = done;
+  let text;
   let isWrong = false;
   try {
     await ask(path, fields);
+    text = done();
   } catch (error) {
     text = error.message;
     isWrong = true;
@@ -358,16 +367,16 @@ async function act(path, fields, done) {
 for (const button of document.querySelectorAll("[data-hours]")) {
   const hours = Number(button.dataset.hours);
   button.addEventListener("click", () =>
-    act("advance", { hours }, `The clock is ${duration(hours * HOUR)} further ahead.`),
+    act("advance", { hours }, () => `The clock is ${duration(hours * HOUR)} further ahead.`),
   );
 }
 
 get("give").addEventListener("submit", (event) => {
   event.preventDefault();
   const user = get("give-user").value.trim();
-  const amount = Number(get("give-amount").value);
-  const fields = { end_user_id: user, amount, validity_days: Number(get("give-days").value) };
-  act("give", fields, `${user} got ${plural(amount, "credit")}.`);
+  const amount = get("give-amount").value.trim();
+  const fields = { end_user_id: user, amount, validity_days: get("give-days").value.trim() };
+  act("give", fields, () => `${user} got ${plural(amount, "credit")}.`);
 });
 
 get("new-user").addEventListener("click", () => {
@@ -381,13 +390,13 @@ get("new-user").addEventListener("click", () => {
 get("inject").addEventListener("submit", (event) => {
   event.preventDefault();
   const fault = get("fault").value;
-  act("inject", { fault }, `The next request meets ${fault}.`);
+  act("inject", { fault }, () => `The next request meets ${fault}.`);
 });
 
 get("fault").addEventListener("change", describeFault);
 get("clear").addEventListener("click", () => {
   get("fault").focus();
-  act("clear", {}, "No fault is injected.");
+  act("clear", {}, () => "No fault is injected.");
 });
 
 for (const button of document.querySelectorAll("[data-copies]")) {

@@ -160,6 +160,24 @@ def test_rejected_action(page: Page) -> None:
     expect(page.get_by_text("No users yet.")).to_be_visible()
 
 
+def test_many_credits(page: Page, server: SandboxServer) -> None:
+    """The page neither sends nor shows a number that JavaScript has rounded."""
+    amount = 2**53 + 1
+    page.get_by_label("Credits", exact=True).fill(f"{amount}")
+    page.get_by_role("button", name="Give credits", exact=True).click()
+    expect(page.get_by_role("status")).to_have_text(f"{USER_ID} got {amount:,} credits.")
+    assert server.direct.get_balance(USER).active_balance == amount
+    expect(card(page, USER).locator(".balance")).to_have_text(f"{amount:,}")
+    expect(card(page, USER).locator(".cycle")).to_contain_text(f"{amount:,} of {amount:,}")
+    for text in ("1e3", "1.0", "-1", "1_000"):
+        page.get_by_label("Credits", exact=True).fill(text)
+        page.get_by_role("button", name="Give credits", exact=True).click()
+        expect(page.get_by_role("status")).to_contain_text("a whole number in digits alone")
+        page.get_by_role("button", name="+1 hour").click()
+        expect(page.get_by_role("status")).to_contain_text("The clock is 1 hour further ahead.")
+    assert server.direct.get_balance(USER).active_balance == amount
+
+
 def test_move_the_clock(page: Page, server: SandboxServer) -> None:
     """The buttons move the clock, so that credits expire and cycles renew."""
     server.direct.add(USER, 100, validity_days=30)
@@ -326,6 +344,19 @@ def test_focus_stays(page: Page, server: SandboxServer, client: CreduseClient) -
     expect(button).to_be_focused()
 
 
+def test_focus_of_what_leaves(page: Page, server: SandboxServer) -> None:
+    """If the element with the focus leaves the page, its section's heading gets the focus."""
+    server.direct.add(USER, 1)
+    page.get_by_role("button", name=f"Give credits to {USER}").focus()
+    server.reset()
+    expect(card(page, USER)).to_have_count(0)
+    expect(page.locator("#users-title")).to_be_focused()
+    server.inject(FAULTS["503"])
+    page.get_by_role("button", name="Remove all faults").focus()
+    server.reset()
+    expect(page.locator("#fault-title")).to_be_focused()
+
+
 CONTRAST = """
 () => {
   const channel = (it) => (it /= 255) <= 0.04045 ? it / 12.92 : ((it + 0.055) / 1.055) ** 2.4;
@@ -387,6 +418,25 @@ def test_narrow(open_page: Open, server: SandboxServer, client: CreduseClient, w
     expect(rows(page)).to_have_count(1)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     expect(rows(page).first).to_contain_text("cut-body-then-reset")
+
+
+APART = """
+() => {
+  const boxes = [...document.querySelectorAll("#axis span")].map((it) => it.getBoundingClientRect());
+  boxes.sort((one, other) => one.left - other.left);
+  return boxes.length > 1 && boxes.every((it, index) => !index || boxes[index - 1].right <= it.left);
+}
+"""
+
+
+@pytest.mark.parametrize("days", [0, 2, 6, 13, 48, 90, 3000])
+def test_narrow_time_line(open_page: Open, server: SandboxServer, days: int) -> None:
+    """On a narrow screen the labels of the time line do not overlap, and large amounts fit."""
+    server.direct.add(USER, 10**18, validity_days=days)
+    page = open_page(viewport={"width": 320, "height": 700})
+    expect(card(page, USER).locator(".balance")).to_have_text(f"{10**18:,}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert page.evaluate(APART)
 
 
 def test_lost_server(browser: Browser) -> None:

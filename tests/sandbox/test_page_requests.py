@@ -157,6 +157,12 @@ def test_unknown_path(server: SandboxServer) -> None:
         ("inject", [], "list indices"),
         ("give", {"end_user_id": USER_ID, "amount": -1}, "must not be negative"),
         ("give", {"end_user_id": "x", "amount": 1}, "must be a UUID"),
+        (
+            "give",
+            {"end_user_id": USER_ID, "amount": "1e3"},
+            "amount must be a whole number in digits",
+        ),
+        ("give", {"end_user_id": USER_ID, "amount": "9" * 20}, "at most 64 bits"),
     ],
 )
 def test_wrong_actions(server: SandboxServer, action: str, fields: object, said: str) -> None:
@@ -183,7 +189,7 @@ def test_actions() -> None:
         shown = view(server)
         assert shown["advanced"] == 48 * 3600
         assert shown["has_api_key"]
-        assert shown["users"] == [{"id": USER_ID, "balance": 0, "cycles": [], "all_cycles": 0}]
+        assert shown["users"] == [{"id": USER_ID, "balance": "0", "cycles": [], "all_cycles": 0}]
 
 
 def test_clock_is_kept(tmp_path: Any) -> None:
@@ -196,7 +202,7 @@ def test_clock_is_kept(tmp_path: Any) -> None:
     with closing(state), SandboxServer(state=state) as server:
         shown = view(server)
     assert shown["advanced"] == 3600
-    assert [user["balance"] for user in shown["users"]] == [5]
+    assert [user["balance"] for user in shown["users"]] == ["5"]
 
 
 def test_view(server: SandboxServer) -> None:
@@ -211,7 +217,7 @@ def test_view(server: SandboxServer) -> None:
     shown = view(server)
     (user,) = shown["users"]
     (cycle,) = user["cycles"]
-    assert (user["balance"], cycle["amount"], cycle["starting_amount"]) == (6, 6, 10)
+    assert (user["balance"], cycle["amount"], cycle["starting_amount"]) == ("6", "6", "10")
     assert (cycle["recurring"], cycle["canceled"]) == (True, True)
     assert cycle["start"] < shown["now"] < cycle["end"]
     first = {"call": "subtract 5", "user": USER_ID, "status": "503"}

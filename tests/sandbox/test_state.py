@@ -1,9 +1,11 @@
 """The file that keeps a sandbox's state."""
 
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -172,7 +174,28 @@ def test_file_that_is_lost(path: Path) -> None:
             client.add(USER, 1)
     with pytest.raises(ExceptionGroup) as raised:
         server.close()
-    assert isinstance(raised.value.exceptions[0], sqlite3.Error)
+    assert isinstance(raised.value.exceptions[0], StateError)
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+
+
+@pytest.mark.parametrize("change", [Path.unlink, move])
+def test_file_that_is_removed(path: Path, change: Callable[[Path], object]) -> None:
+    """A change that nobody would find is not applied: the file was removed, moved or replaced."""
+    with served(path) as server:
+        server.direct.add(USER, 5)
+        change(path)
+        assert _ask(server, "/add", USER, 1) == (500, b"STATE_NOT_WRITTEN")
+        assert server.direct.get_balance(USER).active_balance == 5
+        StateFile(path).close()
+        client = CreduseClient("any", base_url=server.base_url, retry=ONCE)
+        with client, pytest.raises(ServerError, match="removed, moved or replaced"):
+            client.add(USER, 1)
+        with pytest.raises(StateError, match="removed, moved or replaced"):
+            server.reset()
+        assert server.applied == ()
 
 
 def other_database(path: Path) -> None:
@@ -193,6 +216,22 @@ def damaged_file(path: Path) -> None:
         file.write(b"\xff" * 2000)
 
 
+def damaged_page(path: Path) -> None:
+    """Damage a page that only the values need."""
+    with served(path) as server:
+        for user in range(100):
+            server.direct.add(UUID(int=user), 5)
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+
+
+def missing_table(path: Path) -> None:
+    StateFile(path).close()
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("DROP TABLE kept")
+
+
 def text(path: Path) -> None:
     path.write_text("no database" * 100, encoding="utf-8")
 
@@ -201,8 +240,9 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "text": (text, "not the state of a creduse sandbox"),
     "another database": (other_database, "not the state of a creduse sandbox"),
     "another version": (other_version, "another version of creduse"),
-    "damaged": (damaged_file, "cannot use the file: "),
-    "a directory": (Path.mkdir, "cannot open the file: Is a directory"),
+    "damaged": (damaged_file, "the file's content is damaged"),
+    "a directory": (Path.mkdir, "cannot open the file: it is a directory"),
+    "a pipe": (os.mkfifo, "cannot open the file: it is not a regular file"),
 }
 
 
@@ -211,17 +251,109 @@ def test_other_files(path: Path, kind: str) -> None:
     """A file that is no state is rejected, and stays as it is."""
     make, said = WRONG[kind]
     make(path)
-    before = None if path.is_dir() else path.read_bytes()
+    before = path.read_bytes() if path.is_file() else None
     with pytest.raises(StateError, match=said) as raised:
         StateFile(path)
     assert str(path) not in str(raised.value)
     assert before is None or path.read_bytes() == before
 
 
-def test_invalid_name() -> None:
-    """A name that no file can have is rejected."""
-    with pytest.raises(StateError, match="its name is invalid"):
-        StateFile("a\0b")
+NAMES = {
+    "empty": ("", "it must be the name of a file"),
+    "null character": ("a\0b", "its name is invalid"),
+    "no directory": ("none/state", "cannot open the file: No such file or directory"),
+    "long": ("/".join(["d" * 200] * 3), "cannot open the file: "),
+}
+
+
+@pytest.mark.parametrize(("name", "said"), NAMES.values(), ids=NAMES)
+def test_invalid_names(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that no file can have is rejected, and leaves no file behind."""
+    monkeypatch.chdir(tmp_path)
+    if len(name) > 500:
+        Path(name).parent.mkdir(parents=True)
+    with pytest.raises(StateError, match=said):
+        StateFile(name)
+    assert not [it for it in tmp_path.rglob("*") if it.is_file()]
+
+
+def test_long_name_of_an_existing_file(tmp_path: Path) -> None:
+    """A file whose name is too long for SQLite stays as it is."""
+    path = tmp_path / "/".join(["d" * 200] * 3)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(StateError, match="cannot open the file: "):
+        StateFile(path)
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:state", "file::memory:?cache=shared"])
+def test_names_with_a_meaning(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that SQLite would give another meaning is that of a file."""
+    monkeypatch.chdir(tmp_path)
+    with served(Path(name)) as server:
+        server.direct.add(USER, 5)
+    with served(Path(name)) as server:
+        assert server.direct.get_balance(USER).active_balance == 5
+    assert [*tmp_path.iterdir()] == [tmp_path / name]
+
+
+@contextmanager
+def without_rights() -> Generator[None, None, None]:
+    """Be a user without root's rights, to whom every file is writable."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def test_missing_rights() -> None:
+    """A file or a directory that cannot be written is named as such."""
+    # Another user cannot reach pytest's own directories.
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "state"
+        StateFile(path).close()
+        path.chmod(0o666)
+        path.parent.chmod(0o555)
+        with without_rights():
+            with pytest.raises(StateError, match="the file's directory is not writable"):
+                StateFile(path)
+            with pytest.raises(StateError, match="cannot open the file: Permission denied"):
+                StateFile(path.with_name("other"))
+        path.chmod(0o444)
+        with (
+            without_rights(),
+            pytest.raises(StateError, match="cannot open the file: Permission denied"),
+        ):
+            StateFile(path)
+        path.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("damage", [damaged_page, missing_table])
+def test_damaged_content(path: Path, damage: Callable[[Path], None]) -> None:
+    """Content that cannot be read is found when a sandbox begins with it."""
+    damage(path)
+    with closing(StateFile(path)) as state:
+        with pytest.raises(StateError, match="the file's content is damaged"):
+            Sandbox(state=state)
+        with pytest.raises(StateError, match="the file's content is damaged"):
+            state.clear()
+
+
+def test_lock_of_another_sandbox(path: Path) -> None:
+    """A second try in the same process does not free the file for other processes."""
+    with served(path):
+        with pytest.raises(StateError, match="another process uses the file"):
+            StateFile(path)
+        program = [sys.executable, "-m", "creduse", "sandbox", "--port", "0", "--state", str(path)]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 @pytest.mark.parametrize("value", ["[]", "{}", '{"cycles": [{}], "expired": false}', "7"])
