@@ -192,7 +192,6 @@ class Call(Generic[T]):
         self._policy = policy
         self._timeout = timeout
         self._secrets = secrets
-        self._extra_headers: tuple[tuple[str, Secret], ...] = ()
         self._state = State.READY
         self._records: list[_Record] = []
         self._sent = 0
@@ -203,7 +202,7 @@ class Call(Generic[T]):
         self._deadline = self._started = 0.0
         self._began_at: float | None = None
         self._before: BalanceReading | None = None
-        self._proxy: Proxy | None = None
+        self._extra_headers: tuple[tuple[str, Secret], ...] = ()
 
     def __repr__(self) -> str:
         return f"<Call {self._request.method} {self._path}, {self._state}>"
@@ -333,7 +332,8 @@ class Call(Generic[T]):
         state = _state_after_hold(hold, self._timeout)
         self._move(Input.START, state)
         self._deadline = now + self._timeout
-        self._began_at, self._before, self._proxy = began_at, before, proxy
+        self._began_at, self._before = began_at, before
+        self._proxy = proxy
         if proxy is not None:
             self._secrets += proxy.secrets
         return self._send(state, now, hold)

@@ -552,11 +552,10 @@ class CoreClient(_ClientBase):
         ``extra_headers``, and its timeout, so both together can take twice as long.
         """
         transport = self._transport
-        with SHORT_TRACEBACK:
-            self._check_call(call)
-            check_type("balance_first", balance_first, bool)
+        self._check_call(call)
         before = None
         if balance_first:
+            check_type("balance_first", balance_first, bool)
             before = self.reading(
                 call.record.end_user_id, timeout=call.timeout, extra_headers=call.extra_headers
             )
@@ -872,11 +871,10 @@ class AsyncCoreClient(_ClientBase):
         ``extra_headers``, and its timeout, so both together can take twice as long.
         """
         transport = self._transport
-        with SHORT_TRACEBACK:
-            self._check_call(call)
-            check_type("balance_first", balance_first, bool)
+        self._check_call(call)
         before = None
         if balance_first:
+            check_type("balance_first", balance_first, bool)
             before = await self.reading(
                 call.record.end_user_id, timeout=call.timeout, extra_headers=call.extra_headers
             )

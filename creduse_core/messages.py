@@ -142,7 +142,7 @@ class Proxy:
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
-        """Return what no error may show: a password, or a user name without one, such as a token."""
+        """Return the password, or a user name without one, such as a token. No error shows it."""
         from urllib.parse import unquote, urlsplit  # noqa: PLC0415 - only a client with a proxy needs it
 
         login = urlsplit(self.url.reveal()).netloc.rpartition("@")[0]

@@ -410,7 +410,6 @@ def read_elsewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
 def test_log_removed(tmp_path: Path, is_replaced: bool) -> None:  # noqa: FBT001
-
     """If another program removes the log, nothing more is sent.
 
     A copy of the file gives up this process's locks. What it claims after that would be lost with it.

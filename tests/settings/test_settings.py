@@ -225,7 +225,7 @@ def test_proxy_that_makes_no_tunnel(use: Use, behave: Behave) -> None:
         assert error.outcome is Outcome.NOT_APPLIED
         assert f"({NAME}:443 through proxy {proxy.base_url})" in str(error)
         assert ("Who are you" in texts_of(error)) is (behave is refuse)
-        # Only an answer can say that a retry is in vain.
+        # Only a response can say that a retry is in vain.
         assert len(error.attempts) == (1 if behave in {refuse, say_nothing} else 3)
         assert not any(secret in texts_of(error) for secret in ("p%40ss", "p@ss", "dXNlcjp"))
         for received in proxy.received:
