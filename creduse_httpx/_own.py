@@ -69,7 +69,10 @@ class TransportFactory:
         self.proxy = proxy_for(protocol, proxy)
         if self.proxy is not None and not self.proxy.shown.startswith(_SCHEMES):
             scheme = self.proxy.shown.partition(":")[0]
-            raise ValueError(f"the proxy must be an http, https or socks5 URL, not {scheme}")
+            raise ValueError(
+                f"the proxy must be an http, https or socks5 URL, not {scheme}: check proxy, "
+                "HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
+            )
         # A proxy that the caller names can be another machine.
         self.loopback_only = protocol.plain_loopback and self.proxy is None
         self.header_cache = HeaderCache(httpx)
