@@ -153,7 +153,7 @@ class _Lines:
 
 def _serve(arguments: argparse.Namespace, key: str | None, state: StateFile | None) -> int:
     ready = partial(_introduce, arguments.host, key)
-    show = {} if arguments.verbosity == QUIET else {"show": _Lines().show}
+    lines = {} if arguments.verbosity == QUIET else {"show": _Lines().show}
     with closing(state) if state else nullcontext():
         try:
             serve(
@@ -163,7 +163,7 @@ def _serve(arguments: argparse.Namespace, key: str | None, state: StateFile | No
                 ready,
                 arguments.fault,
                 state=state,
-                **show,
+                **lines,
             )
         except StateError as error:
             write(sys.stderr, f"creduse: argument --state: {error}")

@@ -202,7 +202,7 @@ class Call(Generic[T]):
         self._deadline = self._started = 0.0
         self._began_at: float | None = None
         self._before: BalanceReading | None = None
-        self._extra_headers: tuple[tuple[str, Secret], ...] = ()
+        self._extra_headers: ExtraHeaders = {}
 
     def __repr__(self) -> str:
         return f"<Call {self._request.method} {self._path}, {self._state}>"
@@ -274,9 +274,9 @@ class Call(Generic[T]):
         )
 
     @property
-    def extra_headers(self) -> Mapping[str, Secret]:
+    def extra_headers(self) -> ExtraHeaders:
         """The header fields that this call has beside those of all its protocol's calls."""
-        return {name.lower(): value for name, value in self._extra_headers}
+        return self._extra_headers
 
     def add_headers(self, extra_headers: ExtraHeaders) -> None:
         """Add header fields to the request, before the call starts. See `CreduseProtocol`."""
@@ -286,7 +286,8 @@ class Call(Generic[T]):
             )
         it, more = self._request, checked_extra_headers(extra_headers)
         self._request = Request(it.method, it.url, with_headers(it.hidden_headers, more), it.body)
-        self._extra_headers += more
+        lower = {name.lower(): value for name, value in extra_headers.items()}
+        self._extra_headers = {**self._extra_headers, **lower}
         self._secrets += secrets_among(extra_headers)
 
     # The inputs.

@@ -251,7 +251,7 @@ class _ClientBase:
                     self._report(call)
         finally:
             self._running.pop(id(call), None)
-        self._report_call(call, began, now, error)
+            self._report_call(call, began, now, error)
 
     def _report_call(
         self, call: Call[Any], began: float, now: Callable[[], float], error: BaseException | None

@@ -6,6 +6,9 @@ here.
 
 import sys
 from collections.abc import Container
+from itertools import pairwise
+from types import FrameType
+from typing import Final
 
 
 class ForeignError(BaseException):
@@ -44,26 +47,31 @@ def is_foreign(error: BaseException, libraries: Container[str]) -> bool:
 
 
 def is_from_signal_handler(error: BaseException) -> bool:
-    """Return whether a signal handler raised ``error``, in whatever code the signal arrived."""
-    # Imported here, since only an exception of other people's code needs it.
-    from signal import getsignal, valid_signals  # noqa: PLC0415
+    """Return whether a signal handler raised ``error``, in whatever code the signal arrived.
 
-    codes = {_code_of(getsignal(number)) for number in valid_signals()} - {None}
+    Python calls a handler with the signal's number and the frame that it interrupts. Nothing else gets
+    such arguments.
+    """
     traceback = error.__traceback__
     while traceback is not None:
-        if traceback.tb_frame.f_code in codes:
+        given = _arguments_of(traceback.tb_frame)
+        if any(isinstance(one, int) and isinstance(two, FrameType) for one, two in pairwise(given)):
             return True
         traceback = traceback.tb_next
     return False
 
 
-def _code_of(handler: object) -> object:
-    """Return the code of a function, a method, a partial or a callable object, or ``None``."""
-    handler = getattr(handler, "func", handler)
-    for it in (handler, getattr(type(handler), "__call__", None)):  # noqa: B004 - it may be callable
-        if (code := getattr(it, "__code__", None)) is not None:
-            return code
-    return None
+def _arguments_of(frame: FrameType) -> list[object]:
+    """Return the positional arguments of a function that has raised."""
+    code, values = frame.f_code, frame.f_locals
+    names = code.co_varnames
+    given: list[object] = [values.get(name) for name in names[: code.co_argcount]]
+    if code.co_flags & _TAKES_MORE:
+        given += values.get(names[code.co_argcount + code.co_kwonlyargcount], ())
+    return given
+
+
+_TAKES_MORE: Final = 0x04  # inspect.CO_VARARGS, without the import of a large module
 
 
 def exception_chain(error: BaseException, *, contexts: bool = True) -> list[BaseException]:

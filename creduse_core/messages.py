@@ -140,15 +140,21 @@ class Proxy:
     url: Secret
     """Its URL, which can hold a password."""
 
-    @property
-    def secrets(self) -> tuple[Secret, ...]:
-        """Return the password, or a user name without one, such as a token. No error shows it."""
+    secrets: tuple[Secret, ...]
+    """What no error shows: the password, or a user name without one, such as a token; and both."""
+
+    def __init__(self, shown: str, url: Secret) -> None:
+        """Find the login in the URL."""
         from urllib.parse import unquote, urlsplit  # noqa: PLC0415 - only a client with a proxy needs it
 
-        login = urlsplit(self.url.reveal()).netloc.rpartition("@")[0]
-        user, colon, password = login.partition(":")
-        # A Secret finds itself in Base64, as in a header, and escaped, as in a URL.
-        return (Secret(unquote(password if colon else user)),) if login else ()
+        login = urlsplit(url.reveal()).netloc.rpartition("@")[0]
+        user, password = (unquote(it) for it in login.partition(":")[::2])
+        # A Secret finds itself in Base64, as in a header: a short password only together with the user.
+        both = (Secret(password or user), Secret(f"{user}:{password}"))
+        _set_proxy(self, shown, url, both if login else ())
+
+
+_set_proxy = field_setter(Proxy)
 
 
 class Delivery(enum.Enum):

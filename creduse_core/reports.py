@@ -200,8 +200,8 @@ def _message(problem: Problem, context: Context) -> str:
         rounded = round(seconds, 1 if seconds >= 1 else 4)
         text = f"{which}{_TIMED_OUT} after {rounded:g} s{text.removeprefix(_TIMED_OUT)}"
     # A whole response over TLS came through the proxy's tunnel, and is not the proxy's.
-    is_direct = failure is None and context.request.url.startswith("https:")
-    proxy = None if is_direct else context.proxy
+    is_the_services = failure is None and context.request.url.startswith("https:")
+    proxy = None if is_the_services else context.proxy
     where = quote(_endpoint(context.request.url, proxy), context.secrets)
     return _framed(f"{text} ({where})", context, problem.response)
 

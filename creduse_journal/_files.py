@@ -52,11 +52,16 @@ def place_of(path: Path) -> Path:
     """Return where a file is. SQLite's names for its log and locks follow from the name of a file.
 
     Raises:
-        JournalError: The file has several names (hard links), each of which would have its own log.
+        JournalError: It cannot be reached, or the file has several names (hard links), each of which
+            would have its own log.
     """
-    if path.is_symlink():
-        path = path.resolve()
-    if path.is_file() and path.stat().st_nlink > 1:
+    try:
+        if path.is_symlink():
+            path = path.resolve()
+        names = path.stat().st_nlink if path.is_file() else 1
+    except OSError as error:
+        raise JournalError(f"{path} cannot be opened: {error.strerror}") from error
+    if names > 1:
         raise JournalError(f"{path} has several names (hard links): remove all but one")
     return path
 

@@ -88,14 +88,14 @@ class _JournalBase:
         return claim
 
     def _end(
-        self, client: CoreClient | AsyncCoreClient, claim: _Claim, call: Call[Any], code: str | None
+        self, client: CoreClient | AsyncCoreClient, row: Row, call: Call[Any], code: str | None
     ) -> None:
         """Write how a call ended."""
         attempts, response = call.attempts, call.response
         key = client.protocol.api_key
         self._write_end(
-            claim.row["id"],
-            claim.row["claim"],
+            row["id"],
+            row["claim"],
             change_of(call),
             event=attempts[-1].event if attempts else None,
             status=None if response is None else response.status,
@@ -120,7 +120,8 @@ class _JournalBase:
         A signal handler can raise before the end is written.
         """
         for claim, (entry_id, alive) in self._claims.copy().items():
-            if alive() is None:
+            # One that has ended properly was removed before it could die.
+            if alive() is None and claim in self._claims:
                 self._write_end(entry_id, claim, Change.DOUBT)
 
 
@@ -272,7 +273,10 @@ class Journal(_JournalBase):
             code = error.error_code
             raise
         finally:
-            self._end(client, claim, call, code)
+            try:
+                self._end(client, claim.row, call, code)
+            finally:
+                del claim  # a traceback would keep it alive
         return _known_end(found, call)
 
     def get(self, entry_id: str) -> Entry | None:
@@ -363,7 +367,10 @@ class AsyncJournal(_JournalBase):
             code = error.error_code
             raise
         finally:
-            self._end(client, claim, call, code)
+            try:
+                self._end(client, claim.row, call, code)
+            finally:
+                del claim  # a traceback would keep it alive
         return _known_end(found, call)
 
     async def get(self, entry_id: str) -> Entry | None:

@@ -163,10 +163,10 @@ def carry_out(
 
 
 def fail(batch: Batch[C], error: JournalError) -> None:
-    """End operations with an error."""
+    """End operations with an error, a new one for each: its traceback holds the caller's frames."""
     for _, future in batch:
         if not future.done():
-            future.set_exception(error)
+            future.set_exception(type(error)(*error.args))
 
 
 async def wait_for(future: Future[T]) -> T:

@@ -45,13 +45,13 @@ class Database(Committer[sqlite3.Connection]):
         prepare(path)
         connections = contextlib.ExitStack()
         try:
-            database = _open(path, schema, begin, connections)
+            writer = _Writer(path, _open(path, schema, begin, connections), connections)
         except BaseException as error:
             connections.close()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error | OSError):
                 raise failure(path, error) from error
             raise
-        super().__init__(str(path), _Writer(path, database, connections))
+        super().__init__(str(path), writer)
 
 
 def _open(
@@ -130,7 +130,8 @@ class _Writer:
         self, path: Path, database: sqlite3.Connection, connections: contextlib.ExitStack
     ) -> None:
         self._path = path
-        self._log = path.with_name(f"{path.name}-wal")
+        # The process can change its directory.
+        self._log = Path(f"{path.resolve()}-wal")
         self._log_number = self._log.stat().st_ino
         self._database = database
         self._broken: JournalError | None = None
@@ -147,6 +148,8 @@ class _Writer:
                 ends = carry_out(self._database, batch, sqlite3.Error)
                 self._database.execute("COMMIT")
                 self._check_log()
+            except JournalError as error:
+                self._broken = error
             except (sqlite3.Error, OSError) as error:
                 with contextlib.suppress(sqlite3.Error):
                     self._database.execute("ROLLBACK")
@@ -164,17 +167,20 @@ class _Writer:
         it (POSIX). The next program that has read the file then takes itself for the last one, and
         removes the log.
         """
-        if self._log.stat().st_ino != self._log_number:
-            raise FileNotFoundError
+        try:
+            is_there = self._log.stat().st_ino == self._log_number
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise JournalError(
+                f"{self._path}: another program has removed its log (-wal), so the journal does not keep "
+                "what is written now: end this process, and do not open or copy the file in a process "
+                "that uses it"
+            )
 
 
 def failure(path: Path, error: sqlite3.Error | OSError) -> JournalError:
-    """Return what an error of SQLite means, or of a log that is gone."""
-    if isinstance(error, OSError):
-        return JournalError(
-            f"{path}: another program has removed its log (-wal), so the journal does not keep what is "
-            "written now: end this process, and do not open or copy the file in a process that uses it"
-        )
+    """Return what an error of SQLite or of the system means."""
     code = getattr(error, "sqlite_errorname", "")
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return InUseError(f"{path} is in use: another process, or another Journal, has it open")

@@ -7,24 +7,19 @@ result. So this class has no lock.
 
 import queue
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-_LOOK_EVERY: Final = 1.0
-"""Seconds. Of several threads that wait, one is woken at once, and the others look again."""
 
 
 class Future(Generic[T]):
     """The result of an operation, or its exception. It is set once."""
 
-    __slots__ = ("_callbacks", "_ends", "_woken")
+    __slots__ = ("_callbacks", "_ends")
 
     def __init__(self) -> None:
         self._ends: list[tuple[T, None] | tuple[None, BaseException]] = []
         self._callbacks: list[Callable[[Future[T]], object]] = []
-        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def done(self) -> bool:
         """Return whether the operation has ended."""
@@ -38,7 +33,10 @@ class Future(Generic[T]):
         """Wait for the end of the operation. Return its result, or raise its exception."""
         result, error = self._wait()
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del self, error  # its traceback has this frame
         return result  # type: ignore[return-value]  # pyright: ignore[reportReturnType]  # there is no exception
 
     def set_result(self, result: T) -> None:
@@ -57,18 +55,20 @@ class Future(Generic[T]):
 
     def _end(self, end: "tuple[T, None] | tuple[None, BaseException]") -> None:
         self._ends.append(end)
-        self._woken.put(None)
         self._call_back()
 
     def _call_back(self) -> None:
         # Two threads can be here at once. Each callback is taken by one of them.
-        with suppress(IndexError):
-            while True:
+        while True:
+            try:
                 callback = self._callbacks.pop(0)
-                callback(self)
+            except IndexError:
+                return
+            callback(self)
 
     def _wait(self) -> "tuple[T, None] | tuple[None, BaseException]":
-        while not self._ends:
-            with suppress(queue.Empty):
-                self._woken.get(timeout=_LOOK_EVERY)
+        if not self._ends:
+            woken: queue.SimpleQueue[object] = queue.SimpleQueue()
+            self.add_done_callback(woken.put)
+            woken.get()
         return self._ends[0]

@@ -80,9 +80,9 @@ class StateFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if not os.fspath(path):
             raise StateError("it must be the name of a file, not an empty text")
-        # SQLite gives a meaning of its own to ":memory:" and to names that begin with "file:".
-        self._path = Path(path).absolute()
         try:
+            # SQLite gives a meaning of its own to ":memory:" and to names that begin with "file:".
+            self._path = Path(path).resolve()
             is_new = _make_file(self._path)
             self._found = self._path.stat()
         except OSError as error:

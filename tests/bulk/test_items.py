@@ -653,6 +653,24 @@ def test_not_a_journal(path: Path, make: Callable[[Path], None], message: str) -
     assert (path.read_bytes() if path.is_file() else b"") == before
 
 
+def test_killed_while_it_is_made(path: Path) -> None:
+    """A journal whose owner was killed while it made the file can be looked at: nothing has begun."""
+    code = f"""
+import os, sqlite3
+database = sqlite3.connect({str(path)!r}, isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN IMMEDIATE")
+database.execute("CREATE TABLE half (text TEXT)")
+database.executemany("INSERT INTO half VALUES (?)", [("x" * 1000,)] * 100)
+os.kill(os.getpid(), 9)
+"""  # noqa: S608 - ours
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert Path(f"{path}-journal").exists()
+    with SqlitePlace(path).read() as reader:
+        assert reader is not None
+        assert reader.begun() is None
+
+
 def test_full_disk(sqlite: Place) -> None:
     """If the disk is full, nothing is claimed, then and later."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -79,6 +79,7 @@ def test_headers_of_a_balance(play: Play, how: str) -> None:
     else:
         call.start(0.0, began_at=datetime.now(UTC).timestamp())
         player.do("check", call, extra_headers=headers)
+    assert call.extra_headers == headers  # not secrets, so errors can show them
     for send in player.script.sent:
         assert (
             dict(send.request.headers).items()

@@ -282,6 +282,9 @@ def test_proxy_is_named(scheme: str, given: Response | Failure, named: bool) -> 
         ("http://user:p%40ssw0rd@h:1", "p%40ssw0rd"),
         ("http://user:p%40ssw0rd@h:1", b64encode(b"user:p@ssw0rd").decode()),
         ("http://0123456789abcdef@h:1", "0123456789abcdef"),
+        ("http://0123456789abcdef:@h:1", "0123456789abcdef"),
+        ("http://user:hunter2@h:1", b64encode(b"user:hunter2").decode()),
+        ("http://us%3Aer:hunter2@h:1", "hunter2"),
     ],
 )
 def test_password_of_a_proxy(url: str, repeated: str) -> None:

@@ -37,7 +37,6 @@ HEAVY = [
 IMPURE = {
     "os": {"environment", "tls"},
     "random": {"client"},
-    "signal": {"foreign"},
     "urllib.request": {"environment"},
     "logging": {"client"},
     "ssl": {"tls"},

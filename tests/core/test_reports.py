@@ -6,8 +6,9 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import nullcontext
+from enum import Enum
 from fractions import Fraction
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -401,6 +402,11 @@ def limit(number: int, frame: object) -> None:
     raise TimeLimitError(number, frame)
 
 
+def limit_once(*given: Any) -> None:
+    signal.signal(given[0], signal.SIG_IGN)
+    raise TimeLimitError(*given)
+
+
 def interrupt(*_: object) -> float:
     """Get a signal, as any line of any code can."""
     signal.raise_signal(signal.SIGUSR1)
@@ -420,8 +426,8 @@ class Interrupted(logging.Handler):
 
 @pytest.mark.parametrize(
     "handler",
-    [limit, Limit().method, Limit(), partial(limit)],
-    ids=["function", "method", "object", "partial"],
+    [limit, Limit().method, Limit(), partial(limit), limit_once],
+    ids=["function", "method", "object", "partial", "once"],
 )
 @pytest.mark.parametrize("where", ["jitter", "on_attempt", "on_call", "log", "log of a fault"])
 def test_signal_in_other_code(
@@ -450,3 +456,47 @@ def test_signal_in_other_code(
     assert not call.state.live
     assert len(player.script.sent) == (2 if where == "on_call" else 1)
     assert call.outcome is (Outcome.UNKNOWN if where == "jitter" else call.outcome)
+
+
+class Known(Enum):
+    """What a listener looks up."""
+
+    ADD = "add"
+
+
+@pytest.mark.parametrize("option", ["on_attempt", "on_call"])
+def test_listener_that_only_fails(
+    play: Play, caplog: pytest.LogCaptureFixture, option: str
+) -> None:
+    """An exception of a listener's own changes nothing, though a handler of the same kind is set."""
+
+    def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def wrapper(*given: object) -> object:
+            return function(*given)
+
+        return wrapper
+
+    def look_up(it: Attempt) -> Known:
+        return Known(it.method)
+
+    before = signal.signal(signal.SIGUSR1, traced(limit))
+    options: dict[str, Any] = {option: traced(look_up)}
+    try:
+        assert play(GOOD, **options).do("subtract", USER_ID, 7).amount == 7
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(faults(caplog)) == 1
+
+
+def test_signal_in_the_report_of_an_abandoned_call(play: Play) -> None:
+    """``on_call`` is called, too, if a signal handler raises in the ``on_attempt`` before it."""
+    before = signal.signal(signal.SIGUSR1, limit)
+    ended: list[object] = []
+    try:
+        player = play(KeyboardInterrupt(), on_attempt=interrupt, on_call=ended.append)
+        with pytest.raises(TimeLimitError):
+            player.do("subtract", USER_ID, 7)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(ended) == 1

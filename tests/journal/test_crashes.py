@@ -452,3 +452,51 @@ def test_link(tmp_path: Path) -> None:
     hard.hardlink_to(path)
     with pytest.raises(JournalError, match="has several names"):
         Journal(path)
+
+
+def test_moved_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process can change its directory, and a link to the journal's directory can be replaced."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    current = tmp_path / "current"
+    current.symlink_to(tmp_path / "one")
+    monkeypatch.chdir(tmp_path)
+    with (
+        SandboxServer() as server,
+        CreduseClient(KEY, base_url=server.base_url) as client,
+        Journal("journal") as relative,
+        Journal(current / "journal") as linked,
+    ):
+        monkeypatch.chdir("/")
+        current.unlink()
+        current.symlink_to(tmp_path / "two")
+        for number, journal in enumerate((relative, linked)):
+            assert journal.run(client, "job", client.protocol.add(USER, number)).amount == number
+
+
+def test_log_that_cannot_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the system does not say whether the log is there, the error says so, and nothing is sent."""
+    real = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if path.name.endswith("-wal"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    path = tmp_path / "journal"
+    with SandboxServer() as server, CreduseClient(KEY, base_url=server.base_url) as client:
+        with Journal(path) as journal:
+            monkeypatch.setattr(Path, "stat", stat)
+            with pytest.raises(JournalError, match=r"cannot be used: .*Permission denied"):
+                journal.run(client, "job", client.protocol.add(USER, 1))
+        with pytest.raises(JournalError, match=r"cannot be used: .*Permission denied"):
+            Journal(path)
+        monkeypatch.undo()
+        Journal(path).close()
+        assert server.log == ()
+
+
+def test_name_that_is_too_long(tmp_path: Path) -> None:
+    """A path that the system rejects is a `JournalError`."""
+    with pytest.raises(JournalError, match="cannot be opened: File name too long"):
+        Journal(tmp_path / ("x" * 300))

@@ -1,7 +1,6 @@
 """Journals over every client: what is sent, what is kept, and what is known afterwards."""
 
 import asyncio
-import gc
 import json
 import os
 import pickle
@@ -407,7 +406,7 @@ def test_check_with_another_service(server: SandboxServer, place: str) -> None:
 def test_end_that_is_not_written(
     server: SandboxServer, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a signal handler raises before the end of a call is written, the entry is unclear."""
+    """If a signal handler raises before the end of a call is written, the entry is unclear at once."""
 
     def interrupted(*_: object) -> None:
         raise TimeoutError("a task runner's limit")
@@ -416,11 +415,46 @@ def test_end_that_is_not_written(
     with Journal(place) as journal, CoreClient(protocol, example("urllib")()) as client:
         with monkeypatch.context() as patch:
             patch.setattr(journal, "_end", interrupted)
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError) as caught:
                 journal.run(client, "job", protocol.add(USER, 5))
-        gc.collect()
+        assert caught.value.__traceback__ is not None  # with the frames of the call
         assert [entry.id for entry in journal.unclear()] == ["job"]
         journal.settle("job", applied=True, note="the server's record")
+
+
+def test_end_while_another_thread_asks(
+    server: SandboxServer, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that ends while another thread looks for lost ends is not taken for a lost one."""
+    hold, asked = threading.Event(), threading.Event()
+
+    class Slow(dict[Any, Any]):
+        """Claims during whose copying the call ends."""
+
+        def copy(self) -> dict[Any, Any]:
+            copied = dict(self)
+            hold.set()
+            first.exception()
+            return copied
+
+    def wait(_: Any) -> bool:
+        asked.set()
+        hold.wait(30)
+        return True
+
+    server.inject(UNAUTHORIZED, when=wait)
+    protocol = CreduseProtocol(KEY, server.base_url)
+    with (
+        Journal(place) as journal,
+        CoreClient(protocol, example("urllib")()) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        monkeypatch.setattr(journal, "_claims", Slow())
+        first = pool.submit(journal.run, client, "job", protocol.add(USER, 1))
+        asked.wait()
+        entry = journal.get("job")
+    assert entry is not None
+    assert entry.state is State.FREE
 
 
 def test_aclose_after_a_fork(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

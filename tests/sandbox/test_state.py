@@ -382,3 +382,11 @@ def test_empty_file(path: Path) -> None:
         server.direct.add(USER, 5)
     with served(path) as server:
         assert server.direct.get_balance(USER).active_balance == 5
+
+
+def test_link(tmp_path: Path) -> None:
+    """A link leads to the file, which is made if there is none."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "state.db")
+    with closing(StateFile(link)):
+        assert (tmp_path / "state.db").is_file()
