@@ -141,7 +141,8 @@ class Proxy:
     """Its URL, which can hold a password."""
 
     secrets: tuple[Secret, ...]
-    """What no error shows: the password, or a user name without one, such as a token; and both."""
+    """The password, or a user name without one, such as a token; and both together. No error shows
+    them."""
 
     def __init__(self, shown: str, url: Secret) -> None:
         """Find the login in the URL."""
