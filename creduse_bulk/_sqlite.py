@@ -240,11 +240,11 @@ class SqlitePlace:
             return
         is_going_on = is_in_use(self.path)
         try:
-            # A web framework streams a report from several threads, one after the other.
             # A connection that can write removes the log when it takes itself for the last one. But if
             # its owner was killed while it made the file, only one that can write can undo that.
             half_made = self.path.with_name(f"{self.path.name}-journal").exists()
             url = f"{self.path.resolve().as_uri()}?mode={'rw' if half_made else 'ro'}"
+            # A web framework streams a report from several threads, one after the other.
             with closing(
                 sqlite3.connect(url, isolation_level=None, check_same_thread=False, uri=True)
             ) as database:
