@@ -5,7 +5,6 @@ If a name is missing, each function does what its docstring says. Then its test 
 """
 
 import socket
-from collections import deque
 from contextlib import nullcontext
 from typing import Any
 
@@ -122,44 +121,65 @@ def is_response_drained(response: Any) -> bool:
 def are_buffers_empty(stream: Any) -> bool:
     """Return whether no bytes are buffered between a stream's socket and HTTP.
 
-    Part of a TLS record is an example. The streams of anyio and trio below httpcore's keep what
-    they have read ahead under private names:
-    https://github.com/agronholm/anyio/blob/4.16.0/src/anyio/streams/tls.py#L96 and
-    https://github.com/python-trio/trio/blob/v0.35.0/src/trio/_ssl.py#L377. httpcore's own sockets
-    read nothing ahead. Without the private names, return ``False``, so the connection is not
-    reused.
+    Part of a TLS record is an example. Without the private names, return ``False``, so the
+    connection is not reused.
     """
-    return not has_part_of_record(stream) and _are_stream_layers_empty(stream)
+    return not has_part_of_record(stream) and _has_read_ahead(stream) is False
 
 
-def _are_stream_layers_empty(stream: Any) -> bool:
-    inner = getattr(stream, "_stream", None)  # only httpcore's asynchronous streams have it
-    if inner is None:
-        return hasattr(stream, "_sock")
-    while (below := getattr(inner, "transport_stream", None)) is not None:  # TLS of anyio or trio
-        buffer = getattr(inner, "_read_bio", None) or getattr(inner, "_incoming", None)
-        if getattr(buffer, "pending", True):
-            return False
-        inner = below
-    if hasattr(inner, "_protocol"):  # anyio's on asyncio
-        return getattr(inner._protocol, "read_queue", True) == deque()  # noqa: SLF001 - see the docstring
-    return type(inner).__module__.partition(".")[0] == "trio"
+def has_read_ahead(stream: Any) -> bool:
+    """Return whether a stream has read bytes from its socket that are not in its TLS object yet.
+
+    Without the private names, return ``False``. Bytes that the event loop has read before the
+    request are then not detected.
+    """
+    return _has_read_ahead(stream) is True
+
+
+def _has_read_ahead(stream: Any) -> bool | None:
+    """Return whether bytes are buffered below a stream's TLS object, or ``None`` if it is not known.
+
+    The streams of anyio and trio below httpcore's keep what they have read ahead under private
+    names: https://github.com/agronholm/anyio/blob/4.16.0/src/anyio/streams/tls.py#L96 and
+    https://github.com/python-trio/trio/blob/v0.35.0/src/trio/_ssl.py#L377. httpcore's own sockets
+    read nothing ahead.
+    """
+    layer = getattr(stream, "_stream", None)  # only httpcore's asynchronous streams have it
+    if layer is None:
+        return False if hasattr(stream, "_sock") else None
+    uppermost = True
+    while (below := getattr(layer, "transport_stream", None)) is not None:  # TLS of anyio or trio
+        encrypted = getattr(layer, "_read_bio", None) or getattr(layer, "_incoming", None)
+        tls = _tls_object(layer)
+        if encrypted is None or tls is None:
+            return None
+        # What the uppermost TLS object itself holds can be a session ticket, so it is read.
+        if encrypted.pending or (not uppermost and tls.pending()):
+            return True
+        layer, uppermost = below, False
+    if hasattr(layer, "_protocol"):  # anyio's on asyncio
+        queue: Any = getattr(layer._protocol, "read_queue", None)  # noqa: SLF001 - see the docstring
+        return None if queue is None else bool(queue)
+    return False if type(layer).__module__.partition(".")[0] == "trio" else None
 
 
 def has_part_of_record(stream: Any) -> bool:
     """Return whether a TLS layer of a stream holds part of a record.
 
-    The layers of anyio and trio have private names; see `are_buffers_empty`. Without them, and
-    with TLS objects that are not `creduse_core.tls.WholeRecords`, return ``False``. Part of a
-    record is then not detected: see docs/limits.md.
+    The layers of anyio and trio have private names; see `_has_read_ahead`. Without them, and with
+    TLS objects that are not `creduse_core.tls.WholeRecords`, return ``False``. Part of a record is
+    then not detected: see docs/limits.md.
     """
     layer = getattr(stream, "_stream", stream)
     while layer is not None:
-        ssl_object = getattr(layer, "_ssl_object", None) or getattr(layer, "ssl_obj", None)
-        if getattr(ssl_object, "has_part", False):
+        if getattr(_tls_object(layer), "has_part", False):
             return True
         layer = getattr(layer, "transport_stream", None)
     return False
+
+
+def _tls_object(layer: Any) -> Any:
+    return getattr(layer, "_ssl_object", None) or getattr(layer, "ssl_obj", None)
 
 
 def _is_drained(connection: Any) -> bool:

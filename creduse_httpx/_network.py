@@ -26,6 +26,7 @@ from ._sockets import (
     UNREQUESTED_DATA,
     check_loopback,
     has_unread_data,
+    is_readable,
     read_ticket,
     read_ticket_async,
 )
@@ -133,7 +134,7 @@ class ConnectionState:
         return left
 
     def may_have_ticket(self, data: bytes) -> bool:
-        """Return whether a new TLS connection's socket is readable before the first request.
+        """Return whether a new TLS connection is readable before the first request.
 
         Only a read through TLS can distinguish a session ticket from a response.
         """
@@ -142,7 +143,7 @@ class ConnectionState:
             and self._begins_request(data)
             and self._exchange.time_left() > 0
             and self.stream.get_extra_info("ssl_object") is not None
-            and bool(self.stream.get_extra_info("is_readable"))
+            and is_readable(self.stream)
         )
 
     def _begins_request(self, data: bytes) -> bool:

@@ -15,7 +15,7 @@ from creduse_core.error_texts import not_loopback_message
 from creduse_core.tls import has_unread, length_of_records
 
 from ._foreign import RAISE_FOREIGN
-from ._httpcore import has_part_of_record
+from ._httpcore import has_part_of_record, has_read_ahead
 
 MIN_TIMEOUT: Final = 0.001
 """Seconds. A socket takes a timeout of 0 as a request not to wait at all."""
@@ -40,11 +40,19 @@ def has_unread_data(stream: Any, *, new: bool = True) -> bool:
     """Return whether unread bytes have arrived on a stream, such as a response before its request.
 
     On a ``new`` TLS connection, a session ticket can make the socket readable. `read_ticket` reads
-    it, so this function checks only the TLS object then.
+    it, so this function checks only what has been read from the socket then.
     """
     if new and stream.get_extra_info("ssl_object"):
-        return has_unread_tls_data(stream) or has_part_of_record(stream)
-    return bool(stream.get_extra_info("is_readable")) or has_unread_tls_data(stream)
+        if has_part_of_record(stream) or has_read_ahead(stream):
+            return True
+    elif is_readable(stream):
+        return True
+    return has_unread_tls_data(stream)
+
+
+def is_readable(stream: Any) -> bool:
+    """Return whether bytes have arrived below a stream's TLS, also where the event loop has them."""
+    return bool(stream.get_extra_info("is_readable")) or has_read_ahead(stream)
 
 
 def read_ticket(stream: Any) -> None:

@@ -48,6 +48,7 @@ from ._sockets import (
     check_loopback,
     has_unread_data,
     has_unread_tls_data,
+    is_readable,
     read_ticket,
     read_ticket_async,
     shut_down,
@@ -255,7 +256,7 @@ class TracedExchange(Exchange):
         self._step = step
 
     def stream_that_may_have_ticket(self, name: str) -> Any:
-        """Return a new TLS stream whose socket is readable, if the request is to be written next.
+        """Return a new TLS stream that is readable, if the request is to be written next.
 
         Only a read through TLS can distinguish a session ticket from a response.
         """
@@ -265,7 +266,7 @@ class TracedExchange(Exchange):
             or not name.endswith("send_request_headers.started")
             or not self.time_left()
             or stream.get_extra_info("ssl_object") is None
-            or not stream.get_extra_info("is_readable")
+            or not is_readable(stream)
         ):
             return None
         return stream

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 import trustme
 
@@ -35,7 +35,7 @@ def client_context(authority: trustme.CA) -> ssl.SSLContext:
 class TlsInParts:
     """A server's TLS on a connection, whose records can be sent in parts."""
 
-    def __init__(self, context: ssl.SSLContext, connection: socket.socket) -> None:
+    def __init__(self, context: ssl.SSLContext, connection: socket.socket | Self) -> None:
         self.connection = connection
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -45,14 +45,22 @@ class TlsInParts:
         self._do(self._tls.do_handshake)
         return self._outgoing.read()
 
+    def recv(self, size: int) -> bytes:
+        """Return decrypted bytes."""
+        data: bytes = self._do(lambda: self._tls.read(size))
+        if not data:
+            raise ConnectionResetError
+        return data
+
+    def sendall(self, data: bytes) -> None:
+        """Send bytes in one record. So this can be the connection of another layer of TLS."""
+        self.connection.sendall(self.seal(data))
+
     def request(self) -> int:
         """Read a request, and return its amount."""
         data = b""
         while not data.endswith(b"}"):
-            piece = self._do(lambda: self._tls.read(65536))
-            if not piece:
-                raise ConnectionResetError
-            data += piece
+            data += self.recv(65536)
         return int(json.loads(data.partition(b"\r\n\r\n")[2])["amount"])
 
     def seal(self, data: bytes) -> bytes:

@@ -172,6 +172,18 @@ def test_lock_is_removed() -> None:
     _httpcore.remove_lock(object())
 
 
-def test_unknown_stream_has_no_part_of_a_record() -> None:
-    """Where the names of a library are gone, requests are sent all the same."""
-    assert not _httpcore.has_part_of_record(object())
+@pytest.mark.parametrize(
+    "stream",
+    [
+        object(),
+        SimpleNamespace(_stream=object()),
+        SimpleNamespace(_stream=SimpleNamespace(transport_stream=object())),
+        SimpleNamespace(_stream=SimpleNamespace(_protocol=object())),
+    ],
+    ids=["a stream", "a layer", "TLS", "a queue"],
+)
+def test_stream_without_the_private_names(stream: object) -> None:
+    """Where the names of a library are gone, requests are sent, and no connection is reused."""
+    assert not _httpcore.has_part_of_record(stream)
+    assert not _httpcore.has_read_ahead(stream)
+    assert not _httpcore.are_buffers_empty(stream)

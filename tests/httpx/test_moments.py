@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import httpcore
 import httpx
 import pytest
 import trio
@@ -38,7 +39,7 @@ from creduse_httpx._httpcore import stream_on
 from creduse_httpx._sockets import read_ticket_async
 from creduse_sandbox import FAULTS, SandboxServer
 from creduse_sandbox.conformance import CANCELLATIONS, check_cancellation
-from tests.common import GOOD, KEY, ONCE, RESPONSE, USER
+from tests.common import GOOD, KEY, ONCE, RESPONSE, USER, credits_body, response
 from tests.httpx.harness import Harness, Main
 from tests.servers import RawServer, Start
 from tests.tls import TlsInParts, client_context, server_context
@@ -640,6 +641,17 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
     for context in contexts:
         context.num_tickets = 0
 
+    reads: list[object] = []
+
+    async def read_too_late(stream: Any) -> None:
+        reads.append(stream)
+        if len(reads) > 1:
+            await read_ticket_async(stream)
+        else:
+            # As on a busy machine: the time is over before the read begins.
+            with pytest.raises(httpcore.ReadTimeout):
+                await stream.read(1, 0.0)
+
     def begins_request(state: _network.ConnectionState, data: bytes) -> bool:
         if data.startswith(b"POST") and not waited:
             sent.wait()
@@ -662,6 +674,7 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
                 await client.add(USER, 5)
             assert caught.value.outcome is Outcome.NOT_APPLIED
 
+    monkeypatch.setattr(_network, "read_ticket_async", read_too_late)
     monkeypatch.setattr(_network.ConnectionState, "_begins_request", begins_request)
     server = raw(respond_early)
     url = server.base_url.replace("http:", "https:")
@@ -671,3 +684,36 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
     monkeypatch.setattr("creduse_core.arguments.is_loopback", is_elsewhere)
     own.run(main)
     assert requests == []
+
+
+def test_surplus_in_a_record_of_its_own(
+    own: Harness, raw: Start, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response that came beside another one, in a record of the proxy's own, is not believed."""
+    contexts = [server_context(authority), server_context(authority)]
+    requests: list[tuple[int, int]] = []
+
+    def respond_twice(connection: socket.socket, server: RawServer) -> None:
+        proxy = TlsInParts(contexts[0], connection)
+        connection.sendall(proxy.handshake())
+        proxy.recv(65536)
+        proxy.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        tls = TlsInParts(contexts[1], proxy)
+        proxy.sendall(tls.handshake())
+        while amount := tls.request():
+            requests.append((server.number(connection), amount))
+            # Of two records that arrive at once, the client's library decrypts only the first.
+            records = [tls.seal(response(credits_body(each))) for each in (amount, 7)]
+            connection.sendall(b"".join(map(proxy.seal, records)))
+
+    async def main() -> None:
+        async with own.connect("https://127.0.0.1:1", retry=ONCE) as client:
+            for amount in (5, 7):
+                assert (await client.subtract(USER, amount)).amount == amount
+
+    server = raw(respond_twice)
+    monkeypatch.setenv("HTTPS_PROXY", server.base_url.replace("http:", "https:"))
+    # The certificates are for 127.0.0.1, which gets no proxy otherwise.
+    monkeypatch.setattr("creduse_core.arguments.is_loopback", is_elsewhere)
+    own.run(main)
+    assert requests == [(1, 5), (2, 7)]
