@@ -88,7 +88,7 @@ ENDLESS: Final = frozenset(
 """Faults that only the timeout of the call ends. The timeout is short then."""
 
 FULL_POOL: Final = "full-pool"
-"""Not a fault: the server responds when it has `MAX_CONCURRENT` such requests."""
+"""Not a fault: the server responds when it has `MAX_CONCURRENT` such requests, or after a while."""
 MAX_CONCURRENT: Final = 100
 """The size of a client's connection pool."""
 
@@ -170,6 +170,8 @@ class Plan(NamedTuple):
 
 PATIENT: Final = 5.0
 """The timeout, in seconds, of calls that should end before it."""
+MORE_PATIENT: Final = 60.0
+"""The timeout, in seconds, of calls that wait for each other."""
 _SHARED_USERS: Final = 4
 
 
@@ -209,7 +211,7 @@ def draw(seed: int, number: int, faults: float) -> Plan:
 
 
 def full_pool(number: int) -> Plan:
-    """Return the plan of a call to which the server responds when it has `MAX_CONCURRENT` of them."""
+    """Return the plan of a call that waits at the server for others, so that the pool gets full."""
     return Plan(
-        Script(number, (FULL_POOL, FULL_POOL, FULL_POOL), 0), "subtract", None, PATIENT, None
+        Script(number, (FULL_POOL, FULL_POOL, FULL_POOL), 0), "subtract", None, MORE_PATIENT, None
     )

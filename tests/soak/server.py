@@ -39,6 +39,9 @@ _LINGER_0: Final = struct.pack("ii", 1, 0)
 _HANG: Final = 7.0
 """Seconds after which the server ends a hanging request. No client should wait so long."""
 
+_PATIENCE: Final = 5.0
+"""Seconds for which a request waits until the pool is full. Its client waits longer."""
+
 _REQUEST: Final = re.compile(rb"(\w+) /([a-z-]+) HTTP/1\.1\r\n")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _KEY: Final = re.compile(rb"\r\nidempotency-key: *([!-~]+)", re.IGNORECASE)
@@ -391,13 +394,18 @@ def close_when_idle(x: Exchange) -> Steps:
 
 
 def full_pool(x: Exchange) -> Steps:
-    waiting = x.server.waiting
-    waiting.append(x)
-    if len(waiting) == MAX_CONCURRENT:
-        for each in waiting:
+    server = x.server
+    server.waiting.append(x)
+    if sum(each.connection.open for each in server.waiting) == MAX_CONCURRENT:
+        server.full_pools += 1
+        for each in server.waiting:
             each.send(each.apply())
-        waiting.clear()
-    yield from ()
+        server.waiting.clear()
+    # One of them can have failed. The client keeps the connections of the others for the next try.
+    yield _PATIENCE
+    if x in server.waiting:
+        server.waiting.remove(x)
+        x.send(x.apply())
 
 
 Fault = Callable[[Exchange], Steps]
@@ -679,6 +687,8 @@ class Server:
         """By idempotency key."""
         self.running: set[bytes | None] = set()
         self.waiting: list[Exchange] = []
+        self.full_pools = 0
+        """How often a client used all of its connections at the same time."""
 
     def serve(self) -> None:
         """Print the port, and serve until the input ends."""
@@ -710,12 +720,12 @@ class Server:
                 "open": len(self._connections),
                 "requests": len(self._record),
                 "hits": self.hits,
+                "full_pools": self.full_pools,
             }
         elif command == "record\n":
             response = [entry.row() for entry in self._record]
         elif command == "faults-off\n":
             self._faults_off, response = True, None
-            self.waiting.clear()
         elif command == "faults-on\n":
             self._faults_off, response = False, None
         else:
