@@ -9,7 +9,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -32,7 +33,11 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "bulk_workers"
 SHARDS = 4
 LINES = 2000
 BETWEEN = 0.003
-"""Seconds between two requests at least, so that a shard is not sent before somebody looks."""
+"""Seconds between two requests at least, so that no worker sends all shards before another begins."""
+IN_THE_MIDDLE = 100
+"""After so many requests, a test does something to the worker."""
+WAITING = 0.2
+"""Seconds between two requests then, so that the shard does not end before it is done."""
 
 
 def query(url: str, statement: str, *arguments: object) -> list[Any]:
@@ -62,9 +67,12 @@ class Workers:
             "PROCRASTINATE_APP": "app.app",
         }
         self.run_python("-m", "procrastinate", "schema", "--apply")
+        self._waits = False
+        requests = count()
 
         def wait(_: Request) -> bool:
-            time.sleep(BETWEEN)
+            is_late = next(requests) >= IN_THE_MIDDLE
+            time.sleep(WAITING if is_late and self._waits else BETWEEN)
             return False
 
         server.inject(FAULTS["503"], when=wait)
@@ -89,12 +97,18 @@ class Workers:
         self._started.append(worker)
         return worker
 
-    def start_in_the_middle(self) -> "subprocess.Popen[bytes]":
-        """Start a worker, wait until it has sent a part of the first shard, and start another one."""
+    @contextmanager
+    def in_the_middle(self) -> Iterator["subprocess.Popen[bytes]"]:
+        """Start a worker, wait until it has sent a part of the first shard, and start another one.
+
+        In the block, the first shard does not end.
+        """
+        self._waits = True
         first = self.start()
-        wait_until(lambda: len(self.server.applied) >= 100)
+        wait_until(lambda: len(self.server.applied) >= IN_THE_MIDDLE)
         self.start()
-        return first
+        yield first
+        self._waits = False
 
     def jobs(self) -> list[tuple[str, int]]:
         """Return the status and the attempts of each job, in the order in which they were enqueued."""
@@ -166,10 +180,11 @@ def test_all_sent(workers: Workers) -> None:
 
 def test_killed(workers: Workers) -> None:
     """If a worker is killed, another one takes over. At most the window is unclear."""
-    # Its response does not come, so the shard does not end before the kill.
+    # Its response does not come, so at least this line is unclear.
     workers.server.inject(FAULTS["apply-then-hang"])
     workers.enqueue()
-    workers.start_in_the_middle().kill()
+    with workers.in_the_middle() as worker:
+        worker.kill()
     assert workers.wait_for_jobs() == {"succeeded": SHARDS - 1, "failed": 1}
     states = workers.check()
     assert 1 <= states["unclear"] <= AHEAD * CONCURRENCY
@@ -179,8 +194,8 @@ def test_killed(workers: Workers) -> None:
 def test_stopped(workers: Workers) -> None:
     """SIGTERM stops a worker without an unclear line, and another one does the rest of its job."""
     workers.enqueue()
-    worker = workers.start_in_the_middle()
-    worker.terminate()
+    with workers.in_the_middle() as worker:
+        worker.terminate()
     assert worker.wait(60) == 0
     assert workers.wait_for_jobs() == {"succeeded": SHARDS}
     assert workers.jobs()[0][1] >= 2
@@ -190,8 +205,8 @@ def test_stopped(workers: Workers) -> None:
 def test_frozen(workers: Workers) -> None:
     """If a worker is frozen, another one tries to take over. No line is sent twice when it goes on."""
     workers.enqueue()
-    worker = workers.start_in_the_middle()
-    worker.send_signal(signal.SIGSTOP)
+    with workers.in_the_middle() as worker:
+        worker.send_signal(signal.SIGSTOP)
     wait_until(lambda: workers.jobs()[0][1] >= 2)  # taken over, and refused
     worker.send_signal(signal.SIGCONT)
     workers.wait_for_jobs()
