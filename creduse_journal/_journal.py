@@ -156,8 +156,13 @@ def _known_end(row: Row, call: Call[T]) -> T:
     """Return the result of an entry that was sent before, or raise its error."""
     entry = entry_of(row)
     if entry.state in {State.CLAIMED, State.UNCLEAR}:
+        advice = (
+            "is being sent now: run it again later"
+            if entry.state is State.CLAIMED
+            else "was sent before, and may have been applied: see check() and settle()"
+        )
         raise UnclearError(
-            f"{entry.id!r} was sent before, and may have been applied: see check() and settle()",
+            f"{entry.id!r} {advice}",
             outcome=Outcome.UNKNOWN,
             call=entry.call,
         )

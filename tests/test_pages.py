@@ -35,12 +35,13 @@ from sybil import Document, Example
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
+import creduse_bulk
 import creduse_core
 from creduse import CreduseClient
 from creduse_core import BASE_URL, CoreClient, CreduseProtocol
 from creduse_sandbox import FAULTS, SandboxServer
 from creduse_sandbox.conformance import SCENARIOS, TLS_SCENARIOS, check
-from tests.common import keep_from_end_of_day
+from tests.common import keep_from_end_of_day, wait_until
 from tests.servers import RawServer, raw_servers
 
 ROOT = Path(__file__).parents[1]
@@ -349,6 +350,38 @@ def test_systemd_units(tmp_path: Path) -> None:
     assert len(files) == 2
     done = subprocess.run([ANALYZE, "verify", *files], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a shell script")
+def test_nightly_script_is_stopped(tmp_path: Path) -> None:
+    """After a SIGTERM to all, as of systemd, nothing is left that a second one could interrupt."""
+    page = ROOT.joinpath("docs", "nightly.md").read_text(encoding="utf-8")
+    (script,) = re.findall(
+        r"^cat > nightly\.sh <<'END'\n(.*?)^END$", page, re.MULTILINE | re.DOTALL
+    )
+    tmp_path.joinpath("nightly.sh").write_text(script, encoding="utf-8")
+    for number, day in enumerate(("2025-01-01", "2025-01-02"), 1):
+        lines = "".join(f"{uuid4()},{number}\n" for _ in range(2000))
+        tmp_path.joinpath(f"grants-{day}.csv").write_text(f"end_user_id,amount\n{lines}")
+    with SandboxServer() as server:
+        server.inject(times=2000, delay=0.2)
+        settings = {"CREDUSE_API_KEY": "any", "CREDUSE_BASE_URL": server.base_url}
+        process = subprocess.Popen(
+            ["/bin/sh", "nightly.sh", "."],
+            cwd=tmp_path,
+            env=os.environ | settings,
+            start_new_session=True,
+        )
+        wait_until(lambda: server.applied)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait() == 75
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        amounts = {json.loads(entry.body or b"")["amount"] for entry in server.applied}
+    assert amounts == {1}
+    status = creduse_bulk.status(tmp_path / "grants-2025-01-01.csv")
+    assert (status.unclear, status.applied) == (0, len(server.applied))
 
 
 def test_there_are_examples() -> None:
