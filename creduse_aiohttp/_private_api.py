@@ -36,15 +36,32 @@ def is_usable(transport: asyncio.BaseTransport) -> bool:
     # asyncio's TLS transport raises in get_extra_info if it has been closed twice.
     if transport.is_closing():
         return False
-    ssl_object = transport.get_extra_info("ssl_object")
+    server, *proxies = _tls_objects(transport)
     # Part of a record has not reached the parser. Only the TLS object can show it.
-    if ssl_object is not None and has_unread(ssl_object):
+    if (server is not None and has_unread(server)) or any(
+        getattr(proxy, "has_part", False) for proxy in proxies
+    ):
         return False
     protocol: Any = transport.get_protocol()
     parser = getattr(protocol, "_parser", None)
     return not protocol.should_close and (
         parser is None or not (parser.feed_eof() or getattr(parser, "_lines", None))
     )
+
+
+def _tls_objects(transport: asyncio.BaseTransport) -> list[Any]:
+    """Return the TLS object of a connection, or ``None``, then that of a proxy over TLS below it.
+
+    asyncio has no public name for what is below TLS:
+    https://github.com/python/cpython/blob/v3.13.0/Lib/asyncio/sslproto.py#L298. Without the private
+    names, as on uvloop, the proxy's is missing, and part of its record does not show.
+    """
+    found: list[Any] = []
+    below: Any = transport
+    while below is not None:
+        found.append(below.get_extra_info("ssl_object"))
+        below = getattr(getattr(below, "_ssl_protocol", None), "_transport", None)
+    return found
 
 
 def prepare_for_reuse(transport: asyncio.WriteTransport) -> bool:

@@ -127,6 +127,23 @@ def are_buffers_empty(stream: Any) -> bool:
     return not has_part_of_record(stream) and _has_read_ahead(stream) is False
 
 
+def stream_of(transport: Any, timeouts: object) -> Any:
+    """Return the stream on which a supplied client's pool is about to send a request, or ``None``.
+
+    ``timeouts`` is the request's extension. A public name has the stream only when the response has
+    come: https://github.com/encode/httpcore/blob/1.0.9/httpcore/_async/connection_pool.py#L34.
+    Without the private names, return ``None``, and a connection that is used again is not checked.
+    """
+    for each in [*getattr(getattr(transport, "_pool", None), "_requests", ())]:
+        if each.request.extensions.get("timeout") is timeouts:
+            connection = each.connection
+            # A proxy's connection contains the server's.
+            while connection is not None and not hasattr(connection, "_network_stream"):
+                connection = getattr(connection, "_connection", None)
+            return getattr(connection, "_network_stream", None)
+    return None
+
+
 def has_read_ahead(stream: Any) -> bool:
     """Return whether a stream has read bytes from its socket that are not in its TLS object yet.
 
@@ -141,12 +158,16 @@ def _has_read_ahead(stream: Any) -> bool | None:
 
     The streams of anyio and trio below httpcore's keep what they have read ahead under private
     names: https://github.com/agronholm/anyio/blob/4.16.0/src/anyio/streams/tls.py#L96 and
-    https://github.com/python-trio/trio/blob/v0.35.0/src/trio/_ssl.py#L377. httpcore's own sockets
-    read nothing ahead.
+    https://github.com/python-trio/trio/blob/v0.35.0/src/trio/_ssl.py#L377. So does httpcore's for TLS
+    within a proxy's TLS:
+    https://github.com/encode/httpcore/blob/1.0.9/httpcore/_backends/sync.py#L35.
     """
     layer = getattr(stream, "_stream", None)  # only httpcore's asynchronous streams have it
     if layer is None:
-        return False if hasattr(stream, "_sock") else None
+        # A synchronous stream has a buffer only for TLS within a proxy's TLS.
+        encrypted = getattr(stream, "_incoming", None)
+        held = encrypted is not None and bool(encrypted.pending)
+        return held if hasattr(stream, "_sock") else None
     uppermost = True
     while (below := getattr(layer, "transport_stream", None)) is not None:  # TLS of anyio or trio
         encrypted = getattr(layer, "_read_bio", None) or getattr(layer, "_incoming", None)
@@ -160,7 +181,8 @@ def _has_read_ahead(stream: Any) -> bool | None:
     if hasattr(layer, "_protocol"):  # anyio's on asyncio
         queue: Any = getattr(layer._protocol, "read_queue", None)  # noqa: SLF001 - see the docstring
         return None if queue is None else bool(queue)
-    return False if type(layer).__module__.partition(".")[0] == "trio" else None
+    # trio's own, or anyio's on trio.
+    return False if "trio" in type(layer).__module__ else None
 
 
 def has_part_of_record(stream: Any) -> bool:

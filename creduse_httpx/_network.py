@@ -17,7 +17,6 @@ import httpcore
 from creduse_core.error_texts import CLOSED
 from creduse_core.foreign import single_of_group
 
-from ._clocks import under_trio
 from ._exchange import NO_CONNECTION, NO_TIME_TO_SEND, NO_WHOLE_RESPONSE, Exchange
 from ._foreign import RAISE_FOREIGN
 from ._httpcore import are_buffers_empty, stream_on
@@ -339,15 +338,13 @@ class AsyncStream(httpcore.AsyncNetworkStream):
 
 
 class AsyncBackend(httpcore.AsyncNetworkBackend):
-    """Connects over asyncio or trio. ``state`` gets each new stream.
-
-    It must be made on the event loop on which it runs.
-    """
+    """Connects over asyncio or trio. ``state`` gets each new stream."""
 
     def __init__(self, state: ConnectionState) -> None:
         self._state = state
-        # httpcore's types do not say that anyio is installed.
-        self._httpcore: Any = httpcore.TrioBackend() if under_trio() else httpcore.AnyIOBackend()
+        # Under trio, too: trio's TLS lets other tasks run between our check and its write. httpcore's
+        # types do not say that anyio is installed.
+        self._httpcore: Any = httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,

@@ -68,9 +68,11 @@ def read_ticket(stream: Any) -> None:
         raise ConnectionResetError(UNREQUESTED_DATA)
     try:
         with RAISE_FOREIGN:
-            stream.read(1, MIN_TIMEOUT)
-    except Exception as error:  # noqa: BLE001 - raised again if it is no timeout
-        _raise_unless_timeout(error)
+            # Without waiting: of a record that arrives meanwhile, TLS would remove the first part.
+            stream.read(1, 0.0)
+    except Exception as error:
+        if not isinstance(error.__cause__, ssl.SSLWantReadError):
+            raise
     else:
         raise ConnectionResetError(UNREQUESTED_DATA)
 
@@ -82,15 +84,11 @@ async def read_ticket_async(stream: Any) -> None:
     """
     try:
         await stream.read(1, MIN_TIMEOUT)
-    except Exception as error:  # noqa: BLE001 - raised again if it is no timeout
-        _raise_unless_timeout(error)
+    except Exception as error:
+        if type(error).__name__ != "ReadTimeout":  # httpcore's or httpcore2's
+            raise
     else:
         raise ConnectionResetError(UNREQUESTED_DATA)
-
-
-def _raise_unless_timeout(error: Exception) -> None:
-    if type(error).__name__ != "ReadTimeout":  # httpcore's or httpcore2's
-        raise error
 
 
 def check_loopback(stream: Any) -> None:

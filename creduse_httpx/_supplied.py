@@ -40,6 +40,7 @@ from ._httpcore import (
     is_response_drained,
     proxy_of,
     speaks_http2,
+    stream_of,
     transport_for,
 )
 from ._sockets import (
@@ -188,6 +189,8 @@ class TracedExchange(Exchange):
         self._latest_stream: Any = None
         """The same stream, with TLS if that is on."""
         self._supplied = supplied
+        self.transport: Any = None
+        """The library's transport, once there is a request."""
         self._timeouts = _WatchedTimeouts()
         self._stopped = False
         self._step: str | None = None
@@ -202,7 +205,9 @@ class TracedExchange(Exchange):
         supplied = self._supplied
         body = _body_class(supplied.library)(self.send.request.body)
         extensions = {"trace": trace, "timeout": self._timeouts}
-        return self.request(supplied.library, supplied.header_cache, body, extensions)
+        request = self.request(supplied.library, supplied.header_cache, body, extensions)
+        self.transport = supplied.transport(request.url)
+        return request
 
     def stop(self) -> float:
         """Stop the exchange, and return after how many seconds to cancel its task.
@@ -247,13 +252,20 @@ class TracedExchange(Exchange):
         if step == "send_request_headers" and info["request"].method != b"CONNECT":
             if self.sent:
                 raise RuntimeError(_SENT_AGAIN)
-            if self._latest_stream is not None and has_unread_data(self._latest_stream):
+            if self._has_unread_data():
                 raise ConnectionResetError(UNREQUESTED_DATA)
             self.sent = True
             self.unused_stream = self._latest_stream = None
         by = self.send.deadline if self.sent else self.send.connect_by
         self._timeouts["write"] = self._timeouts["read"] = max(by - now, MIN_TIMEOUT)
         self._step = step
+
+    def _has_unread_data(self) -> bool:
+        if self._latest_stream is not None:
+            return has_unread_data(self._latest_stream)
+        # The pool has looked at the connection, but a busy loop runs other tasks since then.
+        stream = stream_of(self.transport, self._timeouts)
+        return stream is not None and has_unread_data(stream, new=False)
 
     def stream_that_may_have_ticket(self, name: str) -> Any:
         """Return a new TLS stream that is readable, if the request is to be written next.
@@ -347,7 +359,7 @@ class SuppliedTransport(Clock):
 
         try:
             request = exchange.traced_request(trace)
-            response = self._supplied.transport(request.url).handle_request(request)
+            response = exchange.transport.handle_request(request)
             try:
                 return self._read(response, exchange)
             finally:
@@ -423,7 +435,7 @@ class AsyncSuppliedTransport(AsyncClock):
 
         try:
             request = exchange.traced_request(trace)
-            response = await self._supplied.transport(request.url).handle_async_request(request)
+            response = await exchange.transport.handle_async_request(request)
             try:
                 if exchange.receive_head(response):
                     async for chunk in response.stream:

@@ -38,7 +38,7 @@ from creduse_core.tls import check_client_context, client_context, is_certificat
 
 from ._exchange import Progress, RequestHead, exchange
 from ._proxy import Connect, HttpProxy, ProxyError
-from ._wire import Wire, check_stream, open_wire
+from ._wire import Wire, add_tls, check_stream
 
 # The exceptions after which a retry can help.
 _TRANSIENT: Final = (OSError, trio.BrokenResourceError, h11.RemoteProtocolError)
@@ -239,12 +239,14 @@ class TrioTransport:
         stream = await connect(*(proxy.address if proxy else (self._host, self._port)))
         progress.connecting = False
         check_stream(stream, self._libraries)
+        wire = Wire(stream, self._libraries)
         if proxy is not None:
             progress.missing = "the proxy did not respond"
             target = None if self._ssl_context is None else (self._host, self._port)
-            stream = await proxy.open(stream, target)
-        progress.missing = "the TLS handshake did not end"
-        wire = await open_wire(stream, self._host, self._ssl_context, self._libraries)
+            wire = await proxy.open(wire, target)
+        if self._ssl_context is not None:
+            progress.missing = "the TLS handshake did not end"
+            wire = await add_tls(wire, self._ssl_context, self._host)
         if not await _close_unless_quiet(wire):
             raise h11.RemoteProtocolError(
                 "the server sent data or closed the connection before the request"

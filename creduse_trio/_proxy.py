@@ -15,11 +15,12 @@ import trio
 from creduse_core import Proxy, Secret, may_ask_proxy_again
 from creduse_core.tls import client_context
 
+from ._wire import Wire, add_tls
+
 Connect: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Opens a stream to a host and a port, as `trio.open_tcp_stream` does."""
 
 _PORTS: Final = {"http": 80, "https": 443}
-_READ_SIZE: Final = 16 * 1024
 _MAX_HEAD_SIZE: Final = 64 * 1024
 _MAX_QUOTED: Final = 100
 """Bytes of a proxy's reason phrase in an error. A traceback prints them."""
@@ -58,25 +59,23 @@ class HttpProxy:
         """Return the header field for the proxy, if its URL has a user name."""
         return [] if self._login is None else [("Proxy-Authorization", self._login.reveal())]
 
-    async def open(
-        self, stream: trio.abc.Stream, target: tuple[str, int] | None
-    ) -> trio.abc.Stream:
-        """Return a stream to a server, or one on which the proxy accepts requests for it.
+    async def open(self, wire: Wire, target: tuple[str, int] | None) -> Wire:
+        """Return a wire to a server, or one on which the proxy accepts requests for it.
 
-        - ``stream``: is connected to the proxy. It is closed on failure.
+        - ``wire``: is connected to the proxy. It is closed on failure.
         - ``target``: a host and a port to make a tunnel to, or ``None`` for no tunnel.
         """
-        try:
-            if self._ssl_context is not None:
-                stream = await _secured(stream, self.address[0], self._ssl_context)
-            if target is not None:
-                await self._make_tunnel(stream, *target)
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-        return stream
+        if self._ssl_context is not None:
+            wire = await add_tls(wire, self._ssl_context, self.address[0])
+        if target is not None:
+            try:
+                await self._make_tunnel(wire, *target)
+            except BaseException:
+                await wire.close()
+                raise
+        return wire
 
-    async def _make_tunnel(self, stream: trio.abc.Stream, host: str, port: int) -> None:
+    async def _make_tunnel(self, wire: Wire, host: str, port: int) -> None:
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_SIZE)
         request = h11.Request(
@@ -84,11 +83,11 @@ class HttpProxy:
             target=authority,
             headers=[("Host", authority), *self.credentials()],
         )
-        await stream.send_all(http.send(request) + http.send(h11.EndOfMessage()))
+        await wire.send(wire.encrypt(http.send(request) + http.send(h11.EndOfMessage())))
         while True:
             event = http.next_event()
             if event is h11.NEED_DATA:
-                received = await stream.receive_some(_READ_SIZE)
+                received = await wire.read()
                 if not received:
                     raise ProxyError("the proxy closed the connection")
                 http.receive_data(bytes(received))
@@ -103,14 +102,6 @@ class HttpProxy:
             )
         if http.trailing_data[0]:
             raise ProxyError("the proxy sent data before the request")
-
-
-async def _secured(
-    stream: trio.abc.Stream, host: str, context: ssl.SSLContext
-) -> trio.SSLStream[trio.abc.Stream]:
-    secured = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
-    await secured.do_handshake()
-    return secured
 
 
 def _login_of(url: Secret) -> Secret | None:

@@ -37,12 +37,17 @@ class WouldBlockError(Exception):
 
 
 class Wire:
-    """A stream to a server. Exceptions of ``libraries`` are the stream's own. See `check_stream`."""
+    """A stream to a server or a proxy. Exceptions of ``libraries`` are the stream's own. See `check_stream`."""
 
     def __init__(self, stream: trio.abc.Stream, libraries: set[str]) -> None:
         self._stream = stream
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._libraries = libraries
+
+    @property
+    def has_part_of_record(self) -> bool:
+        """Whether a record of TLS has arrived only in part."""
+        return False
 
     @contextmanager
     def ignoring_errors(self) -> Generator[None]:
@@ -114,17 +119,16 @@ class Wire:
 
 
 class TlsWire(Wire):
-    """A stream to a server with TLS. Call `handshake` before anything else.
+    """TLS on another wire, which can have TLS of its own. Call `handshake` before anything else.
 
     Unlike `trio.SSLStream`, it can read without waiting and after a failed write. It also detects a
     part of a record. An end without ``close_notify`` is an error, so a response without a length
     cannot be cut and look complete.
     """
 
-    def __init__(
-        self, stream: trio.abc.Stream, libraries: set[str], context: ssl.SSLContext, host: str
-    ) -> None:
-        super().__init__(stream, libraries)
+    def __init__(self, below: Wire, context: ssl.SSLContext, host: str) -> None:
+        super().__init__(below._stream, below._libraries)  # noqa: SLF001 - a wire, too
+        self._below = below
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._partial_record = bytearray()  # the last record, as far as it has arrived
@@ -139,18 +143,22 @@ class TlsWire(Wire):
 
     def encrypt(self, data: bytes) -> bytes:
         self._tls.write(data)
-        return self._outgoing.read()
+        return self._below.encrypt(self._outgoing.read())
 
     async def read(self) -> bytes | bytearray:
         return await self._run_tls(lambda: self._tls.read(_READ_SIZE), self._flush_and_read)
 
     def nonblocking_reader(self) -> Read:
-        wire = super().nonblocking_reader()
+        wire = self._below.nonblocking_reader()
         return lambda: self._run_tls(lambda: self._tls.read(_READ_SIZE), wire)
+
+    @property
+    def has_part_of_record(self) -> bool:
+        return bool(self._partial_record) or self._below.has_part_of_record
 
     async def is_quiet(self) -> bool:
         # Read through TLS, since a session ticket is no data. Part of a record is.
-        return await self._has_nothing_to_read() and not self._partial_record
+        return await self._has_nothing_to_read() and not self.has_part_of_record
 
     async def _run_tls(self, step: Callable[[], T], wire: Read) -> T:
         """Run one operation of TLS. Read as many bytes from ``wire`` as it needs."""
@@ -161,11 +169,11 @@ class TlsWire(Wire):
 
     async def _flush_and_read(self) -> bytes | bytearray:
         await self._flush()
-        return await super().read()
+        return await self._below.read()
 
     async def _flush(self) -> None:
         if self._outgoing.pending:
-            await super().send(self._outgoing.read())
+            await self.send(self._below.encrypt(self._outgoing.read()))
 
     def _add_encrypted(self, data: bytes | bytearray) -> None:
         if not data:
@@ -191,15 +199,10 @@ def check_stream(stream: trio.abc.Stream, libraries: set[str]) -> None:
     libraries.add(type(stream).__module__.partition(".")[0])
 
 
-async def open_wire(
-    stream: trio.abc.Stream, host: str, context: ssl.SSLContext | None, libraries: set[str]
-) -> Wire:
-    """Return a wire over a stream, with TLS if there is a context. Close the stream on failure."""
-    wire = Wire(stream, libraries)
-    if context is None:
-        return wire
+async def add_tls(wire: Wire, context: ssl.SSLContext, host: str) -> TlsWire:
+    """Return a wire with TLS on this one, which is closed on failure."""
     try:
-        secured = TlsWire(stream, libraries, context, host)
+        secured = TlsWire(wire, context, host)
         await secured.handshake()
     except BaseException:
         await wire.close()

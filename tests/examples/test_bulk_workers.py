@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -98,7 +98,7 @@ class Workers:
         return worker
 
     @contextmanager
-    def in_the_middle(self) -> Iterator["subprocess.Popen[bytes]"]:
+    def in_the_middle(self) -> Generator["subprocess.Popen[bytes]"]:
         """Start a worker, wait until it has sent a part of the first shard, and start another one.
 
         In the block, the first shard does not end.

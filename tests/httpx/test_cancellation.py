@@ -147,7 +147,7 @@ def test_what_ends_the_program_comes_alone(monkeypatch: pytest.MonkeyPatch) -> N
             with pytest.raises(KeyboardInterrupt), trio.move_on_after(0.01):
                 await client.add(USER, 5)
 
-    monkeypatch.setattr(trio, "open_tcp_stream", connect)
+    monkeypatch.setattr(anyio, "connect_tcp", connect)
     for _ in range(10):  # a nursery's order of exceptions is random
         trio.run(main)
 

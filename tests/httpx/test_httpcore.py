@@ -122,6 +122,31 @@ def test_surplus_is_found(library: ModuleType, raw: Start) -> None:
             assert _httpcore.is_drained(transport) is drained
 
 
+@pytest.mark.parametrize("way", ["direct", "forwarded"])
+def test_stream_of_a_request(library: ModuleType, server: SandboxServer, way: str) -> None:
+    """The stream of a pool that is about to carry a request is found, also through a proxy."""
+    timeouts: dict[str, float] = {}
+    found: list[Any] = []
+
+    def trace(name: str, _: object) -> None:
+        if name.endswith("send_request_headers.started"):
+            found.extend(_httpcore.stream_of(transport, it) for it in (timeouts, {}))
+
+    proxy = server.base_url if way == "forwarded" else None  # it takes any URL
+    with library.HTTPTransport(proxy=proxy) as transport:
+        request = library.Request(
+            "GET", server.base_url, extensions={"trace": trace, "timeout": timeouts}
+        )
+        received = transport.handle_request(request)
+        assert _httpcore.stream_of(transport, timeouts) is received.extensions["network_stream"]
+        received.close()
+        assert _httpcore.stream_of(transport, timeouts) is None
+    ours, others = found
+    assert ours is received.extensions["network_stream"]
+    assert others is None
+    assert _httpcore.stream_of(object(), timeouts) is None
+
+
 def test_not_drained_without_the_private_names() -> None:
     """Without a private name, or with a mock, a connection does not count as drained."""
     assert not _httpcore.is_drained(object())
@@ -129,7 +154,12 @@ def test_not_drained_without_the_private_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loop", "backend"), [("asyncio", httpcore.AnyIOBackend), ("trio", httpcore.TrioBackend)]
+    ("loop", "backend"),
+    [
+        ("asyncio", httpcore.AnyIOBackend),
+        ("trio", httpcore.AnyIOBackend),
+        ("trio", httpcore.TrioBackend),
+    ],
 )
 def test_unread_record_is_found(
     loop: str, backend: Callable[[], httpcore.AsyncNetworkBackend]

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import anyio
 import httpcore
 import httpx
 import pytest
@@ -39,7 +40,7 @@ from creduse_httpx._httpcore import stream_on
 from creduse_httpx._sockets import read_ticket_async
 from creduse_sandbox import FAULTS, SandboxServer
 from creduse_sandbox.conformance import CANCELLATIONS, check_cancellation
-from tests.common import GOOD, KEY, ONCE, RESPONSE, USER, credits_body, response
+from tests.common import GOOD, KEY, ONCE, RESPONSE, USER
 from tests.httpx.harness import Harness, Main
 from tests.servers import RawServer, Start
 from tests.tls import TlsInParts, client_context, server_context
@@ -74,6 +75,42 @@ def test_response_before_the_first_request(
     server = raw(respond_unasked)
     harness.run(main)
     assert server.received == []
+
+
+def test_response_before_a_later_request(
+    supplied: Harness, raw: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are bytes that arrive on an idle connection when the pool has looked at it."""
+    real_trace = _supplied.TracedExchange.trace
+    go = threading.Event()
+    streams: list[Any] = []
+
+    def trace(exchange: _supplied.TracedExchange, name: str, info: dict[str, Any]) -> None:
+        if name.endswith("connect_tcp.complete"):
+            streams.append(info["return_value"])
+        if name.endswith("send_request_headers.started") and server.received:
+            go.set()
+            wait_for_bytes(streams[0])
+        real_trace(exchange, name, info)
+
+    def respond_twice(connection: socket.socket, server: RawServer) -> None:
+        server.request(connection)
+        connection.sendall(RESPONSE)
+        go.wait()
+        connection.sendall(RESPONSE)
+        server.request(connection)
+
+    async def main() -> None:
+        async with supplied.connect(server.base_url, retry=ONCE) as client:
+            await client.add(USER, 5)
+            with pytest.raises(TransportError, match="data before the request") as caught:
+                await client.add(USER, 5)
+            assert caught.value.outcome is Outcome.NOT_APPLIED
+
+    monkeypatch.setattr(_supplied.TracedExchange, "trace", trace)
+    server = raw(respond_twice)
+    supplied.run(main)
+    assert len(server.received) == 1
 
 
 @pytest.fixture
@@ -686,34 +723,51 @@ def test_response_before_the_first_request_through_a_proxy_over_tls(
     assert requests == []
 
 
-def test_surplus_in_a_record_of_its_own(
-    own: Harness, raw: Start, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+def test_nothing_runs_between_the_check_and_the_write(
+    on_a_loop: Harness, raw: Start, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A response that came beside another one, in a record of the proxy's own, is not believed."""
-    contexts = [server_context(authority), server_context(authority)]
-    requests: list[tuple[int, int]] = []
+    """When another task runs after the check for unrequested bytes, the request has been written."""
+    context = server_context(authority)
+    context.num_tickets = 0
+    real_write_timeout = _network.ConnectionState.write_timeout
+    checked: list[bool] = []
+    shaken, go, looked = threading.Event(), threading.Event(), threading.Event()
+    first: list[bytes] = []
 
-    def respond_twice(connection: socket.socket, server: RawServer) -> None:
-        proxy = TlsInParts(contexts[0], connection)
-        connection.sendall(proxy.handshake())
-        proxy.recv(65536)
-        proxy.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        tls = TlsInParts(contexts[1], proxy)
-        proxy.sendall(tls.handshake())
-        while amount := tls.request():
-            requests.append((server.number(connection), amount))
-            # Of two records that arrive at once, the client's library decrypts only the first.
-            records = [tls.seal(response(credits_body(each))) for each in (amount, 7)]
-            connection.sendall(b"".join(map(proxy.seal, records)))
+    def write_timeout(state: _network.ConnectionState, data: bytes) -> float:
+        result = real_write_timeout(state, data)
+        shaken.wait()
+        checked.append(True)
+        return result
+
+    def look(connection: socket.socket, _: RawServer) -> None:
+        tls = TlsInParts(context, connection)
+        connection.sendall(tls.handshake())
+        shaken.set()
+        go.wait()
+        connection.settimeout(5)  # what has been written arrives
+        with suppress(TimeoutError):
+            first.append(connection.recv(1, socket.MSG_PEEK))
+        looked.set()
+        connection.settimeout(None)
+        tls.request()
+        connection.sendall(tls.seal(RESPONSE))
+
+    async def run_beside() -> None:
+        while not checked:
+            await pause(0)
+        go.set()
+        looked.wait()  # the loop, too
 
     async def main() -> None:
-        async with own.connect("https://127.0.0.1:1", retry=ONCE) as client:
-            for amount in (5, 7):
-                assert (await client.subtract(USER, amount)).amount == amount
+        async with on_a_loop.connect(url, retry=ONCE) as client, anyio.create_task_group() as group:
+            group.start_soon(run_beside)
+            await client.add(USER, 5)
 
-    server = raw(respond_twice)
-    monkeypatch.setenv("HTTPS_PROXY", server.base_url.replace("http:", "https:"))
-    # The certificates are for 127.0.0.1, which gets no proxy otherwise.
-    monkeypatch.setattr("creduse_core.arguments.is_loopback", is_elsewhere)
-    own.run(main)
-    assert requests == [(1, 5), (2, 7)]
+    monkeypatch.setattr(_network.ConnectionState, "write_timeout", write_timeout)
+    url = raw(look).base_url.replace("http:", "https:")
+    for number in range(1, 21):  # trio runs tasks in any order
+        for each in (checked, shaken, go, looked):
+            each.clear()
+        on_a_loop.run(main)
+        assert len(first) == number
