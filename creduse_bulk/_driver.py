@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -22,7 +22,6 @@ from creduse_core import (
     CreduseError,
     CreduseProtocol,
     Pace,
-    RetryPolicy,
 )
 from creduse_core import State as CallState
 from creduse_core.retry import retry_after
@@ -88,15 +87,9 @@ class Driver:
         settings: Settings,
         on_change: Callable[["Driver"], object],
     ) -> None:
-        protocol = client.protocol
         # A claim is for one attempt. What was not applied is claimed again.
-        self._protocol = CreduseProtocol(
-            protocol.api_key,
-            protocol.base_url,
-            retry=RetryPolicy(max_attempts=1),
-            timeout=protocol.timeout,
-            allow_http=True,  # the client has checked it
-        )
+        once = replace(client.protocol.retry, max_attempts=1)
+        self._protocol = client.protocol.with_retry(once)
         self._client = client
         self._source = source
         self._read_at = -math.inf  # inf at the end
@@ -413,7 +406,8 @@ class Driver:
         if self._rejections >= _REJECTIONS:
             self.stop(f"the service rejects one line after another: {self._problem}")
         self.counts[change] += 1
-        body = None if response is None else response.body
+        kept = call.redacted_response
+        body = None if kept is None else kept.body
         self._ended.append(Ended(item.number, change, event, status, code, body))
         if change is Change.RELEASE:
             self._queue.put_back(item)

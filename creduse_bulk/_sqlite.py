@@ -145,7 +145,6 @@ def _begin(
         salt = new_salt()
         begun = asdict(identity) | {
             "items": overview.items,
-            "total": str(overview.total),
             "salt": salt,
             "key": fingerprint(api_key, salt),
             "stopped": None,
@@ -272,7 +271,7 @@ class SqliteReader:
             return None
         kept = dict(self._database.execute("SELECT name, value FROM run").fetchall())
         stopped = None if self.is_going_on else kept["stopped"]
-        return Begun(_identity(kept), kept["items"], int(kept["total"]), stopped)
+        return Begun(_identity(kept), kept["items"], stopped)
 
     def counts(self) -> dict[State, int]:
         """Return how many rows there are in each state."""
