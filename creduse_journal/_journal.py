@@ -134,7 +134,8 @@ def _check_age(row: Row) -> None:
         raise JournalError(f"nothing was sent: to claim {row['id']!r} took too long")
 
 
-def _check(entry_id: str, call: Call[Any]) -> None:
+def _check(entry_id: str, call: Call[Any], *, balance_first: bool) -> None:
+    check_type("balance_first", balance_first, bool)
     check_type("entry_id", entry_id, str, '"invoice-42"')
     if not entry_id.strip():
         raise ValueError("entry_id must not be blank")
@@ -260,7 +261,7 @@ class Journal(_JournalBase):
         raises ``ValueError``. ``balance_first``: read the balance before, so that ``check`` can tell
         more. If the journal fails before the call is sent, it raises `JournalError`.
         """
-        _check(entry_id, call)
+        _check(entry_id, call, balance_first=balance_first)
         before = None
         if balance_first and _can_be_sent(self._store.get(entry_id).result()):
             before = client.reading(
@@ -354,7 +355,7 @@ class AsyncJournal(_JournalBase):
         self, client: AsyncCoreClient, entry_id: str, call: Call[T], *, balance_first: bool = False
     ) -> T:
         """Run a call, unless one with this id was sent before. See `Journal.run`."""
-        _check(entry_id, call)
+        _check(entry_id, call, balance_first=balance_first)
         before = None
         if balance_first and _can_be_sent(await wait_for(self._store.get(entry_id))):
             before = await client.reading(
