@@ -7,8 +7,8 @@ one, and the next claims. Files, and what a caller sees of a run, do not belong 
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +24,7 @@ from creduse_core import (
     Pace,
 )
 from creduse_core import State as CallState
+from creduse_core.foreign import members
 from creduse_core.retry import retry_after
 from creduse_journal import Change, JournalError, LostError, UnavailableError, readings
 from creduse_journal._states import LONGEST_CLAIM, change_of
@@ -148,7 +149,7 @@ class Driver:
         """
         failure: JournalError | None = None
         with self._scope:
-            async with anyio.create_task_group() as tasks:
+            async with _task_group() as tasks:
                 for _ in range(self._settings.concurrency):
                     tasks.start_soon(self._work)
                 try:
@@ -433,6 +434,18 @@ class Driver:
         if event == "unsendable" or (is_rejected and change is Change.RELEASE):
             self.stop(self._problem)
         return change, event, error.error_code if isinstance(error, APIError) else None
+
+
+@asynccontextmanager
+async def _task_group() -> AsyncGenerator["TaskGroup"]:
+    """Yield a task group. An exception that leaves it alone is in no group: callers expect none."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        leaves = members(group)
+        error = leaves[0] if len(leaves) == 1 else group
+        raise error from error.__cause__
 
 
 _ENDS: Final = {
