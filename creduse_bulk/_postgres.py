@@ -2,7 +2,7 @@
 
 Runs are known by the names of their files. A process owns a shard of a run, or all of them. It sends only
 what it has claimed, and a claim succeeds only if the row is free. So even two processes that believe to own
-a shard do not send an item twice.
+a shard do not send an item twice. How a process connects (`creduse_journal.postgres`) does not belong here.
 """
 
 import hmac

@@ -1,4 +1,8 @@
-"""The journal of a run in a SQLite file. What it keeps, in any database, is in `_items`."""
+"""The journal of a run in a SQLite file.
+
+What it keeps, in any database (`_items`), and how a process owns a file (`creduse_journal.database`), do not
+belong here.
+"""
 
 import hmac
 import json
