@@ -7,9 +7,9 @@ one, and the next claims. Files, and what a caller sees of a run, do not belong 
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -22,9 +22,9 @@ from creduse_core import (
     CreduseError,
     CreduseProtocol,
     Pace,
-    RetryPolicy,
 )
 from creduse_core import State as CallState
+from creduse_core.foreign import members
 from creduse_core.retry import retry_after
 from creduse_journal import Change, JournalError, LostError, UnavailableError, readings
 from creduse_journal._states import LONGEST_CLAIM, change_of
@@ -88,15 +88,9 @@ class Driver:
         settings: Settings,
         on_change: Callable[["Driver"], object],
     ) -> None:
-        protocol = client.protocol
         # A claim is for one attempt. What was not applied is claimed again.
-        self._protocol = CreduseProtocol(
-            protocol.api_key,
-            protocol.base_url,
-            retry=RetryPolicy(max_attempts=1),
-            timeout=protocol.timeout,
-            allow_http=True,  # the client has checked it
-        )
+        once = replace(client.protocol.retry, max_attempts=1)
+        self._protocol = client.protocol.with_retry(once)
         self._client = client
         self._source = source
         self._read_at = -math.inf  # inf at the end
@@ -155,7 +149,7 @@ class Driver:
         """
         failure: JournalError | None = None
         with self._scope:
-            async with anyio.create_task_group() as tasks:
+            async with _task_group() as tasks:
                 for _ in range(self._settings.concurrency):
                     tasks.start_soon(self._work)
                 try:
@@ -413,7 +407,8 @@ class Driver:
         if self._rejections >= _REJECTIONS:
             self.stop(f"the service rejects one line after another: {self._problem}")
         self.counts[change] += 1
-        body = None if response is None else response.body
+        kept = call.redacted_response
+        body = None if kept is None else kept.body
         self._ended.append(Ended(item.number, change, event, status, code, body))
         if change is Change.RELEASE:
             self._queue.put_back(item)
@@ -439,6 +434,18 @@ class Driver:
         if event == "unsendable" or (is_rejected and change is Change.RELEASE):
             self.stop(self._problem)
         return change, event, error.error_code if isinstance(error, APIError) else None
+
+
+@asynccontextmanager
+async def _task_group() -> AsyncGenerator["TaskGroup"]:
+    """Yield a task group. An exception that leaves it alone is in no group: callers expect none."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        leaves = members(group)
+        error = leaves[0] if len(leaves) == 1 else group
+        raise error from error.__cause__
 
 
 _ENDS: Final = {

@@ -48,7 +48,7 @@ class Follower:
         # psycopg may not be installed, and to import it takes too long for an event loop.
         from ._outbox import Outbox  # noqa: PLC0415
 
-        return Outbox(self._journal, protocol.base_url, protocol.api_key, self._shard)
+        return Outbox(self._journal, protocol.base_url, self._shard)
 
     async def send_until(
         self,

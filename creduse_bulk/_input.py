@@ -3,7 +3,7 @@
 import hashlib
 import re
 import sqlite3
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -105,7 +105,14 @@ class Input(Records):
         if self.is_json:
             self._check_columns(values)
         try:
-            return Item(number, self.method, *_READERS[self.method](values))
+            used = COLUMNS[self.method]
+            return Item(
+                number,
+                self.method,
+                _user(values),
+                _count("amount", values) if "amount" in used else None,
+                _days(values) if "validity_days" in used else None,
+            )
         except TypeError as error:
             raise ValueError(str(error)) from None
 
@@ -219,14 +226,6 @@ def _problem_of_column(method: str, name: str, missing: tuple[str, ...]) -> str 
         folded, missing, 1, 0.75
     )
     return f"the column {shown(name)} must be called {meant[0]!r}" if meant else None
-
-
-_READERS: Final[Mapping[str, Callable[[Values], tuple[UUID, int | None, int | None]]]] = {
-    "add": lambda values: (_user(values), _count("amount", values), _days(values)),
-    "subtract": lambda values: (_user(values), _count("amount", values), None),
-    "start_cycle": lambda values: (_user(values), _count("amount", values), _days(values)),
-    "stop_cycle": lambda values: (_user(values), None, None),
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,8 +97,6 @@ class Begun:
     identity: Identity
     items: int
     """All items of the file, or of the shard."""
-    total: int
-    """The sum of their amounts."""
     stopped: str | None
     """Why it does not go on, or ``None`` if it does, or has done what it can."""
 

@@ -8,9 +8,7 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import uuid4
 
-from creduse_core.secret import Secret
 from creduse_journal import Change
-from creduse_journal._entries import body_without_key
 from creduse_journal._postgres_store import SCHEMA, doubt
 from creduse_journal.committer import wait_for
 from creduse_journal.future import Future
@@ -105,9 +103,8 @@ class Outbox:
     interval = 0.5
     """Seconds until it looks again for entries."""
 
-    def __init__(self, url: str, base_url: str, api_key: Secret, shard: Shard) -> None:
+    def __init__(self, url: str, base_url: str, shard: Shard) -> None:
         self._shard = shard
-        self._api_key = api_key
         what = "" if shard.count == 1 else f"shard {shard} of "
         lock = Lock(f"follow {shard}", f"{what}{without_password(url)}")
         self._database = Postgres(url, SCHEMA, doubt, [lock], patience=PATIENCE)
@@ -155,7 +152,9 @@ class Outbox:
 
         def act(connection: Connection) -> set[int]:
             if ended:
-                connection.execute(_END, self._ours() | self._ends(ended))
+                connection.execute(
+                    _END, self._ours() | columns_of(ended) | {"bodies": [it.body for it in ended]}
+                )
             if not firsts:
                 return set()
             self._database.check_owner()
@@ -177,10 +176,6 @@ class Outbox:
         future = self._database.submit(act)
         future.add_done_callback(lambda it: self._forget(it, ended, claims))
         return future
-
-    def _ends(self, ended: Sequence[Ended]) -> dict[str, Any]:
-        bodies = [it.body and body_without_key(self._api_key, it.body) for it in ended]
-        return columns_of(ended) | {"bodies": bodies}
 
     def _forget(
         self, future: Future[set[int]], ended: Sequence[Ended], claims: Sequence[Claim]

@@ -2,7 +2,7 @@
 
 Runs are known by the names of their files. A process owns a shard of a run, or all of them. It sends only
 what it has claimed, and a claim succeeds only if the row is free. So even two processes that believe to own
-a shard do not send an item twice.
+a shard do not send an item twice. How a process connects (`creduse_journal.postgres`) does not belong here.
 """
 
 import hmac
@@ -72,7 +72,6 @@ _SCHEMA: Final = Schema(
             run integer NOT NULL REFERENCES creduse_runs ON DELETE CASCADE,
             shard integer NOT NULL,
             items bigint NOT NULL,
-            total numeric NOT NULL,
             stopped text,
             owner bigint,
             PRIMARY KEY (run, shard)
@@ -208,14 +207,9 @@ class PostgresPlace:
         if made is not None:
             with connection.cursor() as cursor:
                 cursor.executemany(
-                    "INSERT INTO creduse_shards VALUES (%s, %s, %s, %s, %s)",
+                    "INSERT INTO creduse_shards VALUES (%s, %s, %s, %s)",
                     [
-                        (
-                            made,
-                            part,
-                            *overview.parts.get(part, (0, 0)),
-                            "it has not begun",
-                        )
+                        (made, part, overview.parts.get(part, (0, 0))[0], "it has not begun")
                         for part in range(1, count + 1)
                     ],
                 )
@@ -290,18 +284,17 @@ class PostgresPlace:
 
     def _begun(self, connection: Connection, run: _Run, owned: set[int]) -> Begun:
         shards = connection.execute(
-            "SELECT shard, items, total, stopped FROM creduse_shards "
+            "SELECT shard, items, stopped FROM creduse_shards "
             "WHERE run = %s AND shard = ANY(%s) ORDER BY shard",
             (run.run, self.numbers(run)),
         ).fetchall()
         stopped: dict[str, list[str]] = {}
-        for number, _, _, why in shards:
+        for number, _, why in shards:
             if why is not None and number not in owned:
                 stopped.setdefault(why, []).append(f"{number}/{run.shards}")
         return Begun(
             self.identity_of(run),
-            sum(items for _, items, _, _ in shards),
-            sum(int(total) for _, _, total, _ in shards),
+            sum(items for _, items, _ in shards),
             _reasons(stopped, len(shards)),
         )
 

@@ -292,13 +292,9 @@ def _check_is_new(user: UUID, balance: ActiveBalance) -> None:
         )
 
 
-def _call(make: CreduseProtocol, user: UUID, write: Write) -> Call[Any]:
-    return _CALLS[write.method](make, user, write)
-
-
 async def _step(client: AsyncCoreClient, user: UUID, write: Write) -> Step:
     asked_at = _now()
-    await client.run(_call(client.protocol, user, write))
+    await client.run(_CALLS[write.method](client.protocol, user, write))
     received_at = _now()
     readings = [await client.reading(user) for _ in range(READS)]
     return Step(write, asked_at, received_at, tuple(readings))

@@ -1,4 +1,7 @@
-"""What became of each item: the records of the input, with columns from the journal. It only reads."""
+"""What became of each item: the records of the input, with columns from the journal.
+
+It only reads. What writes to a journal (`_run`, `_resolve`) does not belong here.
+"""
 
 import csv
 import io
@@ -56,11 +59,20 @@ def report(
     """
     if only is not None and only not in _OUTCOMES:
         raise ValueError(f"only must be one of {', '.join(_OUTCOMES)}, not {only!r}")
-    path = Path(file)
+    lines = _lines(Path(file), journal, shard, only)
+    next(lines)  # raises what there is to raise
+    return lines
+
+
+def _lines(
+    path: Path, journal: str | PathLike[str] | None, shard: Shard | None, only: str | None
+) -> Iterator[str]:
+    """Yield an empty line when all has been opened and checked, and then those of the report."""
     where, begun, _ = read_begun(path, journal, shard)
     with Input(path, begun.identity.method) as source, where.read() as reader:
         assert reader is not None  # noqa: S101 - it was read before
         check_identity(where, begun.identity, replace(begun.identity, digest=source.digest))
+        yield ""
         columns = [*(name for name in source.columns if name not in ADDED), *ADDED]
         if not source.is_json:
             yield _csv_line(columns)

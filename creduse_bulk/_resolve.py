@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ from creduse_core import (
     Verdict,
     weigh,
 )
-from creduse_core.evidence import CLOCK_SKEW, unreadable
+from creduse_core.evidence import CLOCK_SKEW, known_since, unreadable
 from creduse_journal import RULES, Change, JournalError, State, readings
 from creduse_journal._states import is_settled
 from creduse_journal.committer import wait_for
@@ -291,7 +291,7 @@ def _known(it: Unclear, clock_skew: float) -> list[CallRecord]:
     assert began is not None  # noqa: S101 - the journal keeps it
     # A user's calls are made one at a time: all others ended before that balance was read. A call can
     # be applied until it ends, so without that balance, its end counts.
-    since = began - timedelta(seconds=2 * clock_skew + 2)
+    since = known_since(began, clock_skew)
     return [
         call
         for call, ended_at in it.others

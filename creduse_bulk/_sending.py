@@ -20,6 +20,7 @@ import anyio
 
 from creduse_core import AsyncCoreClient
 from creduse_core.arguments import check_at_least_one
+from creduse_core.foreign import is_from_signal_handler
 from creduse_journal import RULES, State
 
 from ._driver import Driver, Settings
@@ -138,7 +139,9 @@ class Reports:
         if self._on_progress is not None:
             try:
                 self._on_progress(self.progress)
-            except Exception:
+            except Exception as error:
+                if is_from_signal_handler(error):
+                    raise
                 _logger.exception("on_progress raised; the run goes on")
 
 

@@ -1,4 +1,8 @@
-"""The journal of a run in a SQLite file. What it keeps, in any database, is in `_items`."""
+"""The journal of a run in a SQLite file.
+
+What it keeps, in any database (`_items`), and how a process owns a file (`creduse_journal.database`), do not
+belong here.
+"""
 
 import hmac
 import json
@@ -145,7 +149,6 @@ def _begin(
         salt = new_salt()
         begun = asdict(identity) | {
             "items": overview.items,
-            "total": str(overview.total),
             "salt": salt,
             "key": fingerprint(api_key, salt),
             "stopped": None,
@@ -272,7 +275,7 @@ class SqliteReader:
             return None
         kept = dict(self._database.execute("SELECT name, value FROM run").fetchall())
         stopped = None if self.is_going_on else kept["stopped"]
-        return Begun(_identity(kept), kept["items"], int(kept["total"]), stopped)
+        return Begun(_identity(kept), kept["items"], stopped)
 
     def counts(self) -> dict[State, int]:
         """Return how many rows there are in each state."""

@@ -44,9 +44,10 @@ from .reports import (
     problem_of_failure,
     problem_of_response,
     quote,
+    redacted,
 )
 from .retry import EVENTS, Event, Kind, RetryPolicy, may_retry
-from .secret import Secret, Secrets, no_pickle
+from .secret import Secret, no_pickle
 
 T = TypeVar("T")
 
@@ -224,7 +225,6 @@ class Call(Generic[T]):
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         """The attempts so far, in order. They do not hold the API key."""
-        secrets = Secrets(*self._secrets)
         return tuple(
             Attempt(
                 number,
@@ -233,7 +233,7 @@ class Call(Generic[T]):
                 status,
                 event.name,
                 event.proves(self._kind),
-                None if error is None else quote(error, secrets),
+                None if error is None else quote(error, self._secrets),
                 started,
                 ended,
             )
@@ -244,6 +244,11 @@ class Call(Generic[T]):
     def response(self) -> Response | None:
         """The last response, or the part of it that arrived. It is not redacted."""
         return self._response
+
+    @property
+    def redacted_response(self) -> Response | None:
+        """The same without the API key and the caller's other secrets, to be stored."""
+        return None if self._response is None else redacted(self._response, self._secrets)
 
     @property
     def outcome(self) -> Outcome:
@@ -378,11 +383,12 @@ class Call(Generic[T]):
 
     def abandon(self, now: float) -> None:
         """End the call because its caller was cancelled. A request in flight counts as sent."""
-        self._move(Input.ABANDON, State.ABANDONED)
-        # Not by the state: a signal handler can raise when an attempt has been recorded, and the
-        # state has not been moved yet.
+        self._states_after(Input.ABANDON)
+        # Recorded first: while the call is IN_FLIGHT, a second exception leaves it UNKNOWN. And not by
+        # the state, since a signal handler can raise between the record of an attempt and the next state.
         if len(self._records) < self._sent:
             self._record(EVENTS["abandoned"], None, "abandoned by the caller", now)
+        self._move(Input.ABANDON, State.ABANDONED)
 
     # How they work.
 
@@ -450,7 +456,7 @@ class Call(Generic[T]):
             self._kind,
             self.record,
             self.attempts,
-            Secrets(*self._secrets),
+            self._secrets,
             None if self._proxy is None else self._proxy.shown,
         )
         return (

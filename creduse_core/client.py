@@ -302,7 +302,7 @@ class _ClientBase:
         lists_empty_cycles: object,
     ) -> tuple[CallRecord, tuple[CallRecord, ...]]:
         """Return the records of a call to check and of other calls, or raise."""
-        record = _known_record("call", call)
+        record = _record_of("call", call)
         if isinstance(call, Call):
             self._check_service(call)
         if record.outcome is Outcome.UNKNOWN:
@@ -316,7 +316,7 @@ class _ClientBase:
                 "known must be a list of Calls, or of errors that a client has raised, such as "
                 f"[other], not {type(known).__name__}"
             ) from None
-        return record, tuple(_known_record("known", other) for other in others if other is not call)
+        return record, tuple(_record_of("known", other) for other in others if other is not call)
 
     # Other people's code. It must not change the result of a call, whose credits may have moved.
 
@@ -390,23 +390,19 @@ def _limit_of(received: Response | Failure) -> tuple[int | None, float | None]:
 def _record_of(name: str, call: object) -> CallRecord:
     if isinstance(call, CallRecord):
         return call
-    if isinstance(call, Call):
-        return call.record
     if isinstance(call, CreduseError) and call.call is not None:
         return call.call
-    raise TypeError(
-        f"{name} must be a Call, or a CreduseError that a client has raised, "
-        f"not {type(call).__name__}"
-    )
-
-
-def _known_record(name: str, call: object) -> CallRecord:
-    it = _record_of(name, call)
-    if isinstance(call, Call) and call.state.live:
-        # It can be applied before or after the balance is read.
-        what = it.method, it.end_user_id, it.amount, it.validity_days
-        return CallRecord(*what, Outcome.UNKNOWN, it.began_at, it.before)
-    return it
+    if not isinstance(call, Call):
+        raise TypeError(
+            f"{name} must be a Call, a CallRecord, or a CreduseError that a client has raised, "
+            f"not {type(call).__name__}"
+        )
+    it = call.record
+    if not call.state.live:
+        return it
+    # It can be applied before or after the balance is read.
+    what = it.method, it.end_user_id, it.amount, it.validity_days
+    return CallRecord(*what, Outcome.UNKNOWN, it.began_at, it.before)
 
 
 def _now() -> datetime:
@@ -778,19 +774,8 @@ class CoreClient(_ClientBase):
             )
         return self.run(call)
 
-    def get_active_balance(
-        self,
-        end_user_id: UUID | str,
-        *,
-        timeout: float | None = None,
-        extra_headers: ExtraHeaders | None = None,
-    ) -> ActiveBalance:
-        """Return the same as ``get_balance``. The API's documentation has both names."""
-        with SHORT_TRACEBACK:
-            call = self._protocol.get_balance(
-                end_user_id, timeout=timeout, extra_headers=extra_headers
-            )
-        return self.run(call)
+    get_active_balance = get_balance
+    """The same method. The API's documentation has both names."""
 
 
 class AsyncCoreClient(_ClientBase):
@@ -1099,16 +1084,5 @@ class AsyncCoreClient(_ClientBase):
             )
         return await self.run(call)
 
-    async def get_active_balance(
-        self,
-        end_user_id: UUID | str,
-        *,
-        timeout: float | None = None,
-        extra_headers: ExtraHeaders | None = None,
-    ) -> ActiveBalance:
-        """Return the same as ``get_balance``. The API's documentation has both names."""
-        with SHORT_TRACEBACK:
-            call = self._protocol.get_balance(
-                end_user_id, timeout=timeout, extra_headers=extra_headers
-            )
-        return await self.run(call)
+    get_active_balance = get_balance
+    """The same method. The API's documentation has both names."""

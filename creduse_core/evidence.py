@@ -22,6 +22,7 @@ import enum
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 from .arguments import check_seconds, check_type
@@ -129,6 +130,12 @@ def weigh(
             and not _has_dropped_one(was, now, after.received_at + slack),
         )
     )
+
+
+def known_since(began_at: datetime, clock_skew: float) -> datetime:
+    """Return since when `weigh` needs other calls, without a balance from before the call."""
+    check_seconds("clock_skew", clock_skew)
+    return began_at - 2 * (timedelta(seconds=clock_skew) + _SECOND)
 
 
 def settled(call: CallRecord) -> Evidence | None:
@@ -437,14 +444,6 @@ def _has_older_credits(case: _Case) -> bool:
     )
 
 
-def _weigh_add(case: _Case) -> Evidence:
-    return _weigh_new_cycle(case, CycleType.ONE_TIME)
-
-
-def _weigh_start_cycle(case: _Case) -> Evidence:
-    return _weigh_new_cycle(case, CycleType.RECURRING)
-
-
 # subtract: credits that are gone
 
 
@@ -580,9 +579,9 @@ def _weigh_canceled(case: _Case, canceled: list[CycleBalance], *, is_active: boo
 
 
 _RULES: Final[Mapping[str, Callable[[_Case], Evidence]]] = {
-    "add": _weigh_add,
+    "add": partial(_weigh_new_cycle, wanted=CycleType.ONE_TIME),
     "subtract": _weigh_subtract,
-    "start_cycle": _weigh_start_cycle,
+    "start_cycle": partial(_weigh_new_cycle, wanted=CycleType.RECURRING),
     "stop_cycle": _weigh_stop_cycle,
 }
 """How each write is weighed."""

@@ -115,6 +115,14 @@ class CreduseProtocol:
 
     __reduce__ = no_pickle
 
+    def with_retry(self, retry: RetryPolicy) -> "CreduseProtocol":
+        """Return a protocol that differs only in its policy."""
+        check_type("retry", retry, RetryPolicy, "RetryPolicy(max_attempts=1)")
+        made = object.__new__(CreduseProtocol)
+        values = {name: getattr(self, name) for name in self.__match_args__}
+        _set_protocol(made, **values | {"retry": retry})
+        return made
+
     def add(
         self,
         end_user_id: UUID | str,

@@ -23,7 +23,8 @@ from .messages import Delivery, Failure, RefusalError, Request, Response
 from .models import Attempt, CallRecord, Outcome
 from .records import dataclass
 from .retry import EVENTS, Event, Kind, event_of_failure, event_of_response, retry_after
-from .secret import Secrets
+from .secret import Secret, redact
+from .tables import printable
 from .words import request_id_of, words_of
 
 _MAX_QUOTED: Final = 400
@@ -75,7 +76,7 @@ class Context(NamedTuple):
     kind: Kind
     record: CallRecord
     attempts: tuple[Attempt, ...]
-    secrets: Secrets
+    secrets: tuple[Secret, ...]
     proxy: str | None
     """The URL of the proxy, without user name and password."""
 
@@ -148,18 +149,16 @@ def _shared(context: Context, response: Response | None) -> _Shared:
     }
 
 
-def _request_id(response: Response | None, secrets: Secrets) -> str | None:
+def _request_id(response: Response | None, secrets: tuple[Secret, ...]) -> str | None:
     found = None if response is None else request_id_of(response)
     return found and quote(found, secrets)
 
 
-def quote(text: str, secrets: Secrets) -> str:
+def quote(text: str, secrets: tuple[Secret, ...]) -> str:
     """Return somebody else's text for an error: redacted, on one line, printable, bounded."""
     # Bounded before redaction, for the time it takes, and after it. Redaction finds a cut key, too,
     # and one that is broken into lines, so lines are joined after it.
-    text = " ".join(secrets.redact(text[:_MAX_READ]).split())
-    if not text.isprintable():
-        text = "".join(map(_printable, text))
+    text = printable(" ".join(redact(text[:_MAX_READ], secrets).split()))
     return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "…"
 
 
@@ -172,7 +171,7 @@ def _api_error(problem: Problem, response: Response, context: Context) -> APIErr
     return error_class(
         _message(problem, context),
         **_shared(context, response),
-        response=_redacted(response, secrets),
+        response=redacted(response, secrets),
         error_code=envelope.error_code and quote(envelope.error_code, secrets),
         error_message=(problem.words and quote(problem.words, secrets)) or None,
         timestamp=envelope.timestamp,
@@ -186,7 +185,7 @@ def _invalid_response(
     return InvalidResponseError(
         _message(problem, context),
         **_shared(context, response),
-        response=None if response is None else _redacted(response, context.secrets),
+        response=None if response is None else redacted(response, context.secrets),
     )
 
 
@@ -217,25 +216,24 @@ def _framed(text: str, context: Context, response: Response | None = None) -> st
     return f"{context.record}: {text} [{'; '.join(notes)}]"
 
 
-def _redacted(response: Response, secrets: Secrets) -> Response:
+def redacted(response: Response, secrets: tuple[Secret, ...]) -> Response:
     """Return the response without the API key, which a server can repeat in a refusal."""
-    redact = secrets.redact
     return Response(
         response.status,
-        [(redact(name), redact(value)) for name, value in response.headers],
+        [(redact(name, secrets), redact(value, secrets)) for name, value in response.headers],
         # Latin-1 maps each byte to one character, and back.
-        redact(response.body.decode("latin-1")).encode("latin-1"),
+        redact(response.body.decode("latin-1"), secrets).encode("latin-1"),
     )
 
 
-def _contains_secret(error: BaseException, secrets: Secrets) -> bool:
+def _contains_secret(error: BaseException, secrets: tuple[Secret, ...]) -> bool:
     """Return whether an exception, or one that it came of, prints the API key."""
     texts = [
         text
         for link in exception_chain(error)
         for text in (_text_of(link), *map(str, (link.args, *getattr(link, "__notes__", ()))))
     ]
-    return any(secrets.redact(text) != text for text in texts)
+    return any(redact(text, secrets) != text for text in texts)
 
 
 def _describe_response(response: Response, reading: InvalidResult, words: str | None) -> str:
@@ -288,12 +286,6 @@ def _endpoint(url: str, proxy: str | None) -> str:
     parts = urlsplit(url)
     port = "" if parts.port else ":443" if parts.scheme == "https" else ":80"
     return f"{parts.netloc}{port}" + (f" through proxy {proxy}" if proxy else "")
-
-
-def _printable(character: str) -> str:
-    if character.isprintable():
-        return character
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def _text_of(error: BaseException) -> str:

@@ -72,21 +72,11 @@ class Secret:
         return text
 
 
-class Secrets:
-    """Several secrets, which it removes from texts: the API key, and others of a caller."""
-
-    __slots__ = ("_all",)
-
-    def __init__(self, *secrets: Secret) -> None:
-        self._all = secrets
-
-    __reduce__ = no_pickle
-
-    def redact(self, text: str) -> str:
-        """Return ``text`` without these. See `Secret.redact`."""
-        for secret in self._all:
-            text = secret.redact(text)
-        return text
+def redact(text: str, secrets: Iterable[Secret]) -> str:
+    """Return ``text`` without these secrets. See `Secret.redact`."""
+    for secret in secrets:
+        text = secret.redact(text)
+    return text
 
 
 class _Pattern:
@@ -111,8 +101,6 @@ class _Pattern:
                     break
                 position = following.end()
         return "".join((*kept, text[position:])) if kept else text
-
-    __reduce__ = no_pickle
 
 
 def _patterns_of(api_key: str) -> Iterable[_Pattern]:

@@ -22,8 +22,10 @@ def moment(time: datetime) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text of the service without control characters."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    """Return somebody else's text with its control characters escaped."""
+    if text.isprintable():
+        return text
+    return "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text)
 
 
 def as_text(head: str, rows: Rows) -> str:

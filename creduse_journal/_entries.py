@@ -11,7 +11,6 @@ from creduse_core import (
     CreduseError,
     Outcome,
 )
-from creduse_core.secret import Secret
 
 from . import readings
 from ._states import State
@@ -104,11 +103,6 @@ def row_of_call(call: CallRecord, began_at: datetime, before: BalanceReading | N
         "began_at": began_at.timestamp(),
         "before": None if before is None else readings.to_json(before),
     }
-
-
-def body_without_key(api_key: Secret, body: bytes) -> bytes:
-    """Return the body of a response for a journal. A server can repeat the key."""
-    return api_key.redact(body.decode("latin-1")).encode("latin-1")
 
 
 def check_same_call(found: Row, row: Row) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -21,20 +21,18 @@ from creduse_core import (
     CreduseError,
     Done,
     Evidence,
-    LocalProtocolError,
     Outcome,
     Response,
 )
 from creduse_core import State as CallState
 from creduse_core.arguments import check_type
-from creduse_core.evidence import CLOCK_SKEW
+from creduse_core.evidence import CLOCK_SKEW, known_since
 
 from ._entries import (
     Entry,
     JournalError,
     Row,
     UnclearError,
-    body_without_key,
     entry_of,
     row_of_call,
 )
@@ -87,12 +85,9 @@ class _JournalBase:
         self._claims[row["claim"]] = entry_id, ref(claim)
         return claim
 
-    def _end(
-        self, client: CoreClient | AsyncCoreClient, row: Row, call: Call[Any], code: str | None
-    ) -> None:
+    def _end(self, row: Row, call: Call[Any], code: str | None) -> None:
         """Write how a call ended."""
-        attempts, response = call.attempts, call.response
-        key = client.protocol.api_key
+        attempts, response = call.attempts, call.redacted_response
         self._write_end(
             row["id"],
             row["claim"],
@@ -100,7 +95,7 @@ class _JournalBase:
             event=attempts[-1].event if attempts else None,
             status=None if response is None else response.status,
             error_code=code,
-            body=None if response is None else body_without_key(key, response.body),
+            body=None if response is None else response.body,
         )
 
     def _write_end(self, entry_id: str, claim: str, change: Change, **columns: Any) -> None:
@@ -139,7 +134,8 @@ def _check_age(row: Row) -> None:
         raise JournalError(f"nothing was sent: to claim {row['id']!r} took too long")
 
 
-def _check(entry_id: str, call: Call[Any]) -> None:
+def _check(entry_id: str, call: Call[Any], *, balance_first: bool) -> None:
+    check_type("balance_first", balance_first, bool)
     check_type("entry_id", entry_id, str, '"invoice-42"')
     if not entry_id.strip():
         raise ValueError("entry_id must not be blank")
@@ -147,9 +143,11 @@ def _check(entry_id: str, call: Call[Any]) -> None:
     if call.record.method == "get_balance":
         raise ValueError("get_balance moves no credits, so it needs no journal")
     if call.state is not CallState.READY:
-        raise LocalProtocolError(
-            f"a call runs only once, and this one is already {call.state}: make a new call"
-        )
+        call.start(0.0)  # raises
+
+
+def _can_be_sent(row: Row | None) -> bool:
+    return row is None or row["state"] == State.FREE
 
 
 def _known_end(row: Row, call: Call[T]) -> T:
@@ -189,6 +187,7 @@ def _response_to(call: Call[Any]) -> bytes:
 
 
 def _settlement(*, applied: bool, note: str) -> tuple[Change, str]:
+    check_type("applied", applied, bool)
     check_type("note", note, str, '"seen at the dashboard by Ada"')
     if not note.strip():
         raise ValueError("note must say who settles the entry, and why")
@@ -205,7 +204,7 @@ def _others(
     call = entry.call
     if call.began_at is None:  # nothing was sent
         return []
-    since = (call.began_at - timedelta(seconds=2 * clock_skew + 2)).timestamp()
+    since = known_since(call.began_at, clock_skew).timestamp()
     if call.before is not None:
         since = call.before.asked_at.timestamp()
     # A call can have been applied until it ended, however early it began.
@@ -262,9 +261,9 @@ class Journal(_JournalBase):
         raises ``ValueError``. ``balance_first``: read the balance before, so that ``check`` can tell
         more. If the journal fails before the call is sent, it raises `JournalError`.
         """
-        _check(entry_id, call)
+        _check(entry_id, call, balance_first=balance_first)
         before = None
-        if balance_first:
+        if balance_first and _can_be_sent(self._store.get(entry_id).result()):
             before = client.reading(
                 call.record.end_user_id, timeout=call.timeout, extra_headers=call.extra_headers
             )
@@ -279,7 +278,7 @@ class Journal(_JournalBase):
             raise
         finally:
             try:
-                self._end(client, claim.row, call, code)
+                self._end(claim.row, call, code)
             finally:
                 del claim  # a traceback would keep it alive
         return _known_end(found, call)
@@ -356,9 +355,9 @@ class AsyncJournal(_JournalBase):
         self, client: AsyncCoreClient, entry_id: str, call: Call[T], *, balance_first: bool = False
     ) -> T:
         """Run a call, unless one with this id was sent before. See `Journal.run`."""
-        _check(entry_id, call)
+        _check(entry_id, call, balance_first=balance_first)
         before = None
-        if balance_first:
+        if balance_first and _can_be_sent(await wait_for(self._store.get(entry_id))):
             before = await client.reading(
                 call.record.end_user_id, timeout=call.timeout, extra_headers=call.extra_headers
             )
@@ -373,7 +372,7 @@ class AsyncJournal(_JournalBase):
             raise
         finally:
             try:
-                self._end(client, claim.row, call, code)
+                self._end(claim.row, call, code)
             finally:
                 del claim  # a traceback would keep it alive
         return _known_end(found, call)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from creduse_core import Call, LocalProtocolError, Outcome
 
 LONGEST_CLAIM: Final = 60.0
-"""Seconds after a claim in which its request may leave.
+"""Seconds after a claim in which its call may start. Its last request can leave a call's timeout later.
 
 A process that was frozen for longer may have lost its journal, and somebody may have decided that the call
 is not applied and never will be.

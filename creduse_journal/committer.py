@@ -71,8 +71,7 @@ class Committer(Generic[C]):
 
     def close(self) -> None:
         """Write what has gathered, and close the database."""
-        with self._lock:
-            self._finalize()
+        self.close_soon().result()
 
     def close_soon(self) -> "Future[None]":
         """Do the same without waiting. The future ends when it is done."""
@@ -81,8 +80,9 @@ class Committer(Generic[C]):
             nothing.set_result(None)
             return nothing
         with self._lock:
-            if self._finalize.detach() is not None:
-                self._queue.put(None)
+            self._finalize.detach()
+            # Each time: a signal handler can have raised before the first one. The thread reads one.
+            self._queue.put(None)
         return self._ended
 
     def submit(self, act: Callable[[C], T]) -> "Future[T]":
@@ -108,7 +108,9 @@ def _stop(waiting: _Queue[Any], thread: threading.Thread, process: int) -> None:
 
 def _write(backend: Backend[C], waiting: _Queue[C], ended: "Future[None]") -> None:
     """Carry out operations until ``None`` comes."""
-    with contextlib.closing(backend):
+    with contextlib.ExitStack() as stack:
+        stack.callback(ended.set_result, None)
+        stack.enter_context(contextlib.closing(backend))
         stopped = False
         while not stopped:
             batch, stopped = _next_batch(waiting, backend.idle_limit)
@@ -121,7 +123,6 @@ def _write(backend: Backend[C], waiting: _Queue[C], ended: "Future[None]") -> No
                 fail(batch, JournalError(f"a fault of creduse: {error!r}"))
             # It holds the objects of its operations, which could not be collected otherwise.
             del batch
-    ended.set_result(None)
 
 
 def _next_batch(waiting: _Queue[C], idle_limit: float | None) -> tuple[Batch[C], bool]:

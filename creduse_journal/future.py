@@ -2,7 +2,7 @@
 
 A `concurrent.futures.Future` has a condition. A signal handler that raises while the main thread enters
 it, such as a task runner's time limit, leaves it locked. The thread then waits for ever to set the next
-result. So this class has no lock.
+result. So this class has no lock. What a thread carries out, and when (`committer`), does not belong here.
 """
 
 import queue

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,7 +25,7 @@ import creduse_bulk
 import creduse_trio
 from creduse import AsyncCreduseClient, CreduseClient
 from creduse_bulk import Progress, Shard
-from creduse_core import InsufficientFundsError, Request, Verdict
+from creduse_core import InsufficientFundsError, Request, Secret, Verdict
 from creduse_journal import POSTGRES_SCHEMA, InUseError, Journal, State, UnclearError
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests.common import KEY, free_port, wait_until
@@ -280,6 +281,25 @@ def test_refused(server: SandboxServer, table: Table) -> None:
         with pytest.raises(InsufficientFundsError):
             journal.run(client, "e", client.protocol.subtract(user(1), 7))
     assert len(server.log) == 1
+
+
+def test_extra_headers(
+    server: SandboxServer, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's own headers are sent. A secret that the server repeats is not kept."""
+    token = "gateway-token-7"
+    given = {"X-Gateway-Token": Secret(token)}
+    client = partial(AsyncCreduseClient, extra_headers=given)
+    monkeypatch.setitem(CLIENTS, "with headers", ("asyncio", client))
+    echo = f'{{"error_code": "INSUFFICIENT_FUNDS", "message": "not {token}"}}'.encode()
+    server.inject(CannedResponse(402, (), echo), 1)
+    table.insert(id="e", amount=7)
+    with following(server, table, "with headers"):
+        table.wait_until(is_done)
+    (entry,) = server.log
+    assert ("x-gateway-token", token) in [(name.lower(), value) for name, value in entry.headers]
+    ((body,),) = table.connection.execute("SELECT body FROM creduse_entries")
+    assert b"not ***" in body
 
 
 def test_result_is_kept(server: SandboxServer, table: Table) -> None:

@@ -439,7 +439,7 @@ def test_same_identity(place: Place) -> None:
     items.close()
     with place.read() as reader:
         assert reader is not None
-        assert reader.begun() == Begun(IDENTITY, 9, 45, "SIGINT")
+        assert reader.begun() == Begun(IDENTITY, 9, "SIGINT")
     check_identity(place, IDENTITY, IDENTITY)
 
 
@@ -477,7 +477,7 @@ def test_two_owners(place: Place) -> None:
         begin(place)
     with place.read() as reader:
         assert reader is not None
-        assert reader.begun() == Begun(IDENTITY, 9, 45, None)
+        assert reader.begun() == Begun(IDENTITY, 9, None)
         assert [row.state for row in reader.rows()] == [State.CLAIMED]
         put(items, 2, State.APPLIED)
     assert list(states(place).values()) == [State.CLAIMED, State.APPLIED]

@@ -91,18 +91,18 @@ def resolve(path: Path, url: str, shard: Shard | None = None) -> Resolution:
 # Shards
 
 
-def test_totals_of_shards(path: Path, url: str) -> None:
-    """Whichever shard begins, the journal knows the items and amounts of all of them."""
+def test_items_of_shards(path: Path, url: str) -> None:
+    """Whichever shard begins, the journal knows how many items all of them have."""
     begin_run(path, shard=SHARDS[1], journal=url).close()
     for shard, numbers in zip(SHARDS, NUMBERS, strict=True):
         _, begun, _ = read_begun(path, url, shard)
-        assert (begun.items, begun.total) == (len(numbers), sum(numbers))
+        assert begun.items == len(numbers)
         assert begun.identity.shard == f"shard {shard}"
     _, begun, _ = read_begun(path, url, None)
-    assert (begun.items, begun.total, begun.identity.shard) == (60, 1830, "the whole file")
+    assert (begun.items, begun.identity.shard) == (60, "the whole file")
 
 
-def test_large_totals(path: Path, url: str) -> None:
+def test_large_amounts(path: Path, url: str) -> None:
     """Amounts can have 3000 digits, and a shard can be empty."""
     amount = 10**3000 - 1
     path.write_text("end_user_id,amount\n" + f"{user(1)},{amount}\n" * 20)
@@ -110,9 +110,9 @@ def test_large_totals(path: Path, url: str) -> None:
         begin_run(path, shard=shard, journal=url).close()
         _, begun, _ = read_begun(path, url, shard)
         count = 20 if shard.has(user(1)) else 0
-        assert (begun.items, begun.total) == (count, count * amount)
+        assert begun.items == count
         assert status(path, journal=url, shard=shard).exit_status == (75 if count else 0)
-    assert read_begun(path, url, None)[1].total == 20 * amount
+    assert read_begun(path, url, None)[1].items == 20
 
 
 def test_status_of_shards(path: Path, url: str) -> None:

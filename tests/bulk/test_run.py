@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sqlite3
 import threading
 import time
@@ -30,7 +31,7 @@ from creduse_bulk._driver import AHEAD, Settings
 from creduse_bulk._postgres import PostgresItems
 from creduse_bulk._sqlite import SqliteItems
 from creduse_bulk._window import FAILURES, FIRST, ROUNDS
-from creduse_core import AsyncCoreClient, Request
+from creduse_core import AsyncCoreClient, Request, Secret
 from creduse_journal import JournalError
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
 from tests import tls
@@ -102,6 +103,10 @@ def send(
 def run(server: SandboxServer, path: Path, method: str = "add", **options: Any) -> Progress:
     """Send the file over the default client."""
     return creduse_bulk.run(method, path, api_key=KEY, base_url=server.base_url, **options)
+
+
+class TimeLimitError(Exception):
+    """What a task runner's signal handler raises."""
 
 
 def user(number: int) -> UUID:
@@ -368,6 +373,28 @@ def test_balance_first(send: Send, server: SandboxServer, path: Path) -> None:
         seen.add(name)
 
 
+def test_extra_headers(server: SandboxServer, path: Path) -> None:
+    """The client's own headers are in each request. A secret that the server repeats is not kept."""
+    write(path, 2)
+    token = "gateway-token-7"
+    echo = f'{{"error_code": "INSUFFICIENT_FUNDS", "message": "not {token}"}}'.encode()
+    server.inject(CannedResponse(402, (), echo), 1)
+
+    async def main() -> Progress:
+        given = {"X-Gateway-Token": Secret(token)}
+        async with AsyncCreduseClient(KEY, base_url=server.base_url, extra_headers=given) as client:
+            return await creduse_bulk.run_async(client, "add", path)
+
+    assert asyncio.run(main()).applied == 1
+    for entry in server.log:
+        assert [value for name, value in entry.headers if name.lower() == "x-gateway-token"] == [
+            token
+        ]
+    assert len(server.log) == 2
+    kept = Path(f"{path}.journal").read_bytes()
+    assert token.encode() not in kept
+
+
 @pytest.mark.usefixtures("fast")
 def test_balance_first_fails(send: Send, server: SandboxServer, path: Path) -> None:
     """A line whose balance cannot be read is not sent until it can."""
@@ -591,6 +618,25 @@ def test_progress(server: SandboxServer, path: Path, caplog: pytest.LogCaptureFi
     assert "on_progress raised; the run goes on" in caplog.text
     for it in reports:
         assert it.items == it.applied + it.refused + it.unclear + it.in_flight + it.waiting == 200
+
+
+def test_handler_that_raises_in_progress(server: SandboxServer, path: Path) -> None:
+    """If a signal handler raises in ``on_progress``, its exception leaves the run as it is."""
+    write(path, 200)
+
+    def limit(number: int, _: object) -> None:
+        raise TimeLimitError(number)
+
+    def on_progress(_: Progress) -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, limit)
+    try:
+        with pytest.raises(TimeLimitError):
+            run(server, path, on_progress=on_progress)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert creduse_bulk.status(path).waiting > 0
 
 
 def test_journal_fails(server: SandboxServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,7 @@ def test_wrong_arguments(play: Play) -> None:
         (
             None,
             TypeError,
-            "call must be a Call, or a CreduseError that a client has raised, not NoneType",
+            "call must be a Call, a CallRecord, or a CreduseError that a client has raised, not",
         ),
     ]
     for it, kind, message in wrong:
@@ -226,7 +226,7 @@ def test_wrong_arguments(play: Play) -> None:
             player.do("check", it)
     with pytest.raises(ValueError, match="clock_skew must be at least 0"):
         player.do("check", lost, clock_skew=-1)
-    with pytest.raises(TypeError, match="known must be a Call, or a CreduseError"):
+    with pytest.raises(TypeError, match="known must be a Call, a CallRecord, or a"):
         player.do("check", lost, known=["add"])
     for known in (lost, lost.record, CreduseError(), None):
         with pytest.raises(TypeError, match="known must be a list of Calls"):

@@ -22,6 +22,7 @@ from creduse_core import (
     Verdict,
     weigh,
 )
+from creduse_core.evidence import known_since
 from tests.common import USER
 
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
@@ -532,3 +533,12 @@ class TestEveryMethod:
         for it, after, message in wrong:
             with pytest.raises(TypeError, match=message):
                 weigh(it, after)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the mistakes
+
+
+def test_known_since() -> None:
+    """Other calls count from two clock skews and two seconds before the call."""
+    began = datetime(2026, 11, 30, 12, 0, 30, tzinfo=UTC)
+    assert known_since(began, 4) == began - timedelta(seconds=10)
+    for wrong in ("10", -1, 1e300):
+        with pytest.raises((TypeError, ValueError), match="clock_skew must be"):
+            known_since(began, wrong)  # type: ignore[arg-type]

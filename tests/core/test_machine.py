@@ -467,3 +467,16 @@ def test_interrupted_anywhere(reported: Response | Failure, proved: str) -> None
         names.append(attempt.event)
     assert names == sorted(names, key=["abandoned", proved].index)
     assert set(names) == {"abandoned", proved}
+
+
+def test_interrupted_while_it_is_abandoned() -> None:
+    """A second exception, such as SIGINT after a time limit, leaves the call unknown."""
+    for step in itertools.count():
+        call = in_flight()
+        with ThreadPoolExecutor(1) as pool:
+            act = functools.partial(call.abandon, 2.0)
+            interrupted = pool.submit(interrupted_at, step, act).result()
+        assert call.outcome is Outcome.UNKNOWN
+        if not interrupted:
+            assert call.state is State.ABANDONED
+            break

@@ -17,6 +17,7 @@ from creduse_core import (
     Response,
     RetryPolicy,
     Secret,
+    Send,
     __version__,
 )
 
@@ -152,6 +153,21 @@ def test_options_are_kept() -> None:
     protocol = CreduseProtocol("key", "https://example.com/", retry=REPLAYING, timeout=5)
     assert (protocol.api_key.reveal(), protocol.base_url) == ("key", "https://example.com")
     assert (protocol.retry, protocol.timeout) == (REPLAYING, 5)
+
+
+def test_with_another_policy() -> None:
+    """All but the policy stays."""
+    given = {"X-Gateway-Token": Secret("gateway-token")}
+    protocol = CreduseProtocol("key", "https://example.com", timeout=5, extra_headers=given)
+    made = protocol.with_retry(REPLAYING)
+    assert (made.retry, protocol.retry, made.timeout) == (REPLAYING, DEFAULT_RETRY, 5)
+    first, second = (it.add(USER, 1).start(0.0) for it in (protocol, made))
+    assert isinstance(first, Send)
+    assert isinstance(second, Send)
+    assert second.request == first.request
+    assert ("X-Gateway-Token", "gateway-token") in second.request.headers
+    with pytest.raises(TypeError, match="retry must be RetryPolicy"):
+        protocol.with_retry(3)  # type: ignore[arg-type]
 
 
 def test_defaults() -> None:

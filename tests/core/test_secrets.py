@@ -293,6 +293,18 @@ def test_empty_secret() -> None:
     assert Secret("").redact("a text\n") == "a text\n"
 
 
+def test_response_to_be_stored() -> None:
+    """The redacted response holds neither the key nor other secrets that a server repeats."""
+    protocol = CreduseProtocol(KEY, extra_headers={"X-Gateway-Token": Secret("gateway-token")})
+    assert protocol.subtract(USER_ID, 7).redacted_response is None
+    call = protocol.subtract(USER_ID, 7)
+    call.start(0.0)
+    with pytest.raises(APIError):
+        call.receive_response(Response(400, (), f"{KEY} gateway-token".encode()), 1.0)
+    assert call.redacted_response is not None
+    assert call.redacted_response.body == b"*** ***"
+
+
 def test_raw_response_is_unchanged() -> None:
     """The raw response, for debugging, is unchanged."""
     call = call_in_flight()

@@ -1,17 +1,21 @@
 """Journals over every client: what is sent, what is kept, and what is known afterwards."""
 
 import asyncio
+import itertools
 import json
 import os
 import pickle
 import sqlite3
 import stat
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -32,11 +36,12 @@ from creduse_core import (
     Outcome,
     RateLimitError,
     Response,
+    Secret,
     Send,
     Transport,
     Verdict,
 )
-from creduse_journal import AsyncJournal, Journal, JournalError, State, UnclearError
+from creduse_journal import AsyncJournal, Journal, JournalError, State, UnclearError, committer
 from creduse_journal._store import Store
 from creduse_journal.committer import wait_for
 from creduse_sandbox import FAULTS, CannedResponse, SandboxServer
@@ -189,6 +194,20 @@ def test_check_what_is_known(open_journal: Open) -> None:
             handle.check("other")
 
 
+def test_check_with_wrong_skew(open_journal: Open, server: SandboxServer) -> None:
+    """A clock skew that is no number of seconds is an error, and no balance is read."""
+    with open_journal() as handle:
+        lose(server, "503")
+        with pytest.raises(CreduseError):
+            handle.run("job", handle.protocol.add(USER, 3))
+        sent = len(server.log)
+        with pytest.raises(TypeError, match="clock_skew must be a number of seconds"):
+            handle.check("job", clock_skew="10")
+        with pytest.raises(ValueError, match="clock_skew must be"):
+            handle.check("job", clock_skew=1e300)
+    assert len(server.log) == sent
+
+
 def test_settle(open_journal: Open, server: SandboxServer) -> None:
     """An unclear entry is settled by a decision, which is kept."""
     with open_journal() as handle:
@@ -213,6 +232,8 @@ def test_settle(open_journal: Open, server: SandboxServer) -> None:
             handle.settle("other", applied=True, note="Ada")
         with pytest.raises(ValueError, match="note must say who settles"):
             handle.settle("yes", applied=True, note=" ")
+        with pytest.raises(TypeError, match="applied must be bool, not str"):
+            handle.settle("no", applied="no", note="Ada")
 
 
 def test_settled_cycle(open_journal: Open, server: SandboxServer) -> None:
@@ -262,6 +283,8 @@ def test_wrong_arguments(open_journal: Open, server: SandboxServer) -> None:
         for entry_id, call, kind, message in wrong:
             with pytest.raises(kind, match=message):
                 handle.run(entry_id, call)
+        with pytest.raises(TypeError, match="balance_first must be bool, not str"):
+            handle.run("job", handle.protocol.add(USER, 1), balance_first="no")
         other = CreduseProtocol(KEY, "https://else.example").add(USER, 1)
         with pytest.raises(ValueError, match="but the client for"):
             handle.run("other", other)
@@ -278,6 +301,21 @@ def test_balance_first_fails(open_journal: Open, server: SandboxServer) -> None:
             handle.run("job", handle.protocol.add(USER, 1), balance_first=True)
         assert handle.state("job") is None
     assert writes(server) == 0
+
+
+def test_balance_first_of_a_known_id(open_journal: Open, server: SandboxServer) -> None:
+    """A known end needs no balance, and no service."""
+    with open_journal() as handle:
+        result = handle.run("job", handle.protocol.subtract(USER, 5), balance_first=True)
+        sent = len(server.log)
+        again = handle.run("job", handle.protocol.subtract(USER, 5), balance_first=True)
+        lose(server, "503")
+        with pytest.raises(CreduseError):
+            handle.run("lost", handle.protocol.subtract(USER, 5))
+        with pytest.raises(UnclearError):
+            handle.run("lost", handle.protocol.subtract(USER, 5), balance_first=True)
+    assert again == result
+    assert len(server.log) == sent + 1
 
 
 def test_many_at_once(open_journal: Open, server: SandboxServer) -> None:
@@ -488,6 +526,46 @@ def test_check_at_another_service(server: SandboxServer, place: str) -> None:
         assert other.log == ()
 
 
+def interrupted_at(step: int, act: Callable[[], object]) -> bool:
+    """Raise before this instruction of closing runs. Return whether there are that many."""
+    left = step
+    files = committer.__file__, weakref.__file__
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename not in files:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return left < 0
+
+
+def test_interrupted_close(tmp_path: Path) -> None:
+    """Wherever SIGINT strikes in ``close()``, a second one closes the file."""
+    for step in itertools.count():
+        path = tmp_path / str(step)
+        journal = Journal(path)
+        interrupted = interrupted_at(step, journal.close)
+        journal.close()
+        Journal(path).close()
+        if not interrupted:
+            assert step > 10
+            break
+
+
 def test_closed_while_another_thread_asks(path: Path) -> None:
     """What a thread asks for while another closes the journal gets a result, or an error."""
     store = Store(path)
@@ -525,10 +603,14 @@ def test_big_numbers(server: SandboxServer, place: str) -> None:
 
 
 def test_no_key_in_the_file(server: SandboxServer, path: Path) -> None:
-    """The file does not hold the API key, even if the server repeats it, and is its owner's."""
-    echo = b'{"error_code": "INSUFFICIENT_FUNDS", "message": "no %b"}' % KEY.encode()
+    """The file does not hold the API key, nor another secret, even if the server repeats them.
+
+    It is its owner's.
+    """
+    token = "gateway-token-7"
+    echo = b'{"error_code": "INSUFFICIENT_FUNDS", "message": "no %b"}' % f"{KEY} {token}".encode()
     server.inject(CannedResponse(402, (), echo))
-    protocol = CreduseProtocol(KEY, server.base_url)
+    protocol = CreduseProtocol(KEY, server.base_url, extra_headers={"X-Token": Secret(token)})
     with CoreClient(protocol, example("urllib")()) as client, Journal(path) as journal:
         for _ in range(2):
             with pytest.raises(InsufficientFundsError):
@@ -537,6 +619,7 @@ def test_no_key_in_the_file(server: SandboxServer, path: Path) -> None:
         held = b"".join(file.read_bytes() for file in path.parent.iterdir())
         assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in path.parent.iterdir())
     assert KEY.encode() not in held
+    assert token.encode() not in held
     assert b"INSUFFICIENT_FUNDS" in held
 
 
