@@ -36,11 +36,9 @@ def is_usable(transport: asyncio.BaseTransport) -> bool:
     # asyncio's TLS transport raises in get_extra_info if it has been closed twice.
     if transport.is_closing():
         return False
-    server, *proxies = _tls_objects(transport)
+    ssl_object = transport.get_extra_info("ssl_object")
     # Part of a record has not reached the parser. Only the TLS object can show it.
-    if (server is not None and has_unread(server)) or any(
-        getattr(proxy, "has_part", False) for proxy in proxies
-    ):
+    if ssl_object is not None and (has_unread(ssl_object) or _has_part_of_proxy_record(transport)):
         return False
     protocol: Any = transport.get_protocol()
     parser = getattr(protocol, "_parser", None)
@@ -49,19 +47,16 @@ def is_usable(transport: asyncio.BaseTransport) -> bool:
     )
 
 
-def _tls_objects(transport: asyncio.BaseTransport) -> list[Any]:
-    """Return the TLS object of a connection, or ``None``, then that of a proxy over TLS below it.
+def _has_part_of_proxy_record(transport: asyncio.BaseTransport) -> bool:
+    """Return whether the TLS of a proxy below a connection's own TLS holds part of a record.
 
     asyncio has no public name for what is below TLS:
     https://github.com/python/cpython/blob/v3.13.0/Lib/asyncio/sslproto.py#L298. Without the private
-    names, as on uvloop, the proxy's is missing, and part of its record does not show.
+    names, as on uvloop, return ``False``.
     """
-    found: list[Any] = []
-    below: Any = transport
-    while below is not None:
-        found.append(below.get_extra_info("ssl_object"))
-        below = getattr(getattr(below, "_ssl_protocol", None), "_transport", None)
-    return found
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    proxy = None if below is None else below.get_extra_info("ssl_object")
+    return bool(getattr(proxy, "has_part", False))
 
 
 def prepare_for_reuse(transport: asyncio.WriteTransport) -> bool:

@@ -294,7 +294,8 @@ def _check_is_new(user: UUID, balance: ActiveBalance) -> None:
 
 async def _step(client: AsyncCoreClient, user: UUID, write: Write) -> Step:
     asked_at = _now()
-    await client.run(_CALLS[write.method](client.protocol, user, write))
+    call: Call[Any] = _CALLS[write.method](client.protocol, user, write)
+    await client.run(call)
     received_at = _now()
     readings = [await client.reading(user) for _ in range(READS)]
     return Step(write, asked_at, received_at, tuple(readings))

@@ -59,19 +59,21 @@ class Committer(Generic[C]):
         # Nothing may be queued behind the end. Reentrant, since a signal handler can make a call.
         self._lock = threading.RLock()
         self._ended: Future[None] = Future()
-        thread = threading.Thread(
+        self._thread = threading.Thread(
             target=_write,
             args=(backend, self._queue, self._ended),
             name="creduse_journal",
             daemon=True,
         )
-        thread.start()
+        self._thread.start()
         # At the end of the program, too.
-        self._finalize = weakref.finalize(self, _stop, self._queue, thread, self._process)
+        self._finalize = weakref.finalize(self, _stop, self._queue, self._thread, self._process)
 
     def close(self) -> None:
         """Write what has gathered, and close the database."""
-        self.close_soon().result()
+        ended = self.close_soon()
+        if threading.current_thread() is not self._thread:  # a finalizer of a user's can run there
+            ended.result()
 
     def close_soon(self) -> "Future[None]":
         """Do the same without waiting. The future ends when it is done."""
