@@ -105,7 +105,7 @@ def test_balance_of_anything(server: SandboxServer, ask: Ask) -> None:
     assert out.splitlines()[1:] == [
         "AMOUNT  UNTIL                          CYCLE",
         "    43  2025-08-14 23:59:59 UTC",
-        r"     5  9999-12-31 23:59:59 UTC-05:00  one-time, \x1b[31m\u2603",
+        r"     5  9999-12-31 23:59:59 UTC-05:00  one-time, \x1b[31m☃",
     ]
     server.inject(_answer(active_balance=0, active_balance_by_cycle=[]))
     assert ask("balance", USER) == (0, "0 credits\n", "")

@@ -536,7 +536,7 @@ def interrupted_at(step: int, act: Callable[[], object]) -> bool:
         if frame.f_code.co_filename not in files:
             return None
         frame.f_trace_opcodes = True
-        if event == "opcode":
+        if event in {"line", "opcode"}:  # Python 3.12 has no opcodes here
             left -= 1
             if left < 0:
                 raise KeyboardInterrupt
@@ -562,7 +562,7 @@ def test_interrupted_close(tmp_path: Path) -> None:
         journal.close()
         Journal(path).close()
         if not interrupted:
-            assert step > 10
+            assert step > 5
             break
 
 
