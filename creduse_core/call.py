@@ -247,7 +247,7 @@ class Call(Generic[T]):
 
     @property
     def redacted_response(self) -> Response | None:
-        """The same without the API key and the caller's other secrets, to be stored."""
+        """`response` without the API key and the caller's other secrets, for logs and databases."""
         return None if self._response is None else redacted(self._response, self._secrets)
 
     @property

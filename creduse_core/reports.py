@@ -217,7 +217,7 @@ def _framed(text: str, context: Context, response: Response | None = None) -> st
 
 
 def redacted(response: Response, secrets: tuple[Secret, ...]) -> Response:
-    """Return the response without the API key, which a server can repeat in a refusal."""
+    """Return the response without these secrets, which a server can repeat in a refusal."""
     return Response(
         response.status,
         [(redact(name, secrets), redact(value, secrets)) for name, value in response.headers],
