@@ -186,15 +186,21 @@ class _Case(NamedTuple):
         return min(self.call.validity_days or 0, _MAX_DAYS)
 
     def may_end_a_day(self, start: datetime, later: timedelta = timedelta()) -> bool:
-        """Return whether a day of the service may end from ``later`` after ``start`` until ``last``.
+        """Return whether a day of the service may end from ``later`` after ``start`` until ``last``."""
+        since = start - self.slack - _EPOCH + later
+        length = self.last + self.slack - _EPOCH - since
+        return length >= timedelta() and self._may_hold_midnight(since, length)
+
+    def may_be_renewal(self, start: datetime) -> bool:
+        """Return whether a recurring cycle may continue another: it then starts as a day ends."""
+        return self._may_hold_midnight(start - _EPOCH, _SECOND)
+
+    def _may_hold_midnight(self, since: timedelta, length: timedelta) -> bool:
+        """Return whether a day of the service may end in a span that begins ``since`` 1970.
 
         The ends of the listed cycles show when its days end. Without any, each quarter of an hour may
         be an end, since all time zones differ by quarters.
         """
-        since = start - self.slack - _EPOCH + later
-        length = self.last + self.slack - _EPOCH - since
-        if length < timedelta():
-            return False
         ends = [end_of_day(cycle.cycle_end) for cycle in (*self.was, *self.now)]
         if None in ends or length >= _DAY:
             return True
@@ -413,7 +419,7 @@ def _is_opened_by(case: _Case, cycle: CycleBalance, wanted: CycleType) -> bool |
     """Return whether the call, or one like it, opened a cycle. ``None``: perhaps."""
     days = case.call.validity_days
     start, amount = cycle.cycle_start, cycle.starting_amount
-    is_renewal = wanted is CycleType.RECURRING and end_of_day(start) is not None
+    is_renewal = wanted is CycleType.RECURRING and case.may_be_renewal(start)
     if (
         start < case.began - case.slack
         or cycle.cycle_type in set(CycleType) - {wanted}

@@ -310,12 +310,19 @@ def test_emptied_cycles_that_are_not_listed_after_all() -> None:
     )
 
 
-def test_renewal() -> None:
+@pytest.mark.parametrize(
+    ("hour", "verdict"),
+    [
+        (23, OPEN),
+        (22, OPEN),  # before a change to or from daylight saving time
+        (13, APPLIED),  # no end of a day, although it is one elsewhere in the world
+    ],
+)
+def test_renewal(hour: int, verdict: Verdict) -> None:
     """A cycle that begins at the end of a day may be a renewal."""
-    start = datetime(2025, 8, 12, 23, 59, 59, 999999, tzinfo=UTC)
+    start = datetime(2025, 8, 12, hour, 59, 59, 999999, tzinfo=UTC)
     call = replace(START, began_at=start - SECOND)
-    renewed = CycleBalance(start, start + 31 * DAY, 50, 50, CycleStatus.ACTIVE, CycleType.RECURRING)
-    assert weigh(call, reading(renewed, OLD, at=start + SECOND)).verdict is OPEN
+    assert weigh(call, reading(recurring(start=start), OLD, at=start + SECOND)).verdict is verdict
 
 
 A = one_time(100, 100, start=LONG_AGO, days=20)
