@@ -33,8 +33,9 @@ OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 # Python's development mode. It makes asyncio twice as slow, so not all sessions use it. Warnings are
 # errors in all sessions, even those about sockets that are left open.
 STRICT = {"PYTHONDEVMODE": "1"}
-# More than there are processors: most tests wait for servers that misbehave.
-AT_ONCE = ("-n", "6", "--dist", "worksteal")
+# More than there are processors: most tests wait for servers that misbehave. With more, they wait for
+# each other.
+AT_ONCE = ("-n", "4", "--dist", "worksteal")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
 # Tests that take long and do the same on each Python run on the newest one.
 LIGHT = (*AT_ONCE, "-m", "not exhaustive and not slow")

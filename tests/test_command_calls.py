@@ -198,7 +198,7 @@ FAILURES = {
         LOOK,
     ),
     "out of time": Failing(
-        ["subtract", USER, "5", "--timeout", "0.2"],
+        ["subtract", USER, "5", "--timeout", "3"],
         FAULTS["apply-then-hang"],
         3,
         "UNKNOWN",

@@ -260,11 +260,11 @@ def test_sync_worker_times_out(app: App) -> None:
 
 def test_other_workers_have_no_timeout(app: App) -> None:
     """Gunicorn's ``timeout`` does not end a request of a worker with threads."""
-    app.start("gunicorn-gthread", "--timeout", "1")
+    app.start("gunicorn-gthread", "--timeout", "8")  # on a slow machine it must report within it
     app.hold()
     app.request()
     app.sent.wait()
-    time.sleep(3)
+    time.sleep(12)
     app.respond()
     app.stop()
     assert app.responses == [200]

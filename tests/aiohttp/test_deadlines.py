@@ -65,7 +65,7 @@ def test_timer_of_a_closed_client(
         async with aiohttp.ClientSession() as session:
             given = session if supplied else None
             client = AsyncCreduseClient(KEY, given, base_url=server.base_url)
-            call = asyncio.create_task(client.add(USER, 5, timeout=2))
+            call = asyncio.create_task(client.add(USER, 5, timeout=5))
             await until(lambda: server.received)
             await client.aclose()
             await asyncio.wait([call])

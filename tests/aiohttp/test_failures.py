@@ -154,7 +154,7 @@ def test_switching_protocols(run: Run, connect: Connect, raw: Start, lines: byte
     async def main() -> None:
         async with connect(server.base_url, retry=ONCE) as client:
             with pytest.raises(CreduseError) as caught:
-                await client.add(USER, 5, timeout=2)
+                await client.add(USER, 5, timeout=5)
             assert caught.value.outcome is Outcome.UNKNOWN
             await client.add(USER, 5)
             assert server.connections == 2
@@ -178,12 +178,12 @@ def test_response_at_the_deadline(run: Run, connect: Connect, raw: Start) -> Non
     async def main() -> None:
         async with connect(server.base_url, retry=ONCE) as client:
             await client.add(USER, 5)
-            call = asyncio.create_task(client.add(USER, 5, timeout=1))
+            call = asyncio.create_task(client.add(USER, 5, timeout=4))
             while len(server.received) < 2:  # noqa: ASYNC110 - a thread adds it
                 await asyncio.sleep(0)
             blocked.set()
             sent.wait()
-            time.sleep(1)  # noqa: ASYNC251 - block the loop until the deadline has passed
+            time.sleep(4)  # noqa: ASYNC251 - block the loop until the deadline has passed
             assert (await call).amount == 5
 
     server = raw(respond_when_blocked)

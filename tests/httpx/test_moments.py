@@ -403,7 +403,7 @@ def test_wait_for_a_connection(
 
             async def hang() -> None:
                 with pytest.raises(CreduseTimeoutError):
-                    await client.add(USER, 1, timeout=3.0)
+                    await client.add(USER, 1, timeout=6.0)
 
             async def wait() -> None:
                 await until_received(server)
@@ -431,7 +431,7 @@ def test_cancelled_in_the_pool(run_async: Run, server: SandboxServer) -> None:
 
             async def hang() -> None:
                 with pytest.raises(CreduseTimeoutError):
-                    await client.add(USER, 1, timeout=3.0)
+                    await client.add(USER, 1, timeout=6.0)
 
             async def leave() -> None:
                 await until_received(server)
