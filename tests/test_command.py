@@ -108,7 +108,7 @@ def test_sandbox_serves_and_stops(start: Start, number: signal.Signals) -> None:
         client.add(USER, 7)
         assert client.get_balance(USER).active_balance == 7
     process.send_signal(number)
-    assert process.wait(timeout=60) == 0
+    assert process.wait() == 0
     assert process.stdout is not None
     assert process.stderr is not None
     assert "Press Ctrl-C to stop.\n" in process.stdout.read()
@@ -161,7 +161,7 @@ def test_sandbox_with_faults(start: Start) -> None:
 
     assert [ask() for _ in range(5)] == [429, 429, 503, 503, 503]
     process.terminate()
-    assert process.wait(timeout=60) == 0
+    assert process.wait() == 0
 
 
 def test_list_of_faults(capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,9 +188,7 @@ def test_timeout(server: SandboxServer, ask: Ask, path: Path) -> None:
     write(path, 1)
     server.inject(FAULTS["apply-then-hang"], 2)
     assert ask(*ADD, "--timeout", "3")[0] == 3
-    status, out, _ = ask(
-        "resolve", "f.csv", "--base-url", f"{server.base_url}/", "--timeout", "3"
-    )
+    status, out, _ = ask("resolve", "f.csv", "--base-url", f"{server.base_url}/", "--timeout", "3")
     assert status == 3
     assert (
         f"line 2, {user(0)}: OPEN: the balance could not be read: "
@@ -624,7 +622,7 @@ def test_journal_in_use(server: SandboxServer, ask: Ask, path: Path) -> None:
         assert ask("add", "f.csv") == (75, "", told)
         assert ask("resolve", "f.csv") == (75, "", in_use)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate()
     resolve = f"To find out about the unclear ones: {RESOLVE}\n"
     told = "creduse: stopped: its process ended\n"
     assert ask("status", "f.csv") == (3, f"4 lines: 0 applied, 4 unclear\n{resolve}", told)
@@ -639,7 +637,7 @@ def test_killed(server: SandboxServer, ask: Ask, path: Path) -> None:
         while len(server.log) < 4:
             time.sleep(0.01)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate()
     status, out, err = ask("status", "f.csv")
     assert (status, err) == (75, "creduse: stopped: its process ended\n")
     assert out.splitlines()[0] == "6 lines: 0 applied, 4 unclear, 2 waiting"
@@ -982,7 +980,7 @@ class OnTerminal:
         while self._read():
             pass
         check_texts(self.shown)
-        return self._process.wait(timeout=60)
+        return self._process.wait()
 
     @property
     def lines(self) -> list[str]:
@@ -1052,7 +1050,7 @@ def test_stopped(server: SandboxServer, ask: Ask, path: Path, number: signal.Sig
         while len(server.applied) < 20:
             time.sleep(0.01)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     check_texts(out, err)
     assert process.returncode == 75
     assert f"creduse: stopped: {number.name}\n" in err
@@ -1076,7 +1074,7 @@ def test_stopped_twice(server: SandboxServer, ask: Ask, path: Path, number: sign
         while not process.stderr.readline().endswith(waits):
             pass
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     check_texts(out, err)
     assert process.returncode == 75
     assert err == f"creduse: stopped: {number.name}\n"
@@ -1117,7 +1115,7 @@ def test_interrupted_again_and_again(server: SandboxServer, ask: Ask, path: Path
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGTERM)
             time.sleep(0.001)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     check_texts(out, err)
     assert process.returncode in {0, 3}
     assert out.splitlines()[0] == ask("status", "f.csv")[1].splitlines()[0]
@@ -1367,11 +1365,11 @@ def test_output_that_cannot_be_written(
     os.close(reader)
     with creduse(*arguments, stdout=writer) as process:
         os.close(writer)
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate()[1]
     assert (process.returncode, err.count("creduse")) == (expected, 0)
     again = [NEW_USER.replace("1", "2") if it == NEW_USER else it for it in arguments]
     with open("/dev/full", "w") as disk, creduse(*again, stdout=disk) as process:  # noqa: PTH123 - a device
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate()[1]
     check_texts(err)
     assert process.returncode == (expected or full)
     assert err.endswith(f"{told}No space left on device\n" if told else err)
@@ -1403,10 +1401,10 @@ def test_standard_error_that_fails(server: SandboxServer, path: Path) -> None:
     write(path, 3)
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
         with creduse(*ADD, stderr=full) as process:
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate()
         assert (process.returncode, out) == (0, "3 lines: 3 applied\n")
         with creduse("add", "none.csv", stderr=full) as process:
-            assert process.wait(timeout=60) == 2
+            assert process.wait() == 2
     assert len(server.applied) == 3
 
 
@@ -1681,7 +1679,7 @@ def test_resolve_is_interrupted(server: SandboxServer, ask: Ask, unclear: None) 
         while len(server.log) < before + 2:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     assert (process.returncode, out, IN_MEMORY.sub("", err)) == (130, "", "creduse: interrupted\n")
     assert states(ask) == ["applied", "unclear", "unclear"]
 
@@ -1757,7 +1755,7 @@ def test_probe_is_interrupted(server: SandboxServer, path: Path) -> None:
         while not server.applied:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     assert (process.returncode, out, err) == (130, "", "creduse: interrupted\n")
 
 

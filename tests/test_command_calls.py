@@ -712,7 +712,7 @@ def test_interrupted(
             _arrived(server)
             attempts = 1
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     assert (process.returncode, out) == (status, "")
     *shown, last = err.splitlines()
     assert last == f"creduse: {said}"
@@ -726,7 +726,7 @@ def test_interrupted_json(server: SandboxServer) -> None:
     with creduse("add", USER, "5", "--json") as process:
         _arrived(server)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     assert (process.returncode, err) == (3, "")
     told = json.loads(out)
     assert (told["outcome"], told["error"]) == ("UNKNOWN", "Interrupted")
@@ -740,7 +740,7 @@ def test_interrupted_elsewhere() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate()
     assert (process.returncode, err) == (130, "creduse: interrupted\n")
 
 
@@ -752,7 +752,7 @@ def test_reader_has_left(server: SandboxServer, ask: Ask, arguments: list[str]) 
     os.close(reader)
     with creduse(*arguments, stdout=writer) as process:
         os.close(writer)
-        assert process.communicate(timeout=60)[1] == ""
+        assert process.communicate()[1] == ""
     assert process.returncode == 0
     assert len(server.log) == 2
 
@@ -766,7 +766,7 @@ def test_full_disk(ask: Ask, arguments: list[str], status: int, advice: str) -> 
     ask("add", USER, "1000")
     with open("/dev/full", "w") as full, creduse(*arguments, stdout=full) as process:  # noqa: PTH123 - a device
         expected = f"creduse: the result cannot be written: No space left on device{advice}\n"
-        assert process.communicate(timeout=60)[1] == expected
+        assert process.communicate()[1] == expected
     assert process.returncode == status
 
 
@@ -776,10 +776,10 @@ def test_standard_error_that_fails(server: SandboxServer) -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
         for status in 3, 0:
             with creduse("add", USER, "5", "--verbose", stderr=full) as process:
-                out, _ = process.communicate(timeout=60)
+                out, _ = process.communicate()
             assert process.returncode == status
         with creduse("add", USER, stderr=full) as process:
-            assert process.wait(timeout=60) == 2
+            assert process.wait() == 2
     assert out == "Added 5 credits, valid for 31 days.\n"
 
 
@@ -813,6 +813,6 @@ def test_interrupted_until_the_process_has_ended(server: SandboxServer) -> None:
         assert process.stdout.readline().startswith("Added")
         while process.poll() is None:
             process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60) == ("", "")
+        assert process.communicate() == ("", "")
     assert process.returncode == 0
     assert len(server.applied) == 1

@@ -154,7 +154,7 @@ class App:
     def ended(self) -> int:
         """Wait until the server and the request have ended, and return the exit status."""
         assert self.process is not None
-        status = self.process.wait(60)
+        status = self.process.wait()
         if self._request is not None:
             self._request.join(60)
         return status

@@ -77,6 +77,9 @@ _CALLS: Final = 2
 """Two, so that one waits for the connection if the client has only one."""
 _HEAD_START: Final = 0.2
 """Seconds in which calls get as far as the fault lets them."""
+_MAX_REST: Final = 2.5
+"""Seconds that calls may last after the client is closed. Linux then retries to connect for the second
+time, which shows whether a call that goes on sends its request."""
 _CONNECT_RETRIES: Final = (1.0, 3.0, 7.0)
 """Seconds after which Linux retries to connect."""
 
@@ -99,7 +102,7 @@ def check_closing(
             and what it received.
     """
     # With the limit, calls end only by their timeout.
-    timeout = 2 * (SHORT_TIMEOUT if Limit.CLOSE in limits else MAX_OVERRUN)
+    timeout = 2 * (SHORT_TIMEOUT if Limit.CLOSE in limits else _MAX_REST)
     with _run_of(closing, ssl_context, timeout) as run:
         with connect(run.protocol) as client:
 
@@ -117,7 +120,7 @@ def check_closing(
                     time.sleep(seconds)
                 with run.closing():
                     client.close()
-                deadline = time.monotonic() + MAX_OVERRUN
+                deadline = time.monotonic() + _MAX_REST
                 for thread in threads:
                     thread.join(max(0.0, deadline - time.monotonic()))
                 run.went_on = any(thread.is_alive() for thread in threads)
@@ -142,7 +145,7 @@ async def check_async_closing(
     Here the calls may go on until they end by themselves, and ``aclose()`` may wait for them.
     """
     # A call that connects must last until it is connected, which is after the client is closed.
-    timeout = SHORT_TIMEOUT if closing.fault is not None else 2 * MAX_OVERRUN
+    timeout = SHORT_TIMEOUT if closing.fault is not None else 2 * _MAX_REST
     with _run_of(closing, ssl_context, timeout) as run, ExitStack() as stalling:
         stalling.enter_context(run.stalling())
         async with connect(run.protocol) as client:
@@ -200,7 +203,7 @@ class _ClosingRun:
         ]
         self.later_call = self.protocol.add(USER, 1 + _CALLS)
         self.went_on = False
-        """Whether calls were still in flight MAX_OVERRUN seconds after the client was closed."""
+        """Whether calls were still in flight _MAX_REST seconds after the client was closed."""
         self._closing = closing
         self._errors: dict[Call[Any], BaseException] = {}
         self._begun = time.monotonic()
@@ -263,7 +266,7 @@ class _ClosingRun:
             if not problems:
                 hint = f"This is allowed with limits=[Limit.CLOSE]: {Limit.CLOSE.value}."
                 problems.append(hint)
-            problems.insert(0, f"calls were still in flight {MAX_OVERRUN:g} s after close()")
+            problems.insert(0, f"calls were still in flight {_MAX_REST:g} s after close()")
         if problems:
             title, behavior = str(self._closing), self._closing.description
             raise AssertionError(report(title, behavior, problems, log))

@@ -52,13 +52,13 @@ STRANGER: Final = UUID("99999999-9999-5999-8999-999999999999")
 AMOUNT: Final = 7
 BALANCE: Final = 1000
 
-SHORT_TIMEOUT: Final = 0.5
+SHORT_TIMEOUT: Final = 1.0
 """Seconds: a timeout that should expire."""
 LONG_TIMEOUT: Final = 20.0
 """Seconds: a timeout that should not expire."""
 MAX_SECONDS: Final = 15.0
 """Seconds that a call may take. No call needs nearly as many, so this finds calls that never end."""
-MAX_OVERRUN: Final = 2.5
+MAX_OVERRUN: Final = 5.0
 """Seconds that a call may exceed its timeout: a library may give the last read the whole timeout
 again, and test machines are slow."""
 SERVER_DELAY: Final = 0.05

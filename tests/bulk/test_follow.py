@@ -665,7 +665,7 @@ def test_second_signal_without_database(server: SandboxServer) -> None:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate()
         cluster.start()
     assert process.returncode == 0  # nothing was in flight
     assert "Traceback" not in errors

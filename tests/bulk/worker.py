@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--journal")
     parser.add_argument("--shard", help="such as 1/2")
     parser.add_argument("--lease", type=float, help="seconds, instead of the usual ones")
-    parser.add_argument("--timeout", type=float, default=5)
+    parser.add_argument("--timeout", type=float, default=60)
     parser.add_argument("--patience", type=float, help="seconds, instead of the usual ones")
     arguments = parser.parse_args()
     told = False

@@ -196,7 +196,7 @@ def test_stopped(workers: Workers) -> None:
     workers.enqueue()
     with workers.in_the_middle() as worker:
         worker.terminate()
-    assert worker.wait(60) == 0
+    assert worker.wait() == 0
     assert workers.wait_for_jobs() == {"succeeded": SHARDS}
     assert workers.jobs()[0][1] >= 2
     assert workers.check() == {"applied": LINES}

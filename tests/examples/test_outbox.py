@@ -168,7 +168,7 @@ class Shop:
         for process in self._started:
             process.terminate()
         for process in self._started:
-            process.wait(60)
+            process.wait()
         if self._log.exists():
             print(self._log.read_text())  # noqa: T201 - pytest shows it if a test fails
 
@@ -193,7 +193,7 @@ def test_paid(shop: Shop) -> None:
     assert sorted(shop.applied()) == list(range(1, 21))
     assert set(shop.states().values()) == {"applied"}
     process.terminate()
-    assert process.wait(60) == 0
+    assert process.wait() == 0
 
 
 def test_rolled_back(shop: Shop) -> None:

@@ -711,7 +711,7 @@ def test_serve_in_a_process(number: signal.Signals) -> None:
         with closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
             assert ask(connection, "/add")[0] == 200
             process.send_signal(number)
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate()
     assert process.returncode == 0
     for sign in ("Warning", "Error", "Traceback", "destroyed"):
         assert sign not in errors

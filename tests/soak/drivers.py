@@ -341,7 +341,7 @@ _UVLOOPS: Final = (
     # uvloop writes the rest of TLS after data_received has aborted the transport.
     r"|asyncio: Fatal error on SSL protocol: RuntimeError\('unable to perform operation on"
     # Seen on a busy machine after an abort. The cause is not known.
-    r"|asyncio: Future exception was never retrieved: ConnectionResetError\(\)"
+    r"|asyncio: Future exception was never retrieved: (?:ConnectionReset|SSL)Error\("
 )
 _ASYNCIO: Final = AsyncDriver(Asyncio(asyncio.new_event_loop))
 _UVLOOP: Final = AsyncDriver(Asyncio(uvloop.new_event_loop))
