@@ -67,7 +67,7 @@ class Committer(Generic[C]):
         )
         self._thread.start()
         # At the end of the program, too.
-        self._finalize = weakref.finalize(self, _stop, self._queue, self._thread, self._process)
+        self._finalize = weakref.finalize(self, _stop, self._queue, self._thread)
 
     def close(self) -> None:
         """Write what has gathered, and close the database."""
@@ -101,11 +101,10 @@ class Committer(Generic[C]):
         return future
 
 
-def _stop(waiting: _Queue[Any], thread: threading.Thread, process: int) -> None:
-    if os.getpid() == process:  # a forked child has no such thread
-        waiting.put(None)
-        if thread is not threading.current_thread():  # the last reference can end there
-            thread.join()
+def _stop(waiting: _Queue[Any], thread: threading.Thread) -> None:
+    waiting.put(None)
+    if thread is not threading.current_thread():  # the last reference can end there
+        thread.join()  # at once in a forked child, which has no such thread
 
 
 def _write(backend: Backend[C], waiting: _Queue[C], ended: "Future[None]") -> None:

@@ -589,6 +589,15 @@ def test_misspelled_option(arguments: tuple[str, ...], pytester: pytest.Pytester
 
 
 @pytest.mark.usefixtures("bare")
+def test_warning_about_something_else(pytester: pytest.Pytester) -> None:
+    """Other warnings end no run."""
+    pytester.makepyfile(
+        "import warnings\n\ndef test_it():\n    warnings.warn('creduse is mentioned')"
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1, warnings=1)
+
+
+@pytest.mark.usefixtures("bare")
 def test_option_of_another_plugin(pytester: pytest.Pytester) -> None:
     """An option of another plugin may begin like ours."""
     pytester.makeini("[pytest]\ncreduse_of_the_app = 1")

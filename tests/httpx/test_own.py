@@ -230,16 +230,20 @@ def test_wrong_setting_of_the_environment(
     )
 
 
+@pytest.mark.parametrize("context", [None, ssl.create_default_context()], ids=["none", "given"])
 @pytest.mark.parametrize("kind", [CreduseClient, AsyncCreduseClient])
-def test_wrong_proxy_beside_a_context(
-    kind: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+def test_socks_is_not_installed(
+    kind: Callable[..., object], context: ssl.SSLContext | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a context of the caller's, the error does not blame a file that the client does not use."""
-    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/at/all.pem")
-    monkeypatch.setenv("HTTPS_PROXY", "ftp://host:1")
-    with pytest.raises(ValueError, match="HTTPS_PROXY") as caught:
-        kind(KEY, base_url="https://service.invalid", ssl_context=ssl.create_default_context())
+    """What is missing is named, and no file that the client does not use."""
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    if context is not None:
+        monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/at/all.pem")
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://u:password@host:1")
+    with pytest.raises(ValueError, match=r"HTTPS_PROXY.*httpx\[socks\]") as caught:
+        kind(KEY, base_url="https://service.invalid", ssl_context=context)
     assert "nowhere" not in str(caught.value)
+    assert "password" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_no_proxy_to_this_machine(

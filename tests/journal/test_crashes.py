@@ -153,6 +153,23 @@ def test_fork(tmp_path: Path) -> None:
             Journal(tmp_path / "journal")
 
 
+FORKING = """
+import os, sys
+from creduse_journal import Journal
+journal = Journal(sys.argv[1])
+child = os.fork()
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert journal.get("job") is None
+"""
+
+
+def test_forked_process_ends(tmp_path: Path) -> None:
+    """A forked process with an open journal ends, as one of gunicorn's does."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING]
+    subprocess.run([*command, str(tmp_path / "journal")], check=True)
+
+
 def test_full_disk(tmp_path: Path) -> None:
     """If the journal cannot be written, nothing is sent, then and later."""
     path = tmp_path / "journal"
