@@ -9,8 +9,10 @@ import asyncio
 import json
 import os
 import re
+import select
 import shlex
 import signal
+import socket
 import sys
 import time
 import warnings
@@ -582,6 +584,7 @@ def _agrees(arguments: argparse.Namespace, question: str, otherwise: str) -> boo
         with suppress(OSError, UnicodeError):  # the terminal has gone, or it is no text
             sys.stderr.write(f"{_secret().redact(question)} [y/N] ")
             sys.stderr.flush()
+            _wait_for_line(sys.stdin)
             reply = sys.stdin.readline()
     finally:
         if not reply.endswith("\n"):  # Ctrl-C and Ctrl-D leave the cursor behind the question
@@ -590,6 +593,22 @@ def _agrees(arguments: argparse.Namespace, question: str, otherwise: str) -> boo
         return True
     write(sys.stderr, otherwise)
     return False
+
+
+def _wait_for_line(stream: TextIO) -> None:
+    """Wait until a line can be read or a signal has come.
+
+    Python looks for signals before it reads, and one between the two would wait for the line.
+    """
+    woken, waker = socket.socketpair()
+    # ValueError: only the main thread can be woken. OSError: Windows selects only sockets.
+    with woken, waker, suppress(OSError, ValueError):
+        waker.setblocking(False)
+        before = signal.set_wakeup_fd(waker.fileno())
+        try:
+            select.select([stream, woken], [], [])
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def _prepare_sending(name: str, arguments: argparse.Namespace) -> Callable[[], int]:

@@ -14,7 +14,7 @@ import sys
 import termios
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -937,11 +937,11 @@ class OnTerminal:
     # A leader of a session gets the first terminal that it opens.
     _START = 'terminal=$1; shift; exec "$@" <"$terminal" >"$terminal" 2>"$terminal"'
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "creduse")) -> None:
         self._master, slave = os.openpty()
         termios.tcsetwinsize(slave, (24, 200))
         self.shown = ""
-        command = [sys.executable, "-m", "creduse", "bulk", *arguments]
+        command = [sys.executable, *program, "bulk", *arguments]
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", self._START, "sh", os.ttyname(slave), *command],
             env=os.environ | {"PYTHONDEVMODE": "", "NO_COLOR": "1"},
@@ -1016,6 +1016,27 @@ def test_question(
     assert terminal.lines[:2] == ["f.csv: 1 line for 1 user, 1 credit", f"to {server.base_url}"]
     assert len(server.log) == (status == 0)
     assert Path("f.csv.journal").exists() == (status == 0)
+
+
+# A signal that another thread takes does not interrupt a read, as one that comes just before it.
+UNNOTICED = """
+import signal, threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+from creduse.__main__ import script
+script()
+"""
+
+
+def test_interrupt_just_before_the_answer_is_read(server: SandboxServer, path: Path) -> None:
+    """Ctrl-C need not wait for Enter, whenever it comes."""
+    write(path, 1)
+    with OnTerminal("add", "f.csv", program=("-c", UNNOTICED)) as terminal:
+        terminal.wait_for(r"\[y/N\] $")
+        terminal.type(b"\x03")
+        assert terminal.end() == 130
+    assert terminal.lines[-1:] == ["creduse: interrupted"]
+    assert server.log == ()
 
 
 def test_standard_input_that_is_closed(server: SandboxServer, path: Path) -> None:
