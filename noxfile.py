@@ -30,9 +30,10 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 BUILD = PYPROJECT["build-system"]["requires"]
 PYTHONS = nox.project.python_versions(PYPROJECT)
 OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
-# Python's development mode. It makes asyncio twice as slow, so not all sessions use it. Warnings are
-# errors in all sessions, even those about sockets that are left open.
-STRICT = {"PYTHONDEVMODE": "1"}
+# pytest in Python's development mode. It makes asyncio twice as slow, so not all sessions use it.
+# Warnings are errors in all sessions, even those about sockets that are left open. Programs that tests
+# start do not inherit the mode, in which asyncio reports on standard error what is slow.
+STRICT = ("python", "-X", "dev", "-m", "pytest")
 # More than there are processors: most tests wait for servers that misbehave. With more, they wait for
 # each other.
 AT_ONCE = ("-n", "4", "--dist", "worksteal")
@@ -93,7 +94,7 @@ def tests(session: nox.Session) -> None:
 def exhaustive(session: nox.Session) -> None:
     """Run the tests of clients and faults that differ little from those in the other sessions."""
     session.install("-e", ".", *group("test"))
-    session.run("pytest", *AT_ONCE, "-m", "exhaustive", *session.posargs, env=STRICT)
+    session.run(*STRICT, *AT_ONCE, "-m", "exhaustive", *session.posargs)
 
 
 @nox.session(python=NEWEST)
@@ -183,7 +184,7 @@ def wheel(session: nox.Session) -> None:
             files = set(tests.glob("test_*.py"))
             # Ctrl-C at every moment takes minutes, and does not depend on the wheel.
             files.remove(tests / "test_command_interrupts.py")
-            session.run("pytest", *map(str, sorted(files)), env=STRICT)
+            session.run(*STRICT, *map(str, sorted(files)))
         shutil.copy(tests / "typing" / "usage.py", ".")
         session.install(*(it for it in group("types") if it.startswith(("mypy", "pyright"))))
         session.run("mypy", "--strict", "usage.py")

@@ -603,10 +603,10 @@ def _wait_for_line(stream: TextIO) -> None:
     woken, waker = socket.socketpair()
     # ValueError: only the main thread can be woken. OSError: Windows selects only sockets.
     with woken, waker, suppress(OSError, ValueError):
-        waker.setblocking(False)
+        waker.settimeout(0)
         before = signal.set_wakeup_fd(waker.fileno())
         try:
-            select.select([stream, woken], [], [])
+            select.select([stream.fileno(), woken.fileno()], [], [])
         finally:
             signal.set_wakeup_fd(before)
 

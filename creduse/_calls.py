@@ -7,6 +7,7 @@ their help texts (`__main__`) do not belong here.
 import argparse
 import errno
 import json
+import operator
 import os
 import signal
 import sys
@@ -268,11 +269,14 @@ def _handle_interrupts(call: Call[Any], arguments: argparse.Namespace) -> None:
         return  # SIG_IGN or SIG_DFL
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if not call.state.live:
+        if given is not exit_at_once and call.state.live:
+            given(number, frame)
             return
-        if given is exit_at_once:
+        # Handlers nest while signals come faster than they end, until Python raises RecursionError.
+        # This one does nothing, and it is a C function, which no signal interrupts.
+        signal.signal(signal.SIGINT, operator.is_)
+        if call.state.live:
             os._exit(_abandon(call, arguments))
-        given(number, frame)
 
     with suppress(ValueError):  # only the main thread sets handlers
         signal.signal(signal.SIGINT, handle)

@@ -920,8 +920,7 @@ def creduse(*arguments: str, **streams: Any) -> Generator["subprocess.Popen[str]
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
-        # Development mode has asyncio complain of slow machines.
-        "env": os.environ | {"PYTHONUNBUFFERED": "", "PYTHONDEVMODE": ""},
+        "env": os.environ | {"PYTHONUNBUFFERED": ""},
     }
     command = [sys.executable, "-m", "creduse", "bulk", *arguments]
     with subprocess.Popen(command, text=True, **settings | streams) as process:
@@ -944,7 +943,7 @@ class OnTerminal:
         command = [sys.executable, *program, "bulk", *arguments]
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", self._START, "sh", os.ttyname(slave), *command],
-            env=os.environ | {"PYTHONDEVMODE": "", "NO_COLOR": "1"},
+            env=os.environ | {"NO_COLOR": "1"},
             stdin=slave,
             start_new_session=True,
         )

@@ -735,8 +735,7 @@ def test_interrupted_json(server: SandboxServer) -> None:
 
 def test_interrupted_elsewhere() -> None:
     """Ctrl-C outside a call is one line and exit status 130."""
-    # Development mode has asyncio complain of slow machines.
-    with creduse("demo", env=os.environ | {"PYTHONDEVMODE": ""}) as process:
+    with creduse("demo") as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)

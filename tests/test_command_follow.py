@@ -30,9 +30,7 @@ def start(server: SandboxServer, *options: str) -> "subprocess.Popen[str]":
     """Start the command."""
     return subprocess.Popen(
         [sys.executable, "-m", "creduse", "bulk", "follow", *options],
-        # In Python's development mode, asyncio prints lines where the machine is busy.
-        env=os.environ
-        | {"CREDUSE_API_KEY": KEY, "CREDUSE_BASE_URL": server.base_url, "PYTHONDEVMODE": ""},
+        env=os.environ | {"CREDUSE_API_KEY": KEY, "CREDUSE_BASE_URL": server.base_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

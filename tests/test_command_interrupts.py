@@ -61,7 +61,6 @@ def interrupted_at(event: int, *arguments: str) -> "subprocess.CompletedProcess[
     Path("interrupted").unlink(missing_ok=True)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(event), "", *arguments],
-        env=os.environ | {"PYTHONDEVMODE": ""},
         capture_output=True,
         text=True,
         timeout=60,

@@ -31,7 +31,7 @@ class Running:
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "creduse", "sandbox", "--port", "0", *arguments],
-            env=os.environ | {"PYTHONDEVMODE": ""} | environment,
+            env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

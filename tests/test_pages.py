@@ -120,9 +120,7 @@ def run_commands(example: Example) -> str | None:
     commands = example.parsed.replace("--preserve-status 6 ", "--preserve-status 20 ")
     failed = run_bash(commands.replace("http://127.0.0.1:8000", url), example.namespace)
     printed = example.namespace["__printed__"]
-    # In Python's development mode, asyncio prints lines, too.
-    noise = r"(?m)^(.*; \d a second|Executing <Task .*)\n"
-    example.namespace["__printed__"] = re.sub(noise, "", printed)
+    example.namespace["__printed__"] = re.sub(r"(?m)^.*; \d a second\n", "", printed)
     return failed
 
 

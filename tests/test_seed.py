@@ -80,8 +80,7 @@ client = CreduseClient() # Will use CREDUSE_API_KEY from environment
 def run(program: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", program],
-        # Without development mode: the examples do not close their clients, as it would remark.
-        env=os.environ | {"PYTHONDEVMODE": ""} | environment,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=60,

@@ -571,8 +571,7 @@ def start(table: Table, server: SandboxServer, *options: str) -> "subprocess.Pop
     return subprocess.Popen(
         [sys.executable, "-m", "creduse", "bulk", "follow", "--journal", table.url, *options],
         cwd=ROOT,
-        env=os.environ
-        | {"CREDUSE_API_KEY": KEY, "CREDUSE_BASE_URL": server.base_url, "PYTHONDEVMODE": ""},
+        env=os.environ | {"CREDUSE_API_KEY": KEY, "CREDUSE_BASE_URL": server.base_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
