@@ -269,14 +269,14 @@ def _handle_interrupts(call: Call[Any], arguments: argparse.Namespace) -> None:
         return  # SIG_IGN or SIG_DFL
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if given is not exit_at_once and call.state.live:
+        if call.state.live and given is not exit_at_once:
             given(number, frame)
-            return
-        # Handlers nest while signals come faster than they end, until Python raises RecursionError.
-        # This one does nothing, and it is a C function, which no signal interrupts.
-        signal.signal(signal.SIGINT, operator.is_)
-        if call.state.live:
-            os._exit(_abandon(call, arguments))
+        else:
+            # Handlers nest while signals come faster than they end, until Python raises
+            # RecursionError. This one does nothing, and it is a C function: no signal interrupts it.
+            signal.signal(signal.SIGINT, operator.is_)
+            if call.state.live:
+                os._exit(_abandon(call, arguments))
 
     with suppress(ValueError):  # only the main thread sets handlers
         signal.signal(signal.SIGINT, handle)
