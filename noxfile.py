@@ -30,12 +30,10 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 BUILD = PYPROJECT["build-system"]["requires"]
 PYTHONS = nox.project.python_versions(PYPROJECT)
 OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
-# pytest in Python's development mode. It makes asyncio twice as slow, so not all sessions use it.
-# Warnings are errors in all sessions, even those about sockets that are left open. Programs that tests
-# start do not inherit the mode, in which asyncio reports on standard error what is slow.
-STRICT = ("python", "-X", "dev", "-m", "pytest")
-# More than there are processors: most tests wait for servers that misbehave. With more, they wait for
-# each other.
+# Python's development mode. It makes asyncio twice as slow, so not all sessions use it. Warnings are
+# errors in all sessions, even those about sockets that are left open.
+STRICT = {"PYTHONDEVMODE": "1"}
+# More than there are processors: most tests wait for servers that misbehave. Six wait for each other.
 AT_ONCE = ("-n", "4", "--dist", "worksteal")
 USUAL = (*AT_ONCE, "-m", "not exhaustive")
 # Tests that take long and do the same on each Python run on the newest one.
@@ -94,7 +92,7 @@ def tests(session: nox.Session) -> None:
 def exhaustive(session: nox.Session) -> None:
     """Run the tests of clients and faults that differ little from those in the other sessions."""
     session.install("-e", ".", *group("test"))
-    session.run(*STRICT, *AT_ONCE, "-m", "exhaustive", *session.posargs)
+    session.run("pytest", *AT_ONCE, "-m", "exhaustive", *session.posargs, env=STRICT)
 
 
 @nox.session(python=NEWEST)
@@ -184,7 +182,7 @@ def wheel(session: nox.Session) -> None:
             files = set(tests.glob("test_*.py"))
             # Ctrl-C at every moment takes minutes, and does not depend on the wheel.
             files.remove(tests / "test_command_interrupts.py")
-            session.run(*STRICT, *map(str, sorted(files)))
+            session.run("pytest", *map(str, sorted(files)), env=STRICT)
         shutil.copy(tests / "typing" / "usage.py", ".")
         session.install(*(it for it in group("types") if it.startswith(("mypy", "pyright"))))
         session.run("mypy", "--strict", "usage.py")

@@ -196,7 +196,7 @@ class _Case(NamedTuple):
         return self._may_hold_midnight(start - _EPOCH, _SECOND)
 
     def _may_hold_midnight(self, since: timedelta, length: timedelta) -> bool:
-        """Return whether a day of the service may end in a span that begins ``since`` 1970.
+        """Return whether a day of the service may end within ``length`` from ``since`` after 1970 began.
 
         The ends of the listed cycles show when its days end. Without any, each quarter of an hour may
         be an end, since all time zones differ by quarters.

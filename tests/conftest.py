@@ -22,6 +22,12 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def usual_subprocesses() -> None:
+    """Start subprocesses outside Python's development mode, in which asyncio prints what is slow."""
+    os.environ.pop("PYTHONDEVMODE", None)
+
+
 @pytest.fixture
 def leaks() -> Iterator[None]:
     """Ignore sockets that the test leaks, and collect them before the next test begins."""

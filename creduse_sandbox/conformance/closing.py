@@ -78,8 +78,8 @@ _CALLS: Final = 2
 _HEAD_START: Final = 0.2
 """Seconds in which calls get as far as the fault lets them."""
 _MAX_REST: Final = 2.5
-"""Seconds that calls may last after the client is closed. Linux then retries to connect for the second
-time, which shows whether a call that goes on sends its request."""
+"""Seconds that calls may last after the client is closed: fewer than until Linux's second retry to
+connect, which shows whether a call that goes on sends its request."""
 _CONNECT_RETRIES: Final = (1.0, 3.0, 7.0)
 """Seconds after which Linux retries to connect."""
 

@@ -166,8 +166,7 @@ if child:
 
 def test_forked_process_ends(tmp_path: Path) -> None:
     """A forked process with an open journal ends, as one of gunicorn's does."""
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING]
-    subprocess.run([*command, str(tmp_path / "journal")], check=True)
+    subprocess.run([sys.executable, "-c", FORKING, str(tmp_path / "journal")], check=True)
 
 
 def test_full_disk(tmp_path: Path) -> None:
