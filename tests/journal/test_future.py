@@ -50,6 +50,8 @@ def test_exception_and_callbacks() -> None:
     assert isinstance(future.exception(), LookupError)
 
 
+# a signal may come in a destructor or a callback of the garbage collection: Python can only report it
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_signals() -> None:
     """However often a signal handler raises while a result is awaited, the thread is never stopped."""
     seed = random.randrange(2**32)  # noqa: S311 - no secret
