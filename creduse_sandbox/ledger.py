@@ -208,7 +208,7 @@ class Ledger:
         raise Refused("NO_ACTIVE_CYCLE", "The user has no active recurring cycle.")
 
     def subtract(self, user: UUID, amount: int, now: datetime) -> None:
-        """Take all of ``amount`` or nothing, first from the cycle that ends first.
+        """Take all of ``amount`` or nothing, first from the cycle that `balance` lists first.
 
         Raises:
             Refused: ``AMOUNT_NEGATIVE``. ``USER_DOES_NOT_EXIST``. ``INSUFFICIENT_FUNDS`` if the
@@ -232,6 +232,8 @@ class Ledger:
 
     def balance(self, user: UUID, now: datetime) -> tuple[Cycle, ...]:
         """Return the active cycles, empty ones too. The one that ends first comes first.
+
+        If a renewed cycle ends together with others, it comes before them: our reading.
 
         Raises:
             Refused: ``USER_DOES_NOT_EXIST``.

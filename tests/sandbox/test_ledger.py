@@ -216,6 +216,19 @@ def test_spending_takes_from_what_ends_soonest() -> None:
     assert amounts(ledger, NOW) == [0, 0, 0]
 
 
+def test_renewed_cycle_is_spent_before_what_ends_with_it() -> None:
+    """It comes first however the two came to end together."""
+    ledger = Ledger()
+    ledger.add(USER, 10, 2, NOW)
+    ledger.start_cycle(USER, 20, 0, NOW)
+    later = NOW + 2 * DAY
+    ledger.add(USER, 5, 0, later)
+    assert len({cycle.end for cycle in ledger.balance(USER, later)}) == 1
+    assert amounts(ledger, later) == [20, 10, 5]
+    ledger.subtract(USER, 21, later)
+    assert amounts(ledger, later) == [0, 9, 5]
+
+
 def test_too_little_takes_nothing() -> None:
     """A rejected ``subtract`` leaves all cycles unchanged."""
     ledger = Ledger()
