@@ -196,10 +196,11 @@ class _Case(NamedTuple):
         return self._may_hold_midnight(start - _EPOCH, _SECOND)
 
     def _may_hold_midnight(self, since: timedelta, length: timedelta) -> bool:
-        """Return whether a day of the service may end within ``length`` from ``since`` after 1970 began.
+        """Return whether a day of the service may end in a span.
 
-        The ends of the listed cycles show when its days end. Without any, each quarter of an hour may
-        be an end, since all time zones differ by quarters.
+        The span begins ``since`` after the epoch. The ends of the listed cycles show when the service's
+        days end. Without any, each quarter of an hour may be an end, since all time zones differ by
+        quarters.
         """
         ends = [end_of_day(cycle.cycle_end) for cycle in (*self.was, *self.now)]
         if None in ends or length >= _DAY:

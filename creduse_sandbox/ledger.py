@@ -233,7 +233,7 @@ class Ledger:
     def balance(self, user: UUID, now: datetime) -> tuple[Cycle, ...]:
         """Return the active cycles, empty ones too. The one that ends first comes first.
 
-        If a renewed cycle ends together with others, it comes before them: our reading.
+        A renewed cycle comes before one-time cycles that end with it: our reading.
 
         Raises:
             Refused: ``USER_DOES_NOT_EXIST``.

@@ -85,8 +85,8 @@ def test_nothing_is_left(
                 for _ in range(CALLS):  # asyncio frees cancelled timers once there are many
                     asyncio.get_running_loop().call_later(60, gc.collect).cancel()
                 await asyncio.sleep(0.1)
-                # On a busy machine, threads of the server end later.
-                while threading.active_count() > threads:  # noqa: ASYNC110 - no event tells of it
+                # On a busy machine, the server's threads end later.
+                while threading.active_count() > threads:  # noqa: ASYNC110 - they set no event
                     await asyncio.sleep(0.01)
                 gc.collect()
                 counts.append(Counter(type(it).__qualname__ for it in gc.get_objects()))

@@ -50,7 +50,7 @@ def test_exception_and_callbacks() -> None:
     assert isinstance(future.exception(), LookupError)
 
 
-# a signal may come in a destructor or a callback of the garbage collection: Python can only report it
+# A signal may also come while Python frees objects. What its handler raises there is only reported.
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_signals() -> None:
     """However often a signal handler raises while a result is awaited, the thread is never stopped."""

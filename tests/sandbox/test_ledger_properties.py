@@ -26,7 +26,7 @@ class Grant:
 
 @dataclass
 class Model:
-    """One user's credits as sums: added, spent and lost. The grant that ends soonest comes first."""
+    """One user's credits as sums: added, spent and lost."""
 
     known: bool = False
     added: int = 0
@@ -50,7 +50,7 @@ class Model:
         self.sort()
 
     def sort(self) -> None:
-        """Grants that end together keep their order."""
+        """Let the grant that ends soonest come first. Those that end together keep their order."""
         self.grants.sort(key=lambda grant: grant.end)
 
     def give(self, amount: int, days: int | None, now: datetime, *, again: bool) -> str | None:
@@ -82,8 +82,7 @@ class Model:
             return "CREDIT_EXPIRED" if self.expired and held == 0 else "INSUFFICIENT_FUNDS"
         self.spent += amount
         while amount:
-            soonest = next(grant for grant in self.grants if grant.left)
-            soonest.left -= 1
+            next(grant for grant in self.grants if grant.left).left -= 1
             amount -= 1
         return None
 
