@@ -4,6 +4,7 @@
 library and `creduse_core`.
 """
 
+import re
 import secrets
 import socket
 import time
@@ -39,6 +40,11 @@ def response(body: bytes, status: int = 200, headers: bytes = b"") -> bytes:
 GOOD: Final = credits_body(5)
 RESPONSE: Final = response(GOOD)
 LAST_RESPONSE: Final = response(GOOD, headers=b"Connection: close\r\n")
+
+PROGRESS: Final = re.compile(
+    r"^[\d,]+ (line|call)s?: .*; [\d,]+ a second(; about \d+ \w+ left)?\n", re.MULTILINE
+)
+"""A line that ``creduse bulk`` prints every 10 s, so on a slow machine anywhere."""
 
 
 def free_port() -> int:
