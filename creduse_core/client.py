@@ -19,7 +19,7 @@ from .call import Call, Done, Send, State, Wait
 from .error_texts import DRAINED
 from .errors import CreduseError, LocalProtocolError, UserDoesNotExistError
 from .evidence import CLOCK_SKEW, Evidence, check_can_be_weighed, settled, unreadable, weigh
-from .foreign import ForeignError, forget_frames, is_foreign, is_from_signal_handler
+from .foreign import ForeignError, forget_frames, forget_handled, is_foreign, is_from_signal_handler
 from .messages import Delivery, Failure, Proxy, RefusalError, Response
 from .models import (
     ActiveBalance,
@@ -364,11 +364,13 @@ class _ClientBase:
     def _complain(self, what: str, error: Exception) -> None:
         """Log an exception of other people's code, unless logging raises.
 
-        If a signal handler raised it, which the code has nothing to do with, raise it instead.
+        If a signal handler raised it, which the code has nothing to do with, raise it instead. The
+        call's own error is no part of it, and names the user.
         """
         if is_from_signal_handler(error):
             raise error
         try:
+            forget_handled(error)
             self._logger.error(what, exc_info=error)
         except Exception as other:
             if is_from_signal_handler(other):

@@ -119,6 +119,14 @@ def forget_frames(error: BaseException) -> None:
         link.with_traceback(None)  # not by assignment, which an exception's class can forbid
 
 
+def forget_handled(error: BaseException) -> None:
+    """Remove from the contexts of an exception what its callers are handling now."""
+    links = exception_chain(error)
+    for link in links:
+        if not any(link.__context__ is other for other in links):
+            object.__setattr__(link, "__context__", None)  # an exception's class can forbid more
+
+
 def members(error: BaseException) -> list[BaseException]:
     """Return the exceptions in a group and its subgroups, or else the exception itself."""
     inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())

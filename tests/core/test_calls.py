@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import math
+import re
 import traceback
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -93,6 +95,38 @@ def test_listener_that_raises(play: Play, caplog: pytest.LogCaptureFixture) -> N
     assert play(GOOD, on_call=listener).do("add", USER_ID, 5).amount == 5
     (record,) = [it for it in caplog.records if it.levelno >= logging.ERROR]
     assert record.getMessage() == "on_call raised; the call goes on"
+
+
+@dataclass(frozen=True)
+class FixedError(Exception):
+    """An exception whose attributes cannot be set."""
+
+    number: int
+
+
+@pytest.mark.parametrize("name", ["on_call", "on_attempt"])
+def test_listener_raises_after_a_failure(
+    play: Play, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """What is logged is the listener's own exceptions, without that of the call."""
+
+    def listener(_: object) -> None:
+        try:
+            raise FixedError(1)  # noqa: TRY301 - the test is about contexts
+        except FixedError:
+            raise FixedError(2)  # noqa: B904 - the test is about contexts
+
+    player = play(REFUSED, **{name: listener})
+    with pytest.raises(InsufficientFundsError) as caught:
+        player.do("subtract", USER_ID, 5)
+    (record,) = [it for it in caplog.records if it.levelno >= logging.ERROR]
+    assert record.exc_info
+    shown = "".join(traceback.format_exception(record.exc_info[1]))
+    assert re.findall(r"^\w.*Error: .*", shown, re.MULTILINE) == [
+        f"{__name__}.FixedError: {number}" for number in (1, 2)
+    ]
+    assert USER_ID not in shown
+    assert caught.value.__context__ is None
 
 
 def test_clock_that_raises(play: Play) -> None:
