@@ -408,7 +408,7 @@ def test_server_back_soon(cluster: Cluster, server: SandboxServer, client: Credu
             cluster.start()
 
         when_sent(server, restart)
-        journal.run(client, "job", client.protocol.add(USER, 5))
+        journal.run(client, "job", client.protocol.add(USER, 5, timeout=300))
         entry = journal.get("job")
         assert entry is not None
         assert entry.state is State.APPLIED
