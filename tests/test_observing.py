@@ -7,7 +7,6 @@ server's log says what each request carried. ``nox -s docs`` has the packages.
 import asyncio
 import json
 import logging
-import os
 import re
 import runpy
 import subprocess
@@ -434,6 +433,9 @@ def test_alerts(server: SandboxServer) -> None:
     }
     assert set(re.findall(r'(\w+)="(\w+)"', rules)) - labels == {("error", "AuthenticationError")}
     assert issubclass(creduse.AuthenticationError, CreduseError)
+    (pattern,) = re.findall(r'error!~"(.*?)"', rules)
+    expected = {kind.__name__ for kind in creduse.CannotPayError.__subclasses__()}
+    assert expected == {name for name in creduse.__all__ if re.fullmatch(pattern, name, re.ASCII)}
 
 
 def test_structlog(server: SandboxServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -573,24 +575,43 @@ def test_headers_of_sentry(kind: str, under_sentry: dict[str, Any]) -> None:
     assert with_response == [[trace, span["span_id"]] for span in attempts]
 
 
-def test_sentry_without_users(server: SandboxServer, tmp_path: Path) -> None:
+# How a program reports the call's error to Sentry.
+REPORTS = {
+    "itself": "sentry_sdk.capture_exception(error)",
+    "a cause": """try:
+            raise LookupError("job 17") from error
+        except LookupError as other:
+            sentry_sdk.capture_exception(other)""",
+    "a group": 'sentry_sdk.capture_exception(ExceptionGroup("of tasks", [error]))',
+    "a log line": 'import logging; logging.getLogger("app").exception("failed: %s", error)',
+}
+
+
+@pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
+def test_sentry_without_users(tmp_path: Path, report: str) -> None:
     """With the page's settings, no part of an event has the user's id or the amount."""
-    code = recipe("class Printer").replace(f'"{USER}", 5', '*map(eval, open("arguments"))')
+    code = recipe("class Printer")
+    for old, new in (
+        (f'"{USER}", 5', '*map(eval, open("arguments"))'),
+        ("event = envelope.get_event()", "event = envelope.get_event(); print(event)"),
+        ('"any-key"', 'open("key").read()'),
+        ('FAULTS["wrong-user"]', 'FAULTS["503"]'),
+        ("sentry_sdk.capture_exception(error)", report),
+    ):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
     assert USER not in code  # Sentry sends lines of the source, too
-    code = code.replace(
-        "event = envelope.get_event()", "event = envelope.get_event(); print(event)"
-    )
     tmp_path.joinpath("sentry_app.py").write_text(code, encoding="utf-8")
+    tmp_path.joinpath("key").write_text(KEY, encoding="utf-8")
     tmp_path.joinpath("arguments").write_text(f"'{USER}'\n987654\n", encoding="utf-8")
-    server.inject(FAULTS["503"])
     done = subprocess.run(
         [sys.executable, "sentry_app.py"],
         cwd=tmp_path,
-        env=os.environ | {"CREDUSE_BASE_URL": server.base_url, "CREDUSE_API_KEY": KEY},
         capture_output=True,
         text=True,
         check=True,
     )
     assert "add(…): 503 STATUS_503: This response is an injected fault." in done.stdout
+    assert "{'creduse.outcome': 'UNKNOWN'}" in done.stdout
     for secret in (USER, "987654", KEY):
         assert secret not in done.stdout
