@@ -116,7 +116,8 @@ def test_listener_raises_after_a_failure(
         except FixedError:
             raise FixedError(2)  # noqa: B904 - the test is about contexts
 
-    player = play(REFUSED, **{name: listener})
+    listeners: dict[str, Any] = {name: listener}
+    player = play(REFUSED, **listeners)
     with pytest.raises(InsufficientFundsError) as caught:
         player.do("subtract", USER_ID, 5)
     (record,) = [it for it in caplog.records if it.levelno >= logging.ERROR]
