@@ -73,8 +73,8 @@ class Identity:
 _DIFFERS: Final = {
     "method": "it is that of {0}, not of {1}",
     "digest": (
-        "the file was changed since the run began. Restore it to go on. To send another file, "
-        "give it another name"
+        "the file was changed since the run began, and lines of it may have been sent. Restore it to "
+        "go on. Put new lines into a file of their own"
     ),
     "base_url": "the run began at {0}, not at {1}",
     "shard": "it is that of {0}, not of {1}",

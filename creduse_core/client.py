@@ -407,6 +407,16 @@ def _record_of(name: str, call: object) -> CallRecord:
     return CallRecord(*what, Outcome.UNKNOWN, it.began_at, it.before)
 
 
+def _proxy_of(transport: object) -> Proxy | None:
+    proxy = getattr(transport, "proxy", None)
+    if proxy is not None and not isinstance(proxy, Proxy):
+        raise TypeError(
+            f"transport.proxy must be None or a Proxy, which proxy_for returns, not "
+            f"{type(proxy).__name__}"
+        )
+    return proxy
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -500,7 +510,7 @@ class CoreClient(_ClientBase):
     ) -> None:
         super().__init__(protocol, on_attempt=on_attempt, on_call=on_call, jitter=jitter, pace=pace)
         self._transport = transport
-        self._proxy = getattr(transport, "proxy", None)
+        self._proxy = _proxy_of(transport)
 
     def __enter__(self) -> "Self":
         return self
@@ -808,7 +818,7 @@ class AsyncCoreClient(_ClientBase):
     ) -> None:
         super().__init__(protocol, on_attempt=on_attempt, on_call=on_call, jitter=jitter, pace=pace)
         self._transport = transport
-        self._proxy = getattr(transport, "proxy", None)
+        self._proxy = _proxy_of(transport)
 
     async def __aenter__(self) -> "Self":
         return self

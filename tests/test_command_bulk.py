@@ -537,8 +537,8 @@ WRONG = {
     ),
     "changed file": Wrong(
         ["add", "f.csv"],
-        "creduse: f.csv.journal: the file was changed since the run began. Restore it to go on. To "
-        "send another file, give it another name\n",
+        "creduse: f.csv.journal: the file was changed since the run began, and lines of it may have "
+        "been sent. Restore it to go on. Put new lines into a file of their own\n",
         changed,
     ),
     "report of a changed file": Wrong(

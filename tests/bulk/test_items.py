@@ -365,8 +365,8 @@ DIFFERENT: dict[str, tuple[dict[str, str], str]] = {
     "digest": (
         {"digest": "1" * 64},
         (
-            "the file was changed since the run began. Restore it to go on. To send another file, "
-            "give it another name"
+            "the file was changed since the run began, and lines of it may have been sent. Restore it "
+            "to go on. Put new lines into a file of their own"
         ),
     ),
     "base_url": (

@@ -457,3 +457,12 @@ def test_call_for_another_url(play: Play) -> None:
             player.do("run", call)
         assert call.state is State.READY
         assert not player.script.sent
+
+
+@pytest.mark.parametrize("client", [CoreClient, AsyncCoreClient])
+def test_proxy_of_a_wrong_type(play: Play, client: type[Any]) -> None:
+    """A transport whose ``proxy`` is a URL is refused when its client is made."""
+    transport: Any = play().transport
+    transport.proxy = "http://someone:secret@proxy.example:3128"
+    with pytest.raises(TypeError, match=r"^transport\.proxy must be None or a Proxy, .*, not str$"):
+        client(PROTOCOL, transport)
