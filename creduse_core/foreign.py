@@ -124,7 +124,7 @@ def forget_handled(error: BaseException) -> None:
     links = exception_chain(error)
     for link in links:
         if not any(link.__context__ is other for other in links):
-            object.__setattr__(link, "__context__", None)  # an exception's class can forbid more
+            object.__setattr__(link, "__context__", None)  # not by assignment, as above
 
 
 def members(error: BaseException) -> list[BaseException]:
