@@ -1,6 +1,7 @@
 """A server on a socket that can misbehave in any way."""
 
 import itertools
+import select
 import socket
 import ssl
 import threading
@@ -112,6 +113,20 @@ def never_respond(connection: socket.socket, server: RawServer) -> None:
     """Read one request, and wait until the client closes the connection."""
     server.request(connection)
     wait_for_end(connection)
+
+
+def relay(one: socket.socket, other: socket.socket) -> None:
+    """Carry bytes both ways until one of the connections ends.
+
+    A thread for each way would be wrong: where one writes to a TLS connection while the other reads
+    from it, the reader can take the writer's state for a failure.
+    """
+    with suppress(OSError):
+        while True:
+            for source in select.select([one, other], [], [])[0]:
+                if not (data := source.recv(65536)):
+                    return
+                (other if source is one else one).sendall(data)
 
 
 def wait_for_end(connection: socket.socket) -> None:

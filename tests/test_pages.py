@@ -18,10 +18,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -42,7 +41,7 @@ from creduse_core import BASE_URL, CoreClient, CreduseProtocol
 from creduse_sandbox import FAULTS, SandboxServer
 from creduse_sandbox.conformance import SCENARIOS, TLS_SCENARIOS, check
 from tests.common import PROGRESS, keep_from_end_of_day, wait_until
-from tests.servers import RawServer, raw_servers
+from tests.servers import RawServer, raw_servers, relay
 
 ROOT = Path(__file__).parents[1]
 ANALYZE = which("systemd-analyze") or ""
@@ -275,18 +274,7 @@ def socks_proxy(connection: socket.socket, server: RawServer) -> None:
     address = socket.inet_ntoa(request[4:8]), int.from_bytes(request[8:])
     with socket.create_connection(address) as target:
         connection.sendall(b"\x05\x00\x00\x01" + bytes(6))
-        back = threading.Thread(target=pipe, args=(target, connection))
-        back.start()
-        pipe(connection, target)
-        back.join()
-
-
-def pipe(source: socket.socket, sink: socket.socket) -> None:
-    """Send on what arrives."""
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+        relay(connection, target)
 
 
 @pytest.mark.slow

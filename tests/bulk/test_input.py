@@ -403,7 +403,7 @@ def test_memory(path: Path, is_json: bool) -> None:  # noqa: FBT001 - pytest pas
             tracemalloc.stop()
 
     peak(1000)  # imports, and what is made once
-    assert peak(30_000) < 1.5 * peak(1500) + 100_000
+    assert peak(30_000) < 3 * peak(1500)  # to keep the lines would take more
 
 
 def test_full_disk(path: Path) -> None:

@@ -42,7 +42,7 @@ from creduse_sandbox import FAULTS, SandboxServer
 from creduse_sandbox.conformance import CANCELLATIONS, check_cancellation
 from tests.common import GOOD, KEY, ONCE, RESPONSE, USER
 from tests.httpx.harness import Harness, Main
-from tests.servers import RawServer, Start
+from tests.servers import RawServer, Start, relay
 from tests.tls import TlsInParts, client_context, server_context
 
 
@@ -619,12 +619,6 @@ def is_elsewhere(_: str) -> bool:
 def tunnel(target: tuple[str, int], context: ssl.SSLContext) -> Callable[..., None]:
     """Act as a proxy over TLS that connects to ``target`` for every request."""
 
-    def copy(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-
     def behave(connection: socket.socket, server: RawServer) -> None:
         with (
             context.wrap_socket(connection.dup(), server_side=True) as near,
@@ -632,10 +626,7 @@ def tunnel(target: tuple[str, int], context: ssl.SSLContext) -> Callable[..., No
         ):
             server.received.append(near.recv(65536))
             near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            back = threading.Thread(target=copy, args=(far, near))
-            back.start()
-            copy(near, far)
-            back.join()
+            relay(near, far)
 
     return behave
 

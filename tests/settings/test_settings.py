@@ -4,10 +4,8 @@ import asyncio
 import os
 import socket
 import ssl
-import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 import pytest
@@ -20,7 +18,7 @@ from creduse import AsyncCreduseClient, CreduseClient, Outcome, TransportError
 from creduse_core import AsyncCoreClient, Secret, exception_chain
 from creduse_sandbox import SandboxServer
 from tests.common import KEY, NO_WAIT, RESPONSE, USER
-from tests.servers import Behave, RawServer, raw_servers
+from tests.servers import Behave, RawServer, raw_servers, relay
 from tests.tls import client_context, server_context
 
 NAME = "service.invalid"
@@ -74,14 +72,6 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-def pipe(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    with suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
-
-
 def tunnel_to(port: int) -> Behave:
     """Act as a proxy whose tunnels all lead to ``port``, in whatever pieces."""
 
@@ -90,10 +80,7 @@ def tunnel_to(port: int) -> Behave:
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 Conn")
         connection.sendall(b"ected\r\nX-Proxy: 1\r\n\r\n")
         with socket.create_connection(("127.0.0.1", port)) as target:
-            back = threading.Thread(target=pipe, args=(target, connection))
-            back.start()
-            pipe(connection, target)
-            back.join()
+            relay(connection, target)
 
     return behave
 
