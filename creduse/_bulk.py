@@ -49,7 +49,7 @@ from ._calls import opened, write
 STATUSES: Final = {
     0: "all lines are applied",
     1: "some were refused, all others are applied",
-    2: "wrong usage, settings or file; nothing was sent",
+    2: "wrong usage, settings or file; this run sent nothing",
     3: "some are unclear, or wait for these: see creduse bulk resolve",
     75: "some can be sent, now or later: the same command goes on",
 }

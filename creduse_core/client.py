@@ -364,13 +364,12 @@ class _ClientBase:
     def _complain(self, what: str, error: Exception) -> None:
         """Log an exception of other people's code, unless logging raises.
 
-        If a signal handler raised it, which the code has nothing to do with, raise it instead. The
-        call's own error is no part of it, and names the user.
+        If a signal handler raised it, which the code has nothing to do with, raise it instead.
         """
         if is_from_signal_handler(error):
             raise error
         try:
-            forget_handled(error)
+            forget_handled(error)  # such as the call's own error, which names the user
             self._logger.error(what, exc_info=error)
         except Exception as other:
             if is_from_signal_handler(other):
@@ -409,11 +408,8 @@ def _record_of(name: str, call: object) -> CallRecord:
 
 def _proxy_of(transport: object) -> Proxy | None:
     proxy = getattr(transport, "proxy", None)
-    if proxy is not None and not isinstance(proxy, Proxy):
-        raise TypeError(
-            f"transport.proxy must be None or a Proxy, which proxy_for returns, not "
-            f"{type(proxy).__name__}"
-        )
+    if proxy is not None:
+        check_type("transport.proxy", proxy, Proxy, "that of proxy_for")
     return proxy
 
 

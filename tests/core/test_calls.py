@@ -118,7 +118,7 @@ def test_listener_raises_after_a_failure(
 
     listeners: dict[str, Any] = {name: listener}
     player = play(REFUSED, **listeners)
-    with pytest.raises(InsufficientFundsError) as caught:
+    with pytest.raises(InsufficientFundsError):
         player.do("subtract", USER_ID, 5)
     (record,) = [it for it in caplog.records if it.levelno >= logging.ERROR]
     assert record.exc_info
@@ -127,7 +127,6 @@ def test_listener_raises_after_a_failure(
         f"{__name__}.FixedError: {number}" for number in (1, 2)
     ]
     assert USER_ID not in shown
-    assert caught.value.__context__ is None
 
 
 def test_clock_that_raises(play: Play) -> None:
